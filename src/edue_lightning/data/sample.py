@@ -1,0 +1,111 @@
+"""The data contract: one case with all its raters, and a batch of such cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RaterSample:
+    """One case as every data set yields it; `*S` is two or three spatial axes.
+
+    Attributes:
+        image: `[C, *S]` float32.
+        masks: `[R, K, *S]` uint8 in {0, 1}, one mask a rater and structure.
+        valid: `[R]` bool; false marks a rater who gave no outline for this case. Such a rater's masks are
+            zero and never counted.
+        case_id: unique within the data set.
+        spacing: voxel size in mm along each spatial axis, or None where it is not known.
+        affine: `[n + 1, n + 1]` from voxel indices to mm, or None where it is not known.
+    """
+
+    image: Tensor
+    masks: Tensor
+    valid: Tensor
+    case_id: str
+    spacing: tuple[float, ...] | None = None
+    affine: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        spatial = self.image.shape[1:]
+        problems = []
+        if self.image.dtype != torch.float32 or len(spatial) not in (2, 3):
+            problems.append(f"image must be float32 [C, *S] in 2D or 3D, is {_describe(self.image)}")
+        if self.masks.dtype != torch.uint8 or self.masks.shape[2:] != spatial:
+            problems.append(
+                f"masks must be uint8 [R, K, *S] on the image's grid, are {_describe(self.masks)}"
+            )
+        if self.valid.dtype != torch.bool or self.valid.shape != self.masks.shape[:1]:
+            problems.append(f"valid must be bool [R], is {_describe(self.valid)}")
+        if self.spacing is not None and len(self.spacing) != len(spatial):
+            problems.append(f"spacing must have one entry a spatial axis, is {self.spacing}")
+        if problems:
+            raise ValueError(f"case {self.case_id!r}: " + "; ".join(problems))
+
+
+@dataclass(frozen=True)
+class RaterBatch:
+    """Cases stacked along a first axis B; raters are padded to the largest number in the batch.
+
+    Attributes:
+        image: `[B, C, *S]` float32.
+        masks: `[B, R, K, *S]` uint8.
+        valid: `[B, R]` bool; false for a missing rater and for padding.
+        voxel_size: `[B]` float32, mm² or mm³ a voxel; 1 where the spacing is unknown.
+        case_index: `[B]` int64, position of the case in its split.
+        draw_key: `[B]` int64, differs for each case, epoch and seed: whatever is drawn at random for a case
+            is drawn from it, so that a draw depends on nothing else (not on batching, workers or devices).
+    """
+
+    image: Tensor
+    masks: Tensor
+    valid: Tensor
+    voxel_size: Tensor
+    case_index: Tensor
+    draw_key: Tensor
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+    def pin_memory(self) -> RaterBatch:
+        """Return the batch in page-locked memory (called by the data loader)."""
+        return replace(self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+
+def collate_samples(
+    samples: Sequence[RaterSample], case_index: Sequence[int], draw_key: Sequence[int]
+) -> RaterBatch:
+    """Stack samples of one image size into a batch, padding the raters.
+
+    Raises:
+        ValueError: if the samples differ in image size, channels or structures.
+    """
+    shapes = {(tuple(s.image.shape), tuple(s.masks.shape[1:])) for s in samples}
+    if len(shapes) > 1:
+        described = "; ".join(f"{s.case_id}: {tuple(s.image.shape)}" for s in samples)
+        raise ValueError(f"cases of one batch must agree in channels, structures and size: {described}")
+    most_raters = max(len(s.valid) for s in samples)
+    masks = torch.stack([_pad_first(s.masks, most_raters) for s in samples])
+    valid = torch.stack([_pad_first(s.valid, most_raters) for s in samples])
+    voxel_size = [1.0 if s.spacing is None else float(torch.tensor(s.spacing).prod()) for s in samples]
+    return RaterBatch(
+        image=torch.stack([s.image for s in samples]),
+        masks=masks,
+        valid=valid,
+        voxel_size=torch.tensor(voxel_size, dtype=torch.float32),
+        case_index=torch.tensor(case_index, dtype=torch.int64),
+        draw_key=torch.tensor(draw_key, dtype=torch.int64),
+    )
+
+
+def _pad_first(tensor: Tensor, length: int) -> Tensor:
+    padding = tensor.new_zeros((length - tensor.shape[0], *tensor.shape[1:]))
+    return torch.cat([tensor, padding])
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -1,0 +1,8 @@
+"""The one kind of error that a user can mend, told in one line."""
+
+
+class UserError(Exception):
+    """Something the user can mend: the message names the file or setting, and the mend.
+
+    The commands print the message alone, without a traceback, and exit with status 2.
+    """

@@ -1,0 +1,70 @@
+"""Disagreement maps: how far raters, or a model's members, lie apart at each voxel.
+
+All variances are population variances, computed in float32 or better whatever the input's precision.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return the tensor in its own floating type, or in float32 where that is narrower (or not floating)."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def rater_mean(masks: Tensor, valid: Tensor) -> Tensor:
+    """Return q, the share of the valid raters who marked each voxel.
+
+    Args:
+        masks: `[B, R, K, *S]` in {0, 1}.
+        valid: `[B, R]` bool.
+
+    Returns:
+        `[B, K, *S]` in [0, 1]; 0 for a case without a valid rater.
+    """
+    weights = valid.to(torch.float32)
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1)
+    weights = weights.reshape(*valid.shape, *[1] * (masks.ndim - 2))
+    return (masks.to(torch.float32) * weights).sum(dim=1)
+
+
+def rater_variance(masks: Tensor, valid: Tensor) -> Tensor:
+    """Return V* = q (1 - q), the variance between the valid raters, at most 0.25.
+
+    Args:
+        masks: `[B, R, K, *S]` in {0, 1}.
+        valid: `[B, R]` bool.
+
+    Returns:
+        `[B, K, *S]`; 0 for a case with fewer than two valid raters, see `enough_raters`.
+    """
+    mean = rater_mean(masks, valid)
+    return mean * (1 - mean)
+
+
+def enough_raters(valid: Tensor) -> Tensor:
+    """Return which cases have the two valid raters without which disagreement is undefined: `[B, R]` to `[B]`."""
+    return valid.sum(dim=1) >= 2
+
+
+def member_variance(probabilities: Tensor) -> Tensor:
+    """Return V, the variance between the members: `[B, M, K, *S]` to `[B, K, *S]`; 0 for a single member."""
+    return at_least_float32(probabilities).var(dim=1, correction=0)
+
+
+def total_variance(probabilities: Tensor) -> Tensor:
+    """Return p (1 - p) of the members' mean p: `[B, M, K, *S]` to `[B, K, *S]`.
+
+    By the law of total variance this is the variance between the members plus the mean of each member's own
+    Bernoulli variance, and the counterpart of V* = q (1 - q) for a calibrated p.
+    """
+    mean = at_least_float32(probabilities).mean(dim=1)
+    return mean * (1 - mean)
+
+
+def predictive_entropy(probabilities: Tensor) -> Tensor:
+    """Return the entropy (nats, at most ln 2) of the members' mean: `[B, M, K, *S]` to `[B, K, *S]`."""
+    mean = at_least_float32(probabilities).mean(dim=1)
+    return -(torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean))
