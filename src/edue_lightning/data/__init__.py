@@ -1,1 +1,19 @@
-"""."""
+"""Multi-rater data: one contract, one data module, and the sources that know where cases come from."""
+
+from edue_lightning.data.augmentation import Augmentation
+from edue_lightning.data.module import RaterDataModule
+from edue_lightning.data.sample import RaterBatch, RaterSample, collate_samples
+from edue_lightning.data.source import CaseRecord, CaseSource
+from edue_lightning.data.splits import SplitFractions, split_cases
+
+__all__ = [
+    "Augmentation",
+    "CaseRecord",
+    "CaseSource",
+    "RaterBatch",
+    "RaterDataModule",
+    "RaterSample",
+    "SplitFractions",
+    "collate_samples",
+    "split_cases",
+]

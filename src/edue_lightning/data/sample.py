@@ -36,9 +36,7 @@ class RaterSample:
         if self.image.dtype != torch.float32 or len(spatial) not in (2, 3):
             problems.append(f"image must be float32 [C, *S] in 2D or 3D, is {_describe(self.image)}")
         if self.masks.dtype != torch.uint8 or self.masks.shape[2:] != spatial:
-            problems.append(
-                f"masks must be uint8 [R, K, *S] on the image's grid, are {_describe(self.masks)}"
-            )
+            problems.append(f"masks must be uint8 [R, K, *S] on the image's grid, are {_describe(self.masks)}")
         if self.valid.dtype != torch.bool or self.valid.shape != self.masks.shape[:1]:
             problems.append(f"valid must be bool [R], is {_describe(self.valid)}")
         if self.spacing is not None and len(self.spacing) != len(spatial):
@@ -76,9 +74,7 @@ class RaterBatch:
         return replace(self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
 
-def collate_samples(
-    samples: Sequence[RaterSample], case_index: Sequence[int], draw_key: Sequence[int]
-) -> RaterBatch:
+def collate_samples(samples: Sequence[RaterSample], case_index: Sequence[int], draw_key: Sequence[int]) -> RaterBatch:
     """Stack samples of one image size into a batch, padding the raters.
 
     Raises:

@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# two processes each with one thread beat one with two on the small tensors of the tests
+TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg WANDB_MODE=offline
+
+.PHONY: install demo test lint format bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# EDUE against layer and deep ensembles on the contours of four radiologists
+demo: install
+	$(BIN)/python experiments/demo/demo.py
+
+test: install
+	$(TEST_ENV) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# speed as ratios measured side by side in one run
+bench: install
+	$(BIN)/python experiments/benchmarks/forward_cost.py
+
+clean:
+	rm -rf $(VENV) outputs multirun build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,106 @@
+"""From a checked configuration to objects."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import nn
+
+from edue_lightning.data import CaseSource, RaterDataModule
+from edue_lightning.errors import UserError
+from edue_lightning.methods import SegmentationMethod
+from edue_lightning.networks import HeadLayout
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """What a network must know of the images.
+
+    Attributes:
+        spatial_dims: 2 or 3.
+        channels: C.
+        structures: names of the K structures.
+    """
+
+    spatial_dims: int
+    channels: int
+    structures: tuple[str, ...]
+
+    @classmethod
+    def of(cls, source: CaseSource) -> ImageFormat:
+        """Return the format of a source's images."""
+        return cls(source.spatial_dims, source.channels, tuple(source.structures))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ImageFormat:
+        """Return the format that `as_dict` described."""
+        return cls(int(values["spatial_dims"]), int(values["channels"]), tuple(values["structures"]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the format as plain values."""
+        return {**dataclasses.asdict(self), "structures": list(self.structures)}
+
+
+def build(node: Mapping[str, Any], name: str) -> Any:
+    """Make the object that a configuration node describes.
+
+    Args:
+        node: resolved, with its `_target_`.
+        name: of the node, for the message.
+
+    Raises:
+        UserError: if the described call refuses its arguments.
+    """
+    try:
+        return instantiate(dict(node), _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, (ValueError, TypeError)):
+            raise UserError(f"{name}: {cause}") from error
+        raise
+
+
+def build_data(configuration: Mapping[str, Any]) -> RaterDataModule:
+    """Make the data module of a configuration, reading the list of its cases."""
+    data: RaterDataModule = build(configuration["data"], "data")
+    return data
+
+
+def build_method(configuration: Mapping[str, Any], image_format: ImageFormat) -> SegmentationMethod:
+    """Make the method of a configuration, its networks freshly initialised.
+
+    Args:
+        configuration: with the nodes `method`, `network`, `loss` and `optimizer`.
+        image_format: what the networks are made for.
+    """
+    make_network = build(configuration["network"], "network")
+
+    def network(heads: HeadLayout) -> nn.Module:
+        module: nn.Module = make_network(
+            spatial_dims=image_format.spatial_dims,
+            in_channels=image_format.channels,
+            structures=len(image_format.structures),
+            heads=heads,
+        )
+        return module
+
+    make_method = build(configuration["method"], "method")
+    try:
+        method: SegmentationMethod = make_method(
+            network=network,
+            structures=image_format.structures,
+            loss=build(configuration["loss"], "loss"),
+            optimizer=build(configuration["optimizer"], "optimizer"),
+        )
+    except ValueError as error:
+        raise UserError(f"method: {error}") from error
+    return method

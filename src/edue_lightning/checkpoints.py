@@ -1,0 +1,103 @@
+"""Checkpoints that rebuild their method: weights and plain settings, nothing that is executed on loading."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edue_lightning.build import ImageFormat, build_method
+from edue_lightning.configuration import check_only_ours
+from edue_lightning.errors import UserError
+from edue_lightning.methods import SegmentationMethod
+
+_CONFIGURATION = "edue_configuration"
+_IMAGE_FORMAT = "edue_image_format"
+_MEMBER = "edue_ensemble_member"
+
+
+def checkpoint_entries(
+    configuration: Mapping[str, Any], image_format: ImageFormat, member: int | None = None
+) -> dict[str, Any]:
+    """Return what a checkpoint holds beside its weights.
+
+    Args:
+        configuration: of the run, resolved.
+        image_format: what the method was built for.
+        member: position in a deep ensemble whose member alone the checkpoint holds, or None.
+    """
+    return {_CONFIGURATION: dict(configuration), _IMAGE_FORMAT: image_format.as_dict(), _MEMBER: member}
+
+
+def save_method(method: SegmentationMethod, path: Path) -> None:
+    """Write a method's weights and entries; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    os.close(handle)
+    try:
+        torch.save({"state_dict": method.state_dict(), **method.checkpoint_entries}, temporary)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's tensors and plain values.
+
+    Raises:
+        UserError: if there is no such file, or it is not a readable checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint file; a run keeps its own under checkpoints/best.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: refused, it is damaged or holds more than weights and plain values; "
+            "train again or take another checkpoint"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)})") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path}: is no checkpoint, it holds no weights")
+    return checkpoint
+
+
+def load_method(path: Path) -> tuple[SegmentationMethod, dict[str, Any]]:
+    """Rebuild a trained method from its checkpoint alone.
+
+    Returns:
+        the method in evaluation mode, and the configuration of the run that trained it.
+
+    Raises:
+        UserError: if the checkpoint cannot be read, is of another program, holds one member of an ensemble, or
+            does not fit the code.
+    """
+    checkpoint = read_checkpoint(path)
+    if _CONFIGURATION not in checkpoint or _IMAGE_FORMAT not in checkpoint:
+        raise UserError(f"{path}: was not written by edue_lightning.train, its settings are missing")
+    if checkpoint.get(_MEMBER) is not None:
+        raise UserError(
+            f"{path}: holds one member of a deep ensemble; take the whole, checkpoints/best.ckpt of its run"
+        )
+    configuration = checkpoint[_CONFIGURATION]
+    for part in ("method", "network", "loss", "optimizer"):
+        if part not in configuration:
+            raise UserError(f"{path}: its settings lack {part!r}")
+        check_only_ours(configuration[part], str(path))
+    method = build_method(configuration, ImageFormat.from_dict(checkpoint[_IMAGE_FORMAT]))
+    try:
+        method.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: weights do not fit the network of its settings ({_first_line(error)})") from error
+    return method.eval(), configuration
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,73 @@
+"""What every command does around its work: one-line errors, quiet libraries, progress lines."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from edue_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+def command(function: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
+    """Turn a `UserError` into its message on standard error and exit status 2."""
+
+    @functools.wraps(function)
+    def run(config: DictConfig) -> Result:
+        try:
+            return function(config)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    return run
+
+
+def job_folder() -> Path:
+    """Return the output folder that Hydra made for this job."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def quiet_libraries() -> None:
+    """Silence what libraries print on every start and no user can act on."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    # loading happens once, from memory; more workers would not help
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+class EpochLines(pl.Callback):
+    """One line an epoch in the log, with the loss, the validation metrics and the time."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Start the epoch's clock."""
+        self._start = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Write the line."""
+        if not trainer.is_global_zero:
+            return
+        shown = ("train/loss", "val/dice", "val/nll", "val/image_pearson", "val/pixel_pearson")
+        values = "  ".join(
+            f"{name} {float(trainer.callback_metrics[name]):.4f}" for name in shown if name in trainer.callback_metrics
+        )
+        seconds = time.monotonic() - self._start
+        log.info("epoch %d/%s  %s  %.1f s", trainer.current_epoch + 1, trainer.max_epochs, values, seconds)

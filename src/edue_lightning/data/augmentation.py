@@ -1,0 +1,79 @@
+"""Random changes to a training case, the same for the image and every rater's masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from monai.transforms import (
+    Compose,
+    RandAffined,
+    RandFlipd,
+    RandRotate90d,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    Transform,
+)
+
+from edue_lightning.data.sample import RaterSample
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Which random changes a training case meets (MONAI's transforms).
+
+    Attributes:
+        flip: probability of a flip along each axis.
+        rotate90: probability of a turn by 90, 180 or 270 degrees in the plane of the last two axes, which must
+            be of equal length.
+        rotation: largest rotation in radians, about every axis; 0 for none.
+        scaling: largest relative change of size; 0 for none.
+        intensity_scale: largest relative change of the image's contrast.
+        intensity_shift: largest shift of the image's values.
+    """
+
+    flip: float = 0.5
+    rotate90: float = 0.0
+    rotation: float = 0.0
+    scaling: float = 0.0
+    intensity_scale: float = 0.0
+    intensity_shift: float = 0.0
+
+    def transform(self, spatial_dims: int) -> Compose:
+        """Build the transform of a dict with `image` `[C, *S]` and `masks` `[R * K, *S]`."""
+        both = ("image", "masks")
+        steps: list[Transform] = [
+            RandFlipd(both, prob=self.flip, spatial_axis=axis) for axis in range(spatial_dims) if self.flip
+        ]
+        if self.rotate90:
+            steps.append(RandRotate90d(both, prob=self.rotate90, spatial_axes=(spatial_dims - 2, spatial_dims - 1)))
+        if self.rotation or self.scaling:
+            rotations = 1 if spatial_dims == 2 else 3
+            steps.append(
+                RandAffined(
+                    both,
+                    prob=1.0,
+                    rotate_range=[self.rotation] * rotations,
+                    scale_range=[self.scaling] * spatial_dims,
+                    mode=("bilinear", "nearest"),
+                    padding_mode=("border", "zeros"),
+                )
+            )
+        if self.intensity_scale:
+            steps.append(RandScaleIntensityd(("image",), factors=self.intensity_scale, prob=1.0))
+        if self.intensity_shift:
+            steps.append(RandShiftIntensityd(("image",), offsets=self.intensity_shift, prob=1.0))
+        return Compose(steps)
+
+
+def augment(sample: RaterSample, transform: Compose, key: int) -> RaterSample:
+    """Apply a transform whose every random choice follows from `key`."""
+    transform.set_random_state(seed=key % 2**32)
+    changed = transform({"image": sample.image, "masks": sample.masks.flatten(0, 1)})
+    image, masks = (torch.as_tensor(changed[name]).contiguous() for name in ("image", "masks"))
+    return replace(
+        sample,
+        image=image.to(torch.float32),
+        masks=masks.to(torch.uint8).reshape(sample.masks.shape),
+        affine=None,  # of the untouched image; it no longer holds
+    )

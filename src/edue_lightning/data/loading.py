@@ -1,0 +1,131 @@
+"""From cases to batches, with every random draw a function of seed, epoch and case alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from monai.data import CacheDataset
+from monai.transforms import Compose, Transform
+from torch import distributed
+from torch.utils.data import Dataset, Sampler
+
+from edue_lightning.data.augmentation import augment
+from edue_lightning.data.sample import RaterBatch, RaterSample, collate_samples
+from edue_lightning.data.source import CaseSource
+
+
+class SampleKey(NamedTuple):
+    """What the sampler asks for: a case's position in its split, and the epoch it is drawn in."""
+
+    position: int
+    epoch: int
+
+
+class KeyedSample(NamedTuple):
+    """A loaded case with its position and its draw key (see `RaterBatch`)."""
+
+    sample: RaterSample
+    position: int
+    draw_key: int
+
+
+def draw_key(seed: int, epoch: int, position: int) -> int:
+    """Return 63 random bits that differ for each seed, epoch and case."""
+    state = np.random.SeedSequence([seed, epoch, position]).generate_state(1, dtype=np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+class _LoadCase(Transform):
+    # MONAI caches the result of its own transforms only, so loading has to be one
+    def __init__(self, source: CaseSource) -> None:
+        self.source = source
+
+    def __call__(self, case_id: str) -> RaterSample:
+        return self.source.load(case_id)
+
+
+class CaseDataset(Dataset[KeyedSample]):
+    """The cases of one split.
+
+    Args:
+        source: where cases are loaded from.
+        case_ids: the cases of the split.
+        seed: of every draw.
+        cache_cases: at most so many samples are kept in memory, loaded once before the first epoch.
+        transform: the augmentation, or None.
+    """
+
+    def __init__(
+        self,
+        source: CaseSource,
+        case_ids: Sequence[str],
+        seed: int,
+        cache_cases: int,
+        transform: Compose | None = None,
+    ) -> None:
+        self.seed = seed
+        self.transform = transform
+        # copying a cached sample would double the cost of a step; samples are never changed in place
+        self.samples = CacheDataset(
+            list(case_ids),
+            _LoadCase(source),
+            cache_num=cache_cases,
+            num_workers=None,
+            progress=False,
+            copy_cache=False,
+        )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: SampleKey) -> KeyedSample:
+        sample: RaterSample = self.samples[key.position]
+        random_key = draw_key(self.seed, key.epoch, key.position)
+        if self.transform is not None:
+            sample = augment(sample, self.transform, random_key)
+        return KeyedSample(sample, key.position, random_key)
+
+
+class CaseSampler(Sampler[SampleKey]):
+    """Order of the cases, divided among the processes of a distributed run.
+
+    Args:
+        n_cases: cases in the split.
+        seed: of the order.
+        shuffle: draw a new order every epoch, and give every process equally many cases by repeating a few; else
+            keep the order and repeat none, so that an evaluation counts each case once.
+    """
+
+    def __init__(self, n_cases: int, seed: int, shuffle: bool) -> None:
+        self.n_cases = n_cases
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next (the trainer calls this)."""
+        self.epoch = epoch
+
+    def _own_cases(self) -> np.ndarray:
+        rank, processes = 0, 1
+        if distributed.is_available() and distributed.is_initialized():
+            rank, processes = distributed.get_rank(), distributed.get_world_size()
+        order = np.arange(self.n_cases)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+            order = np.resize(order, -(-self.n_cases // processes) * processes)
+        return order[rank::processes]
+
+    def __len__(self) -> int:
+        return len(self._own_cases())
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        return (SampleKey(int(position), self.epoch) for position in self._own_cases())
+
+
+def collate(keyed: Sequence[KeyedSample]) -> RaterBatch:
+    """Stack keyed samples into a batch."""
+    samples, positions, keys = zip(*keyed, strict=True)
+    return collate_samples(samples, positions, keys)

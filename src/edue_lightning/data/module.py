@@ -1,0 +1,110 @@
+"""The one LightningDataModule: any source's cases, split, cached, augmented and batched."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from edue_lightning.data.augmentation import Augmentation
+from edue_lightning.data.loading import CaseDataset, CaseSampler, KeyedSample, collate
+from edue_lightning.data.sample import RaterBatch
+from edue_lightning.data.source import CaseRecord, CaseSource, Split
+from edue_lightning.data.splits import SplitFractions, split_cases
+from edue_lightning.errors import UserError
+
+
+class RaterDataModule(pl.LightningDataModule):
+    """Batches of multi-rater cases.
+
+    Args:
+        name: of the data set in every table.
+        source: where the cases come from.
+        root: the folder that the source reads, if it reads one; noted here for the record.
+        fractions: how cases without a prescribed split are divided.
+        augmentation: for training cases, or None.
+        batch_size: cases in a training batch, on each device.
+        eval_batch_size: cases in a validation or test batch.
+        num_workers: loader processes; the batches do not depend on it.
+        cache_cases: samples kept in memory for each split at most.
+        seed: of the order of the training cases and of their augmentation.
+        note: what a reader of any figure from this data must be told, or None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: CaseSource,
+        root: str | None = None,
+        fractions: SplitFractions | None = None,
+        augmentation: Augmentation | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int = 32,
+        num_workers: int = 0,
+        cache_cases: int = 5000,
+        seed: int = 0,
+        note: str | None = None,
+    ) -> None:
+        super().__init__()
+        for setting, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise UserError(f"data.{setting} must be at least 1, not {value}")
+        self.name = name
+        self.source = source
+        self.root = root
+        self.augmentation = augmentation
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.cache_cases = cache_cases
+        self.order_seed = seed
+        self.note = note
+        self.splits = split_cases(source.cases(), fractions or SplitFractions())
+        self._datasets: dict[Split, CaseDataset] = {}
+
+    def records(self, split: Split) -> list[CaseRecord]:
+        """Return the cases of a split in the order of `RaterBatch.case_index`."""
+        return self.splits[split]
+
+    def dataset(self, split: Split) -> CaseDataset:
+        """Return a split's cases, loading those that are cached on the first call."""
+        if split not in self._datasets:
+            transform = None
+            if split == "train" and self.augmentation is not None:
+                transform = self.augmentation.transform(self.source.spatial_dims)
+            ids = [record.case_id for record in self.splits[split]]
+            self._datasets[split] = CaseDataset(self.source, ids, self.order_seed, self.cache_cases, transform)
+        return self._datasets[split]
+
+    def set_order_seed(self, seed: int) -> None:
+        """Choose the order and augmentation of the training cases from here on (each ensemble member's own)."""
+        self.order_seed = seed
+        if "train" in self._datasets:
+            self._datasets["train"].seed = seed
+
+    def train_dataloader(self) -> DataLoader[KeyedSample]:
+        """Return the training cases, shuffled anew each epoch."""
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[KeyedSample]:
+        """Return the validation cases in their order."""
+        return self._loader("val", self.eval_batch_size, shuffle=False)
+
+    def test_dataloader(self) -> DataLoader[KeyedSample]:
+        """Return the test cases in their order."""
+        return self._loader("test", self.eval_batch_size, shuffle=False)
+
+    def single_batch(self, split: Split, index: int) -> RaterBatch:
+        """Return one case, not augmented, as a batch of its own."""
+        sample = self.dataset(split).samples[index]
+        return collate([KeyedSample(sample, index, draw_key=0)])
+
+    def _loader(self, split: Split, batch_size: int, shuffle: bool) -> DataLoader[KeyedSample]:
+        dataset = self.dataset(split)
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=CaseSampler(len(dataset), self.order_seed, shuffle),
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            persistent_workers=self.num_workers > 0,
+        )

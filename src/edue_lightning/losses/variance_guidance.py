@@ -1,0 +1,92 @@
+"""EDUE's disagreement guidance: the variance between the heads is drawn towards that between the raters."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from edue_lightning.uncertainty.maps import at_least_float32, enough_raters, member_variance, rater_variance
+
+Distance = Literal["mse", "l1", "mse+l1", "ncc"]
+
+
+def map_distance(variance: Tensor, target: Tensor, distance: Distance) -> Tensor:
+    """Return the distance between two heatmaps for each case, averaged over structures.
+
+    Args:
+        variance: the model's map, `[B, K, *S]`.
+        target: the raters' map, `[B, K, *S]`.
+        distance: `mse` and `l1` are means over voxels, `mse+l1` their sum; `ncc` is one minus the normalised
+            cross-correlation (Pearson), 0 for a structure on which the raters agree everywhere, since a
+            constant map correlates with nothing.
+
+    Returns:
+        `[B]`
+    """
+    if distance not in get_args(Distance):
+        raise ValueError(f"distance must be one of {', '.join(get_args(Distance))}, not {distance!r}")
+    variance, target = variance.flatten(2), target.to(variance.dtype).flatten(2)
+    if distance == "ncc":
+        return _decorrelation(variance, target).mean(dim=1)
+    difference = variance - target
+    result = torch.zeros_like(difference[..., 0])
+    if "mse" in distance:
+        result = result + difference.square().mean(dim=2)
+    if "l1" in distance:
+        result = result + difference.abs().mean(dim=2)
+    return result.mean(dim=1)
+
+
+def _decorrelation(variance: Tensor, target: Tensor) -> Tensor:
+    epsilon = torch.finfo(variance.dtype).eps
+    variance = variance - variance.mean(dim=2, keepdim=True)
+    target = target - target.mean(dim=2, keepdim=True)
+    target_power = target.square().sum(dim=2)
+    # epsilon keeps the gradient of the square root finite where all heads agree
+    norm = ((variance.square().sum(dim=2) + epsilon) * (target_power + epsilon)).sqrt()
+    decorrelation = 1 - (variance * target).sum(dim=2) / norm
+    return torch.where(target_power > epsilon, decorrelation, 0)
+
+
+class VarianceGuidance(nn.Module):
+    """Weighted distance between the members' variance map V and the raters' V* (EDUE's guidance term).
+
+    Args:
+        weight: lambda, the weight after the ramp-up; 0 switches guidance off.
+        distance: see `map_distance`.
+        ramp_up_epochs: epochs over which the weight grows linearly from 0; 0 for the full weight at once.
+    """
+
+    def __init__(self, weight: float, distance: Distance = "mse+l1", ramp_up_epochs: float = 0.0) -> None:
+        super().__init__()
+        if weight < 0 or ramp_up_epochs < 0:
+            raise ValueError(f"weight and ramp-up must not be negative: {weight}, {ramp_up_epochs}")
+        if distance not in get_args(Distance):
+            raise ValueError(f"distance must be one of {', '.join(get_args(Distance))}, not {distance!r}")
+        self.weight = weight
+        self.distance: Distance = distance
+        self.ramp_up_epochs = ramp_up_epochs
+
+    def current_weight(self, epoch: float) -> float:
+        """Return lambda at a (fractional) epoch, counted from 0."""
+        if self.ramp_up_epochs == 0:
+            return self.weight
+        return self.weight * min(1.0, epoch / self.ramp_up_epochs)
+
+    def forward(self, logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
+        """Return the unweighted distance, averaged over the cases with at least two valid raters.
+
+        Args:
+            logits: member logits `[B, M, K, *S]`; taken to float32 first if they are narrower.
+            masks: `[B, R, K, *S]` in {0, 1}.
+            valid: `[B, R]` bool.
+
+        Returns:
+            scalar; 0 (with a zero gradient) if no case of the batch has two valid raters.
+        """
+        variance = member_variance(torch.sigmoid(at_least_float32(logits)))
+        distances = map_distance(variance, rater_variance(masks, valid), self.distance)
+        taking_part = enough_raters(valid).to(distances.dtype)
+        return (distances * taking_part).sum() / taking_part.sum().clamp_min(1)

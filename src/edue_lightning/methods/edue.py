@@ -1,0 +1,68 @@
+"""EDUE: one network whose heads disagree where the raters do (Abutalip et al., arXiv 2403.16594)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from edue_lightning.data.sample import RaterBatch
+from edue_lightning.losses import SegmentationLoss, VarianceGuidance
+from edue_lightning.methods.base import NetworkFactory, NetworkMethod, OptimizerSettings
+from edue_lightning.methods.targets import draw_raters, select_raters
+from edue_lightning.networks import HeadLayout
+
+
+class EDUE(NetworkMethod):
+    """Expert disagreement-guided uncertainty estimation.
+
+    The loss is `mean_m L_seg(p_m, y_r(m)) + lambda * L_dis(V, V*)`: each head segments like a rater drawn at
+    random, and the variance between the heads is drawn towards that between the raters. The paper's page prints
+    no equation; this is our reading of its text, and every choice in it is an option.
+
+    Args:
+        network: makes the network.
+        heads: its heads, at least two in all.
+        structures: names of the K structures.
+        loss: of each head against its rater.
+        optimizer: see `OptimizerSettings`.
+        guidance: the term `lambda * L_dis`.
+        rater_draw: `per_head` draws a rater for each head, `shared` one for all heads, anew for each case and
+            epoch.
+    """
+
+    def __init__(
+        self,
+        network: NetworkFactory,
+        heads: HeadLayout,
+        structures: Sequence[str],
+        loss: SegmentationLoss,
+        optimizer: OptimizerSettings,
+        guidance: VarianceGuidance,
+        rater_draw: Literal["per_head", "shared"] = "per_head",
+    ) -> None:
+        super().__init__(network, heads, structures, loss, optimizer)
+        self.guidance = guidance
+        self.rater_draw = rater_draw
+
+    @property
+    def label(self) -> str:
+        """`edue`, or `edue_unguided` for lambda = 0."""
+        return "edue" if self.guidance.weight else "edue_unguided"
+
+    def head_targets(self, batch: RaterBatch, members: int) -> Tensor:
+        """Return each head's drawn mask, `[B, M, K, *S]`."""
+        draws = members if self.rater_draw == "per_head" else 1
+        raters = draw_raters(batch.valid, batch.draw_key, draws).expand(-1, members)
+        return select_raters(batch.masks, raters)
+
+    def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
+        """Return `loss`, `segmentation` (mean over heads) and, where guided, the unweighted `guidance`."""
+        logits = self(batch.image)
+        segmentation = self.loss(logits, self.head_targets(batch, logits.shape[1])).mean()
+        if not self.guidance.weight:
+            return {"loss": segmentation, "segmentation": segmentation}
+        guidance = self.guidance(logits, batch.masks, batch.valid)
+        loss = segmentation + self.guidance.current_weight(self.current_epoch) * guidance
+        return {"loss": loss, "segmentation": segmentation, "guidance": guidance}

@@ -1,0 +1,131 @@
+"""A U-Net, in 2D and 3D, with segmentation heads on any of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import Convolution
+from monai.networks.nets.basic_unet import Down, TwoConv, UpCat
+from torch import Tensor, nn
+
+_INTERPOLATION = {2: "bilinear", 3: "trilinear"}
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """Where a network carries its segmentation heads.
+
+    Attributes:
+        stages: `last` (the full-resolution decoder stage alone, as in a plain U-Net), `decoder` (every decoder
+            stage) or `encoder+decoder` (every stage, the bottleneck among the encoder's).
+        kernel_size: of each head's convolution; 1, or 3 as in layer ensembles.
+        per_stage: heads on each of these stages.
+    """
+
+    stages: Literal["last", "decoder", "encoder+decoder"] = "last"
+    kernel_size: Literal[1, 3] = 1
+    per_stage: int = 1
+
+    def __post_init__(self) -> None:
+        if self.per_stage < 1:
+            raise ValueError(f"heads per stage must be at least 1, not {self.per_stage}")
+
+
+class MultiHeadUNet(nn.Module):
+    """U-Net whose heads each segment all structures at the input's size.
+
+    Encoder stage 1 works at full size, each later one at half the size of the one before; decoder stages lead
+    back. Heads are ordered by depth: encoder 1 (shallow) to the bottleneck, then the decoder from the coarsest
+    stage to the full-size one; so the last head is the plain U-Net's own. A head on a coarse stage predicts at
+    that stage's size, and its logits are interpolated.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: image channels C.
+        structures: number of structures K.
+        heads: where the heads sit.
+        features: channels of each encoder stage, at least two stages; each decoder stage has those of the
+            encoder stage at its size.
+        dropout: probability in every convolution block.
+
+    Shapes:
+        input `[B, C, *S]`, every axis at least `2 ** (len(features) - 1)` and at least one of them twice that;
+        output logits `[B, M, K, *S]`. With four stages, `decoder` gives M = 3 and `encoder+decoder` M = 7.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: Literal[2, 3],
+        in_channels: int,
+        structures: int,
+        heads: HeadLayout,
+        features: Sequence[int] = (16, 32, 64, 128),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if len(features) < 2:
+            raise ValueError(f"a U-Net needs at least two stages, not features={list(features)}")
+        self.structures = structures
+        self.stride = 2 ** (len(features) - 1)
+        self._mode = _INTERPOLATION[spatial_dims]
+        block: dict[str, Any] = {
+            "act": ("LeakyReLU", {"negative_slope": 0.1, "inplace": True}),
+            "norm": ("instance", {"affine": True}),
+            "bias": True,
+            "dropout": dropout,
+        }
+        self.encoder = nn.ModuleList([TwoConv(spatial_dims, in_channels, features[0], **block)])
+        self.decoder = nn.ModuleList()
+        for shallow, deep in pairwise(features):
+            self.encoder.append(Down(spatial_dims, shallow, deep, **block))
+            self.decoder.insert(0, UpCat(spatial_dims, deep, shallow, shallow, **block))
+
+        widths = [*features, *reversed(features[:-1])]
+        first = {"last": len(widths) - 1, "decoder": len(features), "encoder+decoder": 0}[heads.stages]
+        self._first_head_stage = first
+        self.heads = nn.ModuleList(
+            Convolution(
+                spatial_dims,
+                width,
+                heads.per_stage * structures,
+                kernel_size=heads.kernel_size,
+                conv_only=True,
+            )
+            for width in widths[first:]
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return member logits `[B, M, K, *S]` for an image `[B, C, *S]`.
+
+        Raises:
+            ValueError: if the image is too small for the number of stages.
+        """
+        size = image.shape[2:]
+        if min(size) < self.stride or max(size) < 2 * self.stride:
+            raise ValueError(
+                f"image of size {list(size)} is too small for a U-Net that halves it to 1/{self.stride}: "
+                "pad the image or give the network fewer features"
+            )
+        stages = []
+        x = image
+        for stage in self.encoder:
+            x = stage(x)
+            stages.append(x)
+        for stage, skip in zip(self.decoder, reversed(stages[:-1]), strict=True):
+            x = stage(x, skip)
+            stages.append(x)
+        logits = [
+            self._resize(head(features), size)
+            for head, features in zip(self.heads, stages[self._first_head_stage :], strict=True)
+        ]
+        return torch.cat(logits, dim=1).unflatten(1, (-1, self.structures))
+
+    def _resize(self, logits: Tensor, size: torch.Size) -> Tensor:
+        if logits.shape[2:] == size:
+            return logits
+        return F.interpolate(logits, size=size, mode=self._mode, align_corners=False)

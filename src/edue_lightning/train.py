@@ -1,0 +1,201 @@
+"""Train one method on one data set, then test its best checkpoint.
+
+python -m edue_lightning.train experiment=NAME [overrides]
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pytorch_lightning as pl
+import yaml
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from edue_lightning.build import ImageFormat, build, build_data, build_method
+from edue_lightning.checkpoints import checkpoint_entries, read_checkpoint, save_method
+from edue_lightning.command import EpochLines, command, job_folder, quiet_libraries
+from edue_lightning.configuration import check_configuration, configuration_folder, resolved
+from edue_lightning.data import RaterDataModule
+from edue_lightning.errors import UserError
+from edue_lightning.evaluation import Evaluation, evaluate_method
+from edue_lightning.loggers import WandbSettings, training_loggers
+from edue_lightning.methods import SegmentationMethod, parameter_count
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainConfiguration:
+    """Top level of `conf/train.yaml`."""
+
+    seed: int
+    label: str | None
+    select_by: str
+    bootstrap_resamples: int
+    data: dict[str, Any]
+    network: dict[str, Any]
+    method: dict[str, Any]
+    loss: dict[str, Any]
+    optimizer: dict[str, Any]
+    trainer: dict[str, Any]
+    logger: dict[str, Any]
+
+
+def train(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
+    """Train and test as a configuration says.
+
+    Args:
+        configuration: resolved and plain, as `conf/train.yaml` composes it.
+        folder: of the run, new or without results; see the README for what it will hold.
+
+    Returns:
+        the test results, which are also written to the folder.
+
+    Raises:
+        UserError: for a configuration or data that cannot be used, before any training; or if the folder already
+            holds results.
+    """
+    check_configuration(configuration, TrainConfiguration)
+    if (folder / "config.yaml").exists():
+        raise UserError(f"{folder}: already holds a run; choose another folder (hydra.run.dir=...)")
+    seed = int(configuration["seed"])
+    pl.seed_everything(seed, workers=True, verbose=False)
+    settings: WandbSettings = build(configuration["logger"], "logger")
+    data = build_data(configuration)
+    method = build_method(configuration, ImageFormat.of(data.source))
+    method.checkpoint_entries = checkpoint_entries(configuration, ImageFormat.of(data.source))
+    label = configuration["label"] or method.label
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_configuration(configuration, label, data, folder)
+    wandb_run = settings.start(f"{label}-{data.name}-{seed}", folder, {**configuration, "label": label})
+    try:
+        seconds = _fit(method, data, configuration, folder, wandb_run)
+        trainer = build(configuration["trainer"], "trainer")(
+            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+        )
+        evaluation = evaluate_method(
+            method, data, "test", trainer, label=label, resamples=int(configuration["bootstrap_resamples"])
+        )
+        evaluation.write(folder)
+        cost = {
+            "parameters": parameter_count(method),
+            "networks": method.networks,
+            "forward_passes": method.networks,
+            "members": evaluation.members,
+            "train_seconds": seconds,
+        }
+        (folder / "model.json").write_text(json.dumps(cost, indent=2) + "\n")
+        if wandb_run is not None:
+            evaluation.log_to(wandb_run)
+    finally:
+        if wandb_run is not None:
+            wandb_run.finish(exit_code=0 if sys.exc_info()[0] is None else 1)
+    return evaluation
+
+
+def _fit(
+    method: SegmentationMethod,
+    data: RaterDataModule,
+    configuration: Mapping[str, Any],
+    folder: Path,
+    wandb_run: Any,
+) -> float:
+    """Fit every trainee, leave the method with its best weights, and return the seconds it took."""
+    start = time.monotonic()
+    trainees = method.trainees()
+    alone = trainees[0] is method
+    checkpoints = folder / "checkpoints"
+    best, last = {}, {}
+    for position, trainee in enumerate(trainees):
+        member = None if alone else position
+        own = checkpoints if alone else checkpoints / f"member_{position}"
+        if not alone:
+            # a member's order, augmentation and dropout are its own; its weights were drawn one after the other
+            member_seed = int(np.random.SeedSequence([configuration["seed"], position]).generate_state(1)[0])
+            pl.seed_everything(member_seed, workers=True, verbose=False)
+            data.set_order_seed(member_seed)
+            trainee.checkpoint_entries = checkpoint_entries(configuration, ImageFormat.of(data.source), member=position)
+            log.info("member %d of %d", position + 1, len(trainees))
+        keeper = ModelCheckpoint(
+            dirpath=own,
+            filename="best",
+            monitor=f"val/{configuration['select_by']}",
+            save_last=True,
+            auto_insert_metric_name=False,
+        )
+        trainer: pl.Trainer = build(configuration["trainer"], "trainer")(
+            logger=training_loggers(folder, wandb_run, member),
+            callbacks=[keeper, EpochLines()],
+            default_root_dir=folder,
+            enable_progress_bar=sys.stderr.isatty(),
+            enable_model_summary=False,
+        )
+        trainer.fit(trainee, datamodule=data)
+        best[position] = read_checkpoint(own / "best.ckpt")["state_dict"]
+        last[position] = read_checkpoint(own / "last.ckpt")["state_dict"]
+    for name, states in (("last", last), ("best", best)):
+        for trainee, state in zip(trainees, states.values(), strict=True):
+            trainee.load_state_dict(state)
+        if not alone:
+            save_method(method, checkpoints / f"{name}.ckpt")
+    return time.monotonic() - start
+
+
+def _write_configuration(configuration: Mapping[str, Any], label: str, data: RaterDataModule, folder: Path) -> None:
+    record = {
+        **configuration,
+        "label": label,
+        "command": _command_line(),
+        "commit": _commit(),
+        "image_note": data.note,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
+
+
+def _command_line() -> str:
+    return "python -m edue_lightning.train " + shlex.join(sys.argv[1:])
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that this code is run from, `+` marking uncommitted changes."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None
+
+
+@hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="train")
+@command
+def main(config: DictConfig) -> float:
+    """Run the command."""
+    quiet_libraries()
+    folder = job_folder()
+    evaluation = train(resolved(config), folder)
+    log.info("%s\n%s", folder, evaluation.headline())
+    return evaluation.summary.means()["nll"]
+
+
+if __name__ == "__main__":
+    main()

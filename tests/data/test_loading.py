@@ -1,0 +1,194 @@
+"""Splitting, caching, augmenting and batching, on a source made for the test."""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from edue_lightning.data import (
+    Augmentation,
+    CaseRecord,
+    CaseSource,
+    RaterBatch,
+    RaterDataModule,
+    RaterSample,
+    SplitFractions,
+    collate_samples,
+    split_cases,
+)
+from edue_lightning.data.loading import CaseSampler
+from edue_lightning.errors import UserError
+
+
+class NumberedCases(CaseSource):
+    """Cases of two per patient whose image and masks carry the same marked corner, and 2 to 4 raters."""
+
+    spatial_dims = 2
+    channels = 1
+    structures = ("a", "b")
+
+    def __init__(self, n_cases: int = 40) -> None:
+        self.n_cases = n_cases
+        self.loads = 0
+
+    def cases(self) -> Sequence[CaseRecord]:
+        return [CaseRecord(f"case{i}", f"patient{i // 2}") for i in range(self.n_cases)]
+
+    def load(self, case_id: str) -> RaterSample:
+        self.loads += 1
+        number = int(case_id.removeprefix("case"))
+        raters = 2 + number % 3
+        image = torch.zeros(1, 8, 8)
+        image[0, :3, :2] = number + 1
+        masks = (image > 0).to(torch.uint8).expand(raters, 2, 8, 8).contiguous()
+        return RaterSample(image, masks, torch.ones(raters, dtype=torch.bool), case_id, spacing=(0.5, 2.0))
+
+
+def epoch_of(loader: DataLoader, epoch: int) -> list[RaterBatch]:
+    sampler = loader.sampler
+    assert isinstance(sampler, CaseSampler)
+    sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def module(**settings: object) -> RaterDataModule:
+    settings.setdefault("augmentation", Augmentation(flip=0.5, rotate90=0.5, intensity_shift=0.1))
+    return RaterDataModule("numbered", NumberedCases(), batch_size=4, **settings)  # type: ignore[arg-type]
+
+
+def test_no_patient_is_torn_apart_and_no_case_lost() -> None:
+    records = NumberedCases(41).cases()
+    splits = split_cases(records, SplitFractions(val=0.2, test=0.3))
+    groups = [{r.group for r in members} for members in splits.values()]
+    assert sum(len(g) for g in groups) == len(set().union(*groups)) == 21
+    assert sorted(r.case_id for members in splits.values() for r in members) == sorted(r.case_id for r in records)
+    assert len(groups[2]) == round(0.3 * 21)
+    assert splits == split_cases(records, SplitFractions(val=0.2, test=0.3))
+    assert splits != split_cases(records, SplitFractions(val=0.2, test=0.3, seed=1))
+
+
+def test_prescribed_splits_are_kept() -> None:
+    records = [CaseRecord("a", "a", "train"), CaseRecord("b", "b", "val"), CaseRecord("c", "c", "test")]
+    assert {
+        split: [r.case_id for r in members] for split, members in split_cases(records, SplitFractions()).items()
+    } == {
+        "train": ["a"],
+        "val": ["b"],
+        "test": ["c"],
+    }
+
+
+def test_an_empty_split_is_an_error() -> None:
+    with pytest.raises(UserError, match="no case is left for val, test"):
+        split_cases([CaseRecord("a", "a", "train")], SplitFractions())
+
+
+def test_raters_are_padded_and_marked_missing() -> None:
+    source = NumberedCases()
+    batch = collate_samples([source.load("case0"), source.load("case2")], [0, 2], [5, 6])
+    assert batch.masks.shape == (2, 4, 2, 8, 8)
+    assert batch.valid.tolist() == [[True, True, False, False], [True, True, True, True]]
+    assert not batch.masks[0, 2:].any()
+    assert batch.voxel_size.tolist() == [1.0, 1.0]
+
+
+def test_cases_of_different_size_do_not_batch() -> None:
+    small = RaterSample(torch.zeros(1, 4, 4), torch.zeros(2, 2, 4, 4, dtype=torch.uint8), torch.ones(2) > 0, "small")
+    with pytest.raises(ValueError, match=r"small: \(1, 4, 4\)"):
+        collate_samples([NumberedCases().load("case0"), small], [0, 1], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"image": torch.zeros(1, 8, 8, dtype=torch.float64)}, "float32"),
+        ({"masks": torch.zeros(2, 1, 8, 9, dtype=torch.uint8)}, "grid"),
+        ({"valid": torch.ones(3) > 0}, "valid"),
+        ({"spacing": (1.0,)}, "spacing"),
+    ],
+)
+def test_a_sample_that_breaks_the_contract_names_its_case(change: dict[str, object], match: str) -> None:
+    good: dict[str, object] = {
+        "image": torch.zeros(1, 8, 8),
+        "masks": torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
+        "valid": torch.ones(2) > 0,
+        "case_id": "patient 7",
+    }
+    with pytest.raises(ValueError, match=f"patient 7.*{match}"):
+        RaterSample(**{**good, **change})  # type: ignore[arg-type]
+
+
+def test_augmentation_moves_image_and_masks_alike() -> None:
+    data = module(augmentation=Augmentation(flip=0.5, rotate90=0.5))
+    seen = set()
+    for batch in epoch_of(data.train_dataloader(), 0) + epoch_of(data.train_dataloader(), 1):
+        for image, masks, valid in zip(batch.image, batch.masks, batch.valid, strict=True):
+            for rater in torch.nonzero(valid).flatten():
+                for structure in range(2):
+                    torch.testing.assert_close(masks[rater, structure] > 0, image[0] > 0)
+            assert not masks[~valid].any()
+            seen.add(tuple((image[0] > 0).flatten().tolist()))
+    assert len(seen) == 8  # every symmetry of the square was met
+
+
+def test_smooth_augmentation_moves_image_and_masks_alike() -> None:
+    data = module(augmentation=Augmentation(rotation=0.3, scaling=0.1, flip=0.0))
+    batch = next(iter(data.train_dataloader()))
+    bright = batch.image[:, 0] > 0.5 * batch.image.amax((1, 2, 3))[:, None, None]
+    assert (bright == (batch.masks[:, 0, 0] > 0)).float().mean() > 0.95
+
+
+def test_epochs_are_shuffled_and_augmented_anew_evaluation_is_not() -> None:
+    data = module()
+    first, second = (epoch_of(data.train_dataloader(), epoch) for epoch in (0, 1))
+    order = [torch.cat([b.case_index for b in epoch]).tolist() for epoch in (first, second)]
+    assert order[0] != order[1]
+    assert sorted(order[0]) == sorted(order[1]) == list(range(len(data.records("train"))))
+    keys = [set(torch.cat([b.draw_key for b in epoch]).tolist()) for epoch in (first, second)]
+    assert not keys[0] & keys[1]
+    test = epoch_of(data.test_dataloader(), 0)
+    assert torch.cat([b.case_index for b in test]).tolist() == list(range(len(data.records("test"))))
+    assert all((b.image[:, 0, 0, 0] > 0).all() for b in test)  # the marked corner stays where it was
+
+
+def test_one_seed_gives_the_same_batches_whatever_the_number_of_workers() -> None:
+    reference = epoch_of(module(seed=3).train_dataloader(), 2)
+    for workers in (1, 2):
+        other = epoch_of(module(seed=3, num_workers=workers).train_dataloader(), 2)
+        for expected, batch in zip(reference, other, strict=True):
+            for name in ("image", "masks", "valid", "case_index", "draw_key"):
+                assert torch.equal(getattr(expected, name), getattr(batch, name)), name
+    different = epoch_of(module(seed=4).train_dataloader(), 2)
+    assert not torch.equal(reference[0].image, different[0].image)
+
+
+def test_cases_are_loaded_once() -> None:
+    data = module()
+    source = data.source
+    assert isinstance(source, NumberedCases)
+    for epoch in range(3):
+        epoch_of(data.train_dataloader(), epoch)
+    assert source.loads == len(data.records("train"))
+
+
+def test_a_small_cache_gives_the_same_batches() -> None:
+    whole, part = (epoch_of(module(cache_cases=n).train_dataloader(), 0) for n in (1000, 3))
+    assert all(torch.equal(a.image, b.image) for a, b in zip(whole, part, strict=True))
+
+
+@pytest.mark.parametrize(("processes", "n_cases"), [(2, 7), (3, 7), (4, 3)])
+def test_processes_share_training_evenly_and_evaluation_exactly(
+    monkeypatch: pytest.MonkeyPatch, processes: int, n_cases: int
+) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: processes)
+    drawn: dict[bool, list[list[int]]] = {True: [], False: []}
+    for rank in range(processes):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        for shuffle in (True, False):
+            drawn[shuffle].append([key.position for key in CaseSampler(n_cases, 0, shuffle)])
+    assert len({len(part) for part in drawn[True]}) == 1
+    assert set(chain(*drawn[True])) == set(range(n_cases))
+    assert sorted(chain(*drawn[False])) == list(range(n_cases))

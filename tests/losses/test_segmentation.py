@@ -1,0 +1,57 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from edue_lightning.losses import SegmentationLoss
+
+
+def naive(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy plus soft Dice of one member of one case, structure by structure."""
+    parts = []
+    for logit, truth in zip(logits, target, strict=True):
+        p = torch.sigmoid(logit)
+        overlap = (p.sum() + truth.sum() - (p - truth).abs().sum()) / 2
+        dice = 1 - (2 * overlap + 1e-5) / (p.sum() + truth.sum() + 1e-5)
+        parts.append(F.binary_cross_entropy(p, truth) + dice)
+    return torch.stack(parts).mean()
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_equals_a_naive_loop_in_2d_and_3d(soft: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for size in [(6, 7), (3, 4, 5)]:
+        logits = torch.randn(2, 3, 2, *size, generator=generator, dtype=torch.float64)
+        target = torch.rand(2, 3, 2, *size, generator=generator, dtype=torch.float64)
+        target = target if soft else (target > 0.5).double()
+        loss = SegmentationLoss()(logits, target)
+        assert loss.shape == (2, 3)
+        for case in range(2):
+            for member in range(3):
+                expected = naive(logits[case, member], target[case, member])
+                torch.testing.assert_close(loss[case, member], expected)
+
+
+def test_gradients_are_right() -> None:
+    logits = torch.randn(2, 2, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    target = (torch.rand(2, 2, 1, 3, 3) > 0.5).double()
+    assert torch.autograd.gradcheck(lambda x: SegmentationLoss()(x, target), logits)
+
+
+def test_soft_target_is_the_optimum_of_the_dice_part() -> None:
+    target = torch.rand(1, 1, 1, 8, 8, dtype=torch.float64)
+    loss = SegmentationLoss(cross_entropy=0.0)
+    at_target = float(loss(torch.logit(target), target))
+    assert at_target == pytest.approx(0, abs=1e-6)
+    assert at_target < float(loss(torch.logit(target) * 5, target))
+
+
+def test_empty_target_is_finite() -> None:
+    logits = torch.randn(1, 1, 1, 4, 4, requires_grad=True)
+    SegmentationLoss()(logits, torch.zeros(1, 1, 1, 4, 4)).sum().backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_senseless_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="positive"):
+        SegmentationLoss(0, 0)
