@@ -41,6 +41,9 @@ class ImageFormat:
         """Return the format that `as_dict` described."""
         return cls(int(values["spatial_dims"]), int(values["channels"]), tuple(values["structures"]))
 
+    def __str__(self) -> str:
+        return f"{self.spatial_dims}D images of {self.channels} channels with {', '.join(self.structures)}"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the format as plain values."""
         return {**dataclasses.asdict(self), "structures": list(self.structures)}

@@ -7,7 +7,7 @@ import pickle
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +19,14 @@ from edue_lightning.methods import SegmentationMethod
 _CONFIGURATION = "edue_configuration"
 _IMAGE_FORMAT = "edue_image_format"
 _MEMBER = "edue_ensemble_member"
+
+
+class LoadedMethod(NamedTuple):
+    """A trained method in evaluation mode, what it was built for, and the configuration of its training."""
+
+    method: SegmentationMethod
+    image_format: ImageFormat
+    configuration: dict[str, Any]
 
 
 def checkpoint_entries(
@@ -69,11 +77,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_method(path: Path) -> tuple[SegmentationMethod, dict[str, Any]]:
+def load_method(path: Path) -> LoadedMethod:
     """Rebuild a trained method from its checkpoint alone.
-
-    Returns:
-        the method in evaluation mode, and the configuration of the run that trained it.
 
     Raises:
         UserError: if the checkpoint cannot be read, is of another program, holds one member of an ensemble, or
@@ -91,12 +96,13 @@ def load_method(path: Path) -> tuple[SegmentationMethod, dict[str, Any]]:
         if part not in configuration:
             raise UserError(f"{path}: its settings lack {part!r}")
         check_only_ours(configuration[part], str(path))
-    method = build_method(configuration, ImageFormat.from_dict(checkpoint[_IMAGE_FORMAT]))
+    image_format = ImageFormat.from_dict(checkpoint[_IMAGE_FORMAT])
+    method = build_method(configuration, image_format)
     try:
         method.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise UserError(f"{path}: weights do not fit the network of its settings ({_first_line(error)})") from error
-    return method.eval(), configuration
+    return LoadedMethod(method.eval(), image_format, configuration)
 
 
 def _first_line(error: BaseException) -> str:

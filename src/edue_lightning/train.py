@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -19,7 +17,6 @@ from typing import Any
 import hydra
 import numpy as np
 import pytorch_lightning as pl
-import yaml
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 
@@ -28,10 +25,10 @@ from edue_lightning.checkpoints import checkpoint_entries, read_checkpoint, save
 from edue_lightning.command import EpochLines, command, job_folder, quiet_libraries
 from edue_lightning.configuration import check_configuration, configuration_folder, resolved
 from edue_lightning.data import RaterDataModule
-from edue_lightning.errors import UserError
 from edue_lightning.evaluation import Evaluation, evaluate_method
 from edue_lightning.loggers import WandbSettings, training_loggers
 from edue_lightning.methods import SegmentationMethod, parameter_count
+from edue_lightning.records import write_configuration
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +65,6 @@ def train(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
             holds results.
     """
     check_configuration(configuration, TrainConfiguration)
-    if (folder / "config.yaml").exists():
-        raise UserError(f"{folder}: already holds a run; choose another folder (hydra.run.dir=...)")
     seed = int(configuration["seed"])
     pl.seed_everything(seed, workers=True, verbose=False)
     settings: WandbSettings = build(configuration["logger"], "logger")
@@ -78,8 +73,7 @@ def train(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     method.checkpoint_entries = checkpoint_entries(configuration, ImageFormat.of(data.source))
     label = configuration["label"] or method.label
 
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_configuration(configuration, label, data, folder)
+    write_configuration(configuration, label, data.note, folder)
     wandb_run = settings.start(f"{label}-{data.name}-{seed}", folder, {**configuration, "label": label})
     try:
         seconds = _fit(method, data, configuration, folder, wandb_run)
@@ -152,38 +146,6 @@ def _fit(
         if not alone:
             save_method(method, checkpoints / f"{name}.ckpt")
     return time.monotonic() - start
-
-
-def _write_configuration(configuration: Mapping[str, Any], label: str, data: RaterDataModule, folder: Path) -> None:
-    record = {
-        **configuration,
-        "label": label,
-        "command": _command_line(),
-        "commit": _commit(),
-        "image_note": data.note,
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
-
-
-def _command_line() -> str:
-    return "python -m edue_lightning.train " + shlex.join(sys.argv[1:])
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout that this code is run from, `+` marking uncommitted changes."""
-    here = Path(__file__).parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip() or None
 
 
 @hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="train")

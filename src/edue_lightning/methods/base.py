@@ -62,8 +62,8 @@ class SegmentationMethod(pl.LightningModule):
         self.structures = tuple(structures)
         self.optimizer_settings = optimizer
         self.checkpoint_entries: dict[str, Any] = {}
-        self.validation_cases = CaseTable()
-        self.test_cases = CaseTable()
+        self.validation_cases = CaseTable(len(self.structures))
+        self.test_cases = CaseTable(len(self.structures))
 
     @property
     @abstractmethod
@@ -100,7 +100,7 @@ class SegmentationMethod(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log every metric, averaged over structures, as `val/METRIC`."""
-        cases = self.validation_cases.compute()
+        cases = self.validation_cases.compute().statistics
         self.validation_cases.reset()
         self.log_dict({f"val/{name}": value for name, value in summarise(cases, self.structures).means().items()})
 

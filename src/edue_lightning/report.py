@@ -1,0 +1,51 @@
+"""Compare all finished runs below a folder.
+
+python -m edue_lightning.report runs=DIR [output=DIR]
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from edue_lightning.command import command
+from edue_lightning.configuration import check_configuration, configuration_folder, resolved
+from edue_lightning.reporting import ReportPaths, write_report
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class ReportConfiguration:
+    """Top level of `conf/report.yaml`."""
+
+    runs: str
+    output: str
+
+
+def report(configuration: Mapping[str, Any]) -> ReportPaths:
+    """Write the comparison of all runs below a folder.
+
+    Raises:
+        UserError: if the folder is missing or holds no finished run, or a run's files are damaged.
+    """
+    check_configuration(configuration, ReportConfiguration)
+    return write_report(Path(configuration["runs"]), Path(configuration["output"]))
+
+
+@hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="report")
+@command
+def main(config: DictConfig) -> None:
+    """Run the command."""
+    paths = report(resolved(config))
+    log.info("\n%s\nreport: %s", paths.markdown.read_text(), paths.html)
+
+
+if __name__ == "__main__":
+    main()

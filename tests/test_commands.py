@@ -1,0 +1,225 @@
+"""The commands as a user runs them: through a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import SMALL, run_command
+
+METRIC_COLUMNS = ["method", "data", "split", "structure", "metric", "value", "ci_low", "ci_high", "n_cases"]
+RUN_FILES = {
+    "config.yaml",
+    "metrics.csv",
+    "cases.csv",
+    "reliability.csv",
+    "reliability.png",
+    "bootstrap.npz",
+    "panels.npz",
+    "model.json",
+    "checkpoints/best.ckpt",
+    "checkpoints/last.ckpt",
+    "logs/metrics.csv",
+    "train.log",
+}
+
+
+def test_a_run_folder_holds_everything(trained_run: Path) -> None:
+    files = {str(path.relative_to(trained_run)) for path in trained_run.rglob("*") if path.is_file()}
+    assert files >= RUN_FILES
+    assert list((trained_run / "panels").glob("*.png"))
+    configuration = yaml.safe_load((trained_run / "config.yaml").read_text())
+    assert configuration["network"]["features"] == [4, 6, 8, 8]
+    assert configuration["command"].startswith("python -m edue_lightning.train experiment=synthetic")
+    metrics = pd.read_csv(trained_run / "metrics.csv")
+    assert list(metrics.columns) == METRIC_COLUMNS
+    assert set(metrics.method) == {"edue"}
+    assert set(metrics.structure) == {"disc", "cup", "mean"}
+    assert set(metrics.metric) >= {"dice", "nll", "ece", "brier", "image_pearson", "image_spearman", "pixel_pearson"}
+    cases = pd.read_csv(trained_run / "cases.csv")
+    assert len(cases) == 2 * 6  # a quarter of 24 cases, two structures
+    assert json.loads((trained_run / "model.json").read_text())["forward_passes"] == 1
+
+
+def test_epochs_are_logged_as_plain_lines(trained_run: Path) -> None:
+    lines = [line for line in (trained_run / "train.log").read_text().splitlines() if "epoch" in line]
+    assert len(lines) == 2
+    assert "val/nll" in lines[0]
+
+
+def test_evaluate_gives_the_figures_of_the_training(trained_run: Path, tmp_path: Path) -> None:
+    done = run_command(
+        "evaluate",
+        [f"ckpt={trained_run}/checkpoints/best.ckpt", "output=again", "bootstrap_resamples=50"],
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "again" / "metrics.csv"), pd.read_csv(trained_run / "metrics.csv")
+    )
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "again" / "cases.csv"), pd.read_csv(trained_run / "cases.csv"))
+
+
+def test_evaluate_on_another_split_and_data_set(trained_run: Path, tmp_path: Path) -> None:
+    done = run_command(
+        "evaluate",
+        [
+            f"ckpt={trained_run}/checkpoints/last.ckpt",
+            "split=val",
+            "data=synthetic",
+            "data.source.n_cases=20",
+            "data.source.size=32",
+            "data.source.seed=9",
+            "output=elsewhere",
+        ],
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    cases = pd.read_csv(tmp_path / "elsewhere" / "cases.csv")
+    assert set(cases.split) == {"val"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_seed_gives_one_result(trained_run: Path, tmp_path: Path, workers: int) -> None:
+    done = run_command(
+        "train", [*SMALL, f"data.num_workers={workers}", f"hydra.run.dir={tmp_path}/run"], cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (trained_run, tmp_path / "run")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (trained_run / "metrics.csv").read_text() == (tmp_path / "run" / "metrics.csv").read_text()
+
+
+def test_a_multirun_of_methods_and_seeds_is_compared(tmp_path: Path) -> None:
+    done = run_command(
+        "train",
+        [
+            "-m",
+            *SMALL,
+            "trainer.max_epochs=1",
+            "data.source.n_cases=16",
+            "method=edue,layer_ensemble,deep_ensemble",
+            "seed=0,1",
+            "hydra.sweep.dir=runs",
+        ],
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("runs/*/metrics.csv"))) == 6
+    ensemble = next(tmp_path.glob("runs/*deep_ensemble*"))
+    assert (ensemble / "checkpoints" / "best.ckpt").is_file()
+    states = [
+        torch.load(ensemble / "checkpoints" / f"member_{m}" / "best.ckpt", weights_only=True)["state_dict"]
+        for m in range(5)
+    ]
+    whole = torch.load(ensemble / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    for member, state in enumerate(states):
+        assert all(torch.equal(whole[f"members.{member}.{name}"], value) for name, value in state.items())
+    weights = [state["network.heads.0.conv.weight"] for state in states]
+    assert len({tuple(w.flatten().tolist()) for w in weights}) == 5
+
+    reported = run_command("report", ["runs=runs"], cwd=tmp_path)
+    assert reported.returncode == 0, reported.stderr
+    assert "report.html" in reported.stdout
+    comparison = pd.read_csv(tmp_path / "runs" / "report" / "comparison.csv")
+    assert list(comparison.columns) == [*METRIC_COLUMNS, "seeds"]
+    assert set(comparison.method) == {"edue", "layer_ensemble", "deep_ensemble"}
+    assert set(comparison.seeds) == {2}
+    both = [pd.read_csv(p) for p in tmp_path.glob("runs/*_edue_*/metrics.csv")]
+    nll = [float(m[(m.metric == "nll") & (m.structure == "cup")].value.iloc[0]) for m in both]
+    row = comparison[(comparison.method == "edue") & (comparison.metric == "nll") & (comparison.structure == "cup")]
+    assert float(row.value.iloc[0]) == pytest.approx(np.mean(nll))
+    assert (tmp_path / "runs" / "report" / "report.html").stat().st_size > 10_000
+
+
+def test_an_ensemble_with_a_rater_per_member_has_its_own_row(tmp_path: Path) -> None:
+    overrides = [*SMALL, "method=deep_ensemble", "method.target=rater_per_member", "method.members=2"]
+    done = run_command("train", [*overrides, "trainer.max_epochs=1", "hydra.run.dir=run"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(pd.read_csv(tmp_path / "run" / "metrics.csv").method) == {"deep_ensemble_rater_per_member"}
+
+
+def test_lidc_trains(tmp_path: Path) -> None:
+    overrides = [*SMALL[3:], "experiment=lidc", "trainer.max_epochs=1", "+trainer.limit_train_batches=2"]
+    done = run_command("train", [*overrides, "hydra.run.dir=run"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(pd.read_csv(tmp_path / "run" / "metrics.csv").structure) == {"nodule"}
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "words"),
+    [
+        ("train", ["method.guidence.weight=1"], "guidence"),
+        ("train", ["+method.lambda=1"], "method.lambda: unknown key"),
+        ("train", ["method.guidance.weight=much"], "method.guidance.weight='much'"),
+        ("train", ["experiment=hekctor"], "experiment/hekctor"),
+        ("train", ["experiment=lidc", "data.root=/no/such/folder"], "/no/such/folder"),
+        ("train", ["experiment=lidc", "data.source.size=4"], "size"),
+        ("train", ["select_by=beauty"], "beauty"),
+        ("evaluate", ["ckpt=nowhere.ckpt"], "nowhere.ckpt"),
+        ("evaluate", [], "ckpt"),
+        ("report", ["runs=/no/such/folder"], "/no/such/folder"),
+    ],
+)
+def test_bad_input_is_one_clear_message(tmp_path: Path, command: str, overrides: list[str], words: str) -> None:
+    done = run_command(command, overrides, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 8
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_a_finished_run_is_not_overwritten(trained_run: Path, tmp_path: Path) -> None:
+    before = (trained_run / "metrics.csv").read_bytes()
+    done = run_command("train", [*SMALL, "seed=5", f"hydra.run.dir={trained_run}"], cwd=tmp_path)
+    assert done.returncode == 2
+    assert "already holds a run" in done.stderr
+    assert (trained_run / "metrics.csv").read_bytes() == before
+
+
+def test_a_dead_wandb_server_does_not_stop_a_training(tmp_path: Path) -> None:
+    done = run_command(
+        "train",
+        [*SMALL, "trainer.max_epochs=1", "logger.mode=online", "hydra.run.dir=run"],
+        cwd=tmp_path,
+        WANDB_MODE="online",
+        WANDB_API_KEY="0" * 40,
+        WANDB_BASE_URL="http://127.0.0.1:9",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "metrics.csv").is_file()
+
+
+def test_an_interrupted_training_ends_at_once_and_keeps_its_last_epoch(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edue_lightning.train", *SMALL, "trainer.max_epochs=5000", "hydra.run.dir=run"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert "Traceback" not in error
+    assert torch.load(last, weights_only=True)["state_dict"]
+    assert not (tmp_path / "run" / "metrics.csv").exists()
