@@ -13,6 +13,7 @@ from edue_lightning.uncertainty.scores import (
     layer_agreement,
     mask_dice,
     model_agreement,
+    size_normalised_sum,
     sum_of_variances,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "predictive_entropy",
     "rater_mean",
     "rater_variance",
+    "size_normalised_sum",
     "sum_of_variances",
     "total_variance",
 ]

