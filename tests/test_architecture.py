@@ -15,7 +15,7 @@ ALLOWED = {
     "metrics": {"metrics", "uncertainty"},
     "data": {"data", "errors"},
     "methods": {"methods", "networks", "losses", "metrics", "uncertainty", "data"},
-    "reporting": {"reporting", "uncertainty", "errors"},
+    "reporting": {"reporting", "metrics", "errors"},
 }
 UNKNOWN_TO_PURE_CODE = {"hydra", "omegaconf", "wandb", "pytorch_lightning"}
 

@@ -1,6 +1,7 @@
 """Multi-rater data: one contract, one data module, and the sources that know where cases come from."""
 
 from edue_lightning.data.augmentation import Augmentation
+from edue_lightning.data.lidc import LidcContours
 from edue_lightning.data.module import RaterDataModule
 from edue_lightning.data.sample import RaterBatch, RaterSample, collate_samples
 from edue_lightning.data.source import CaseRecord, CaseSource
@@ -10,6 +11,7 @@ __all__ = [
     "Augmentation",
     "CaseRecord",
     "CaseSource",
+    "LidcContours",
     "RaterBatch",
     "RaterDataModule",
     "RaterSample",

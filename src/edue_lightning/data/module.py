@@ -48,7 +48,7 @@ class RaterDataModule(pl.LightningDataModule):
         for setting, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise UserError(f"data.{setting} must be at least 1, not {value}")
-        self.name = name
+        self.name: str = name
         self.source = source
         self.root = root
         self.augmentation = augmentation
@@ -87,11 +87,15 @@ class RaterDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[KeyedSample]:
         """Return the validation cases in their order."""
-        return self._loader("val", self.eval_batch_size, shuffle=False)
+        return self.evaluation_dataloader("val")
 
     def test_dataloader(self) -> DataLoader[KeyedSample]:
         """Return the test cases in their order."""
-        return self._loader("test", self.eval_batch_size, shuffle=False)
+        return self.evaluation_dataloader("test")
+
+    def evaluation_dataloader(self, split: Split) -> DataLoader[KeyedSample]:
+        """Return the cases of any split in their order, each once."""
+        return self._loader(split, self.eval_batch_size, shuffle=False)
 
     def single_batch(self, split: Split, index: int) -> RaterBatch:
         """Return one case, not augmented, as a batch of its own."""

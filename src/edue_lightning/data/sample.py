@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -71,7 +71,14 @@ class RaterBatch:
 
     def pin_memory(self) -> RaterBatch:
         """Return the batch in page-locked memory (called by the data loader)."""
-        return replace(self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device | str) -> RaterBatch:
+        """Return the batch on a device (called by the trainer)."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> RaterBatch:
+        return RaterBatch(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
 
 
 def collate_samples(samples: Sequence[RaterSample], case_index: Sequence[int], draw_key: Sequence[int]) -> RaterBatch:

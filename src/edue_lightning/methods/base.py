@@ -100,7 +100,7 @@ class SegmentationMethod(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log every metric, averaged over structures, as `val/METRIC`."""
-        cases = self.validation_cases.compute().statistics
+        cases = self.validation_cases.cases().statistics
         self.validation_cases.reset()
         self.log_dict({f"val/{name}": value for name, value in summarise(cases, self.structures).means().items()})
 

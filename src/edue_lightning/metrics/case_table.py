@@ -21,7 +21,7 @@ _NO_INDEX = -1
 class IndexedCases(NamedTuple):
     """Cases with their positions in a split, `[N]`; -1 where none was given."""
 
-    index: Tensor
+    positions: Tensor
     statistics: CaseStatistics
 
 
@@ -66,21 +66,25 @@ class CaseTable(Metric):
         flat = torch.cat([index.to(table)[:, None], table.flatten(1)], dim=1).flatten()
         self.rows.append(flat)
 
-    def compute(self) -> IndexedCases:
-        """Return the cases of all processes, in the order of their index."""
-        width = 1 + self.n_structures * _WIDTH
+    def compute(self) -> Tensor:
+        """Return the rows of the cases of all processes, in the order of their index; `cases` reads them."""
         rows = dim_zero_cat(self.rows) if len(self.rows) else torch.empty(0, dtype=torch.float64)
-        rows = rows.reshape(-1, width)
-        index = rows[:, 0].long()
-        order = torch.argsort(index, stable=True)
-        ordered = index[order]
-        repeated = torch.zeros_like(ordered, dtype=torch.bool)
-        repeated[1:] = (ordered[1:] == ordered[:-1]) & (ordered[1:] != _NO_INDEX)
-        kept = order[~repeated]
-        table = rows[kept, 1:].reshape(-1, self.n_structures, _WIDTH)
+        rows = rows.reshape(-1, 1 + self.n_structures * _WIDTH)
+        rows = rows[torch.argsort(rows[:, 0], stable=True)]
+        index = rows[:, 0]
+        repeated = torch.zeros_like(index, dtype=torch.bool)
+        repeated[1:] = (index[1:] == index[:-1]) & (index[1:] != _NO_INDEX)
+        return rows[~repeated]
+
+    def cases(self) -> IndexedCases:
+        """Return the cases of all processes, in the order of their index."""
+        return self._read(self.compute())
+
+    def _read(self, rows: Tensor) -> IndexedCases:
+        table = rows[:, 1:].reshape(-1, self.n_structures, _WIDTH)
         bins = table[..., len(_COLUMNS) :].unflatten(-1, (RELIABILITY_BINS, 3))
         scalars = dict(zip(_COLUMNS, table[..., : len(_COLUMNS)].unbind(dim=-1), strict=True))
-        return IndexedCases(index[kept], CaseStatistics(bins=bins, **scalars))
+        return IndexedCases(rows[:, 0].long(), CaseStatistics(bins=bins, **scalars))
 
 
 class _OneMetric(CaseTable):
@@ -99,10 +103,10 @@ class _OneMetric(CaseTable):
             voxel_size = torch.ones(len(logits), device=logits.device)
         super().update(logits, masks, valid, voxel_size)
 
-    def compute(self) -> Tensor:  # type: ignore[override]
+    def compute(self) -> Tensor:
         """Return the metric of each structure, `[K]` float64 (a scalar for K = 1); NaN where it is undefined."""
         structures = [str(k) for k in range(self.n_structures)]
-        summary = summarise(super().compute().statistics, structures)
+        summary = summarise(self._read(super().compute()).statistics, structures)
         values = {row.structure: row.value for row in summary.rows if row.metric == self.metric}
         return torch.tensor([values[structure] for structure in structures], dtype=torch.float64)
 

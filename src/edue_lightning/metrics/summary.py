@@ -145,9 +145,8 @@ def _calibration_error(bins: Array, weights: Array) -> _Estimate:
 
 def _divide(numerator: Array, denominator: Array) -> Array:
     denominator = np.asarray(denominator, dtype=np.float64)
-    return np.divide(
-        numerator, denominator, out=np.full(np.broadcast(numerator, denominator).shape, np.nan), where=denominator > 0
-    )
+    undefined = np.full(np.broadcast(numerator, denominator).shape, np.nan)
+    return np.divide(numerator, denominator, out=undefined, where=denominator > 0)
 
 
 Columns = Mapping[str, Array]
@@ -173,8 +172,8 @@ METRICS: dict[str, Callable[[Columns, Array], _Estimate]] = {
 
 `image_*` correlate over cases the sum of a method's disagreement map with the raters' SV*; `pixel_*` average over cases
 the correlation over voxels of the map with V*. Without suffix the map is the variance between members, `_total` is
-p (1 - p) of their mean. `_entropy`, `_aula` and `_model_agreement` put another score in the place of SV, turned so that a
-good score correlates positively.
+p (1 - p) of their mean. `_entropy`, `_aula` and `_model_agreement` put another score in the place of SV, turned so
+that a good score correlates positively.
 """
 
 
@@ -219,7 +218,8 @@ def summarise(
     if len(structures) > 1:
         for name, estimates in per_metric.items():
             together = _Estimate(
-                np.mean([e.values for e in estimates], axis=0), np.logical_and.reduce([e.defined for e in estimates])
+                values=np.mean([e.values for e in estimates], axis=0),
+                defined=np.logical_and.reduce([e.defined for e in estimates]),
             )
             rows.append(_row(MEAN_STRUCTURE, name, together, confidence))
             replicates[MEAN_STRUCTURE, name] = together.values[1:]

@@ -1,1 +1,16 @@
-"""."""
+"""Tables, figures and the report made from finished runs."""
+
+from edue_lightning.reporting.comparison import compare, comparison_table, paired_differences
+from edue_lightning.reporting.html import ReportPaths, write_report
+from edue_lightning.reporting.run_folder import Run, find_runs, read_run
+
+__all__ = [
+    "ReportPaths",
+    "Run",
+    "compare",
+    "comparison_table",
+    "find_runs",
+    "paired_differences",
+    "read_run",
+    "write_report",
+]

@@ -13,7 +13,6 @@ from edue_lightning.uncertainty.scores import (
     layer_agreement,
     mask_dice,
     model_agreement,
-    size_normalised_sum,
     sum_of_variances,
 )
 
@@ -27,7 +26,6 @@ __all__ = [
     "predictive_entropy",
     "rater_mean",
     "rater_variance",
-    "size_normalised_sum",
     "sum_of_variances",
     "total_variance",
 ]

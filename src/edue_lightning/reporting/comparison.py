@@ -1,0 +1,182 @@
+"""Runs of several methods and seeds side by side, compared on the same resamples of the same cases."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from edue_lightning.errors import UserError
+from edue_lightning.metrics.summary import interval
+from edue_lightning.reporting.run_folder import METRICS_COLUMNS, Run
+
+COMPARISON_COLUMNS = (*METRICS_COLUMNS, "seeds")
+DIFFERENCE_COLUMNS = (
+    *("method", "reference", "data", "split", "structure", "metric"),
+    *("difference", "ci_low", "ci_high", "seeds"),
+)
+LOWER_IS_BETTER = frozenset({"nll", "ece", "brier"})
+TABLE_METRICS = (
+    "dice",
+    "nll",
+    "ece",
+    "brier",
+    "image_pearson",
+    "image_spearman",
+    "pixel_pearson",
+    "image_pearson_total",
+    "pixel_pearson_total",
+)
+
+Array = NDArray[np.float64]
+Subject = tuple[str, str, str]
+"""Method, data set and split."""
+
+
+def group_by_subject(runs: Sequence[Run]) -> dict[Subject, list[Run]]:
+    """Return the runs of each method, data set and split, which differ by their seed.
+
+    Raises:
+        UserError: if two of them have the same seed, or they were measured on different cases.
+    """
+    groups: dict[Subject, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.key].append(run)
+    for (method, data, split), members in groups.items():
+        of_seed: dict[int, Run] = {}
+        for run in members:
+            if run.seed in of_seed:
+                raise UserError(
+                    f"{of_seed[run.seed].folder} and {run.folder}: both are {method} on {data}/{split} with seed "
+                    f"{run.seed}; remove one, or train one with a label of its own (label=NAME)"
+                )
+            of_seed[run.seed] = run
+            if run.replicates.case_ids != members[0].replicates.case_ids:
+                raise UserError(
+                    f"{members[0].folder} and {run.folder}: seeds of {method} on {data}/{split} were measured on "
+                    "different cases; evaluate both on the same data"
+                )
+    return dict(groups)
+
+
+def compare(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return one row a method, data set, split, structure and metric (`COMPARISON_COLUMNS`).
+
+    The value is the mean over seeds. With one seed the interval is the run's own, over cases; with several it is over
+    cases and seeds: each replicate draws seeds with replacement and averages their replicate of the same cases.
+    """
+    rows = []
+    for (method, data, split), members in group_by_subject(runs).items():
+        tables = [_by_metric(run) for run in members]
+        for structure, metric in tables[0]:
+            found = [table.get((structure, metric)) for table in tables]
+            present = [row for row in found if row is not None]
+            low, high = interval(_over_seeds([_replicates(run, structure, metric) for run in members]))
+            value = float(np.mean([row["value"] for row in present]))
+            n_cases = int(min(row["n_cases"] for row in present))
+            ends = (low, high) if not np.isnan(value) else (np.nan, np.nan)
+            rows.append((method, data, split, structure, metric, value, *ends, n_cases, len(members)))
+    return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
+
+
+def paired_differences(runs: Sequence[Run], reference: str) -> pd.DataFrame:
+    """Return how every other method differs from a reference (method minus reference), on the same resamples.
+
+    Methods that were measured on other cases than the reference are left out: nothing pairs them.
+
+    Args:
+        runs: see `find_runs`.
+        reference: label of a method.
+
+    Returns:
+        `DIFFERENCE_COLUMNS`; `seeds` is the smaller number of the two.
+    """
+    groups = group_by_subject(runs)
+    rows = []
+    for (method, data, split), members in groups.items():
+        references = groups.get((reference, data, split))
+        if method == reference or references is None:
+            continue
+        if members[0].replicates.case_ids != references[0].replicates.case_ids:
+            continue
+        for structure, metric in _by_metric(members[0]):
+            own, other = ([_replicates(run, structure, metric) for run in group] for group in (members, references))
+            values = [
+                np.mean([_by_metric(run)[structure, metric]["value"] for run in group])
+                for group in (members, references)
+            ]
+            low, high = interval(_over_seeds(own, draw=0) - _over_seeds(other, draw=1))
+            ends = (low, high) if not np.isnan(values[0] - values[1]) else (np.nan, np.nan)
+            seeds = min(len(members), len(references))
+            rows.append((method, reference, data, split, structure, metric, values[0] - values[1], *ends, seeds))
+    return pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
+
+
+def comparison_table(
+    comparison: pd.DataFrame, data: str, split: str, structure: str, bold: Callable[[str], str]
+) -> pd.DataFrame:
+    """Return a table to read: a row a method, a column a metric, cells such as `0.842 [0.801, 0.871]`.
+
+    Args:
+        comparison: see `compare`.
+        data: data set.
+        split: of it.
+        structure: of it.
+        bold: marks the best value of a column.
+    """
+    chosen = comparison[
+        (comparison["data"] == data) & (comparison["split"] == split) & (comparison["structure"] == structure)
+    ]
+    table: dict[str, list[str]] = {"method": list(dict.fromkeys(chosen["method"]))}
+    for metric in TABLE_METRICS:
+        rows = chosen[chosen["metric"] == metric].set_index("method").reindex(table["method"])
+        numbers = rows[["value", "ci_low", "ci_high"]].to_numpy(dtype=float)
+        defined = numbers[~np.isnan(numbers[:, 0]), 0]
+        lower_is_better = metric in LOWER_IS_BETTER
+        best = (defined.min() if lower_is_better else defined.max()) if len(defined) else np.nan
+        table[f"{metric} {'↓' if lower_is_better else '↑'}"] = [
+            _cell(value, low, high, bold if value == best else None) for value, low, high in numbers.tolist()
+        ]
+    return pd.DataFrame(table)
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """Return a table of texts in Markdown."""
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(value: float, low: float, high: float, bold: Callable[[str], str] | None) -> str:
+    if np.isnan(value):
+        return "undefined"
+    text = f"{value:.3f}"
+    return f"{bold(text) if bold else text} [{low:.3f}, {high:.3f}]"
+
+
+def _by_metric(run: Run) -> dict[tuple[str, str], Mapping[str, float]]:
+    rows = run.metrics.to_dict("records")
+    return {(str(row["structure"]), str(row["metric"])): row for row in rows}  # type: ignore[misc]
+
+
+def _replicates(run: Run, structure: str, metric: str) -> Array:
+    found = run.replicates.arrays.get((structure, metric))
+    if found is None:
+        raise UserError(f"{run.folder}: has no bootstrap replicates of {structure}/{metric}; evaluate it again")
+    return found
+
+
+def _over_seeds(replicates: Sequence[Array], draw: int = 0) -> Array:
+    """Average the replicates of several seeds, the seeds drawn with replacement for each replicate.
+
+    Args:
+        replicates: `[resamples]` of each seed.
+        draw: distinguishes the draws of two methods, whose seeds have nothing to do with each other.
+    """
+    stacked = np.stack(replicates)
+    seeds, resamples = stacked.shape
+    drawn = np.random.default_rng([seeds, draw]).integers(0, seeds, size=(seeds, resamples))
+    averaged: Array = np.take_along_axis(stacked, drawn, axis=0).mean(axis=0)
+    return averaged

@@ -1,0 +1,101 @@
+"""The maps of a few cases, kept so that the same case can be drawn for several methods side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edue_lightning.errors import UserError
+
+PANEL_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One case and structure as it is drawn: a 2D image, or the slice of a volume with the largest V*.
+
+    Attributes:
+        case_id: of the case.
+        structure: its name.
+        image: `[H, W]` or `[H, W, 3]`, scaled to [0, 1].
+        masks: of the valid raters, `[R, H, W]` uint8.
+        rater_variance: V*, `[H, W]`.
+        member_variance: V, `[H, W]`.
+        mean_probability: `[H, W]`.
+        sv: sum of V over the whole image or volume, mm² or mm³ (pixels or voxels where the spacing is unknown).
+        sv_star: the same of V*.
+    """
+
+    case_id: str
+    structure: str
+    image: NDArray[np.float32]
+    masks: NDArray[np.uint8]
+    rater_variance: NDArray[np.float32]
+    member_variance: NDArray[np.float32]
+    mean_probability: NDArray[np.float32]
+    sv: float
+    sv_star: float
+
+
+def choose_panel_cases(sv_star: NDArray[np.float64]) -> list[int]:
+    """Return the cases to draw: those at fixed quantiles of the raters' disagreement.
+
+    They depend on the raters alone, so every method is drawn on the same cases, and none picks its best.
+
+    Args:
+        sv_star: `[N]`; NaN for cases with fewer than two raters, which are not drawn.
+
+    Returns:
+        at most five positions, from least to most disagreement.
+    """
+    defined = np.flatnonzero(~np.isnan(sv_star))
+    if not len(defined):
+        return []
+    ordered = defined[np.argsort(sv_star[defined], kind="stable")]
+    ranks = [round(quantile * (len(ordered) - 1)) for quantile in PANEL_QUANTILES]
+    return [int(ordered[rank]) for rank in dict.fromkeys(ranks)]
+
+
+def most_disputed_slice(rater_variance: NDArray[np.float32]) -> int:
+    """Return the first-axis position of a volume `[D, H, W]` with the largest sum of V*."""
+    return int(rater_variance.sum(axis=(1, 2)).argmax())
+
+
+def displayable(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return channels `[C, H, W]` as a picture in [0, 1]: three as colours, else the first as grey."""
+    picture = image.transpose(1, 2, 0) if len(image) == 3 else image[0]
+    low, high = np.percentile(picture, [0.5, 99.5])
+    scaled: NDArray[np.float32] = np.clip((picture - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
+    return scaled
+
+
+def save_panels(panels: Sequence[Panel], path: Path) -> None:
+    """Write panels as an `npz` archive of plain arrays."""
+    arrays = {
+        f"{number}/{field.name}": np.asarray(getattr(panel, field.name))
+        for number, panel in enumerate(panels)
+        for field in fields(Panel)
+    }
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+
+
+def load_panels(path: Path) -> list[Panel]:
+    """Read the panels of a run.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    panels = []
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for number in range(len(archive.files) // len(fields(Panel))):
+                values = {field.name: archive[f"{number}/{field.name}"] for field in fields(Panel)}
+                scalars = {name: value.item() for name, value in values.items() if value.ndim == 0}
+                panels.append(Panel(**{**values, **scalars}))
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run the evaluation again") from error
+    return panels

@@ -1,0 +1,162 @@
+"""The files of a run's folder, written and read back with their columns checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from numpy.typing import NDArray
+
+from edue_lightning.errors import UserError
+
+CONFIGURATION_FILE = "config.yaml"
+METRICS_FILE = "metrics.csv"
+CASES_FILE = "cases.csv"
+RELIABILITY_FILE = "reliability.csv"
+BOOTSTRAP_FILE = "bootstrap.npz"
+PANELS_FILE = "panels.npz"
+COST_FILE = "model.json"
+
+IDENTITY = ("method", "data", "split")
+METRICS_COLUMNS = (*IDENTITY, "structure", "metric", "value", "ci_low", "ci_high", "n_cases")
+RELIABILITY_COLUMNS = (*IDENTITY, "structure", "bin_low", "bin_high", "count", "mean_probability", "frequency")
+CASES_COLUMNS = (*IDENTITY, "case_id", "structure", "dice", "nll", "sv", "sv_star")
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """Bootstrap replicates of a run.
+
+    Attributes:
+        case_ids: the cases resampled, in their order; runs with equal cases have the same resamples.
+        arrays: by structure and metric, `[resamples]`.
+    """
+
+    case_ids: tuple[str, ...]
+    arrays: Mapping[tuple[str, str], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read from its folder.
+
+    Attributes:
+        folder: of the run.
+        configuration: content of `config.yaml`.
+        metrics: content of `metrics.csv`.
+        cases: content of `cases.csv`.
+        reliability: content of `reliability.csv`.
+        replicates: content of `bootstrap.npz`.
+        cost: content of `model.json`; empty for an evaluation of a checkpoint.
+    """
+
+    folder: Path
+    configuration: Mapping[str, Any]
+    metrics: pd.DataFrame
+    cases: pd.DataFrame
+    reliability: pd.DataFrame
+    replicates: Replicates
+    cost: Mapping[str, Any]
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Method, data set and split."""
+        first = self.metrics.iloc[0]
+        return str(first["method"]), str(first["data"]), str(first["split"])
+
+    @property
+    def seed(self) -> int:
+        """The training's seed."""
+        return int(self.configuration["seed"])
+
+
+def write_table(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> None:
+    """Write a table; floats keep every digit, and an undefined value is an empty field.
+
+    Args:
+        frame: with at least `columns`; others come after them.
+        columns: that the file must have, in this order.
+        path: of the CSV file.
+    """
+    rest = [column for column in frame.columns if column not in columns]
+    frame[[*columns, *rest]].to_csv(path, index=False)
+
+
+def write_replicates(replicates: Replicates, path: Path) -> None:
+    """Write bootstrap replicates as an `npz` archive of plain arrays."""
+    arrays = {f"{structure}/{metric}": values for (structure, metric), values in replicates.arrays.items()}
+    np.savez_compressed(path, case_ids=np.array(replicates.case_ids, dtype=np.str_), **arrays)  # type: ignore[arg-type]
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """Read every finished run below a folder, at any depth.
+
+    Raises:
+        UserError: if the folder does not exist or holds no finished run, or a run's file is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the one that holds the runs, such as outputs or multirun")
+    found = [path.parent for path in sorted(folder.rglob(METRICS_FILE)) if (path.parent / CONFIGURATION_FILE).is_file()]
+    if not found:
+        raise UserError(f"{folder}: holds no finished run ({METRICS_FILE} beside {CONFIGURATION_FILE})")
+    return [read_run(path) for path in found]
+
+
+def read_run(folder: Path) -> Run:
+    """Read one finished run.
+
+    Raises:
+        UserError: naming the file that is missing or damaged.
+    """
+    metrics = _read_table(folder / METRICS_FILE, METRICS_COLUMNS)
+    identities = metrics[list(IDENTITY)].drop_duplicates()
+    if len(identities) != 1:
+        raise UserError(f"{folder / METRICS_FILE}: must hold exactly one method, data set and split")
+    return Run(
+        folder=folder,
+        configuration=_read_mapping(folder / CONFIGURATION_FILE),
+        metrics=metrics,
+        cases=_read_table(folder / CASES_FILE, CASES_COLUMNS),
+        reliability=_read_table(folder / RELIABILITY_FILE, RELIABILITY_COLUMNS),
+        replicates=_read_replicates(folder / BOOTSTRAP_FILE),
+        cost=_read_mapping(folder / COST_FILE) if (folder / COST_FILE).is_file() else {},
+    )
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a table ({error}); run the evaluation again") from error
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise UserError(f"{path}: lacks the columns {', '.join(missing)}; run the evaluation again")
+    return frame
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold keys and values")
+    return content
+
+
+def _read_replicates(path: Path) -> Replicates:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            case_ids = tuple(str(case) for case in archive["case_ids"])
+            names = [name for name in archive.files if name != "case_ids"]
+            values = {(name.partition("/")[0], name.partition("/")[2]): archive[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run the evaluation again") from error
+    return Replicates(case_ids, values)
