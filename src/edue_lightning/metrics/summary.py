@@ -125,20 +125,26 @@ def _weighted_pearson(first: Array, second: Array, weights: Array) -> Array:
     def centred(part: Array) -> Array:
         return part - _divide((weights * part).sum(axis=1, keepdims=True), count)
 
+    # told by the values themselves: rounding leaves a centred constant with a tiny variance
+    drawn = weights > 0
+    varies = np.logical_and.reduce(
+        [
+            np.where(drawn, part, -np.inf).max(axis=1, initial=-np.inf)
+            > np.where(drawn, part, np.inf).min(axis=1, initial=np.inf)
+            for part in (first, second)
+        ]
+    )
     first, second = centred(first), centred(second)
-    power = [(weights * part**2).sum(axis=1) for part in (first, second)]
-    scale = [np.abs(part).max(axis=1, initial=0) ** 2 * count[:, 0] for part in (first, second)]
-    result = _divide((weights * first * second).sum(axis=1), np.sqrt(power[0] * power[1]))
-    # rounding leaves a constant series with a power that is not exactly 0
-    constant = (power[0] <= 1e-24 * scale[0]) | (power[1] <= 1e-24 * scale[1])
-    undefined = constant | (count[:, 0] < FEWEST_CASES_FOR_CORRELATION)
-    return np.where(undefined, np.nan, np.clip(result, -1, 1))
+    power = (weights * first**2).sum(axis=1) * (weights * second**2).sum(axis=1)
+    result = _divide((weights * first * second).sum(axis=1), np.sqrt(power))
+    defined = varies & (count[:, 0] >= FEWEST_CASES_FOR_CORRELATION)
+    return np.where(defined, np.clip(result, -1, 1), np.nan)
 
 
 def _calibration_error(bins: Array, weights: Array) -> _Estimate:
     """Return the ECE: the mean over all voxel-rater pairs of a bin's |mean probability - frequency|."""
     defined = bins[..., 0].sum(axis=1) > 0
-    totals = (weights @ bins.reshape(len(bins), -1)).reshape(len(weights), *bins.shape[1:])
+    totals = np.einsum("wn,nbs->wbs", weights, bins)
     gaps = np.abs(totals[..., 1] - totals[..., 2]).sum(axis=1)
     return _Estimate(_divide(gaps, totals[..., 0].sum(axis=1)), defined)
 

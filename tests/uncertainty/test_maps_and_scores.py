@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+from scipy.stats import entropy
+
+from edue_lightning.uncertainty import (
+    area_under_layer_agreement,
+    enough_raters,
+    layer_agreement,
+    mask_dice,
+    member_variance,
+    model_agreement,
+    predictive_entropy,
+    rater_mean,
+    rater_variance,
+    sum_of_variances,
+    total_variance,
+)
+
+
+@pytest.mark.parametrize("raters", range(1, 9))
+def test_rater_maps_equal_numpy_over_the_valid_raters(raters: int) -> None:
+    generator = torch.Generator().manual_seed(raters)
+    masks = torch.randint(0, 2, (3, raters, 2, 4, 5, 6), generator=generator, dtype=torch.uint8)
+    valid = torch.rand(3, raters, generator=generator) > 0.3
+    for i in range(3):
+        chosen = masks[i, valid[i]].numpy()
+        if len(chosen):
+            np.testing.assert_allclose(rater_mean(masks, valid)[i], chosen.mean(axis=0), rtol=1e-6)
+            np.testing.assert_allclose(rater_variance(masks, valid)[i], chosen.var(axis=0), atol=1e-7)
+        else:
+            assert not rater_mean(masks, valid)[i].any()
+    assert enough_raters(valid).tolist() == [int(v.sum()) >= 2 for v in valid]
+
+
+def test_member_maps_equal_numpy_and_obey_the_law_of_total_variance() -> None:
+    p = torch.rand(2, 5, 3, 4, 4, dtype=torch.float64)
+    np.testing.assert_allclose(member_variance(p), p.numpy().var(axis=1))
+    own = (p * (1 - p)).mean(dim=1)
+    torch.testing.assert_close(total_variance(p), member_variance(p) + own)
+    mean = p.mean(dim=1).numpy()
+    np.testing.assert_allclose(predictive_entropy(p), entropy(np.stack([mean, 1 - mean])))
+
+
+def test_certain_members_have_no_entropy_and_one_member_no_variance() -> None:
+    p = torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 2)
+    assert not predictive_entropy(p).any()
+    assert not member_variance(p).any()
+
+
+def test_half_precision_is_widened_first() -> None:
+    p = torch.rand(1, 3, 1, 8, 8).half()
+    torch.testing.assert_close(member_variance(p), member_variance(p.float()))
+    assert member_variance(p).dtype == torch.float32
+
+
+def test_sum_of_variances_counts_square_millimetres() -> None:
+    variance = torch.full((2, 1, 10, 10), 0.25)
+    assert sum_of_variances(variance, torch.tensor([1.0, 0.49])).flatten().tolist() == pytest.approx([25, 12.25])
+
+
+def test_agreements_of_known_masks() -> None:
+    # heads that mark 1, 2 and 4 of four voxels: Dice 2/3 between the first two, 2/3 between the last two, 2/5 else
+    masks = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]).bool().reshape(1, 3, 1, 4)
+    torch.testing.assert_close(layer_agreement(masks), torch.full((1, 2, 1), 2 / 3, dtype=torch.float64))
+    assert area_under_layer_agreement(layer_agreement(masks)).item() == pytest.approx(2 / 3)
+    assert model_agreement(masks).item() == pytest.approx((2 / 3 + 2 / 3 + 2 / 5) / 3)
+
+
+def test_aula_is_the_trapezoid_over_depth() -> None:
+    agreement = torch.rand(3, 6, 2, dtype=torch.float64)
+    np.testing.assert_allclose(area_under_layer_agreement(agreement), np.trapezoid(agreement.numpy(), axis=1))
+    assert area_under_layer_agreement(agreement[:, :1]).isnan().all()
+
+
+def test_too_few_members_have_no_agreement() -> None:
+    masks = torch.ones(2, 1, 3, 4, dtype=torch.bool)
+    assert layer_agreement(masks).shape == (2, 0, 3)
+    assert model_agreement(masks).isnan().all()
+
+
+def test_empty_masks_agree() -> None:
+    empty, full = torch.zeros(1, 1, 4) > 0, torch.ones(1, 1, 4) > 0
+    assert mask_dice(empty, empty).item() == 1
+    assert mask_dice(empty, full).item() == 0
