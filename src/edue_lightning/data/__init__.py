@@ -6,6 +6,7 @@ from edue_lightning.data.module import RaterDataModule
 from edue_lightning.data.sample import RaterBatch, RaterSample, collate_samples
 from edue_lightning.data.source import CaseRecord, CaseSource
 from edue_lightning.data.splits import SplitFractions, split_cases
+from edue_lightning.data.synthetic import SyntheticFundus, SyntheticPetCt
 
 __all__ = [
     "Augmentation",
@@ -16,6 +17,8 @@ __all__ = [
     "RaterDataModule",
     "RaterSample",
     "SplitFractions",
+    "SyntheticFundus",
+    "SyntheticPetCt",
     "collate_samples",
     "split_cases",
 ]
