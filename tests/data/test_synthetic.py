@@ -1,0 +1,113 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest
+
+from edue_lightning.data import SyntheticFundus, SyntheticPetCt
+from edue_lightning.data.synthetic.base import SyntheticSource
+from edue_lightning.data.synthetic.level_set import expected_variance, unit_field
+from edue_lightning.errors import UserError
+
+SOURCES = [SyntheticFundus(6, 32, seed=5), SyntheticPetCt(4, 20, seed=5)]
+
+
+def redrawn_masks(source: SyntheticSource, case_id: str, draws: int) -> np.ndarray:
+    """Return masks of the same scene by the same raters on many days, `[draws, R, K, *S]`."""
+    truth = source.scene(source._rng(case_id, 1))[1]
+    rng = np.random.default_rng(0)
+    return np.stack([truth.draw_masks(source.habits, rng) for _ in range(draws)])
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_samples_keep_the_contract(source: SyntheticSource) -> None:
+    records = source.cases()
+    assert len({record.case_id for record in records}) == source.n_cases
+    sample = source.load(records[0].case_id)
+    assert sample.image.shape[0] == source.channels
+    assert sample.image.shape[1:] == (source.size,) * source.spatial_dims
+    assert sample.masks.shape[:2] == (6, len(source.structures))
+    assert sample.valid.all()
+    assert sample.masks.sum() > 0
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_closed_forms_equal_many_draws(source: SyntheticSource) -> None:
+    case_id = source.cases()[1].case_id
+    masks = redrawn_masks(source, case_id, 400).astype(float)
+    probability = source.expected_probability(case_id).numpy()
+    # the standard error of a share over 400 draws is at most 0.025
+    assert np.abs(masks.mean(axis=0) - probability).max() < 6 * 0.025
+    assert np.abs(masks.mean(axis=0) - probability).mean() < 0.01
+    disagreement = masks.var(axis=1).mean(axis=0)
+    expected = source.expected_disagreement(case_id).numpy()
+    assert np.abs(disagreement - expected).mean() < 0.003
+    assert np.corrcoef(disagreement.ravel(), expected.ravel())[0, 1] > 0.99
+
+
+def test_expected_variance_of_a_panel_by_counting_every_outcome() -> None:
+    p = np.array([0.2, 0.7, 0.5])
+    total = 0.0
+    for outcome in np.ndindex(2, 2, 2):
+        labels = np.array(outcome)
+        total += np.prod(np.where(labels, p, 1 - p)) * labels.var()
+    assert expected_variance(p) == pytest.approx(total)
+
+
+def test_the_cup_lies_within_the_disc_for_every_rater() -> None:
+    source = SyntheticFundus(10, 40, seed=2)
+    for record in source.cases():
+        disc, cup = source.load(record.case_id).masks.unbind(dim=1)
+        assert not (cup & ~disc & 1).any()
+        probability = source.expected_probability(record.case_id)
+        assert (probability[:, 1] <= probability[:, 0] + 1e-12).all()
+
+
+def test_raters_keep_their_habits_over_the_cases() -> None:
+    source = SyntheticFundus(60, 48, seed=1)
+    areas = torch.stack([source.load(r.case_id).masks[:, 0].sum((1, 2)) for r in source.cases()]).double()
+    relative = (areas / areas.mean(dim=1, keepdim=True)).mean(dim=0).numpy()
+    biases = [habit.bias for habit in source.habits]
+    assert np.corrcoef(relative, biases)[0, 1] > 0.9
+    assert sum(biases) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (16, 16, 16)])
+def test_the_wobble_is_standard_normal_at_every_voxel(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    fields = np.stack([unit_field(shape, 3.0, rng) for _ in range(300)])
+    assert kstest(fields[(slice(None), *[0] * len(shape))], "norm").pvalue > 1e-3
+    assert np.abs(fields.std(axis=0) - 1).max() < 0.25
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_case_depends_on_seed_and_number_alone(source: SyntheticSource) -> None:
+    last = source.cases()[-1].case_id
+    fresh = type(source)(source.n_cases + 5, source.size, seed=5)
+    other = type(source)(source.n_cases, source.size, seed=6)
+    copy = pickle.loads(pickle.dumps(source))
+    for same in (fresh, copy):
+        assert torch.equal(same.load(last).image, source.load(last).image)
+        assert torch.equal(same.load(last).masks, source.load(last).masks)
+    assert not torch.equal(other.load(last).image, source.load(last).image)
+
+
+def test_missing_raters_are_marked_and_one_always_remains() -> None:
+    source = SyntheticFundus(40, 24, missing_rater_rate=0.9, seed=3)
+    samples = [source.load(record.case_id) for record in source.cases()]
+    remaining = [int(sample.valid.sum()) for sample in samples]
+    assert min(remaining) == 1
+    assert np.mean(remaining) == pytest.approx(1 + 5 * 0.1, abs=0.4)
+    assert all(not sample.masks[~sample.valid].any() for sample in samples)
+    alone = samples[remaining.index(1)]
+    # one rater's expected variance with himself is 0
+    assert source.expected_disagreement(alone.case_id).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    "settings", [{"n_cases": 0}, {"size": 4}, {"raters": 0}, {"missing_rater_rate": 2.0}, {"seed": -1}]
+)
+def test_senseless_settings_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"data\.source"):
+        SyntheticFundus(**{"n_cases": 5, "size": 32, **settings})  # type: ignore[arg-type]
