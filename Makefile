@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# a new folder each time: no run is ever overwritten
+DEMO := outputs/demo/$(shell date +%Y-%m-%d_%H-%M-%S)
 STAMP := $(VENV)/.installed
 # two processes each with one thread beat one with two on the small tensors of the tests
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg WANDB_MODE=offline
@@ -17,7 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 # EDUE against layer and deep ensembles on the contours of four radiologists
 demo: install
-	$(BIN)/python experiments/demo/demo.py
+	$(BIN)/python -m edue_lightning.train -m experiment=demo hydra.sweep.dir=$(DEMO) \
+	  method=edue,edue_unguided,layer_ensemble,deep_ensemble,deep_ensemble_rater_per_member
+	$(BIN)/python -m edue_lightning.report runs=$(DEMO)
 
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup

@@ -12,7 +12,7 @@ ALLOWED = {
     "uncertainty": {"uncertainty"},
     "networks": {"networks"},
     "losses": {"losses", "uncertainty"},
-    "metrics": {"metrics", "uncertainty"},
+    "metrics": {"metrics", "uncertainty", "errors"},
     "data": {"data", "errors"},
     "methods": {"methods", "networks", "losses", "metrics", "uncertainty", "data"},
     "reporting": {"reporting", "metrics", "errors"},

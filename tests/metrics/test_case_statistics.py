@@ -16,6 +16,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 from torch import Tensor
 
+from edue_lightning.errors import UserError
 from edue_lightning.metrics import CaseStatistics, case_statistics
 
 Case = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -111,7 +112,7 @@ def test_bins_equal_scikit_learns_calibration_curve() -> None:
 
 
 def test_probabilities_of_exactly_0_and_1_have_a_bin() -> None:
-    logits = torch.tensor([-200.0, 200.0]).reshape(1, 1, 1, 1, 2)
+    logits = torch.tensor([-800.0, 800.0]).reshape(1, 1, 1, 1, 2)
     masks = torch.tensor([0, 1], dtype=torch.uint8).reshape(1, 1, 1, 1, 2)
     bins = case_statistics(logits, masks, torch.ones(1, 1) > 0, torch.ones(1)).bins[0, 0]
     assert bins[0].tolist() == [1, 0, 0]
@@ -215,3 +216,33 @@ def test_a_large_volume_is_summed_exactly() -> None:
     nll = -(share * p.log() + (1 - share) * (1 - p).log()).mean()
     assert float(found.nll) == pytest.approx(float(nll), rel=1e-6)
     assert float(found.sv) == pytest.approx(float(torch.sigmoid(logits.double()).var(1, correction=0).sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("members", [1, 2, 5, 10])
+def test_likelihood_of_sure_members_is_exact(members: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 14 + torch.randn(1, members, 1, 40, 40, generator=generator)
+    masks = torch.ones(1, 2, 1, 40, 40, dtype=torch.uint8)
+    found = case_statistics(logits, masks, torch.ones(1, 2) > 0, torch.ones(1))
+    # log(1 - x) of the small x = mean of 1 - p, which float64 holds to the last digit
+    wrong = torch.sigmoid(-logits.double()).mean(dim=1)
+    assert float(found.nll) == pytest.approx(float(-torch.log1p(-wrong).mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("raters", range(2, 41, 2))
+def test_a_tie_of_raters_is_foreground_whatever_their_number(raters: int) -> None:
+    masks = torch.zeros(1, raters, 1, 8, 8, dtype=torch.uint8)
+    for voxel in range(64):
+        chosen = torch.randperm(raters, generator=torch.Generator().manual_seed(voxel))[: raters // 2]
+        masks[0, chosen, 0, voxel // 8, voxel % 8] = 1
+    found = case_statistics(torch.full((1, 1, 1, 8, 8), 3.0), masks, torch.ones(1, raters) > 0, torch.ones(1))
+    assert float(found.area) == 64
+    assert float(found.dice) == 1
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_diverged_model_is_an_error_and_no_missing_case(value: float) -> None:
+    logits, masks, valid, size = random_case(0)
+    logits[1, 0, 0, 0, 0] = value
+    with pytest.raises(UserError, match="diverged"):
+        case_statistics(logits, masks, valid, size)

@@ -112,7 +112,7 @@ def _measure_share(rank: int, shares: list[list[int]], folder: str) -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(shares)
     )
     case = random_cases()
-    table = CaseTable(2)
+    table = CaseTable(2).to("cpu")  # as the trainer does, which resets the metric's type
     for position in shares[rank]:
         table.update(*(part[position : position + 1] for part in case), case_index=torch.tensor([position]))
     found = table.cases()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from monai.data import get_track_meta, set_track_meta
 from monai.transforms import (
     Compose,
     RandAffined,
@@ -66,10 +69,22 @@ class Augmentation:
         return Compose(steps)
 
 
+@contextmanager
+def _untracked() -> Iterator[None]:
+    """Keep MONAI from following the affine through each step, which takes longer than the step, for this block."""
+    before = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(before)
+
+
 def augment(sample: RaterSample, transform: Compose, key: int) -> RaterSample:
     """Apply a transform whose every random choice follows from `key`."""
     transform.set_random_state(seed=key % 2**32)
-    changed = transform({"image": sample.image, "masks": sample.masks.flatten(0, 1)})
+    with _untracked():
+        changed = transform({"image": sample.image, "masks": sample.masks.flatten(0, 1)})
     image, masks = (torch.as_tensor(changed[name]).contiguous() for name in ("image", "masks"))
     return replace(
         sample,

@@ -59,7 +59,7 @@ class VarianceGuidance(nn.Module):
         ramp_up_epochs: epochs over which the weight grows linearly from 0; 0 for the full weight at once.
     """
 
-    def __init__(self, weight: float, distance: Distance = "mse+l1", ramp_up_epochs: float = 0.0) -> None:
+    def __init__(self, weight: float, distance: Distance = "mse", ramp_up_epochs: float = 0.0) -> None:
         super().__init__()
         if weight < 0 or ramp_up_epochs < 0:
             raise ValueError(f"weight and ramp-up must not be negative: {weight}, {ramp_up_epochs}")

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edue_lightning.errors import UserError
 from edue_lightning.uncertainty.maps import (
-    at_least_float32,
     enough_raters,
     member_variance,
     predictive_entropy,
@@ -92,12 +92,11 @@ def log_mean_probability(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return log p and log (1 - p) of the members' mean probability p, finite for every finite logit.
 
     Args:
-        logits: `[B, M, K, *S]`.
+        logits: `[B, M, K, *S]` float64.
 
     Returns:
-        two tensors `[B, K, *S]`, float32 or wider.
+        two tensors `[B, K, *S]`.
     """
-    logits = at_least_float32(logits)
     log_members = torch.log(torch.tensor(float(logits.shape[1]), dtype=logits.dtype))
     return (
         torch.logsumexp(F.logsigmoid(logits), dim=1) - log_members,
@@ -142,14 +141,20 @@ def reliability_bins(probability: Tensor, marked: Tensor, raters: Tensor) -> Ten
 
 
 def case_statistics(logits: Tensor, masks: Tensor, valid: Tensor, voxel_size: Tensor) -> CaseStatistics:
-    """Measure cases one by one, so that memory holds one case's maps at a time.
+    """Measure cases one by one, in float64, so that memory holds one case's maps at a time.
 
     Args:
         logits: member logits `[B, M, K, *S]`.
         masks: `[B, R, K, *S]` in {0, 1}.
         valid: `[B, R]` bool.
         voxel_size: `[B]`, mm² or mm³.
+
+    Raises:
+        UserError: if a logit is not finite, as those of a diverged model are. As missing values they would drop out
+            of the means and flatter it.
     """
+    if not bool(torch.isfinite(logits).all()):
+        raise UserError("the model predicts NaN or infinity: its training diverged; lower optimizer.learning_rate")
     parts = [
         _one_case(logits[i : i + 1], masks[i : i + 1], valid[i : i + 1], voxel_size[i : i + 1])
         for i in range(len(logits))
@@ -158,11 +163,13 @@ def case_statistics(logits: Tensor, masks: Tensor, valid: Tensor, voxel_size: Te
 
 
 def _one_case(logits: Tensor, masks: Tensor, valid: Tensor, voxel_size: Tensor) -> CaseStatistics:
+    # in float32 the logarithm of a mean of many sure members is off by more than the metric itself
+    logits = logits.double()
     masks = masks[:, valid[0]]
     raters = valid.sum(dim=1)
     share = rater_mean(masks, valid[:, valid[0]])
     consensus = share >= 0.5
-    probabilities = torch.sigmoid(at_least_float32(logits))
+    probabilities = torch.sigmoid(logits)
     mean = probabilities.mean(dim=1)
     predicted = mean >= 0.5
     member_masks = probabilities >= 0.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,9 +41,6 @@ class CaseTable(Metric):
     def __init__(self, n_structures: int) -> None:
         super().__init__()
         self.n_structures = n_structures
-        # float64, also for the empty state that torchmetrics makes on a process without cases: gathering mixed
-        # types would garble the numbers
-        self.set_dtype(torch.float64)
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     def update(
@@ -65,6 +62,12 @@ class CaseTable(Metric):
         # one flat vector, since only vectors of different length can be gathered where a process has no case
         flat = torch.cat([index.to(table)[:, None], table.flatten(1)], dim=1).flatten()
         self.rows.append(flat)
+
+    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        if not len(self.rows):
+            # torchmetrics would gather a float32 one from a process without cases, among the others' float64
+            self.rows = [torch.empty(0, dtype=torch.float64, device=self.device)]
+        super()._sync_dist(*args, **kwargs)
 
     def compute(self) -> Tensor:
         """Return the rows of the cases of all processes, in the order of their index; `cases` reads them."""

@@ -137,7 +137,7 @@ def _weighted_pearson(first: Array, second: Array, weights: Array) -> Array:
     first, second = centred(first), centred(second)
     power = (weights * first**2).sum(axis=1) * (weights * second**2).sum(axis=1)
     result = _divide((weights * first * second).sum(axis=1), np.sqrt(power))
-    defined = varies & (count[:, 0] >= FEWEST_CASES_FOR_CORRELATION)
+    defined = varies & (drawn.sum(axis=1) >= FEWEST_CASES_FOR_CORRELATION)
     return np.where(defined, np.clip(result, -1, 1), np.nan)
 
 

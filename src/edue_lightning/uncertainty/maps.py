@@ -24,10 +24,10 @@ def rater_mean(masks: Tensor, valid: Tensor) -> Tensor:
     Returns:
         `[B, K, *S]` in [0, 1]; 0 for a case without a valid rater.
     """
-    weights = valid.to(torch.float32)
-    weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1)
-    weights = weights.reshape(*valid.shape, *[1] * (masks.ndim - 2))
-    return (masks.to(torch.float32) * weights).sum(dim=1)
+    spatial_ones = [1] * (masks.ndim - 2)
+    counted = valid.to(torch.float32).reshape(*valid.shape, *spatial_ones)
+    # divided last: sums of small whole numbers are exact, so a tie of the raters is exactly 0.5
+    return (masks.to(torch.float32) * counted).sum(dim=1) / counted.sum(dim=1).clamp_min(1)
 
 
 def rater_variance(masks: Tensor, valid: Tensor) -> Tensor:
