@@ -55,7 +55,7 @@ def epoch_of(loader: DataLoader, epoch: int) -> list[RaterBatch]:
 
 def module(**settings: object) -> RaterDataModule:
     settings.setdefault("augmentation", Augmentation(flip=0.5, rotate90=0.5, intensity_shift=0.1))
-    return RaterDataModule("numbered", NumberedCases(), batch_size=4, **settings)  # type: ignore[arg-type]
+    return RaterDataModule("numbered", NumberedCases(), batch_size=4, **settings)
 
 
 def test_no_patient_is_torn_apart_and_no_case_lost() -> None:
@@ -117,7 +117,7 @@ def test_a_sample_that_breaks_the_contract_names_its_case(change: dict[str, obje
         "case_id": "patient 7",
     }
     with pytest.raises(ValueError, match=f"patient 7.*{match}"):
-        RaterSample(**{**good, **change})  # type: ignore[arg-type]
+        RaterSample(**{**good, **change})
 
 
 def test_augmentation_moves_image_and_masks_alike() -> None:

@@ -110,4 +110,4 @@ def test_missing_raters_are_marked_and_one_always_remains() -> None:
 )
 def test_senseless_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match=r"data\.source"):
-        SyntheticFundus(**{"n_cases": 5, "size": 32, **settings})  # type: ignore[arg-type]
+        SyntheticFundus(**{"n_cases": 5, "size": 32, **settings})

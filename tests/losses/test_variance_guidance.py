@@ -31,7 +31,7 @@ def test_known_value_of_each_distance() -> None:
     valid = torch.ones(1, 2, dtype=torch.bool)
     expected = {"mse": 0.16**2, "l1": 0.16, "mse+l1": 0.16**2 + 0.16}
     for distance, value in expected.items():
-        assert float(VarianceGuidance(1.0, distance)(logits, masks, valid)) == pytest.approx(value)  # type: ignore[arg-type]
+        assert float(VarianceGuidance(1.0, distance)(logits, masks, valid)) == pytest.approx(value)
 
 
 def test_ncc_is_one_minus_pearson_and_nothing_where_raters_agree() -> None:
@@ -104,4 +104,4 @@ def test_weight_ramps_up_linearly(epoch: float, expected: float) -> None:
 )
 def test_senseless_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must"):
-        VarianceGuidance(**settings)  # type: ignore[arg-type]
+        VarianceGuidance(**settings)

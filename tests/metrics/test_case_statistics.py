@@ -156,7 +156,7 @@ def test_too_few_raters_leave_values_undefined() -> None:
             assert not value[1].isnan().any(), field.name
 
 
-def assert_equal(first: CaseStatistics, second: CaseStatistics, *, but: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def assert_equal(first: CaseStatistics, second: CaseStatistics, *, but: set[str] = frozenset()) -> None:
     for field in fields(CaseStatistics):
         if field.name not in but:
             one, other = getattr(first, field.name), getattr(second, field.name)

@@ -19,7 +19,10 @@ from edue_lightning.metrics import CaseTable, summarise
 from edue_lightning.networks import HeadLayout
 
 NetworkFactory = Callable[[HeadLayout], nn.Module]
-"""Makes a freshly initialised network with the given heads: `[B, C, *S]` to logits `[B, heads, K, *S]`."""
+"""Makes a freshly initialised network with the given heads: `[B, C, *S]` to logits `[B, members, K, *S]`.
+
+The network says by its attribute `members` how many heads that makes.
+"""
 
 
 @dataclass(frozen=True)

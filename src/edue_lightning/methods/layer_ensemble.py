@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor
 
@@ -42,6 +43,8 @@ class LayerEnsemble(NetworkMethod):
             raise ValueError("all heads of a layer ensemble share one target: rater_per_member has no meaning here")
         if skip_heads < 0:
             raise ValueError(f"skip_heads must not be negative: {skip_heads}")
+        if cast(int, self.network.members) - skip_heads < 2:
+            raise ValueError(f"skip_heads={skip_heads} leaves fewer than two of {self.network.members} heads")
         self.target: Target = target
         self.skip_heads = skip_heads
 

@@ -104,6 +104,7 @@ class MultiHeadUNet(nn.Module):
             )
             for width in widths[first:]
         )
+        self.members = heads.per_stage * len(self.heads)
         for name, parameter in self.heads.named_parameters():
             if name.endswith("bias"):
                 nn.init.constant_(parameter, math.log(foreground_prior / (1 - foreground_prior)))

@@ -84,7 +84,9 @@ class SyntheticFundus(SyntheticSource):
 
 def _wobbly(radius: float, angle: Array, rng: np.random.Generator) -> Array:
     """Return the distance of a slightly elliptic, slightly irregular edge in each direction."""
-    waves = sum(rng.normal(scale=0.06 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4))
+    waves = np.zeros_like(angle)
+    for k in (2, 3, 4):
+        waves += rng.normal(scale=0.06 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
     return radius * (1 + waves)
 
 
