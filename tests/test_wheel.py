@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pandas as pd
-from conftest import SMALL, run_command
+from processes import SMALL, run_command
 
 CHECKOUT = Path(__file__).parents[1]
 

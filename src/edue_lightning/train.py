@@ -25,9 +25,11 @@ from edue_lightning.checkpoints import checkpoint_entries, read_checkpoint, save
 from edue_lightning.command import EpochLines, command, job_folder, quiet_libraries
 from edue_lightning.configuration import check_configuration, configuration_folder, resolved
 from edue_lightning.data import RaterDataModule
+from edue_lightning.errors import UserError
 from edue_lightning.evaluation import Evaluation, evaluate_method
 from edue_lightning.loggers import WandbSettings, training_loggers
 from edue_lightning.methods import SegmentationMethod, parameter_count
+from edue_lightning.metrics import LOWER_IS_BETTER, METRICS
 from edue_lightning.records import write_configuration
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ def train(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
             holds results.
     """
     check_configuration(configuration, TrainConfiguration)
+    if configuration["select_by"] not in METRICS:
+        raise UserError(f"select_by={configuration['select_by']}: no such metric; known ones: {', '.join(METRICS)}")
     seed = int(configuration["seed"])
     pl.seed_everything(seed, workers=True, verbose=False)
     settings: WandbSettings = build(configuration["logger"], "logger")
@@ -127,6 +131,7 @@ def _fit(
             dirpath=own,
             filename="best",
             monitor=f"val/{configuration['select_by']}",
+            mode="min" if configuration["select_by"] in LOWER_IS_BETTER else "max",
             save_last=True,
             auto_insert_metric_name=False,
         )

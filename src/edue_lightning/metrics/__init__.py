@@ -13,6 +13,7 @@ from edue_lightning.metrics.case_table import (
     PixelPearson,
 )
 from edue_lightning.metrics.summary import (
+    LOWER_IS_BETTER,
     METRICS,
     MetricRow,
     ReliabilityRow,
@@ -23,6 +24,7 @@ from edue_lightning.metrics.summary import (
 )
 
 __all__ = [
+    "LOWER_IS_BETTER",
     "METRICS",
     "BrierScore",
     "CaseStatistics",

@@ -183,6 +183,10 @@ that a good score correlates positively.
 """
 
 
+LOWER_IS_BETTER = frozenset({"nll", "brier", "ece"})
+"""Metrics of which a smaller value is better; of all others a larger one."""
+
+
 def resample_counts(n_cases: int, resamples: int, seed: int = 0) -> Array:
     """Return how often each case is drawn in each bootstrap resample, `[resamples, n_cases]`."""
     drawn = np.random.default_rng([seed, n_cases]).integers(0, max(n_cases, 1), size=(resamples, n_cases))

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from edue_lightning.errors import UserError
-from edue_lightning.metrics.summary import interval
+from edue_lightning.metrics import LOWER_IS_BETTER, interval
 from edue_lightning.reporting.run_folder import METRICS_COLUMNS, Run
 
 COMPARISON_COLUMNS = (*METRICS_COLUMNS, "seeds")
@@ -18,7 +18,6 @@ DIFFERENCE_COLUMNS = (
     *("method", "reference", "data", "split", "structure", "metric"),
     *("difference", "ci_low", "ci_high", "seeds"),
 )
-LOWER_IS_BETTER = frozenset({"nll", "ece", "brier"})
 TABLE_METRICS = (
     "dice",
     "nll",
