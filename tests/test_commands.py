@@ -51,6 +51,17 @@ def test_a_run_folder_holds_everything(trained_run: Path) -> None:
     assert json.loads((trained_run / "model.json").read_text())["forward_passes"] == 1
 
 
+def test_calibration_curves_lie_in_the_offline_wandb_run(trained_run: Path) -> None:
+    tables = list(trained_run.glob("wandb/offline-run-*/files/media/table/test/*.table.json"))
+    (table,) = [json.loads(path.read_text()) for path in tables if path.name.startswith("reliability_")]
+    logged = pd.DataFrame(table["data"], columns=table["columns"])
+    written = pd.read_csv(trained_run / "reliability.csv")
+    assert list(logged.columns) == list(written.columns)
+    assert logged["count"].tolist() == written["count"].tolist()
+    curves = trained_run.glob("wandb/offline-run-*/files/media/table/test/reliability_curve/*.table.json")
+    assert {path.name.split("_table")[0] for path in curves} == {"disc", "cup"}
+
+
 def test_epochs_are_logged_as_plain_lines(trained_run: Path) -> None:
     lines = [line for line in (trained_run / "train.log").read_text().splitlines() if "epoch" in line]
     assert len(lines) == 2

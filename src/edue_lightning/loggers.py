@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -59,13 +60,28 @@ class WandbSettings:
                     tags=list(self.tags),
                     config=dict(configuration),
                     reinit="finish_previous",
-                    settings=wandb.Settings(silent=True, init_timeout=30, login_timeout=10, console="off"),
+                    settings=wandb.Settings(
+                        silent=True, console="off", init_timeout=30, login_timeout=10, finish_timeout=60
+                    ),
                 )
             # whatever goes wrong in the logger (no key, no network, a full disk), the training matters more
             except Exception as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                log.warning("Weights & Biases cannot run %s: %s", mode, reason)
+                _warn(f"cannot run {mode}", error)
         return None
+
+
+@contextmanager
+def wandb_must_not_matter(what: str) -> Iterator[None]:
+    """Turn any error of W&B in this block into a warning: the files of the run are already written."""
+    try:
+        yield
+    except Exception as error:
+        _warn(f"failed to {what}", error)
+
+
+def _warn(what: str, error: Exception) -> None:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    log.warning("Weights & Biases %s: %s", what, reason)
 
 
 def training_loggers(folder: Path, run: wandb.Run | None, member: int | None) -> list[Logger]:

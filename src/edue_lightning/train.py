@@ -27,7 +27,7 @@ from edue_lightning.configuration import check_configuration, configuration_fold
 from edue_lightning.data import RaterDataModule
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation import Evaluation, evaluate_method
-from edue_lightning.loggers import WandbSettings, training_loggers
+from edue_lightning.loggers import WandbSettings, training_loggers, wandb_must_not_matter
 from edue_lightning.methods import SegmentationMethod, parameter_count
 from edue_lightning.metrics import LOWER_IS_BETTER, METRICS
 from edue_lightning.records import write_configuration
@@ -97,10 +97,13 @@ def train(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
         }
         (folder / "model.json").write_text(json.dumps(cost, indent=2) + "\n")
         if wandb_run is not None:
-            evaluation.log_to(wandb_run)
+            with wandb_must_not_matter("log the evaluation"):
+                evaluation.log_to(wandb_run)
     finally:
         if wandb_run is not None:
-            wandb_run.finish(exit_code=0 if sys.exc_info()[0] is None else 1)
+            failed = sys.exc_info()[0] is not None
+            with wandb_must_not_matter("finish"):
+                wandb_run.finish(exit_code=int(failed))
     return evaluation
 
 

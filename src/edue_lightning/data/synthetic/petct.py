@@ -51,7 +51,8 @@ class SyntheticPetCt(SyntheticSource):
             semi_axes = self.size * rng.uniform(0.06, 0.15) * rng.uniform(0.75, 1.25, size=3)
             scaled = np.sqrt((((grid - centre[:, None, None, None]) / semi_axes[:, None, None, None]) ** 2).sum(axis=0))
             phi = np.maximum(phi, (1 - scaled) * semi_axes.min())
-        phi = _signed_distance(phi + wobble > 0)
+        # the wobble must not wipe out the last node: a distance needs an edge
+        phi = _signed_distance((phi + wobble > 0) | (phi > phi.max() - 0.5))
         trend = _unit(gaussian_filter(rng.normal(size=shape), self.size / 6))
         sigma = self.size / 48 * rng.uniform(0.5, 1.8) * (1 + 0.6 * np.tanh(trend)) + 0.25
 
