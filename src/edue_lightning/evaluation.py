@@ -58,6 +58,7 @@ class Evaluation:
         summary: every metric over them.
         panels: maps of a few cases.
         members: M.
+        note: what a reader of any figure from this data must be told, or None.
     """
 
     label: str
@@ -69,6 +70,7 @@ class Evaluation:
     summary: Summary
     panels: Sequence[Panel]
     members: int
+    note: str | None
 
     def metrics_frame(self) -> pd.DataFrame:
         """Return the content of `metrics.csv`."""
@@ -114,7 +116,7 @@ class Evaluation:
         pictures = folder / "panels"
         pictures.mkdir(exist_ok=True)
         for panel in self.panels:
-            panel_figure(panel).savefig(pictures / f"{panel.case_id}_{panel.structure}.png", dpi=100)
+            panel_figure(panel, self.note).savefig(pictures / f"{panel.case_id}_{panel.structure}.png", dpi=100)
         # last, since its presence says that the run is finished
         write_table(self.metrics_frame(), METRICS_COLUMNS, folder / METRICS_FILE)
 
@@ -136,8 +138,8 @@ class Evaluation:
                 xname="predicted probability",
             )
         for panel in self.panels:
-            figure = panel_figure(panel)
-            logged[f"{self.split}/panels/{panel.case_id}_{panel.structure}"] = wandb.Image(figure)
+            picture = wandb.Image(panel_figure(panel), caption=self.note)
+            logged[f"{self.split}/panels/{panel.case_id}_{panel.structure}"] = picture
         run.log(logged)
 
     def _identified(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -184,6 +186,7 @@ def evaluate_method(
         summary=summarise(cases, method.structures, resamples),
         panels=panels,
         members=_probabilities(method, data, split, 0).shape[1],
+        note=data.note,
     )
 
 

@@ -44,7 +44,7 @@ def report(configuration: Mapping[str, Any]) -> ReportPaths:
 def main(config: DictConfig) -> None:
     """Run the command."""
     paths = report(resolved(config))
-    log.info("\n%s\nreport: %s", paths.markdown.read_text(), paths.html)
+    log.info("\n%s\nfigures: %s\nreport: %s", paths.markdown.read_text(), paths.figures, paths.html)
 
 
 if __name__ == "__main__":

@@ -303,7 +303,8 @@ def test_the_most_disputed_slice() -> None:
 
 
 def test_figures_show_every_rater_and_one_scale() -> None:
-    figure = panel_figure(panel("a"))
+    figure = panel_figure(panel("a"), note="not CT")
+    assert figure.get_supxlabel() == "not CT"
     contours, expert, model = figure.axes[:3]
     assert contours.get_title() == "4 raters"
     assert len(contours.collections) == 4

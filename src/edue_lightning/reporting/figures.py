@@ -42,8 +42,13 @@ def reliability_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def panel_figure(panel: Panel) -> Figure:
-    """Draw one case of one method in a row: contours, V*, V, prediction and consensus."""
+def panel_figure(panel: Panel, note: str | None = None) -> Figure:
+    """Draw one case of one method in a row: contours, V*, V, prediction and consensus.
+
+    Args:
+        panel: the case.
+        note: what a reader must be told of the images, drawn below them.
+    """
     figure = Figure(figsize=(5 * _CELL, _CELL + 0.6), layout="constrained")
     axes: Sequence[Axes] = figure.subplots(1, 5)
     _draw_contours(axes[0], panel)
@@ -53,6 +58,8 @@ def panel_figure(panel: Panel) -> Figure:
     _draw_mask(axes[4], _consensus(panel), "soft majority")
     figure.colorbar(shown, ax=list(axes[1:3]), shrink=0.8)
     figure.suptitle(f"{panel.case_id}, {panel.structure}", fontsize=10)
+    if note:
+        figure.supxlabel(note, fontsize=7)
     return figure
 
 

@@ -63,12 +63,14 @@ class ReportPaths:
         html: the self-contained page.
         comparison: `comparison.csv`.
         markdown: the tables in Markdown.
+        figures: folder with every figure as PNG.
     """
 
     folder: Path
     html: Path
     comparison: Path
     markdown: Path
+    figures: Path
 
 
 def write_report(runs_folder: Path, output: Path) -> ReportPaths:
@@ -86,9 +88,14 @@ def write_report(runs_folder: Path, output: Path) -> ReportPaths:
     runs = find_runs(runs_folder)
     comparison = compare(runs)
     differences = paired_differences(runs, REFERENCE)
-    figures = output / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    paths = ReportPaths(output, output / "report.html", output / "comparison.csv", output / "comparison.md")
+    paths = ReportPaths(
+        folder=output,
+        html=output / "report.html",
+        comparison=output / "comparison.csv",
+        markdown=output / "comparison.md",
+        figures=output / "figures",
+    )
+    paths.figures.mkdir(parents=True, exist_ok=True)
     comparison.to_csv(paths.comparison, index=False)
     differences.to_csv(output / "differences.csv", index=False)
 
@@ -104,7 +111,7 @@ def write_report(runs_folder: Path, output: Path) -> ReportPaths:
         body += _differences_section(differences, data, split, structure)
     body += _cost_section(runs)
     for name, figure in _figures(runs):
-        path = figures / f"{name}.png"
+        path = paths.figures / f"{name}.png"
         figure.savefig(path, dpi=110)
         body.append(f"<h2>{html.escape(name.replace('_', ' '))}</h2>{_image(figure, name)}")
     body += ["<h2>What the figures mean</h2><ul>"]
