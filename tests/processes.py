@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from edue_lightning.data import CaseSource
 
 SMALL = [
     "experiment=synthetic",
@@ -33,3 +36,18 @@ def run_command(
         timeout=600,
         check=False,
     )
+
+
+def digest(source: CaseSource, step: int = 1) -> str:
+    """Return a hash over the tensors of every `step`th case of a source."""
+    samples = [source.load(record.case_id) for record in source.cases()[::step]]
+    tensors = [tensor for sample in samples for tensor in (sample.image, sample.masks, sample.valid)]
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+def digest_elsewhere(source: str, step: int = 1) -> str:
+    """Return the `digest` of a source, given as an expression, made in a process with another hash seed."""
+    script = f"from edue_lightning.data import *\nfrom processes import digest\nprint(digest({source}, {step}))"
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": str(Path(__file__).parent)}
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    return child.stdout.strip()

