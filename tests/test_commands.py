@@ -17,13 +17,18 @@ import torch
 import yaml
 from processes import SMALL, run_command
 
-METRIC_COLUMNS = ["method", "data", "split", "structure", "metric", "value", "ci_low", "ci_high", "n_cases"]
+METRIC_COLUMNS = [
+    *("method", "data", "split", "structure", "metric"),
+    *("value", "ci_low", "ci_high", "n_cases", "n_undefined"),
+]
 RUN_FILES = {
     "config.yaml",
     "metrics.csv",
     "cases.csv",
     "reliability.csv",
     "reliability.png",
+    "quality_control.csv",
+    "quality_control.png",
     "bootstrap.npz",
     "panels.npz",
     "model.json",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from edue_lightning.data import CaseSource, RaterDataModule
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
+from edue_lightning.metrics import MetricSettings
 from edue_lightning.networks import HeadLayout
 
 
@@ -76,6 +77,20 @@ def build_data(configuration: Mapping[str, Any]) -> RaterDataModule:
     """Make the data module of a configuration, reading the list of its cases."""
     data: RaterDataModule = build(configuration["data"], "data")
     return data
+
+
+def build_metric_settings(node: Mapping[str, Any] | None, structures: Sequence[str]) -> MetricSettings:
+    """Make the settings of the metrics, or the default ones where there is no node, and check them.
+
+    Raises:
+        UserError: if a setting does not fit the structures.
+    """
+    settings: MetricSettings = MetricSettings() if node is None else build(node, "metrics")
+    try:
+        settings.check(tuple(structures))
+    except ValueError as error:
+        raise UserError(f"metrics: {error}") from error
+    return settings
 
 
 def build_method(configuration: Mapping[str, Any], image_format: ImageFormat) -> SegmentationMethod:

@@ -1,6 +1,7 @@
-"""Measure a trained model on a split of its own data set, or of another one.
+"""Measure a trained model, or the predictions of any other one, on a split of a data set.
 
 python -m edue_lightning.evaluate ckpt=PATH [split=test] [data=NAME ...]
+python -m edue_lightning.evaluate predictions=DIR data=NAME [split=test]
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hydra
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
-from edue_lightning.build import ImageFormat, build, build_data
+from edue_lightning.build import ImageFormat, build, build_data, build_metric_settings
 from edue_lightning.checkpoints import load_method
 from edue_lightning.command import command, job_folder, quiet_libraries
 from edue_lightning.configuration import (
@@ -24,8 +25,11 @@ from edue_lightning.configuration import (
     configuration_folder,
     resolved,
 )
+from edue_lightning.data import RaterDataModule
 from edue_lightning.errors import UserError
-from edue_lightning.evaluation import Evaluation, evaluate_method
+from edue_lightning.evaluation import Evaluation
+from edue_lightning.measurement import Measurement, measure_method, measure_predictions
+from edue_lightning.prediction_folder import PredictionFolder
 from edue_lightning.records import write_configuration
 
 log = logging.getLogger(__name__)
@@ -35,55 +39,80 @@ log = logging.getLogger(__name__)
 class EvaluateConfiguration:
     """Top level of `conf/evaluate.yaml`."""
 
-    ckpt: str
-    split: Literal["train", "val", "test"]
+    ckpt: str | None
+    predictions: str | None
+    split: Literal["train", "val", "test", "all"]
     output: str
     label: str | None
     seed: int
     bootstrap_resamples: int
     trainer: dict[str, Any]
+    metrics: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
 
 
 def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
-    """Measure a checkpoint as a configuration says.
+    """Measure a checkpoint or a folder of predictions, as a configuration says.
 
     Args:
-        configuration: resolved and plain, as `conf/evaluate.yaml` composes it; without `data`, the checkpoint's own.
+        configuration: resolved and plain, as `conf/evaluate.yaml` composes it; without `data` or `metrics`, the
+            checkpoint's own.
         folder: for the results, new or without results.
 
     Raises:
-        UserError: if the checkpoint or the data cannot be used, do not fit each other, or the folder holds results.
+        UserError: if the checkpoint, the predictions or the data cannot be used, do not fit each other, or the folder
+            holds results.
     """
     check_configuration(configuration, EvaluateConfiguration)
+    if (configuration["ckpt"] is None) == (configuration["predictions"] is None):
+        raise UserError("give one of ckpt=PATH (a trained model) and predictions=DIR (the predictions of any model)")
+    pl.seed_everything(int(configuration["seed"]), workers=True, verbose=False)
+    measured = _predictions if configuration["ckpt"] is None else _checkpoint
+    evaluation = measured(configuration, folder)
+    evaluation.write(folder)
+    return evaluation
+
+
+def _checkpoint(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     path = Path(configuration["ckpt"])
     method, wanted, trained = load_method(path)
-    data_configuration = configuration.get("data") or trained.get("data")
-    if data_configuration is None:
-        raise UserError(f"{path}: its settings name no data set; give one with data=NAME")
-    check_only_ours(data_configuration, str(path))
-    pl.seed_everything(int(configuration["seed"]), workers=True, verbose=False)
-    data = build_data({"data": data_configuration})
+    data = _data(configuration.get("data") or trained.get("data"), str(path))
     found = ImageFormat.of(data.source)
     if found != wanted:
         raise UserError(f"{path}: was trained for {wanted}, but data={data.name} has {found}")
     label = configuration["label"] or trained.get("label") or method.label
-    write_configuration(
-        {**configuration, "data": data_configuration, "seed": trained["seed"]}, label, data.note, folder
-    )
+    measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
+    used = {"data": configuration.get("data") or trained["data"], "seed": trained["seed"]}
+    write_configuration({**configuration, **used}, label, data.note, folder)
     trainer = build(configuration["trainer"], "trainer")(
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
     )
-    evaluation = evaluate_method(
-        method,
-        data,
-        configuration["split"],
-        trainer,
-        label=label,
-        resamples=int(configuration["bootstrap_resamples"]),
-    )
-    evaluation.write(folder)
-    return evaluation
+    return measure_method(method, data, measurement, trainer)
+
+
+def _predictions(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
+    path = Path(configuration["predictions"])
+    data = _data(configuration.get("data"), f"predictions={path}")
+    predictions = PredictionFolder(path, data.source.structures)
+    label = configuration["label"] or path.resolve().name
+    measurement = _measurement(configuration, configuration.get("metrics"), label, data)
+    predictions.check(data.records(measurement.split), data.records("all"), data.source)
+    write_configuration(configuration, label, data.note, folder)
+    return measure_predictions(predictions, data, measurement)
+
+
+def _data(configuration: Mapping[str, Any] | None, where: str) -> RaterDataModule:
+    if configuration is None:
+        raise UserError(f"{where}: no data set to measure it on; give one with data=NAME")
+    check_only_ours(configuration, where)
+    return build_data({"data": configuration})
+
+
+def _measurement(
+    configuration: Mapping[str, Any], metrics: Mapping[str, Any] | None, label: str, data: RaterDataModule
+) -> Measurement:
+    settings = build_metric_settings(metrics, data.source.structures)
+    return Measurement(label, configuration["split"], settings, int(configuration["bootstrap_resamples"]))
 
 
 @hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="evaluate")

@@ -20,16 +20,17 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from edue_lightning.build import ImageFormat, build, build_data, build_method
+from edue_lightning.build import ImageFormat, build, build_data, build_method, build_metric_settings
 from edue_lightning.checkpoints import checkpoint_entries, read_checkpoint, save_method
 from edue_lightning.command import EpochLines, command, job_folder, quiet_libraries
 from edue_lightning.configuration import check_configuration, configuration_folder, resolved
 from edue_lightning.data import RaterDataModule
 from edue_lightning.errors import UserError
-from edue_lightning.evaluation import Evaluation, evaluate_method
+from edue_lightning.evaluation import Evaluation
 from edue_lightning.loggers import WandbSettings, training_loggers, wandb_must_not_matter
+from edue_lightning.measurement import Measurement, measure_method
 from edue_lightning.methods import SegmentationMethod, parameter_count
-from edue_lightning.metrics import LOWER_IS_BETTER, METRICS
+from edue_lightning.metrics import LOWER_IS_BETTER, VALIDATION_METRICS
 from edue_lightning.records import write_configuration
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class TrainConfiguration:
     method: dict[str, Any]
     loss: dict[str, Any]
     optimizer: dict[str, Any]
+    metrics: dict[str, Any]
     trainer: dict[str, Any]
     logger: dict[str, Any]
 
@@ -67,13 +69,19 @@ def train(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
             holds results.
     """
     check_configuration(configuration, TrainConfiguration)
-    if configuration["select_by"] not in METRICS:
-        raise UserError(f"select_by={configuration['select_by']}: no such metric; known ones: {', '.join(METRICS)}")
+    if configuration["select_by"] not in VALIDATION_METRICS:
+        known = ", ".join(VALIDATION_METRICS)
+        raise UserError(
+            f"select_by={configuration['select_by']}: no metric that validation measures; those are {known}"
+        )
     seed = int(configuration["seed"])
     pl.seed_everything(seed, workers=True, verbose=False)
     settings: WandbSettings = build(configuration["logger"], "logger")
     data = build_data(configuration)
     method = build_method(configuration, ImageFormat.of(data.source))
+    metric_settings = build_metric_settings(configuration["metrics"], method.structures)
+    for trainee in method.trainees():
+        trainee.use_metric_settings(metric_settings)
     method.checkpoint_entries = checkpoint_entries(configuration, ImageFormat.of(data.source))
     label = configuration["label"] or method.label
 
@@ -84,9 +92,8 @@ def train(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
         trainer = build(configuration["trainer"], "trainer")(
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
         )
-        evaluation = evaluate_method(
-            method, data, "test", trainer, label=label, resamples=int(configuration["bootstrap_resamples"])
-        )
+        measurement = Measurement(label, "test", metric_settings, int(configuration["bootstrap_resamples"]))
+        evaluation = measure_method(method, data, measurement, trainer)
         evaluation.write(folder)
         cost = {
             "parameters": parameter_count(method),

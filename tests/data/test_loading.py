@@ -91,7 +91,11 @@ def test_raters_are_padded_and_marked_missing() -> None:
     assert batch.masks.shape == (2, 4, 2, 8, 8)
     assert batch.valid.tolist() == [[True, True, False, False], [True, True, True, True]]
     assert not batch.masks[0, 2:].any()
-    assert batch.voxel_size.tolist() == [1.0, 1.0]
+    assert batch.spacing.tolist() == [[0.5, 2.0], [0.5, 2.0]]
+    unknown = RaterSample(
+        torch.zeros(1, 4, 4), torch.zeros(2, 2, 4, 4, dtype=torch.uint8), torch.ones(2) > 0, "unknown"
+    )
+    assert collate_samples([unknown], [0], [0]).spacing.tolist() == [[1.0, 1.0]]
 
 
 def test_cases_of_different_size_do_not_batch() -> None:

@@ -12,7 +12,7 @@ def batch(masks: torch.Tensor, valid: torch.Tensor) -> RaterBatch:
         image=torch.zeros(cases, 1, *masks.shape[3:]),
         masks=masks,
         valid=valid,
-        voxel_size=torch.ones(cases),
+        spacing=torch.ones(cases, 2),
         case_index=torch.arange(cases),
         draw_key=torch.arange(cases) + 12345,
     )

@@ -8,8 +8,11 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
-from edue_lightning.metrics import CaseStatistics, case_statistics, resample_counts, summarise
-from edue_lightning.metrics.summary import METRICS, MetricRow, Summary
+from edue_lightning.metrics import METRICS, CaseStatistics, MetricSettings, case_statistics, resample_counts, summarise
+from edue_lightning.metrics.selective import distance_to_ideal_area, risk_coverage
+from edue_lightning.metrics.summary import MetricRow, Summary
+
+POOR = MetricSettings(poor_dice={"a": 0.68, "b": 0.7})
 
 
 def cases(n: int = 12, structures: int = 2, seed: int = 0) -> CaseStatistics:
@@ -17,7 +20,11 @@ def cases(n: int = 12, structures: int = 2, seed: int = 0) -> CaseStatistics:
     difficulty = torch.rand(n, 1, 1, 1, 1, generator=generator)
     logits = 3 * torch.randn(n, 3, structures, 7, 7, generator=generator) * (1.2 - difficulty)
     masks = logits[:, :1] + 4 * difficulty * torch.randn(n, 4, structures, 7, 7, generator=generator) > 0.5
-    return case_statistics(logits, masks.to(torch.uint8), torch.ones(n, 4) > 0, torch.ones(n))
+    return case_statistics(logits, masks.to(torch.uint8), torch.ones(n, 4) > 0)
+
+
+def select(of: CaseStatistics, chosen: Tensor) -> CaseStatistics:
+    return CaseStatistics({name: values[chosen] for name, values in of.columns.items()})
 
 
 def value(summary: Summary, metric: str, structure: str = "a") -> MetricRow:
@@ -25,38 +32,87 @@ def value(summary: Summary, metric: str, structure: str = "a") -> MetricRow:
     return row
 
 
+MEANS = (
+    *("dice", "dice_per_rater", "d_soft", "hd95", "nsd", "nll", "brier", "adaptive_ece", "ged2", "volume_crps"),
+    *("layer_agreement", "aula", "model_agreement", "pixel_pearson", "pixel_pearson_total", "pixel_s_ncc"),
+)
+NAIVE_SCORES = {
+    "": ("sv", 1),
+    "_total": ("sv_total", 1),
+    "_normalised": ("sv_normalised", 1),
+    "_entropy": ("entropy", 1),
+    "_aula": ("aula", -1),
+    "_model_agreement": ("model_agreement", -1),
+}
+
+
 def naive(of: CaseStatistics, k: int, chosen: list[int]) -> dict[str, float]:
-    """Compute metrics of the chosen cases (with repeats) the plain way."""
-    column = {name: part[chosen, k].numpy() for name, part in vars(of).items()}
+    """Compute every metric of the chosen cases (with repeats) the plain way."""
+    column = {name: part[chosen, k].numpy() for name, part in of.columns.items()}
     bins = column["bins"].sum(axis=0)
     filled = bins[bins[:, 0] > 0]
-    gaps = np.abs(filled[:, 1] / filled[:, 0] - filled[:, 2] / filled[:, 0])
-    return {
-        "dice": float(column["dice"].mean()),
-        "nll": float(column["nll"].mean()),
-        "brier": float(column["brier"].mean()),
-        "ece": float((gaps * filled[:, 0]).sum() / filled[:, 0].sum()),
-        "image_pearson": pearsonr(column["sv"], column["sv_star"])[0],
-        "image_spearman": spearmanr(column["sv"], column["sv_star"])[0],
-        "image_pearson_total": pearsonr(column["sv_total"], column["sv_star"])[0],
-        "image_spearman_aula": spearmanr(-column["aula"], column["sv_star"])[0],
-        "pixel_pearson": float(np.nanmean(column["pixel_pearson"])),
+    share, frequency = filled[:, 0] / filled[:, 0].sum(), filled[:, 2] / filled[:, 0]
+    gaps = np.abs(filled[:, 1] / filled[:, 0] - frequency)
+    found = {name: float(np.nanmean(column[name])) for name in MEANS}
+    found |= {
+        "ece": float((gaps * share).sum()),
+        "ace": float(gaps.mean()),
+        "mce": float(gaps.max()),
+        "brier_calibration": float((gaps**2 * share).sum()),
+        "brier_refinement": float((frequency * (1 - frequency) * share).sum()),
     }
+    once = np.ones((1, len(chosen)))
+    poor = (column["dice"] < POOR.poor_dice_of("ab"[k])).astype(float)
+    for suffix, (name, sign) in NAIVE_SCORES.items():
+        score = sign * column[name]
+        raters = column["sv_star_normalised" if suffix == "_normalised" else "sv_star"]
+        curve = risk_coverage(score, 1 - column["dice"], once)  # itself against a naive loop in its own test
+        found |= {
+            f"image_pearson{suffix}": pearsonr(score, raters)[0],
+            f"image_spearman{suffix}": spearmanr(score, raters)[0],
+            f"d_auc{suffix}": float(distance_to_ideal_area(score, poor, once)[0]),
+            f"aurc{suffix}": float(curve.area[0]),
+            f"e_aurc{suffix}": float(curve.excess[0]),
+            f"normalised_aurc{suffix}": float(curve.normalised[0]),
+        }
+    return found
 
 
 def test_every_metric_and_every_replicate_equals_a_naive_loop() -> None:
     of = cases()
-    summary = summarise(of, ["a", "b"], resamples=40, seed=3)
+    summary = summarise(of, ["a", "b"], settings=POOR, resamples=40, seed=3)
     counts = resample_counts(12, 40, seed=3)
     for k, structure in enumerate("ab"):
-        for metric, expected in naive(of, k, list(range(12))).items():
-            assert value(summary, metric, structure).value == pytest.approx(expected, abs=1e-9), metric
+        expected = naive(of, k, list(range(12)))
+        assert expected.keys() == METRICS.keys()
+        for metric, wanted in expected.items():
+            assert value(summary, metric, structure).value == pytest.approx(wanted, abs=1e-9), metric
         for b in range(40):
             drawn = np.repeat(np.arange(12), counts[b].astype(int)).tolist()
-            for metric, expected in naive(of, k, drawn).items():
-                assert summary.replicates[structure, metric][b] == pytest.approx(expected, abs=1e-9), metric
+            for metric, wanted in naive(of, k, drawn).items():
+                found = summary.replicates[structure, metric][b]
+                assert found == pytest.approx(wanted, abs=1e-9, nan_ok=True), metric
     row = value(summary, "nll")
     assert (row.ci_low, row.ci_high) == pytest.approx(np.quantile(summary.replicates["a", "nll"], [0.025, 0.975]))
+
+
+def test_the_brier_score_splits_where_each_bin_holds_one_probability() -> None:
+    generator = torch.Generator().manual_seed(0)
+    levels = (torch.arange(15) + 0.5) / 15
+    members = levels[torch.randint(15, (6, 1, 1, 9, 9), generator=generator)]
+    masks = (torch.rand(6, 3, 1, 9, 9, generator=generator) < members).byte()
+    of = case_statistics(members, masks, torch.ones(6, 3) > 0, contents="probabilities")
+    summary = summarise(of, ["a"])
+    split = [value(summary, f"brier_{part}").value for part in ("calibration", "refinement")]
+    assert sum(split) == pytest.approx(value(summary, "brier").value, abs=1e-7)
+
+
+def test_only_the_metrics_asked_for_are_computed() -> None:
+    of = cases()
+    kept = CaseStatistics({name: of[name] for name in ("dice", "nll")})
+    summary = summarise(kept, ["a", "b"], metrics=["nll", "dice"])
+    assert [row.metric for row in summary.rows if row.structure == "a"] == ["nll", "dice"]
+    assert summary.reliability == []
 
 
 def test_the_mean_over_structures_uses_the_same_resamples() -> None:
@@ -80,39 +136,39 @@ def test_resamples_depend_on_the_number_of_cases_alone() -> None:
     assert counts.var() == pytest.approx(8 / 9, rel=0.1)  # multinomial
     # two methods on the same cases: the replicates of the difference are those of paired cases
     first, second = cases(seed=1), cases(seed=1)
-    shifted = CaseStatistics(**{**vars(second), "dice": second.dice - 0.1})
+    shifted = with_column(second, "dice", second["dice"] - 0.1)
     one, other = (summarise(of, ["a", "b"], resamples=50).replicates["a", "dice"] for of in (first, shifted))
     np.testing.assert_allclose(one - other, 0.1)
 
 
 def with_column(of: CaseStatistics, name: str, change: Tensor) -> CaseStatistics:
-    return CaseStatistics(**{**vars(of), name: change})
+    return CaseStatistics({**of.columns, name: change})
 
 
 def test_undefined_cases_are_left_out_and_counted() -> None:
     of = cases(structures=1)
-    holed = of.sv_star.clone()
+    holed = of["sv_star"].clone()
     holed[[2, 5]] = torch.nan
     row = value(summarise(with_column(of, "sv_star", holed), ["a"], resamples=20), "image_pearson")
     kept = [i for i in range(12) if i not in (2, 5)]
-    assert row.value == pytest.approx(pearsonr(of.sv[kept, 0], of.sv_star[kept, 0])[0])
+    assert row.value == pytest.approx(pearsonr(of["sv"][kept, 0], of["sv_star"][kept, 0])[0])
     assert (row.n_cases, row.n_undefined) == (10, 2)
 
 
 @pytest.mark.parametrize("metric", ["image_pearson", "image_spearman"])
 def test_a_correlation_over_fewer_than_three_cases_or_of_a_constant_is_undefined(metric: str) -> None:
     of = cases(structures=1)
-    few = of.select(torch.tensor([0, 1]))
+    few = select(of, torch.tensor([0, 1]))
     assert np.isnan(value(summarise(few, ["a"], resamples=10), metric).value)
-    constant = with_column(of, "sv", torch.full_like(of.sv, 0.1))
+    constant = with_column(of, "sv", torch.full_like(of["sv"], 0.1))
     row = value(summarise(constant, ["a"], resamples=10), metric)
     assert np.isnan([row.value, row.ci_low, row.ci_high]).all()
 
 
 def test_spearman_with_ties() -> None:
     of = cases(structures=1)
-    tied = with_column(of, "sv", (of.sv * 2).round())
-    expected = spearmanr(tied.sv[:, 0], of.sv_star[:, 0])[0]
+    tied = with_column(of, "sv", (of["sv"] * 2).round())
+    expected = spearmanr(tied["sv"][:, 0], of["sv_star"][:, 0])[0]
     assert value(summarise(tied, ["a"]), "image_spearman").value == pytest.approx(expected)
 
 
@@ -130,6 +186,6 @@ def test_reliability_rows_are_the_curve() -> None:
 
 
 def test_no_case_at_all_is_undefined_not_an_error() -> None:
-    none = cases(structures=1).select(torch.zeros(12, dtype=torch.bool))
+    none = select(cases(structures=1), torch.zeros(12, dtype=torch.bool))
     summary = summarise(none, ["a"], resamples=5)
     assert all(np.isnan(row.value) and row.n_cases == 0 for row in summary.rows)

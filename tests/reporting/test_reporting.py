@@ -32,6 +32,7 @@ from edue_lightning.reporting.panels import (
 from edue_lightning.reporting.run_folder import (
     CASES_COLUMNS,
     METRICS_COLUMNS,
+    QUALITY_CONTROL_COLUMNS,
     RELIABILITY_COLUMNS,
     Replicates,
     write_replicates,
@@ -75,7 +76,7 @@ def write_run(folder: Path, method: str, seed: int, *, cases: int = 9, shift: fl
         arrays["nodule", metric] = replicates
         low, high = interval(replicates)
         row = MetricRow("nodule", metric, float(replicates.mean()), low, high, cases, 0)
-        rows.append({**identity, **{k: v for k, v in vars(row).items() if k != "n_undefined"}})
+        rows.append({**identity, **vars(row)})
     write_table(pd.DataFrame(rows), METRICS_COLUMNS, folder / "metrics.csv")
     ids = tuple(f"case{i}" for i in range(cases))
     table = pd.DataFrame({"case_id": ids, "structure": "nodule", "dice": rng.random(cases), "nll": 0.1, "extra": 1})
@@ -86,6 +87,8 @@ def write_run(folder: Path, method: str, seed: int, *, cases: int = 9, shift: fl
     curve = curve.assign(mean_probability=edges[:-1], frequency=edges[:-1] ** 2, **identity)
     curve.loc[3, ["count", "mean_probability", "frequency"]] = [0, np.nan, np.nan]
     write_table(curve, RELIABILITY_COLUMNS, folder / "reliability.csv")
+    control = pd.DataFrame({"flagged": [0, 0.5, 1], "missed": [0.3, 0.1, 0], "structure": "nodule"}).assign(**identity)
+    write_table(control, QUALITY_CONTROL_COLUMNS, folder / "quality_control.csv")
     write_replicates(Replicates(ids, arrays), folder / "bootstrap.npz")
     save_panels([panel("case0"), panel("case3", 1)], folder / "panels.npz")
     (folder / "model.json").write_text('{"parameters": 1234567, "networks": 1}')
@@ -251,7 +254,7 @@ def test_the_report_stands_alone(runs_folder: Path, tmp_path: Path) -> None:
     page = paths.html.read_text()
     seen = References()
     seen.feed(page)
-    assert len(seen.addresses) == 2 + 2  # calibration, scatter, and a figure a panel case
+    assert len(seen.addresses) == 3 + 2  # calibration, quality control, scatter, and a figure a panel case
     assert all(address.startswith("data:image/png;base64,") for address in seen.addresses)
     assert "@import" not in page
     assert "viewport" in page
@@ -259,7 +262,7 @@ def test_the_report_stands_alone(runs_folder: Path, tmp_path: Path) -> None:
     assert "train <it>" in seen.text  # escaped in the page
     assert "nll ↓" in seen.text
     assert {path: path.read_bytes() for path in before} == before
-    assert len(list((tmp_path / "report" / "figures").glob("*.png"))) == 4
+    assert len(list((tmp_path / "report" / "figures").glob("*.png"))) == 5
     pd.testing.assert_frame_equal(pd.read_csv(paths.comparison), compare(find_runs(runs_folder)))
     # a second report finds the same runs, its own folder among them or not
     again = write_report(runs_folder, runs_folder / "report")

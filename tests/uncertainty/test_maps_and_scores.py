@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,9 @@ from edue_lightning.uncertainty import (
     area_under_layer_agreement,
     enough_raters,
     layer_agreement,
-    mask_dice,
     member_variance,
     model_agreement,
+    pair_overlap,
     predictive_entropy,
     rater_mean,
     rater_variance,
@@ -61,25 +63,43 @@ def test_sum_of_variances_counts_square_millimetres() -> None:
 
 def test_agreements_of_known_masks() -> None:
     # heads that mark 1, 2 and 4 of four voxels: Dice 2/3 between the first two, 2/3 between the last two, 2/5 else
-    masks = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]).bool().reshape(1, 3, 1, 4)
-    torch.testing.assert_close(layer_agreement(masks), torch.full((1, 2, 1), 2 / 3, dtype=torch.float64))
-    assert area_under_layer_agreement(layer_agreement(masks)).item() == pytest.approx(2 / 3)
-    assert model_agreement(masks).item() == pytest.approx((2 / 3 + 2 / 3 + 2 / 5) / 3)
+    masks = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]).bool()[None]
+    dice = pair_overlap(masks).dice()
+    torch.testing.assert_close(layer_agreement(dice), torch.full((1, 2), 2 / 3, dtype=torch.float64))
+    assert area_under_layer_agreement(layer_agreement(dice)).item() == pytest.approx(2 / 3)
+    assert model_agreement(dice).item() == pytest.approx((2 / 3 + 2 / 3 + 2 / 5) / 3)
 
 
 def test_aula_is_the_trapezoid_over_depth() -> None:
-    agreement = torch.rand(3, 6, 2, dtype=torch.float64)
-    np.testing.assert_allclose(area_under_layer_agreement(agreement), np.trapezoid(agreement.numpy(), axis=1))
-    assert area_under_layer_agreement(agreement[:, :1]).isnan().all()
+    agreement = torch.rand(3, 2, 6, dtype=torch.float64)
+    np.testing.assert_allclose(area_under_layer_agreement(agreement), np.trapezoid(agreement.numpy(), axis=-1))
+    assert area_under_layer_agreement(agreement[..., :1]).isnan().all()
 
 
 def test_too_few_members_have_no_agreement() -> None:
-    masks = torch.ones(2, 1, 3, 4, dtype=torch.bool)
-    assert layer_agreement(masks).shape == (2, 0, 3)
-    assert model_agreement(masks).isnan().all()
+    dice = pair_overlap(torch.ones(2, 3, 1, 4, dtype=torch.bool)).dice()
+    assert layer_agreement(dice).shape == (2, 3, 0)
+    assert model_agreement(dice).isnan().all()
+
+
+def test_pair_overlap_equals_counting() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(2, 5, 300, generator=generator) > 0.6
+    overlap = pair_overlap(masks)
+    for k, i, j in itertools.product(range(2), range(5), range(5)):
+        both, either = (masks[k, i] & masks[k, j]).sum(), (masks[k, i] | masks[k, j]).sum()
+        assert overlap.intersection[k, i, j] == both
+        assert overlap.intersection_over_union()[k, i, j] == pytest.approx(float(both / either))
+        assert overlap.dice()[k, i, j] == pytest.approx(float(2 * both / (masks[k, i].sum() + masks[k, j].sum())))
+
+
+def test_pairs_are_counted_exactly_over_many_voxels() -> None:
+    masks = torch.ones(1, 2, 2**24 + 3, dtype=torch.bool)  # more than float32 can count one by one
+    assert (pair_overlap(masks).intersection == 2**24 + 3).all()
 
 
 def test_empty_masks_agree() -> None:
-    empty, full = torch.zeros(1, 1, 4) > 0, torch.ones(1, 1, 4) > 0
-    assert mask_dice(empty, empty).item() == 1
-    assert mask_dice(empty, full).item() == 0
+    overlap = pair_overlap(torch.tensor([[[False] * 4, [False] * 4, [True] * 4]]))
+    for similarity in (overlap.dice()[0], overlap.intersection_over_union()[0]):
+        assert similarity[0, 1] == 1
+        assert similarity[0, 2] == 0

@@ -2,6 +2,7 @@
 
 from edue_lightning.data.augmentation import Augmentation
 from edue_lightning.data.lidc import LidcContours
+from edue_lightning.data.manifest import ManifestSource
 from edue_lightning.data.module import RaterDataModule
 from edue_lightning.data.sample import RaterBatch, RaterSample, collate_samples
 from edue_lightning.data.source import CaseRecord, CaseSource
@@ -13,6 +14,7 @@ __all__ = [
     "CaseRecord",
     "CaseSource",
     "LidcContours",
+    "ManifestSource",
     "RaterBatch",
     "RaterDataModule",
     "RaterSample",

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from edue_lightning.data.augmentation import Augmentation
 from edue_lightning.data.loading import CaseDataset, CaseSampler, KeyedSample, collate
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.data.source import CaseRecord, CaseSource, Split
+from edue_lightning.data.source import CaseRecord, CaseSource, Subset
 from edue_lightning.data.splits import SplitFractions, split_cases
 from edue_lightning.errors import UserError
 
@@ -58,14 +58,17 @@ class RaterDataModule(pl.LightningDataModule):
         self.cache_cases = cache_cases
         self.order_seed = seed
         self.note = note
-        self.splits = split_cases(source.cases(), fractions or SplitFractions())
-        self._datasets: dict[Split, CaseDataset] = {}
+        cases = list(source.cases())
+        self.splits: dict[Subset, list[CaseRecord]] = {"all": cases}
+        for split, members in split_cases(cases, fractions or SplitFractions()).items():
+            self.splits[split] = members
+        self._datasets: dict[Subset, CaseDataset] = {}
 
-    def records(self, split: Split) -> list[CaseRecord]:
+    def records(self, split: Subset) -> list[CaseRecord]:
         """Return the cases of a split in the order of `RaterBatch.case_index`."""
         return self.splits[split]
 
-    def dataset(self, split: Split) -> CaseDataset:
+    def dataset(self, split: Subset) -> CaseDataset:
         """Return a split's cases, loading those that are cached on the first call."""
         if split not in self._datasets:
             transform = None
@@ -93,16 +96,16 @@ class RaterDataModule(pl.LightningDataModule):
         """Return the test cases in their order."""
         return self.evaluation_dataloader("test")
 
-    def evaluation_dataloader(self, split: Split) -> DataLoader[KeyedSample]:
+    def evaluation_dataloader(self, split: Subset) -> DataLoader[KeyedSample]:
         """Return the cases of any split in their order, each once."""
         return self._loader(split, self.eval_batch_size, shuffle=False)
 
-    def single_batch(self, split: Split, index: int) -> RaterBatch:
-        """Return one case, not augmented, as a batch of its own."""
-        sample = self.dataset(split).samples[index]
+    def single_batch(self, split: Subset, index: int) -> RaterBatch:
+        """Return one case, not augmented and not cached, as a batch of its own."""
+        sample = self.source.load(self.splits[split][index].case_id)
         return collate([KeyedSample(sample, index, draw_key=0)])
 
-    def _loader(self, split: Split, batch_size: int, shuffle: bool) -> DataLoader[KeyedSample]:
+    def _loader(self, split: Subset, batch_size: int, shuffle: bool) -> DataLoader[KeyedSample]:
         dataset = self.dataset(split)
         return DataLoader(
             dataset,

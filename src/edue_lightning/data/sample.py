@@ -53,7 +53,7 @@ class RaterBatch:
         image: `[B, C, *S]` float32.
         masks: `[B, R, K, *S]` uint8.
         valid: `[B, R]` bool; false for a missing rater and for padding.
-        voxel_size: `[B]` float32, mm² or mm³ a voxel; 1 where the spacing is unknown.
+        spacing: `[B, n]` float32, mm along each spatial axis; 1 where it is unknown.
         case_index: `[B]` int64, position of the case in its split.
         draw_key: `[B]` int64, differs for each case, epoch and seed: whatever is drawn at random for a case
             is drawn from it, so that a draw depends on nothing else (not on batching, workers or devices).
@@ -62,7 +62,7 @@ class RaterBatch:
     image: Tensor
     masks: Tensor
     valid: Tensor
-    voxel_size: Tensor
+    spacing: Tensor
     case_index: Tensor
     draw_key: Tensor
 
@@ -94,12 +94,12 @@ def collate_samples(samples: Sequence[RaterSample], case_index: Sequence[int], d
     most_raters = max(len(s.valid) for s in samples)
     masks = torch.stack([_pad_first(s.masks, most_raters) for s in samples])
     valid = torch.stack([_pad_first(s.valid, most_raters) for s in samples])
-    voxel_size = [1.0 if s.spacing is None else float(torch.tensor(s.spacing).prod()) for s in samples]
+    spacing = [s.spacing or (1.0,) * (s.image.ndim - 1) for s in samples]
     return RaterBatch(
         image=torch.stack([s.image for s in samples]),
         masks=masks,
         valid=valid,
-        voxel_size=torch.tensor(voxel_size, dtype=torch.float32),
+        spacing=torch.tensor(spacing, dtype=torch.float32),
         case_index=torch.tensor(case_index, dtype=torch.int64),
         draw_key=torch.tensor(draw_key, dtype=torch.int64),
     )

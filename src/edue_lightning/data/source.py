@@ -10,6 +10,7 @@ from typing import Literal
 from edue_lightning.data.sample import RaterSample
 
 Split = Literal["train", "val", "test"]
+Subset = Literal["train", "val", "test", "all"]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from edue_lightning.data.sample import RaterBatch
 from edue_lightning.losses import SegmentationLoss
-from edue_lightning.metrics import CaseTable, summarise
+from edue_lightning.metrics import VALIDATION_METRICS, CaseTable, MetricSettings
 from edue_lightning.networks import HeadLayout
 
 NetworkFactory = Callable[[HeadLayout], nn.Module]
@@ -65,8 +65,7 @@ class SegmentationMethod(pl.LightningModule):
         self.structures = tuple(structures)
         self.optimizer_settings = optimizer
         self.checkpoint_entries: dict[str, Any] = {}
-        self.validation_cases = CaseTable(len(self.structures))
-        self.test_cases = CaseTable(len(self.structures))
+        self.use_metric_settings(MetricSettings())
 
     @property
     @abstractmethod
@@ -86,6 +85,15 @@ class SegmentationMethod(pl.LightningModule):
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
         """Return the scalar `loss`, and its parts under names of their own."""
 
+    def use_metric_settings(self, settings: MetricSettings) -> None:
+        """Choose the definitions that validation and test use from here on; what they hold is forgotten.
+
+        Raises:
+            ValueError: if a setting does not fit the structures.
+        """
+        self.validation_cases = CaseTable(self.structures, VALIDATION_METRICS, settings)
+        self.test_cases = CaseTable(self.structures, settings=settings)
+
     def trainees(self) -> Sequence[SegmentationMethod]:
         """Return what is trained, one after the other: the method itself, or the members of an ensemble."""
         return [self]
@@ -102,10 +110,10 @@ class SegmentationMethod(pl.LightningModule):
         self._measure(self.validation_cases, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log every metric, averaged over structures, as `val/METRIC`."""
-        cases = self.validation_cases.cases().statistics
+        """Log each of `VALIDATION_METRICS`, averaged over structures, as `val/METRIC`."""
+        means = self.validation_cases.summary().means()
         self.validation_cases.reset()
-        self.log_dict({f"val/{name}": value for name, value in summarise(cases, self.structures).means().items()})
+        self.log_dict({f"val/{name}": value for name, value in means.items()})
 
     def test_step(self, batch: RaterBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Add a batch to the test metrics."""
@@ -120,7 +128,7 @@ class SegmentationMethod(pl.LightningModule):
         checkpoint.update(self.checkpoint_entries)
 
     def _measure(self, table: CaseTable, batch: RaterBatch) -> None:
-        table.update(self(batch.image), batch.masks, batch.valid, batch.voxel_size, batch.case_index)
+        table.update(self(batch.image), batch.masks, batch.valid, batch.spacing, batch.case_index)
 
 
 class NetworkMethod(SegmentationMethod):

@@ -2,211 +2,241 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from edue_lightning.errors import UserError
-from edue_lightning.uncertainty.maps import (
-    enough_raters,
-    member_variance,
-    predictive_entropy,
-    rater_mean,
-    rater_variance,
-    total_variance,
-)
-from edue_lightning.uncertainty.scores import (
+from edue_lightning.metrics.calibration import RELIABILITY_BINS, adaptive_calibration_error, reliability_bins
+from edue_lightning.metrics.case import Case
+from edue_lightning.metrics.correlation import cross_entropy_correlation, map_correlation
+from edue_lightning.metrics.distribution import energy_distance, gaussian_crps
+from edue_lightning.metrics.settings import Members, MetricSettings
+from edue_lightning.metrics.surface import hausdorff_distance_95, normalised_surface_dice, surface_distances
+from edue_lightning.uncertainty import (
     area_under_layer_agreement,
     layer_agreement,
-    mask_dice,
     model_agreement,
-    sum_of_variances,
+    predictive_entropy,
 )
 
-RELIABILITY_BINS = 15
+BINS = "bins"
+D_SOFT_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A group of numbers that are computed together.
+
+    Attributes:
+        names: of the numbers.
+        compute: from a case with at least one valid rater, one tensor a name: `[K]`, or `[K, 15, 3]` for `bins`.
+        fewest_raters: a case with fewer valid raters does not define them.
+    """
+
+    names: tuple[str, ...]
+    compute: Callable[[Case], Sequence[Tensor]]
+    fewest_raters: int = 1
+
+
+def _dice(case: Case) -> Sequence[Tensor]:
+    dice = case.overlap.dice()[:, 0]
+    return dice[:, 1], dice[:, case.of_raters].mean(dim=1)
+
+
+def _d_soft(case: Case) -> Sequence[Tensor]:
+    pairs = [(case.mean >= threshold, case.share >= threshold) for threshold in D_SOFT_THRESHOLDS]
+    scores = []
+    for predicted, wanted in pairs:
+        total = predicted.sum(dim=1).double() + wanted.sum(dim=1)
+        overlap = (predicted & wanted).sum(dim=1).double()
+        scores.append(torch.where(total > 0, 2 * overlap / total.clamp_min(1), 1.0))
+    return (torch.stack(scores).mean(dim=0),)
+
+
+def _surface(case: Case) -> Sequence[Tensor]:
+    hausdorff, surface_dice = (torch.full_like(case.mean[:, 0], torch.nan) for _ in range(2))
+    masks = zip(case.on_grid(case.predicted), case.on_grid(case.consensus), case.structures, strict=True)
+    for k, (predicted, consensus, structure) in enumerate(masks):
+        distances = surface_distances(predicted, consensus, case.spacing)
+        if distances is not None:
+            hausdorff[k] = hausdorff_distance_95(distances)
+            surface_dice[k] = normalised_surface_dice(distances, case.settings.surface_tolerance_of(structure))
+        else:
+            surface_dice[k] = float(not predicted.any() and not consensus.any())
+    return hausdorff, surface_dice
+
+
+def _likelihood(case: Case) -> Sequence[Tensor]:
+    # the labels are 0 or 1, so the mean over raters of each of these needs no more than q
+    log_p, log_not_p = case.log_mean
+    nll = -(case.share * log_p + (1 - case.share) * log_not_p).mean(dim=1)
+    brier = (case.share * (1 - case.mean).square() + (1 - case.share) * case.mean.square()).mean(dim=1)
+    return nll, brier
+
+
+def _model_scores(case: Case) -> Sequence[Tensor]:
+    entropy = predictive_entropy(case.mean[None, None])[0]
+    area = case.predicted.sum(dim=1) * case.voxel_size
+    sums = [part.sum(dim=1) * case.voxel_size for part in (case.between, case.total, entropy)]
+    return *sums, sums[0] / torch.where(area > 0, area, torch.nan), area
+
+
+def _rater_scores(case: Case) -> Sequence[Tensor]:
+    area = case.consensus.sum(dim=1) * case.voxel_size
+    sum_of_variances = case.expert.sum(dim=1) * case.voxel_size
+    return sum_of_variances, sum_of_variances / torch.where(area > 0, area, torch.nan)
+
+
+def _agreement(case: Case) -> Sequence[Tensor]:
+    pair_dice = case.overlap.dice()[:, case.of_members, case.of_members]
+    neighbours = layer_agreement(pair_dice)
+    return neighbours.mean(dim=1), area_under_layer_agreement(neighbours), model_agreement(pair_dice)
+
+
+def _energy(case: Case) -> Sequence[Tensor]:
+    overlap = case.overlap
+    similarity = overlap.intersection_over_union() if case.settings.ged_distance == "iou" else overlap.dice()
+    distance, members, raters = 1 - similarity, case.of_members, case.of_raters
+    blocks = [(members, raters), (members, members), (raters, raters)]
+    return (energy_distance(*(distance[:, rows, columns] for rows, columns in blocks)),)
+
+
+def _volume(case: Case) -> Sequence[Tensor]:
+    predicted, drawn = (part.sum(dim=-1, dtype=torch.float64) * case.voxel_size for part in (case.mean, case.masks))
+    return (gaussian_crps(predicted, drawn),)
+
+
+STATISTICS = (
+    Statistic(("dice", "dice_per_rater"), _dice),
+    Statistic(("d_soft",), _d_soft),
+    Statistic(("hd95", "nsd"), _surface),
+    Statistic(("nll", "brier"), _likelihood),
+    Statistic(("adaptive_ece",), lambda case: (adaptive_calibration_error(case.mean, case.share),)),
+    Statistic(("ged2",), _energy),
+    Statistic(("volume_crps",), _volume),
+    Statistic(("sv", "sv_total", "entropy", "sv_normalised", "predicted_area"), _model_scores),
+    Statistic(("sv_star", "sv_star_normalised"), _rater_scores, fewest_raters=2),
+    Statistic(("pixel_pearson",), lambda case: (map_correlation(case.between, case.expert),), fewest_raters=2),
+    Statistic(("pixel_pearson_total",), lambda case: (map_correlation(case.total, case.expert),), fewest_raters=2),
+    Statistic(
+        ("pixel_s_ncc",),
+        lambda case: (cross_entropy_correlation(case.mean, case.mean_log, case.masks),),
+        fewest_raters=2,
+    ),
+    Statistic(("layer_agreement", "aula", "model_agreement"), _agreement),
+    Statistic(("area",), lambda case: (case.consensus.sum(dim=1) * case.voxel_size,)),
+    Statistic(("n_raters",), lambda case: (torch.full_like(case.mean[:, 0], case.n_raters),), fewest_raters=0),
+    Statistic((BINS,), lambda case: (reliability_bins(case.mean, case.marked, case.n_raters),)),
+)
+"""Every number that is kept of a case, by name; `[K]` float64 a case, NaN where the case does not define it.
+
+- dice: mean prediction (p >= 0.5) against the soft-majority mask; 1 where both are empty.
+- dice_per_rater: mean over raters of the Dice of the mean prediction against each rater's mask.
+- d_soft: mean over thresholds t of the Dice of (p >= t) against (q >= t).
+- hd95, nsd: mm and share; distances of the surfaces of the two masks of `dice`.
+- nll, brier: of the mean prediction, mean over voxels and raters.
+- adaptive_ece: calibration error over ranges of equally many voxels.
+- ged2: squared generalised energy distance of members and raters.
+- volume_crps: mm² or mm³; of the predicted area or volume under the raters'.
+- sv, sv_total, entropy: mm² or mm³; sums of V, and of p (1 - p) and the entropy (nats) of the mean prediction.
+- predicted_area, area: mm² or mm³, of the predicted and of the soft-majority mask.
+- sv_normalised: sv over predicted_area; NaN for an empty prediction.
+- sv_star: mm² or mm³, sum of V*. sv_star_normalised: over the area of the soft-majority mask; NaN where it is empty.
+- pixel_pearson, pixel_pearson_total: correlation over voxels of V, of p (1 - p), with V*.
+- pixel_s_ncc: see `cross_entropy_correlation`.
+- layer_agreement, aula, model_agreement: of the members' masks.
+- n_raters: valid raters.
+- bins: `[K, 15, 3]`, see `reliability_bins`; 0 for a case without a rater.
+"""
+
+STATISTIC_NAMES = tuple(name for statistic in STATISTICS for name in statistic.names)
 
 
 @dataclass(frozen=True)
 class CaseStatistics:
-    """Sufficient statistics of N cases for every metric; float64 `[N, K]` unless noted.
-
-    A value that a case does not define is NaN: everything for a case without a valid rater, and what is marked (2)
-    for a case with fewer than two valid raters.
+    """Numbers of N cases.
 
     Attributes:
-        dice: mean prediction (p >= 0.5) against the soft-majority mask (q >= 0.5); 1 where both are empty.
-        dice_per_rater: mean over raters of the Dice of the mean prediction against each rater's mask.
-        nll: cross-entropy of the mean prediction in nats, mean over voxels and raters.
-        brier: squared error of the mean prediction, mean over voxels and raters.
-        sv: sum of the variance between members, mm² or mm³.
-        sv_star: (2) sum of the variance between raters, mm² or mm³.
-        sv_total: sum of p (1 - p) of the mean prediction, mm² or mm³.
-        pixel_pearson: (2) correlation over the voxels of V with V*; NaN where either is constant.
-        pixel_pearson_total: (2) the same of p (1 - p) with V*.
-        entropy: sum of the predictive entropy, nats times mm² or mm³.
-        layer_agreement: mean Dice of neighbouring members; NaN for one member.
-        aula: area under the layer agreement; NaN for fewer than three members.
-        model_agreement: mean Dice over pairs of members; NaN for one member.
-        area: of the soft-majority mask, mm² or mm³.
-        n_raters: valid raters, the same for every structure.
-        bins: `[N, K, 15, 3]`: for each bin of predicted probability the number of voxel-rater pairs, the sum of
-            their probabilities and the number of them that the rater marked. Zero for a case without a rater.
+        columns: by name (see `STATISTICS`), `[N, K]` float64, `bins` `[N, K, 15, 3]`.
     """
 
-    dice: Tensor
-    dice_per_rater: Tensor
-    nll: Tensor
-    brier: Tensor
-    sv: Tensor
-    sv_star: Tensor
-    sv_total: Tensor
-    pixel_pearson: Tensor
-    pixel_pearson_total: Tensor
-    entropy: Tensor
-    layer_agreement: Tensor
-    aula: Tensor
-    model_agreement: Tensor
-    area: Tensor
-    n_raters: Tensor
-    bins: Tensor
+    columns: Mapping[str, Tensor]
 
     def __len__(self) -> int:
-        return len(self.dice)
+        return len(next(iter(self.columns.values())))
 
-    def select(self, cases: Tensor) -> CaseStatistics:
-        """Return the statistics of some cases: positions or a mask over N."""
-        return CaseStatistics(**{field.name: getattr(self, field.name)[cases] for field in fields(self)})
+    def __getitem__(self, name: str) -> Tensor:
+        return self.columns[name]
+
+    @property
+    def scalars(self) -> dict[str, Tensor]:
+        """The columns of one number a case and structure."""
+        return {name: values for name, values in self.columns.items() if name != BINS}
 
     @staticmethod
     def concatenate(parts: Sequence[CaseStatistics]) -> CaseStatistics:
         """Return the cases of all parts one after the other."""
-        return CaseStatistics(
-            **{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(CaseStatistics)}
-        )
+        return CaseStatistics({name: torch.cat([part[name] for part in parts]) for name in parts[0].columns})
 
 
-def log_mean_probability(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log p and log (1 - p) of the members' mean probability p, finite for every finite logit.
-
-    Args:
-        logits: `[B, M, K, *S]` float64.
-
-    Returns:
-        two tensors `[B, K, *S]`.
-    """
-    log_members = torch.log(torch.tensor(float(logits.shape[1]), dtype=logits.dtype))
-    return (
-        torch.logsumexp(F.logsigmoid(logits), dim=1) - log_members,
-        torch.logsumexp(F.logsigmoid(-logits), dim=1) - log_members,
-    )
-
-
-def map_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Return Pearson's correlation of two maps over their voxels, in float64.
+@torch.no_grad()
+def case_statistics(
+    members: Tensor,
+    masks: Tensor,
+    valid: Tensor,
+    spacing: Tensor | None = None,
+    structures: Sequence[str] | None = None,
+    *,
+    contents: Members = "logits",
+    settings: MetricSettings | None = None,
+    names: Sequence[str] = STATISTIC_NAMES,
+) -> CaseStatistics:
+    """Measure cases one by one, so that memory holds one case's maps at a time.
 
     Args:
-        first: `[B, K, *S]`.
-        second: `[B, K, *S]`.
-
-    Returns:
-        `[B, K]` in [-1, 1]; NaN where either map is constant.
-    """
-    first, second = (part.flatten(2).double() for part in (first, second))
-    constant = (first == first[..., :1]).all(dim=2) | (second == second[..., :1]).all(dim=2)
-    first, second = (part - part.mean(dim=2, keepdim=True) for part in (first, second))
-    norm = (first.square().sum(dim=2) * second.square().sum(dim=2)).sqrt()
-    return ((first * second).sum(dim=2) / norm).clamp(-1, 1).masked_fill(constant, torch.nan)
-
-
-def reliability_bins(probability: Tensor, marked: Tensor, raters: Tensor) -> Tensor:
-    """Count predictions against every rater's label in 15 bins of equal width.
-
-    Args:
-        probability: `[B, K, *S]`; bin b holds p in [b / 15, (b + 1) / 15), the last one p = 1 too.
-        marked: number of raters who marked the voxel, `[B, K, *S]`.
-        raters: number of valid raters, `[B]`.
-
-    Returns:
-        `[B, K, 15, 3]` float64: voxel-rater pairs, sum of their probabilities, marked pairs.
-    """
-    probability = probability.flatten(2).double()
-    position = (probability * RELIABILITY_BINS).long().clamp_max(RELIABILITY_BINS - 1)
-    count = raters[:, None, None].double().expand_as(probability)
-    values = torch.stack([count, probability * count, marked.flatten(2).double()], dim=-1)
-    bins = torch.zeros(*probability.shape[:2], RELIABILITY_BINS, 3, dtype=torch.float64, device=probability.device)
-    return bins.scatter_add_(2, position[..., None].expand_as(values), values)
-
-
-def case_statistics(logits: Tensor, masks: Tensor, valid: Tensor, voxel_size: Tensor) -> CaseStatistics:
-    """Measure cases one by one, in float64, so that memory holds one case's maps at a time.
-
-    Args:
-        logits: member logits `[B, M, K, *S]`.
+        members: `[B, M, K, *S]`, B at least 1.
         masks: `[B, R, K, *S]` in {0, 1}.
         valid: `[B, R]` bool.
-        voxel_size: `[B]`, mm² or mm³.
+        spacing: `[B, n]`, mm along each spatial axis; None for 1.
+        structures: names of the K structures, by which settings differ; None for their numbers.
+        contents: what `members` holds.
+        settings: see `MetricSettings`.
+        names: of the numbers wanted; what only others need is not computed.
 
     Raises:
-        UserError: if a logit is not finite, as those of a diverged model are. As missing values they would drop out
-            of the means and flatter it.
+        UserError: if a prediction is not finite, as those of a diverged model are (as missing values they would drop
+            out of the means and flatter it), or a probability lies outside [0, 1].
     """
-    if not bool(torch.isfinite(logits).all()):
+    if not bool(torch.isfinite(members).all()):
         raise UserError("the model predicts NaN or infinity: its training diverged; lower optimizer.learning_rate")
-    parts = [
-        _one_case(logits[i : i + 1], masks[i : i + 1], valid[i : i + 1], voxel_size[i : i + 1])
-        for i in range(len(logits))
-    ]
-    return CaseStatistics.concatenate(parts)
+    if contents == "probabilities" and not bool(((members >= 0) & (members <= 1)).all()):
+        raise UserError("probabilities must lie between 0 and 1; pass contents='logits' for logits")
+    chosen = settings or MetricSettings()
+    if spacing is None:
+        spacing = torch.ones(len(members), members.ndim - 3)
+    named = tuple(structures or map(str, range(members.shape[2])))
+    cases = (Case(*parts, contents, chosen, named) for parts in zip(members, masks, valid, spacing, strict=True))
+    return CaseStatistics.concatenate([_measure(case, names) for case in cases])
 
 
-def _one_case(logits: Tensor, masks: Tensor, valid: Tensor, voxel_size: Tensor) -> CaseStatistics:
-    # in float32 the logarithm of a mean of many sure members is off by more than the metric itself
-    logits = logits.double()
-    masks = masks[:, valid[0]]
-    raters = valid.sum(dim=1)
-    share = rater_mean(masks, valid[:, valid[0]])
-    consensus = share >= 0.5
-    probabilities = torch.sigmoid(logits)
-    mean = probabilities.mean(dim=1)
-    predicted = mean >= 0.5
-    member_masks = probabilities >= 0.5
+def _measure(case: Case, names: Sequence[str]) -> CaseStatistics:
+    columns: dict[str, Tensor] = {}
+    for statistic in STATISTICS:
+        if not set(statistic.names) & set(names):
+            continue
+        if case.n_raters >= statistic.fewest_raters:
+            values: Sequence[Tensor] = statistic.compute(case)
+        else:
+            values = [_undefined(name, case) for name in statistic.names]
+        columns.update(zip(statistic.names, values, strict=True))
+    return CaseStatistics({name: columns[name][None] for name in names})
 
-    log_p, log_not_p = log_mean_probability(logits)
-    # the labels are 0 or 1, so the mean over raters of each of these needs no more than q
-    nll = -(share * log_p + (1 - share) * log_not_p)
-    brier = share * (1 - mean).square() + (1 - share) * mean.square()
 
-    expert = rater_variance(masks, valid[:, valid[0]])
-    between, total = member_variance(probabilities), total_variance(probabilities)
-    agreement = layer_agreement(member_masks)
-    per_rater = [mask_dice(predicted, masks[:, r] > 0) for r in range(masks.shape[1])]
-    undefined = torch.full(mean.shape[:2], torch.nan, dtype=torch.float64, device=mean.device)
-    has_rater, has_two = (raters >= 1)[:, None], enough_raters(valid)[:, None]
-
-    def if_rated(value: Tensor) -> Tensor:
-        return torch.where(has_rater, value, undefined)
-
-    def if_two_raters(value: Tensor) -> Tensor:
-        return torch.where(has_two, value, undefined)
-
-    return CaseStatistics(
-        dice=if_rated(mask_dice(predicted, consensus)),
-        dice_per_rater=torch.stack(per_rater).mean(dim=0) if per_rater else undefined,
-        nll=if_rated(nll.flatten(2).mean(dim=2, dtype=torch.float64)),
-        brier=if_rated(brier.flatten(2).mean(dim=2, dtype=torch.float64)),
-        sv=if_rated(sum_of_variances(between, voxel_size)),
-        sv_star=if_two_raters(sum_of_variances(expert, voxel_size)),
-        sv_total=if_rated(sum_of_variances(total, voxel_size)),
-        pixel_pearson=if_two_raters(map_correlation(between, expert)),
-        pixel_pearson_total=if_two_raters(map_correlation(total, expert)),
-        entropy=if_rated(sum_of_variances(predictive_entropy(probabilities), voxel_size)),
-        layer_agreement=if_rated(agreement.mean(dim=1)),
-        aula=if_rated(area_under_layer_agreement(agreement)),
-        model_agreement=if_rated(model_agreement(member_masks)),
-        area=if_rated(sum_of_variances(consensus.float(), voxel_size)),
-        n_raters=raters[:, None].double().expand_as(undefined).clone(),
-        bins=reliability_bins(mean, masks.sum(dim=1, dtype=torch.float32), raters),
-    )
+def _undefined(name: str, case: Case) -> Tensor:
+    like = case.mean[:, 0]
+    if name == BINS:
+        return like.new_zeros(len(like), RELIABILITY_BINS, 3)
+    return torch.full_like(like, torch.nan)

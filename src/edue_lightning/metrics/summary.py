@@ -1,23 +1,24 @@
 """From cases to figures: every metric over a set of cases, with a bootstrap interval over the cases.
 
-A metric is written once, as a function of the cases and of how often each counts (`weights`). The estimate counts every
-case once; a bootstrap replicate counts each as often as it was drawn. Which cases are drawn depends on their number
-alone, so that two methods measured on the same cases are compared on the same replicates (paired).
+Which cases a bootstrap resample draws depends on their number alone, so that two methods measured on the same cases are
+compared on the same resamples (paired).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edue_lightning.metrics.case_statistics import RELIABILITY_BINS, CaseStatistics
+from edue_lightning.metrics.calibration import RELIABILITY_BINS
+from edue_lightning.metrics.case_statistics import BINS, CaseStatistics
+from edue_lightning.metrics.definitions import METRICS, Estimate, StructureCases
+from edue_lightning.metrics.settings import MetricSettings
 
 Array = NDArray[np.float64]
 MEAN_STRUCTURE = "mean"
-FEWEST_CASES_FOR_CORRELATION = 3
 
 
 @dataclass(frozen=True)
@@ -85,108 +86,6 @@ class Summary:
         return {row.metric: row.value for row in self.rows if row.structure == wanted}
 
 
-@dataclass(frozen=True)
-class _Estimate:
-    values: Array
-    defined: NDArray[np.bool_]
-
-
-def _mean(values: Array, weights: Array) -> _Estimate:
-    defined = ~np.isnan(values)
-    return _Estimate(_divide(weights @ np.where(defined, values, 0), weights @ defined), defined)
-
-
-def _pearson(first: Array, second: Array, weights: Array) -> _Estimate:
-    defined = ~(np.isnan(first) | np.isnan(second))
-    counted = np.where(defined, weights, 0)
-    first, second = (np.where(defined, part, 0) for part in (first, second))
-    return _Estimate(_weighted_pearson(first[None], second[None], counted), defined)
-
-
-def _spearman(first: Array, second: Array, weights: Array) -> _Estimate:
-    defined = ~(np.isnan(first) | np.isnan(second))
-    counted = np.where(defined, weights, 0)
-    first, second = (np.where(defined, part, 0) for part in (first, second))
-    return _Estimate(_weighted_pearson(_ranks(first, counted), _ranks(second, counted), counted), defined)
-
-
-def _ranks(values: Array, weights: Array) -> Array:
-    """Return average ranks `[replicates, N]` of values that occur `weights` times each."""
-    _, group = np.unique(values, return_inverse=True)
-    per_group = np.zeros((len(weights), group.max(initial=0) + 1))
-    np.add.at(per_group.T, group, weights.T)
-    below = np.cumsum(per_group, axis=1) - per_group
-    return (below + (per_group + 1) / 2)[:, group]
-
-
-def _weighted_pearson(first: Array, second: Array, weights: Array) -> Array:
-    count = weights.sum(axis=1, keepdims=True)
-
-    def centred(part: Array) -> Array:
-        return part - _divide((weights * part).sum(axis=1, keepdims=True), count)
-
-    # told by the values themselves: rounding leaves a centred constant with a tiny variance
-    drawn = weights > 0
-    varies = np.logical_and.reduce(
-        [
-            np.where(drawn, part, -np.inf).max(axis=1, initial=-np.inf)
-            > np.where(drawn, part, np.inf).min(axis=1, initial=np.inf)
-            for part in (first, second)
-        ]
-    )
-    first, second = centred(first), centred(second)
-    power = (weights * first**2).sum(axis=1) * (weights * second**2).sum(axis=1)
-    result = _divide((weights * first * second).sum(axis=1), np.sqrt(power))
-    defined = varies & (drawn.sum(axis=1) >= FEWEST_CASES_FOR_CORRELATION)
-    return np.where(defined, np.clip(result, -1, 1), np.nan)
-
-
-def _calibration_error(bins: Array, weights: Array) -> _Estimate:
-    """Return the ECE: the mean over all voxel-rater pairs of a bin's |mean probability - frequency|."""
-    defined = bins[..., 0].sum(axis=1) > 0
-    totals = np.einsum("wn,nbs->wbs", weights, bins)
-    gaps = np.abs(totals[..., 1] - totals[..., 2]).sum(axis=1)
-    return _Estimate(_divide(gaps, totals[..., 0].sum(axis=1)), defined)
-
-
-def _divide(numerator: Array, denominator: Array) -> Array:
-    denominator = np.asarray(denominator, dtype=np.float64)
-    undefined = np.full(np.broadcast(numerator, denominator).shape, np.nan)
-    return np.divide(numerator, denominator, out=undefined, where=denominator > 0)
-
-
-Columns = Mapping[str, Array]
-METRICS: dict[str, Callable[[Columns, Array], _Estimate]] = {
-    "dice": lambda case, weights: _mean(case["dice"], weights),
-    "dice_per_rater": lambda case, weights: _mean(case["dice_per_rater"], weights),
-    "nll": lambda case, weights: _mean(case["nll"], weights),
-    "brier": lambda case, weights: _mean(case["brier"], weights),
-    "ece": lambda case, weights: _calibration_error(case["bins"], weights),
-    "image_pearson": lambda case, weights: _pearson(case["sv"], case["sv_star"], weights),
-    "image_spearman": lambda case, weights: _spearman(case["sv"], case["sv_star"], weights),
-    "pixel_pearson": lambda case, weights: _mean(case["pixel_pearson"], weights),
-    "image_pearson_total": lambda case, weights: _pearson(case["sv_total"], case["sv_star"], weights),
-    "image_spearman_total": lambda case, weights: _spearman(case["sv_total"], case["sv_star"], weights),
-    "pixel_pearson_total": lambda case, weights: _mean(case["pixel_pearson_total"], weights),
-    "image_spearman_entropy": lambda case, weights: _spearman(case["entropy"], case["sv_star"], weights),
-    "image_spearman_aula": lambda case, weights: _spearman(-case["aula"], case["sv_star"], weights),
-    "image_spearman_model_agreement": lambda case, weights: _spearman(
-        -case["model_agreement"], case["sv_star"], weights
-    ),
-}
-"""Every metric by its name in tables.
-
-`image_*` correlate over cases the sum of a method's disagreement map with the raters' SV*; `pixel_*` average over cases
-the correlation over voxels of the map with V*. Without suffix the map is the variance between members, `_total` is
-p (1 - p) of their mean. `_entropy`, `_aula` and `_model_agreement` put another score in the place of SV, turned so
-that a good score correlates positively.
-"""
-
-
-LOWER_IS_BETTER = frozenset({"nll", "brier", "ece"})
-"""Metrics of which a smaller value is better; of all others a larger one."""
-
-
 def resample_counts(n_cases: int, resamples: int, seed: int = 0) -> Array:
     """Return how often each case is drawn in each bootstrap resample, `[resamples, n_cases]`."""
     drawn = np.random.default_rng([seed, n_cases]).integers(0, max(n_cases, 1), size=(resamples, n_cases))
@@ -198,45 +97,51 @@ def resample_counts(n_cases: int, resamples: int, seed: int = 0) -> Array:
 def summarise(
     cases: CaseStatistics,
     structures: Sequence[str],
+    *,
+    metrics: Sequence[str] = tuple(METRICS),
+    settings: MetricSettings | None = None,
     resamples: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Summary:
-    """Compute every metric over the cases.
+    """Compute metrics over the cases.
 
     Args:
-        cases: of N cases.
+        cases: of N cases, with the statistics that the metrics need.
         structures: names of the K structures.
+        metrics: names of those wanted.
+        settings: see `MetricSettings`.
         resamples: bootstrap resamples of the cases; 0 for no intervals (NaN).
         confidence: of the percentile intervals.
         seed: of the resamples.
     """
+    chosen = settings or MetricSettings()
     weights = np.concatenate([np.ones((1, len(cases))), resample_counts(len(cases), resamples, seed)])
     rows: list[MetricRow] = []
     reliability: list[ReliabilityRow] = []
     replicates: dict[tuple[str, str], Array] = {}
-    columns = {name: value.double().cpu().numpy() for name, value in vars(cases).items()}
-    per_metric: dict[str, list[_Estimate]] = {name: [] for name in METRICS}
+    columns = {name: value.double().cpu().numpy() for name, value in cases.columns.items()}
+    per_metric: dict[str, list[Estimate]] = {name: [] for name in metrics}
+
+    def add(structure: str, name: str, estimate: Estimate) -> None:
+        rows.append(_row(structure, name, estimate, confidence))
+        replicates[structure, name] = estimate.values[1:]
+
     for k, structure in enumerate(structures):
-        of_structure = {name: values[:, k] for name, values in columns.items()}
-        reliability += _curve(structure, of_structure["bins"].sum(axis=0))
-        for name, metric in METRICS.items():
-            estimate = metric(of_structure, weights)
-            per_metric[name].append(estimate)
-            rows.append(_row(structure, name, estimate, confidence))
-            replicates[structure, name] = estimate.values[1:]
+        own = StructureCases({name: v[:, k] for name, v in columns.items()}, chosen.poor_dice_of(structure))
+        if BINS in own.columns:
+            reliability += _curve(structure, own.columns[BINS].sum(axis=0))
+        for name in metrics:
+            per_metric[name].append(METRICS[name].estimate(own, weights))
+            add(structure, name, per_metric[name][-1])
     if len(structures) > 1:
         for name, estimates in per_metric.items():
-            together = _Estimate(
-                values=np.mean([e.values for e in estimates], axis=0),
-                defined=np.logical_and.reduce([e.defined for e in estimates]),
-            )
-            rows.append(_row(MEAN_STRUCTURE, name, together, confidence))
-            replicates[MEAN_STRUCTURE, name] = together.values[1:]
+            values = np.mean([e.values for e in estimates], axis=0)
+            add(MEAN_STRUCTURE, name, Estimate(values, np.logical_and.reduce([e.defined for e in estimates])))
     return Summary(rows, reliability, replicates)
 
 
-def _row(structure: str, metric: str, estimate: _Estimate, confidence: float) -> MetricRow:
+def _row(structure: str, metric: str, estimate: Estimate, confidence: float) -> MetricRow:
     value, replicates = float(estimate.values[0]), estimate.values[1:]
     low, high = interval(replicates, confidence) if not np.isnan(value) else (np.nan, np.nan)
     defined = int(estimate.defined.sum())
@@ -253,8 +158,8 @@ def interval(replicates: Array, confidence: float = 0.95) -> tuple[float, float]
 
 
 def _curve(structure: str, bins: Array) -> list[ReliabilityRow]:
-    means = _divide(bins[:, 1], bins[:, 0])
-    frequencies = _divide(bins[:, 2], bins[:, 0])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means, frequencies = bins[:, 1] / bins[:, 0], bins[:, 2] / bins[:, 0]
     return [
         ReliabilityRow(structure, b / RELIABILITY_BINS, (b + 1) / RELIABILITY_BINS, round(bins[b, 0]), *pair)
         for b, pair in enumerate(zip(means.tolist(), frequencies.tolist(), strict=True))

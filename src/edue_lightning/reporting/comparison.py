@@ -75,9 +75,9 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
             present = [row for row in found if row is not None]
             low, high = interval(_over_seeds([_replicates(run, structure, metric) for run in members]))
             value = float(np.mean([row["value"] for row in present]))
-            n_cases = int(min(row["n_cases"] for row in present))
+            counts = (int(min(r["n_cases"] for r in present)), int(max(r["n_undefined"] for r in present)))
             ends = (low, high) if not np.isnan(value) else (np.nan, np.nan)
-            rows.append((method, data, split, structure, metric, value, *ends, n_cases, len(members)))
+            rows.append((method, data, split, structure, metric, value, *ends, *counts, len(members)))
     return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
 
 

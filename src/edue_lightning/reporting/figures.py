@@ -42,6 +42,29 @@ def reliability_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
+def quality_control_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw quality-control curves over each other, each with its ideal and its random line (the paper's Fig. 2).
+
+    Args:
+        curves: rows of `quality_control.csv`, by method or structure.
+    """
+    figure = Figure(figsize=(5.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for colour, (label, curve) in zip(itertools.cycle(COLOURS), curves.items(), strict=False):
+        axes.plot(curve["flagged"], curve["missed"], color=colour, label=label)
+        poor = float(curve["missed"].iloc[0])
+        axes.plot([0, poor], [poor, 0], color=colour, linestyle="--", linewidth=0.8)
+        axes.plot([0, 1], [poor, 0], color=colour, linestyle=":", linewidth=0.8)
+    # what the line styles mean, whatever the colour
+    axes.plot([], [], color="0.4", linestyle="--", linewidth=0.8, label="ideal")
+    axes.plot([], [], color="0.4", linestyle=":", linewidth=0.8, label="random")
+    axes.set(xlabel="fraction of cases flagged", ylabel="poor segmentations missed, of all cases", xlim=(0, 1))
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    axes.grid(color="0.9")
+    return figure
+
+
 def panel_figure(panel: Panel, note: str | None = None) -> Figure:
     """Draw one case of one method in a row: contours, V*, V, prediction and consensus.
 

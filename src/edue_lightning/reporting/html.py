@@ -22,6 +22,7 @@ from edue_lightning.reporting.comparison import (
 from edue_lightning.reporting.figures import (
     comparison_panel_figure,
     disagreement_scatter_figure,
+    quality_control_figure,
     reliability_figure,
 )
 from edue_lightning.reporting.panels import Panel, load_panels
@@ -190,6 +191,8 @@ def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
             name = f"{data}_{split}_{structure}"
             curves = {label: _of_structure(run.reliability, structure) for label, run in drawn.items()}
             yield f"calibration_{name}", reliability_figure(curves)
+            controls = {label: _of_structure(run.quality_control, structure) for label, run in drawn.items()}
+            yield f"quality_control_{name}", quality_control_figure(controls)
             cases = {label: _of_structure(run.cases, structure) for label, run in drawn.items()}
             yield f"disagreement_{name}", disagreement_scatter_figure(cases)
         for (case_id, structure), panels in _panels_by_case(drawn).items():

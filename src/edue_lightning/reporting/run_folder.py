@@ -19,12 +19,14 @@ CONFIGURATION_FILE = "config.yaml"
 METRICS_FILE = "metrics.csv"
 CASES_FILE = "cases.csv"
 RELIABILITY_FILE = "reliability.csv"
+QUALITY_CONTROL_FILE = "quality_control.csv"
 BOOTSTRAP_FILE = "bootstrap.npz"
 PANELS_FILE = "panels.npz"
 COST_FILE = "model.json"
 
 IDENTITY = ("method", "data", "split")
-METRICS_COLUMNS = (*IDENTITY, "structure", "metric", "value", "ci_low", "ci_high", "n_cases")
+METRICS_COLUMNS = (*IDENTITY, "structure", "metric", "value", "ci_low", "ci_high", "n_cases", "n_undefined")
+QUALITY_CONTROL_COLUMNS = (*IDENTITY, "structure", "flagged", "missed")
 RELIABILITY_COLUMNS = (*IDENTITY, "structure", "bin_low", "bin_high", "count", "mean_probability", "frequency")
 CASES_COLUMNS = (*IDENTITY, "case_id", "structure", "dice", "nll", "sv", "sv_star")
 
@@ -52,6 +54,7 @@ class Run:
         metrics: content of `metrics.csv`.
         cases: content of `cases.csv`.
         reliability: content of `reliability.csv`.
+        quality_control: content of `quality_control.csv`.
         replicates: content of `bootstrap.npz`.
         cost: content of `model.json`; empty for an evaluation of a checkpoint.
     """
@@ -61,6 +64,7 @@ class Run:
     metrics: pd.DataFrame
     cases: pd.DataFrame
     reliability: pd.DataFrame
+    quality_control: pd.DataFrame
     replicates: Replicates
     cost: Mapping[str, Any]
 
@@ -124,6 +128,7 @@ def read_run(folder: Path) -> Run:
         metrics=metrics,
         cases=_read_table(folder / CASES_FILE, CASES_COLUMNS),
         reliability=_read_table(folder / RELIABILITY_FILE, RELIABILITY_COLUMNS),
+        quality_control=_read_table(folder / QUALITY_CONTROL_FILE, QUALITY_CONTROL_COLUMNS),
         replicates=_read_replicates(folder / BOOTSTRAP_FILE),
         cost=_read_mapping(folder / COST_FILE) if (folder / COST_FILE).is_file() else {},
     )

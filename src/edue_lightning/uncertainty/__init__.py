@@ -8,21 +8,22 @@ from edue_lightning.uncertainty.maps import (
     rater_variance,
     total_variance,
 )
+from edue_lightning.uncertainty.overlap import PairOverlap, pair_overlap
 from edue_lightning.uncertainty.scores import (
     area_under_layer_agreement,
     layer_agreement,
-    mask_dice,
     model_agreement,
     sum_of_variances,
 )
 
 __all__ = [
+    "PairOverlap",
     "area_under_layer_agreement",
     "enough_raters",
     "layer_agreement",
-    "mask_dice",
     "member_variance",
     "model_agreement",
+    "pair_overlap",
     "predictive_entropy",
     "rater_mean",
     "rater_variance",

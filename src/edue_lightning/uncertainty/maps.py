@@ -51,7 +51,9 @@ def enough_raters(valid: Tensor) -> Tensor:
 
 def member_variance(probabilities: Tensor) -> Tensor:
     """Return V, the variance between the members: `[B, M, K, *S]` to `[B, K, *S]`; 0 for a single member."""
-    return at_least_float32(probabilities).var(dim=1, correction=0)
+    probabilities = at_least_float32(probabilities)
+    # several times as fast as Tensor.var over this axis, and in two passes as exact
+    return (probabilities - probabilities.mean(dim=1, keepdim=True)).square().mean(dim=1)
 
 
 def total_variance(probabilities: Tensor) -> Tensor:

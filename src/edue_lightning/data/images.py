@@ -1,0 +1,209 @@
+"""One image or mask file: PNG, JPEG, TIFF or NIfTI.
+
+Files are data of strangers: a decoder is chosen from a short list, a header's claims are checked before anything is
+allocated, and what could be read in two ways is refused instead of guessed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+from PIL import Image
+
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+VOLUMES = (".nii", ".nii.gz")
+MOST_VOXELS = 2**31
+"""Voxels that a NIfTI header may claim; for pictures Pillow's own, lower limit holds."""
+
+_FORMATS = ("PNG", "JPEG", "TIFF")
+_PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA", "I", "I;16", "I;16B", "F")
+_ORIENTATION_TAG = 0x0112
+_MM = {"meter": 1000.0, "micron": 0.001}
+_MOST_VALUES_LISTED = 6
+
+
+class ImageError(ValueError):
+    """A file cannot be used; the message is the reason and the mend, without the file's name."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFile:
+    """What a file holds; `*S` is two axes (rows, columns; of NIfTI i, j) or three (i, j, k).
+
+    Attributes:
+        array: `[C, *S]` float32 of an image, `[*S]` bool of a mask.
+        spacing: voxel size in mm along each spatial axis, or None where the format does not tell.
+        affine: `[4, 4]` from the file's three voxel indices to mm, or None where the format does not tell.
+    """
+
+    array: NDArray[np.float32] | NDArray[np.bool_]
+    spacing: tuple[float, ...] | None = None
+    affine: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ImageHeader:
+    """What a file says of its grid.
+
+    Attributes:
+        shape: of the spatial axes, `S`.
+        channels: C.
+        spacing: as in `ImageFile`.
+        affine: as in `ImageFile`.
+    """
+
+    shape: tuple[int, ...]
+    channels: int
+    spacing: tuple[float, ...] | None = None
+    affine: NDArray[np.float64] | None = None
+
+
+def read_image(path: Path) -> ImageFile:
+    """Read an image: 8-bit values over 255, 16-bit over 65535, all others and NIfTI's as they are stored.
+
+    Transparency is dropped, palettes become RGB. The last axis of a 4D NIfTI file is the channels; a third axis of
+    length one is none.
+
+    Raises:
+        ImageError: if the file cannot be read, holds NaN or infinity, or could be read in more than one way.
+    """
+    with _decoding(path):
+        image = _read_volume(path, np.float32) if _is_volume(path) else ImageFile(_read_picture(path))
+    if not np.isfinite(image.array).all():
+        raise ImageError("holds NaN or infinity; replace these values")
+    return image
+
+
+def read_mask(path: Path) -> ImageFile:
+    """Read a mask: true where the file's one value other than 0 is.
+
+    A palette that begins with black is taken for a list of labels, whatever the colours.
+
+    Raises:
+        ImageError: if the file cannot be read or holds more than a mask.
+    """
+    with _decoding(path):
+        labels = _read_volume(path, None) if _is_volume(path) else ImageFile(_read_labels(path))
+    return replace(labels, array=_foreground(labels.array))
+
+
+def _is_volume(path: Path) -> bool:
+    name = path.name.lower()
+    if not name.endswith(PICTURES + VOLUMES):
+        raise ImageError(f"has none of the endings {', '.join(PICTURES + VOLUMES)}; save it as one of these")
+    return name.endswith(VOLUMES)
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Tell whatever goes wrong in a decoder as an `ImageError`."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("its header claims more pixels than Pillow's limit; save it again, or cut it up") from error
+    # a decoder raises whatever it stumbles over in a damaged file: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        reason = " ".join(str(error).replace(str(path), path.name).split()) or type(error).__name__
+        raise ImageError(f"cannot be read ({reason}); save it again") from error
+
+
+def _open_picture(path: Path) -> Image.Image:
+    # the list keeps Pillow from formats that it hands to other programs
+    picture = Image.open(path, formats=_FORMATS)
+    pages = getattr(picture, "n_frames", 1)
+    if pages > 1:
+        raise ImageError(f"holds {pages} pages; save one 2D picture a file, volumes as NIfTI")
+    if ";16" in str(picture.tile) and not picture.mode.startswith("I"):
+        raise ImageError("holds 16-bit colours, which would be cut to 8 bits; save it with 8, or a file a channel")
+    picture.load()
+    # some programs turn such pictures, others do not: a mask may have been drawn on either
+    orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
+    if orientation > 1:
+        raise ImageError(f"is stored turned (EXIF orientation {orientation}); save it upright")
+    return picture
+
+
+def _read_picture(path: Path) -> NDArray[np.float32]:
+    with _open_picture(path) as picture:
+        stored = _colours(picture)
+    largest = np.iinfo(stored.dtype).max if stored.dtype.kind == "u" else 1
+    return stored.astype(np.float32) / np.float32(largest)
+
+
+def _read_labels(path: Path) -> NDArray:
+    """Return `[C, *S]` values of a mask as they are stored."""
+    with _open_picture(path) as picture:
+        palette = picture.getpalette()
+        if picture.mode == "P" and palette and not any(palette[:3]):
+            return np.array(picture)[None]
+        colours = _colours(picture)
+        if picture.format == "JPEG" and len(np.unique(colours)) > 2:
+            raise ImageError("is a JPEG, which blurs labels; save the mask as PNG")
+        if "A" in picture.getbands() and np.ptp(colours) == 0 and np.ptp(np.asarray(picture.getchannel("A"))) > 0:
+            raise ImageError("has its shape in the transparency; save the mask with 0 and one other value")
+    return colours
+
+
+def _colours(picture: Image.Image) -> NDArray:
+    """Return `[C, *S]` values as they are stored, without transparency."""
+    if picture.mode not in _PLAIN_MODES:
+        picture = picture.convert("RGB")
+    stored = np.array(picture)
+    if stored.ndim == 2:
+        return stored[None]
+    return np.moveaxis(stored, -1, 0)[: len(picture.getbands()) - ("A" in picture.getbands())]
+
+
+def _open_volume(path: Path) -> tuple[nibabel.Nifti1Image, ImageHeader]:
+    """Check what a NIfTI file claims; none of its voxels are read."""
+    volume = nibabel.load(path, mmap=False)
+    if not isinstance(volume, nibabel.Nifti1Image):
+        raise ImageError("is not NIfTI; convert it")
+    claimed = "x".join(map(str, volume.shape))
+    if len(volume.shape) not in (2, 3, 4) or min(volume.shape) < 1:
+        raise ImageError(f"its header claims the shape {claimed}; give it 2 or 3 axes, and one more for channels")
+    if math.prod(volume.shape) > MOST_VOXELS:
+        raise ImageError(f"its header claims {claimed} voxels, more than 2^31; save it again, or cut it up")
+    if volume.get_data_dtype().kind not in "iuf":
+        raise ImageError("holds colours or complex numbers; save plain numbers, channels along the fourth axis")
+    shape = volume.shape[:2] if volume.shape[2:3] == (1,) else volume.shape[:3]
+    affine = np.array(volume.affine, dtype=np.float64)
+    affine[:3] *= _MM.get(volume.header.get_xyzt_units()[0], 1.0)
+    spacing = tuple(float(size) for size in voxel_sizes(affine)[: len(shape)])
+    if not np.isfinite(affine).all() or min(spacing) <= 0:
+        raise ImageError("its header gives no valid voxel size; correct its affine")
+    channels = volume.shape[3] if len(volume.shape) == 4 else 1
+    return volume, ImageHeader(shape, channels, spacing, affine)
+
+
+def _read_volume(path: Path, dtype: type[np.float32] | None) -> ImageFile:
+    """Return `[C, *S]` values through the slope, in `dtype` or as stored."""
+    volume, header = _open_volume(path)
+    values = np.asarray(volume.dataobj, dtype=dtype)
+    array = np.moveaxis(values.reshape(*header.shape, header.channels), -1, 0)
+    return ImageFile(array, header.spacing, header.affine)
+
+
+def _foreground(channels: NDArray) -> NDArray[np.bool_]:
+    """Return where `[C, *S]` values, equal in all channels, are not 0."""
+    values = channels[0]
+    if (channels[1:] != values).any():
+        raise ImageError("is coloured; save the mask as one channel of 0 and one other value")
+    foreground = values != 0
+    others = values[foreground]
+    if (others != others[:1]).any():
+        found = np.unique(values)
+        listed = ", ".join(f"{value:g}" for value in found[:_MOST_VALUES_LISTED])
+        more = ", ..." if len(found) > _MOST_VALUES_LISTED else ""
+        raise ImageError(f"holds the values {listed}{more}; a mask holds 0 and one other value")
+    return foreground

@@ -1,0 +1,135 @@
+"""One way to measure all methods: every metric over the cases of a split, and the maps of a few of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from edue_lightning.data import RaterDataModule
+from edue_lightning.data.source import Subset
+from edue_lightning.evaluation import Evaluation
+from edue_lightning.methods import SegmentationMethod
+from edue_lightning.metrics import CaseTable, MetricSettings
+from edue_lightning.prediction_folder import PredictionFolder
+from edue_lightning.reporting.panels import Panel, choose_panel_cases, displayable, most_disputed_slice
+from edue_lightning.uncertainty import member_variance, rater_variance, sum_of_variances
+
+ProbabilitiesOf = Callable[[int], Tensor]
+"""Member probabilities `[M, K, *S]` of the case at a position of the split."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured, and how.
+
+    Attributes:
+        label: the method's name in tables.
+        split: whose cases are measured.
+        settings: of the metrics.
+        resamples: bootstrap resamples behind each interval.
+    """
+
+    label: str
+    split: Subset
+    settings: MetricSettings
+    resamples: int
+
+
+def measure_method(
+    method: SegmentationMethod, data: RaterDataModule, measurement: Measurement, trainer: pl.Trainer
+) -> Evaluation:
+    """Measure a trained method on the configured device.
+
+    Args:
+        method: trained.
+        data: whose cases are measured.
+        measurement: what to measure.
+        trainer: runs the loop.
+    """
+    split = measurement.split
+    method.use_metric_settings(measurement.settings)
+    trainer.test(method, dataloaders=data.evaluation_dataloader(split), verbose=False)
+
+    @torch.inference_mode()
+    def probabilities_of(position: int) -> Tensor:
+        method.eval()
+        image = data.single_batch(split, position).image.to(method.device)
+        return torch.sigmoid(method(image).float())[0].cpu()
+
+    return _evaluation(method.test_cases, data, measurement, probabilities_of)
+
+
+def measure_predictions(predictions: PredictionFolder, data: RaterDataModule, measurement: Measurement) -> Evaluation:
+    """Measure the predictions that any other model left in a folder, one case in memory at a time.
+
+    Args:
+        predictions: checked, see `PredictionFolder.check`.
+        data: whose cases are measured.
+        measurement: what to measure.
+    """
+    table = CaseTable(data.source.structures, settings=measurement.settings, contents="probabilities")
+    records = data.records(measurement.split)
+
+    def probabilities_of(position: int) -> Tensor:
+        return predictions.load(data.source.load(records[position].case_id))
+
+    for position in range(len(records)):
+        batch = data.single_batch(measurement.split, position)
+        table.update(probabilities_of(position)[None], batch.masks, batch.valid, batch.spacing, batch.case_index)
+    return _evaluation(table, data, measurement, probabilities_of)
+
+
+def _evaluation(
+    table: CaseTable, data: RaterDataModule, measurement: Measurement, probabilities_of: ProbabilitiesOf
+) -> Evaluation:
+    positions, cases = table.cases()
+    records = data.records(measurement.split)
+    panels = []
+    for structure in range(len(table.structures)):
+        for chosen in choose_panel_cases(cases["sv_star"][:, structure].cpu().numpy()):
+            panels.append(_panel(data, measurement.split, int(positions[chosen]), structure, probabilities_of))
+    return Evaluation(
+        label=measurement.label,
+        data=data.name,
+        split=measurement.split,
+        structures=table.structures,
+        case_ids=[records[i].case_id for i in positions.tolist()],
+        cases=cases,
+        summary=table.summary(measurement.resamples),
+        settings=measurement.settings,
+        panels=panels,
+        members=len(probabilities_of(0)),
+        note=data.note,
+    )
+
+
+def _panel(
+    data: RaterDataModule, split: Subset, position: int, structure: int, probabilities_of: ProbabilitiesOf
+) -> Panel:
+    batch = data.single_batch(split, position)
+    probabilities = probabilities_of(position)[None]
+    between, expert = member_variance(probabilities), rater_variance(batch.masks, batch.valid)
+    maps = {
+        "image": batch.image[0].numpy(),
+        "masks": batch.masks[0, batch.valid[0], structure].numpy(),
+        "rater_variance": expert[0, structure].numpy(),
+        "member_variance": between[0, structure].numpy(),
+        "mean_probability": probabilities.mean(dim=1)[0, structure].numpy(),
+    }
+    if data.source.spatial_dims == 3:
+        shown = most_disputed_slice(maps["rater_variance"])
+        maps = {name: np.take(values, shown, axis=values.ndim - 3) for name, values in maps.items()}
+    voxel_size = batch.spacing.prod(dim=1)
+    sums = [sum_of_variances(part, voxel_size)[0, structure].item() for part in (between, expert)]
+    return Panel(
+        case_id=data.records(split)[position].case_id,
+        structure=data.source.structures[structure],
+        sv=sums[0],
+        sv_star=sums[1],
+        **{**maps, "image": displayable(maps["image"])},
+    )

@@ -1,0 +1,164 @@
+"""One case as the metrics see it: what several of them need is computed once, and only if one asks."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edue_lightning.metrics.settings import Members, MetricSettings
+from edue_lightning.uncertainty import PairOverlap, member_variance, pair_overlap, total_variance
+
+PROBABILITY_FLOOR = 1e-7
+"""A given probability of exactly 0 or 1 counts as this far away from it in a logarithm, so that one wrong sure voxel
+costs 16 nats and not infinity. Logits need no such floor."""
+
+_SMALLEST_EXACT = 1e-300
+
+
+class Case:
+    """The members' predictions and the raters' masks of one case, V voxels in a row, in float64.
+
+    In float32 the logarithm of a mean of many sure members would be off by more than a metric may be.
+
+    Args:
+        members: `[M, K, *S]`.
+        masks: `[R, K, *S]` in {0, 1}.
+        valid: `[R]` bool; the masks of other raters are never read.
+        spacing: `[n]`, mm along each spatial axis; 1 where it is unknown.
+        contents: what `members` holds.
+        settings: see `MetricSettings`.
+        structures: names of the K structures.
+    """
+
+    def __init__(
+        self,
+        members: Tensor,
+        masks: Tensor,
+        valid: Tensor,
+        spacing: Tensor,
+        contents: Members,
+        settings: MetricSettings,
+        structures: tuple[str, ...],
+    ) -> None:
+        self._members = members.flatten(2).double()
+        self._contents = contents
+        self.masks = masks[valid].flatten(2) > 0
+        self.shape = members.shape[2:]
+        self.spacing = spacing
+        self.settings = settings
+        self.structures = structures
+
+    @property
+    def n_members(self) -> int:
+        """M."""
+        return self._members.shape[0]
+
+    @property
+    def n_raters(self) -> int:
+        """Valid raters."""
+        return self.masks.shape[0]
+
+    @property
+    def voxel_size(self) -> float:
+        """Size of a voxel, mm² or mm³."""
+        return float(self.spacing.double().prod())
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Member probabilities, `[M, K, V]`."""
+        return torch.sigmoid(self._members) if self._contents == "logits" else self._members
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Mean prediction p, `[K, V]`."""
+        return self.probabilities.mean(dim=0)
+
+    @cached_property
+    def marked(self) -> Tensor:
+        """How many raters marked each voxel, `[K, V]`."""
+        return self.masks.sum(dim=0, dtype=torch.float64)
+
+    @cached_property
+    def share(self) -> Tensor:
+        """Share q of the raters who marked each voxel, `[K, V]`; a tie is exactly 0.5."""
+        return self.marked / max(self.n_raters, 1)
+
+    @cached_property
+    def between(self) -> Tensor:
+        """Variance V between the members, `[K, V]`."""
+        return member_variance(self.probabilities[None])[0]
+
+    @cached_property
+    def total(self) -> Tensor:
+        """p (1 - p) of the mean prediction, `[K, V]`."""
+        return total_variance(self.mean[None, None])[0]
+
+    @cached_property
+    def expert(self) -> Tensor:
+        """Variance V* = q (1 - q) between the raters, `[K, V]`."""
+        return total_variance(self.share[None, None])[0]
+
+    @cached_property
+    def predicted(self) -> Tensor:
+        """Mask of the mean prediction, p >= 0.5, `[K, V]`."""
+        return self.mean >= 0.5
+
+    @cached_property
+    def consensus(self) -> Tensor:
+        """Soft-majority mask, q >= 0.5 (or > 0.5, see `MetricSettings`), `[K, V]`."""
+        return self.share >= 0.5 if self.settings.majority_tie == "foreground" else self.share > 0.5
+
+    @cached_property
+    def log_mean(self) -> tuple[Tensor, Tensor]:
+        """Log p and log (1 - p) of the mean prediction, each `[K, V]` and finite for every finite logit."""
+        if self._contents == "probabilities":
+            return _floored_log(self.mean), _floored_log(1 - self.mean)
+        return _log_mean_sigmoid(self._members, self.mean), _log_mean_sigmoid(-self._members)
+
+    @cached_property
+    def mean_log(self) -> tuple[Tensor, Tensor]:
+        """Mean over members of log p and of log (1 - p), each `[K, V]`."""
+        if self._contents == "probabilities":
+            return _floored_log(self.probabilities).mean(dim=0), _floored_log(1 - self.probabilities).mean(dim=0)
+        log_p = F.logsigmoid(self._members).mean(dim=0)
+        # log (1 - sigmoid(x)) = log sigmoid(x) - x
+        return log_p, log_p - self._members.mean(dim=0)
+
+    @cached_property
+    def overlap(self) -> PairOverlap:
+        """Overlap of the masks: predicted, consensus, the M members', the R raters', `[K, 2 + M + R, 2 + M + R]`."""
+        stacked = [self.predicted[None], self.consensus[None], self.probabilities >= 0.5, self.masks]
+        return pair_overlap(torch.cat(stacked).transpose(0, 1))
+
+    @property
+    def of_members(self) -> slice:
+        """Where the members' masks stand in `overlap`."""
+        return slice(2, 2 + self.n_members)
+
+    @property
+    def of_raters(self) -> slice:
+        """Where the raters' masks stand in `overlap`."""
+        return slice(2 + self.n_members, None)
+
+    def on_grid(self, values: Tensor) -> Tensor:
+        """Put `[K, V]` back on the image's grid, `[K, *S]`."""
+        return values.unflatten(1, self.shape)
+
+
+def _floored_log(probability: Tensor) -> Tensor:
+    return probability.clamp_min(PROBABILITY_FLOOR).log()
+
+
+def _log_mean_sigmoid(logits: Tensor, mean: Tensor | None = None) -> Tensor:
+    """Return the log of the members' mean sigmoid (`mean`, where it is known), `[M, K, V]` to `[K, V]`."""
+    mean = torch.sigmoid(logits).mean(dim=0) if mean is None else mean
+    result = mean.log()
+    # below this a sigmoid loses digits, and then is 0
+    tiny = mean < _SMALLEST_EXACT
+    if bool(tiny.any()):
+        result[tiny] = F.logsigmoid(logits[:, tiny]).logsumexp(dim=0) - math.log(len(logits))
+    return result

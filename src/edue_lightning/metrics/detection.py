@@ -1,0 +1,98 @@
+"""Detection of images unlike the training data by an image-level score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+from torchmetrics.utilities import dim_zero_cat
+
+
+def ood_auroc(score: Tensor, distorted: Tensor) -> Tensor:
+    """Return the area under the ROC curve of a score that should be higher for distorted images than for clean ones.
+
+    In [0, 1], higher is better, 0.5 for a score without information. Exact, by torchmetrics.
+
+    Args:
+        score: `[N]`, such as SV or minus the layer agreement.
+        distorted: `[N]` bool, true for images unlike the training data.
+
+    Returns:
+        scalar float64; NaN if all images are of one kind, or a score is NaN.
+
+    >>> ood_auroc(torch.tensor([0.1, 0.4, 0.3, 0.9]), torch.tensor([False, False, True, True]))
+    tensor(0.7500, dtype=torch.float64)
+    """
+    return _of_ranks(binary_auroc, score, distorted)
+
+
+def ood_aupr(score: Tensor, distorted: Tensor) -> Tensor:
+    """Return the area under the precision-recall curve (average precision), distorted images being the positives.
+
+    In [0, 1], higher is better; the share of distorted images for a score without information. Arguments and undefined
+    values as `ood_auroc`.
+
+    >>> ood_aupr(torch.tensor([0.1, 0.4, 0.3, 0.9]), torch.tensor([False, False, True, True]))
+    tensor(0.8333, dtype=torch.float64)
+    """
+    return _of_ranks(binary_average_precision, score, distorted)
+
+
+def _of_ranks(metric: Any, score: Tensor, distorted: Tensor) -> Tensor:
+    undefined = torch.tensor(torch.nan, dtype=torch.float64, device=score.device)
+    if bool(score.isnan().any()) or bool(distorted.all()) or not bool(distorted.any()):
+        return undefined
+    # both depend on the order of the scores alone; as they are, torchmetrics would send scores outside [0, 1] through a
+    # sigmoid, which makes large ones equal
+    ranks = torch.unique(score, return_inverse=True)[1].double()
+    return metric(ranks / ranks.max().clamp_min(1), distorted.long()).double()
+
+
+class _Detection(Metric):
+    full_state_update = False
+    scores: list[Tensor]
+    distorted: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("scores", default=[], dist_reduce_fx="cat")
+        self.add_state("distorted", default=[], dist_reduce_fx="cat")
+
+    def update(self, score: Tensor, distorted: Tensor) -> None:
+        """Add images: their scores `[N]`, and which of them are distorted `[N]` bool."""
+        self.scores.append(score.double())
+        self.distorted.append(distorted.double())
+
+    def _states(self) -> tuple[Tensor, Tensor]:
+        return dim_zero_cat(self.scores), dim_zero_cat(self.distorted) > 0
+
+
+class OutOfDistributionAUROC(_Detection):
+    """Area under the ROC curve of a score for distorted against clean images; see `ood_auroc`.
+
+    >>> metric = OutOfDistributionAUROC()
+    >>> metric.update(torch.tensor([0.1, 0.4, 0.3, 0.9]), torch.tensor([False, False, True, True]))
+    >>> metric.compute()
+    tensor(0.7500, dtype=torch.float64)
+    """
+
+    def compute(self) -> Tensor:
+        """Return the area, a scalar."""
+        return ood_auroc(*self._states())
+
+
+class OutOfDistributionAUPR(_Detection):
+    """Area under the precision-recall curve of a score for distorted images; see `ood_aupr`.
+
+    >>> metric = OutOfDistributionAUPR()
+    >>> metric.update(torch.tensor([0.1, 0.4, 0.3, 0.9]), torch.tensor([False, False, True, True]))
+    >>> metric.compute()
+    tensor(0.8333, dtype=torch.float64)
+    """
+
+    def compute(self) -> Tensor:
+        """Return the area, a scalar."""
+        return ood_aupr(*self._states())

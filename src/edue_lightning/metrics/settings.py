@@ -1,0 +1,56 @@
+"""The choices in the metrics' definitions that a study must fix before it sees its test cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Members = Literal["logits", "probabilities"]
+"""What the members of a prediction hold: logits, or probabilities in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """Choices in the metrics' definitions.
+
+    Attributes:
+        poor_dice: a segmentation with a Dice below this is a poor one, which quality control should flag; one number,
+            or one for each structure by name.
+        surface_tolerance: distance in mm (in pixels where the spacing is unknown) up to which a surface counts as
+            right in the normalised surface Dice; one number, or one for each structure by name.
+        majority_tie: whether a voxel that exactly half of the raters marked belongs to the soft-majority mask:
+            `foreground` (q >= 0.5) or `background` (q > 0.5, as in MRNet's code).
+        ged_distance: distance of two masks in the generalised energy distance, 1 - IoU or 1 - Dice.
+    """
+
+    poor_dice: float | Mapping[str, float] = 0.8
+    surface_tolerance: float | Mapping[str, float] = 1.0
+    majority_tie: Literal["foreground", "background"] = "foreground"
+    ged_distance: Literal["iou", "dice"] = "iou"
+
+    def check(self, structures: tuple[str, ...]) -> None:
+        """Check that every structure has its numbers.
+
+        Raises:
+            ValueError: naming the setting and the structures without one.
+        """
+        for name in ("poor_dice", "surface_tolerance"):
+            value = getattr(self, name)
+            if isinstance(value, Mapping) and set(value) != set(structures):
+                raise ValueError(f"{name} must name the structures {', '.join(structures)}, not {', '.join(value)}")
+            numbers = value.values() if isinstance(value, Mapping) else [value]
+            if not all(number >= 0 for number in numbers):
+                raise ValueError(f"{name} must not be negative: {value}")
+
+    def poor_dice_of(self, structure: str) -> float:
+        """Return the Dice below which a segmentation of a structure is poor."""
+        return _of(self.poor_dice, structure)
+
+    def surface_tolerance_of(self, structure: str) -> float:
+        """Return the tolerated distance of a structure."""
+        return _of(self.surface_tolerance, structure)
+
+
+def _of(value: float | Mapping[str, float], structure: str) -> float:
+    return value[structure] if isinstance(value, Mapping) else value

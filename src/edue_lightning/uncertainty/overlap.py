@@ -1,0 +1,50 @@
+"""Overlap of many masks of one case, each with each, from one pass over the voxels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# float32 sums of ones are exact below 2**24; a chunk also bounds the memory of the masks as numbers
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class PairOverlap:
+    """How n masks overlap pairwise.
+
+    Attributes:
+        intersection: voxels that both masks hold, `[..., n, n]` float64; the diagonal holds each mask's own size.
+    """
+
+    intersection: Tensor
+
+    @property
+    def size(self) -> Tensor:
+        """Voxels of each mask, `[..., n]`."""
+        return self.intersection.diagonal(dim1=-2, dim2=-1)
+
+    def dice(self) -> Tensor:
+        """Return Dice of every pair, `[..., n, n]` in [0, 1]; 1 where both masks are empty, 0 where one is."""
+        total = self.size[..., :, None] + self.size[..., None, :]
+        return torch.where(total > 0, 2 * self.intersection / total.clamp_min(1), 1.0)
+
+    def intersection_over_union(self) -> Tensor:
+        """Return IoU of every pair, `[..., n, n]` in [0, 1]; 1 where both masks are empty, 0 where one is."""
+        union = self.size[..., :, None] + self.size[..., None, :] - self.intersection
+        return torch.where(union > 0, self.intersection / union.clamp_min(1), 1.0)
+
+
+def pair_overlap(masks: Tensor) -> PairOverlap:
+    """Count the voxels that every two masks share.
+
+    Args:
+        masks: `[..., n, V]` bool (or 0 and 1), V voxels in a row.
+    """
+    intersection = torch.zeros(*masks.shape[:-1], masks.shape[-2], dtype=torch.float64, device=masks.device)
+    for part in masks.split(_CHUNK, dim=-1):
+        ones = part.to(torch.float32)
+        intersection += (ones @ ones.transpose(-1, -2)).double()
+    return PairOverlap(intersection)

@@ -1,0 +1,299 @@
+"""Reading single files: what was written comes back, and what cannot be a picture is told."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
+from PIL import Image
+
+from edue_lightning.data.images import ImageError, read_image, read_mask
+
+OBLIQUE = np.array([[0.0, -0.6, 0.8, 10.0], [0.5, 0.0, 0.0, -20.0], [0.0, 0.8, 2.4, 5.0], [0.0, 0.0, 0.0, 1.0]])
+"""Voxels of 0.5, 1 and about 2.53 mm, turned and sheared against the axes of space."""
+
+reused_folder = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def write_picture(path: Path, array: NDArray, **options: object) -> Path:
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def write_volume(path: Path, array: NDArray, affine: NDArray = OBLIQUE) -> Path:
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+    return path
+
+
+def write_png(path: Path, width: int, height: int, depth: int, colour: int, rows: bytes) -> Path:
+    """Write a PNG file by hand: Pillow writes no 16-bit colours and no lies."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    return path
+
+
+@reused_folder
+@given(st.data(), st.sampled_from([".png", ".tif", ".TIFF"]))
+def test_grey_pictures_of_8_and_16_bits(tmp_path: Path, data: st.DataObject, ending: str) -> None:
+    dtype = data.draw(st.sampled_from([np.uint8, np.uint16]))
+    stored = data.draw(arrays(dtype, array_shapes(min_dims=2, max_dims=2, max_side=6)))
+    image = read_image(write_picture(tmp_path / f"image{ending}", stored))
+    assert image.array.dtype == np.float32
+    np.testing.assert_array_equal(image.array, (stored.astype(np.float32) / np.iinfo(dtype).max)[None])
+    assert image.spacing is None
+    assert image.affine is None
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+@pytest.mark.parametrize("bands", [2, 3, 4])
+def test_colours_without_transparency(tmp_path: Path, ending: str, bands: int) -> None:
+    stored = np.random.default_rng(bands).integers(0, 256, (5, 7, bands), dtype=np.uint8)
+    image = read_image(write_picture(tmp_path / f"image{ending}", stored))
+    np.testing.assert_array_equal(
+        image.array, np.moveaxis(stored[..., : 1 if bands == 2 else 3], -1, 0) / np.float32(255)
+    )
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_compressed_tiff(tmp_path: Path, compression: str | None) -> None:
+    stored = np.arange(35, dtype=np.uint8).reshape(5, 7)
+    image = read_image(write_picture(tmp_path / "image.tif", stored, compression=compression))
+    np.testing.assert_array_equal(image.array[0], stored / np.float32(255))
+
+
+def test_tiff_of_both_byte_orders_and_of_numbers_without_a_range(tmp_path: Path) -> None:
+    stored = np.arange(6).reshape(2, 3) * 10000
+    for order in "<>":
+        tifffile.imwrite(tmp_path / "grey.tif", stored.astype(np.uint16), byteorder=order)
+        np.testing.assert_allclose(read_image(tmp_path / "grey.tif").array[0], stored / 65535, rtol=1e-6)
+    tifffile.imwrite(tmp_path / "float.tif", stored.astype(np.float32))
+    np.testing.assert_array_equal(read_image(tmp_path / "float.tif").array[0], stored)
+
+
+def test_palettes_become_colours(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8), mode="P")
+    picture.putpalette([255, 0, 0, 0, 255, 0, 51, 102, 153])
+    picture.save(tmp_path / "palette.png", transparency=1)
+    image = read_image(tmp_path / "palette.png").array
+    np.testing.assert_allclose(image[:, 1, 0], [0.2, 0.4, 0.6], rtol=1e-6)
+    np.testing.assert_array_equal(image[:, 0, 1], [0, 1, 0])
+
+
+def test_jpeg_comes_close(tmp_path: Path) -> None:
+    ramp = np.tile(np.arange(64, dtype=np.uint8)[:, None, None] * 3, (1, 64, 3))
+    image = read_image(write_picture(tmp_path / "image.JPG", ramp, quality=95))
+    assert image.array.shape == (3, 64, 64)
+    np.testing.assert_allclose(image.array, np.moveaxis(ramp, -1, 0) / 255, atol=0.03)
+
+
+@reused_folder
+@given(st.data(), st.sampled_from([".nii", ".nii.gz"]))
+def test_nifti_keeps_values_axes_and_place(tmp_path: Path, data: st.DataObject, ending: str) -> None:
+    dtype = data.draw(st.sampled_from([np.uint8, np.int16, np.float32]))
+    elements = st.floats(-1e6, 1e6, width=32) if dtype == np.float32 else None
+    shape = data.draw(array_shapes(min_dims=3, max_dims=4, min_side=2, max_side=4))
+    stored = data.draw(arrays(dtype, shape, elements=elements))
+    path = write_volume(tmp_path / f"image{ending}", stored)
+    image = read_image(path)
+    expected = np.moveaxis(stored, -1, 0) if stored.ndim == 4 else stored[None]
+    assert image.array.dtype == np.float32
+    np.testing.assert_array_equal(image.array, expected)
+    np.testing.assert_allclose(image.affine, OBLIQUE, atol=1e-6)
+    np.testing.assert_allclose(image.spacing, (0.5, 1.0, np.hypot(0.8, 2.4)), rtol=1e-6)
+
+
+def test_nifti_slope_big_endian_and_units(tmp_path: Path) -> None:
+    volume = nibabel.Nifti1Image(np.arange(24, dtype=">i2").reshape(2, 3, 4), np.diag([1e3, 2e3, 3e3, 1.0]))
+    volume.header.set_slope_inter(0.5, -100)
+    volume.header.set_xyzt_units("micron")
+    nibabel.save(volume, tmp_path / "scaled.nii")
+    image = read_image(tmp_path / "scaled.nii")
+    raw = np.asarray(nibabel.load(tmp_path / "scaled.nii").dataobj)
+    np.testing.assert_allclose(image.array[0], raw, rtol=1e-6)
+    assert image.spacing == pytest.approx((1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((4, 5), (1, 4, 5)), ((4, 5, 1), (1, 4, 5)), ((4, 5, 1, 2), (2, 4, 5))]
+)
+def test_a_single_slice_is_2d(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    stored = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    path = write_volume(tmp_path / "slice.nii.gz", stored)
+    image = read_image(path)
+    assert image.array.shape == expected
+    np.testing.assert_array_equal(image.array[-1], stored.reshape(4, 5, -1)[..., -1])
+    assert image.spacing == pytest.approx((0.5, 1.0))
+
+
+@reused_folder
+@given(
+    arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=6)),
+    st.integers(1, 255),
+    st.sampled_from(["grey", "rgb", "rgba", "nifti"]),
+)
+def test_masks_of_any_one_value(tmp_path: Path, mask: NDArray[np.bool_], value: int, kind: str) -> None:
+    stored = mask.astype(np.uint8) * np.uint8(value)
+    if kind == "nifti":
+        path = write_volume(tmp_path / "mask.nii.gz", stored)
+    elif kind == "grey":
+        path = write_picture(tmp_path / "mask.png", stored)
+    else:
+        bands = [stored] * 3 + ([np.full_like(stored, 255)] if kind == "rgba" else [])
+        path = write_picture(tmp_path / "mask.png", np.stack(bands, axis=-1))
+    found = read_mask(path)
+    assert found.array.dtype == bool
+    np.testing.assert_array_equal(found.array, mask)
+
+
+def test_a_palette_from_black_on_lists_labels(tmp_path: Path) -> None:
+    labels = Image.fromarray(np.array([[0, 1], [1, 0]], dtype=np.uint8), mode="P")
+    labels.putpalette([0, 0, 0, 128, 0, 0])
+    labels.save(tmp_path / "red.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "red.png").array, [[0, 1], [1, 0]])
+    labels.putpalette([255, 255, 255, 0, 0, 0])
+    labels.save(tmp_path / "white.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "white.png").array, [[1, 0], [0, 1]])
+
+
+def test_a_jpeg_of_two_values_is_a_mask(tmp_path: Path) -> None:
+    blocks = np.kron(np.eye(2, dtype=np.uint8), np.full((8, 8), 255, dtype=np.uint8))
+    path = write_picture(tmp_path / "mask.jpg", blocks, quality=100)
+    np.testing.assert_array_equal(read_mask(path).array, blocks > 0)
+
+
+def disc() -> NDArray[np.uint8]:
+    y, x = np.indices((32, 32))
+    return (np.hypot(y - 16, x - 16) < 9).astype(np.uint8) * 255
+
+
+def shape_in_transparency() -> NDArray[np.uint8]:
+    return np.dstack([np.zeros((32, 32, 3), dtype=np.uint8), disc()])
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "message"),
+    [
+        (
+            "m.png",
+            np.array([[0, 1, 3]], dtype=np.uint8),
+            "^holds the values 0, 1, 3; a mask holds 0 and one other value$",
+        ),
+        ("m.png", np.array([[1, 2]], dtype=np.uint8), "^holds the values 1, 2; a mask"),
+        ("m.png", np.arange(100, dtype=np.uint8)[None], r"^holds the values 0, 1, 2, 3, 4, 5, \.\.\.; a mask"),
+        ("m.nii", np.array([[[0, 0.5], [1, 1]]]), "^holds the values 0, 0.5, 1; a mask"),
+        ("m.nii", np.array([[[0, np.nan], [1, 1]]]), "^holds the values 0, 1, nan; a mask"),
+        ("m.png", np.eye(9, dtype=np.uint8)[..., None] * np.array([255, 0, 0], dtype=np.uint8), "^is coloured; save"),
+        ("m.jpg", disc(), "^is a JPEG, which blurs labels; save the mask as PNG$"),
+        ("m.png", shape_in_transparency(), "^has its shape in the transparency; save"),
+    ],
+)
+def test_what_is_no_mask(tmp_path: Path, name: str, stored: NDArray, message: str) -> None:
+    write = write_volume if name.endswith(".nii") else write_picture
+    with pytest.raises(ImageError, match=message):
+        read_mask(write(tmp_path / name, stored))
+
+
+def claimed_volume(path: Path, *shape: int) -> Path:
+    header = nibabel.Nifti1Header()
+    header.set_data_shape(shape)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    content = header.binaryblock + bytes(4) + bytes(64)
+    path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
+    return path
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask])
+@pytest.mark.parametrize("name", ["huge.nii", "huge.nii.gz"])
+def test_absurd_volumes_are_refused_by_their_header(tmp_path: Path, name: str, read: object) -> None:
+    path = claimed_volume(tmp_path / name, 30000, 30000, 30000)
+    with pytest.raises(ImageError, match=r"^its header claims 30000x30000x30000 voxels, more than 2\^31; "):
+        read(path)  # type: ignore[operator]
+
+
+def test_absurd_pictures_are_refused_by_their_header(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "huge.png", 100_000, 100_000, 8, 0, bytes(10))
+    with pytest.raises(ImageError, match=r"^its header claims more pixels than Pillow's limit; "):
+        read_image(path)
+
+
+@pytest.mark.parametrize("name", ["cut.nii", "cut.nii.gz"])
+def test_volumes_shorter_than_they_claim(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ImageError, match=r"^cannot be read \(.+\); save it again$"):
+        read_image(claimed_volume(tmp_path / name, 30, 30, 30))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.nii", "a.nii.gz"])
+def test_damaged_files_give_one_line_without_the_folder(tmp_path: Path, name: str) -> None:
+    stored = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    path = tmp_path / name
+    write = write_volume if ".nii" in name else write_picture
+    whole = write(path, stored).read_bytes()
+    for broken in (whole[: len(whole) // 2], whole[:20], b"", np.random.default_rng(1).bytes(200)):
+        path.write_bytes(broken)
+        with pytest.raises(ImageError) as caught:
+            read_image(path)
+        assert "\n" not in str(caught.value)
+        assert str(tmp_path) not in str(caught.value)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ImageError) as caught:
+        read_image(path)
+    return str(caught.value)
+
+
+def test_formats_are_few(tmp_path: Path) -> None:
+    bitmap = write_picture(tmp_path / "a.bmp", np.zeros((4, 5), dtype=np.uint8))
+    assert refusal(bitmap).startswith("has none of the endings .png, .jpg,")
+    assert "(cannot identify image file" in refusal(bitmap.rename(tmp_path / "a.png"))
+    other = tmp_path / "a.mgz"
+    nibabel.save(nibabel.MGHImage(np.zeros((3, 4, 5), dtype=np.float32), np.eye(4)), other)
+    assert refusal(other.rename(tmp_path / "a.nii.gz")).startswith("cannot be read (")
+
+
+def test_pictures_that_could_be_read_in_two_ways(tmp_path: Path) -> None:
+    grey = np.zeros((4, 5), dtype=np.uint8)
+    pages = [Image.fromarray(grey) for _ in range(3)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    assert refusal(tmp_path / "pages.tif").startswith("holds 3 pages; ")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert refusal(write_picture(tmp_path / "turned.jpg", grey, exif=exif)).startswith("is stored turned (EXIF")
+    assert refusal(write_png(tmp_path / "a.png", 1, 1, 16, 2, bytes(7))).startswith("holds 16-bit colours")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 5, 3), dtype=np.uint16), photometric="rgb")
+    assert refusal(tmp_path / "a.tif").startswith("holds 16-bit colours")
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    volume = np.zeros((3, 4, 5), dtype=np.float32)
+    volume[1, 2, 3] = np.inf
+    path = write_volume(tmp_path / "inf.nii", volume)
+    assert refusal(path) == "holds NaN or infinity; replace these values"
+    tifffile.imwrite(tmp_path / "nan.tif", np.full((3, 4), np.nan, dtype=np.float32))
+    assert refusal(tmp_path / "nan.tif") == "holds NaN or infinity; replace these values"
+
+
+def test_volumes_that_are_no_images(tmp_path: Path) -> None:
+    vectors = write_volume(tmp_path / "vectors.nii", np.zeros((3, 4, 5, 1, 2), dtype=np.uint8))
+    assert "claims the shape 3x4x5x1x2" in refusal(vectors)
+    colours = np.zeros((3, 4, 5), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    assert refusal(write_volume(tmp_path / "colours.nii", colours)).startswith("holds colours or complex numbers")
+    flat = write_volume(tmp_path / "flat.nii", np.zeros((3, 4, 5), dtype=np.uint8), np.eye(4))
+    content = bytearray(flat.read_bytes())
+    content[296:312] = bytes(16)  # srow_y, the second row of the affine
+    flat.write_bytes(content)
+    assert refusal(flat) == "its header gives no valid voxel size; correct its affine"

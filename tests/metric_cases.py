@@ -1,0 +1,145 @@
+"""Random cases, and every number of a case computed the plain way, with the packages that people use."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from scipy.integrate import quad
+from scipy.stats import norm, pearsonr
+from sklearn.metrics import brier_score_loss, log_loss
+from torch import Tensor
+
+
+class Cases(NamedTuple):
+    """What metrics are updated with."""
+
+    logits: Tensor
+    masks: Tensor
+    valid: Tensor
+    spacing: Tensor
+
+    def select(self, cases: Tensor | slice) -> Cases:
+        """Return some of the cases."""
+        return Cases(*(part[cases] for part in self))
+
+
+def random_cases(
+    seed: int,
+    *,
+    cases: int = 3,
+    members: int = 3,
+    raters: int = 4,
+    structures: int = 2,
+    size: Sequence[int] = (9, 8),
+) -> Cases:
+    """Return random cases; with several raters, every second case lacks one."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(cases, members, structures, *size, generator=generator)
+    shared = torch.rand(cases, 1, structures, *size, generator=generator)
+    own = torch.rand(cases, raters, structures, *size, generator=generator)
+    valid = torch.ones(cases, raters, dtype=torch.bool)
+    if raters > 1:
+        valid[1::2, 0] = False
+    masks = ((shared + 0.5 * own > 0.8) & valid.reshape(cases, raters, *[1] * (len(size) + 1))).to(torch.uint8)
+    return Cases(logits, masks, valid, torch.rand(cases, len(size), generator=generator) + 0.4)
+
+
+def naive_dice(first: np.ndarray, second: np.ndarray) -> float:
+    total = int(first.sum()) + int(second.sum())
+    return 1.0 if total == 0 else 2 * int((first & second).sum()) / total
+
+
+def naive_iou(first: np.ndarray, second: np.ndarray) -> float:
+    union = int((first | second).sum())
+    return 1.0 if union == 0 else int((first & second).sum()) / union
+
+
+def naive_ged2(members: np.ndarray, raters: np.ndarray) -> float:
+    def expectation(first: np.ndarray, second: np.ndarray) -> float:
+        return float(np.mean([1 - naive_iou(a, b) for a in first for b in second]))
+
+    return 2 * expectation(members, raters) - expectation(members, members) - expectation(raters, raters)
+
+
+def naive_adaptive_error(probability: np.ndarray, share: np.ndarray) -> float:
+    """Cut each voxel into 15 equal parts, so that 15 ranges of equally many parts can be cut exactly."""
+    order = np.argsort(probability, kind="stable")
+    p, q = (np.repeat(part[order], 15).reshape(15, -1) for part in (probability, share))
+    return float(np.abs(p.mean(axis=1) - q.mean(axis=1)).mean())
+
+
+def naive_crps(value: float, samples: np.ndarray) -> float:
+    centre, spread = samples.mean(), samples.std()
+    if spread == 0:
+        return abs(value - centre)
+    below = quad(lambda x: norm.cdf(x, centre, spread) ** 2, -np.inf, value)[0]
+    above = quad(lambda x: (norm.cdf(x, centre, spread) - 1) ** 2, value, np.inf)[0]
+    return below + above
+
+
+def naive_s_ncc(p: np.ndarray, y: np.ndarray) -> float:
+    def cross_entropy(member: np.ndarray, label: np.ndarray) -> np.ndarray:
+        return -(label * np.log(member) + (1 - label) * np.log(1 - member))
+
+    own = np.mean([cross_entropy(member, p.mean(axis=0)) for member in p], axis=0).ravel()
+    per_rater = [np.mean([cross_entropy(member, label) for member in p], axis=0).ravel() for label in y]
+    return float(np.mean([pearsonr(own, other)[0] for other in per_rater]))
+
+
+def naive_surface(predicted: np.ndarray, consensus: np.ndarray, spacing: list[float]) -> tuple[float, float]:
+    masks = [torch.from_numpy(mask)[None, None].float() for mask in (predicted, consensus)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hausdorff = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=spacing)
+        dice = compute_surface_dice(*masks, class_thresholds=[1.0], include_background=True, spacing=spacing)
+    return float(hausdorff), float(dice)
+
+
+def naive_statistics(cases: Cases, i: int, k: int) -> dict[str, float]:
+    """Compute one case and structure in float64 with NumPy, SciPy, scikit-learn and MONAI."""
+    logits, masks, valid, spacing = cases
+    p = 1 / (1 + np.exp(-logits[i, :, k].double().numpy()))
+    y = masks[i, valid[i], k].numpy().astype(bool)
+    scale = float(spacing[i].double().prod())
+    mean, share = p.mean(axis=0), y.mean(axis=0)
+    predicted, consensus = mean >= 0.5, share >= 0.5
+    expert, between, total = y.var(axis=0), p.var(axis=0), mean * (1 - mean)
+    labels = y.reshape(len(y), -1)
+    repeated = np.broadcast_to(mean.ravel(), labels.shape)
+    pairs = list(itertools.combinations(p >= 0.5, 2))
+    neighbours = [naive_dice(a, b) for a, b in itertools.pairwise(p >= 0.5)]
+    two, varies = len(y) >= 2, len(p) >= 2
+    hausdorff, surface_dice = naive_surface(predicted, consensus, spacing[i].tolist())
+    return {
+        "dice": naive_dice(predicted, consensus),
+        "dice_per_rater": float(np.mean([naive_dice(predicted, mask) for mask in y])),
+        "d_soft": float(np.mean([naive_dice(mean >= t, share >= t) for t in (0.1, 0.3, 0.5, 0.7, 0.9)])),
+        "hd95": hausdorff,
+        "nsd": surface_dice,
+        "nll": log_loss(labels.ravel(), repeated.ravel(), labels=[0, 1]),
+        "brier": brier_score_loss(labels.ravel(), repeated.ravel()),
+        "adaptive_ece": naive_adaptive_error(mean.ravel(), share.ravel()),
+        "ged2": naive_ged2(p >= 0.5, y),
+        "volume_crps": naive_crps(mean.sum() * scale, labels.sum(axis=1) * scale),
+        "sv": between.sum() * scale,
+        "sv_total": total.sum() * scale,
+        "entropy": -(mean * np.log(mean) + (1 - mean) * np.log(1 - mean)).sum() * scale,
+        "sv_normalised": between.sum() / predicted.sum(),
+        "predicted_area": predicted.sum() * scale,
+        "sv_star": expert.sum() * scale if two else np.nan,
+        "sv_star_normalised": expert.sum() / consensus.sum() if two else np.nan,
+        "pixel_pearson": pearsonr(between.ravel(), expert.ravel())[0] if two and varies else np.nan,
+        "pixel_pearson_total": pearsonr(total.ravel(), expert.ravel())[0] if two else np.nan,
+        "pixel_s_ncc": naive_s_ncc(p, y) if two else np.nan,
+        "layer_agreement": float(np.mean(neighbours)) if neighbours else np.nan,
+        "aula": float(np.trapezoid(neighbours)) if len(neighbours) >= 2 else np.nan,
+        "model_agreement": float(np.mean([naive_dice(a, b) for a, b in pairs])) if pairs else np.nan,
+        "area": consensus.sum() * scale,
+        "n_raters": float(len(y)),
+    }
