@@ -38,6 +38,7 @@ format: install
 # speed as ratios measured side by side in one run
 bench: install
 	$(BIN)/python experiments/benchmarks/forward_cost.py
+	$(BIN)/python experiments/benchmarks/metric_cost.py
 
 clean:
 	rm -rf $(VENV) outputs multirun build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -12,7 +12,7 @@ import wandb
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from edue_lightning.data.source import Subset
-from edue_lightning.metrics import CaseStatistics, MetricSettings, Summary, quality_control_curve
+from edue_lightning.metrics import CaseStatistics, MetricSettings, Summary, quality_control_curves
 from edue_lightning.reporting.figures import panel_figure, quality_control_figure, reliability_figure
 from edue_lightning.reporting.panels import Panel, save_panels
 from edue_lightning.reporting.run_folder import (
@@ -85,13 +85,11 @@ class Evaluation:
 
     def quality_control_frame(self) -> pd.DataFrame:
         """Return the content of `quality_control.csv`, the curve of SV over the cases that define it."""
-        parts = []
-        for k, structure in enumerate(self.structures):
-            score, dice = (self.cases[name][:, k].cpu().numpy() for name in ("sv", "dice"))
-            defined = dice == dice
-            poor = dice[defined] < self.settings.poor_dice_of(structure)
-            curve = quality_control_curve(score[defined], poor.astype(float))
-            parts.append(pd.DataFrame({"structure": structure, **curve._asdict()}))
+        curves = quality_control_curves(self.cases, self.structures, self.settings)
+        parts = [
+            pd.DataFrame({"structure": structure, **curve._asdict()})
+            for structure, curve in zip(self.structures, curves, strict=True)
+        ]
         return self._identified(pd.concat(parts, ignore_index=True))
 
     def headline(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,10 +15,12 @@ from edue_lightning.data import RaterDataModule
 from edue_lightning.data.source import Subset
 from edue_lightning.evaluation import Evaluation
 from edue_lightning.methods import SegmentationMethod
-from edue_lightning.metrics import CaseTable, MetricSettings
+from edue_lightning.metrics import CaseTable, MetricSettings, Summary
 from edue_lightning.prediction_folder import PredictionFolder
 from edue_lightning.reporting.panels import Panel, choose_panel_cases, displayable, most_disputed_slice
 from edue_lightning.uncertainty import member_variance, rater_variance, sum_of_variances
+
+log = logging.getLogger(__name__)
 
 ProbabilitiesOf = Callable[[int], Tensor]
 """Member probabilities `[M, K, *S]` of the case at a position of the split."""
@@ -88,6 +91,8 @@ def _evaluation(
     table: CaseTable, data: RaterDataModule, measurement: Measurement, probabilities_of: ProbabilitiesOf
 ) -> Evaluation:
     positions, cases = table.cases()
+    summary = table.summary(measurement.resamples)
+    _warn_of_undefined(summary)
     records = data.records(measurement.split)
     panels = []
     for structure in range(len(table.structures)):
@@ -100,12 +105,20 @@ def _evaluation(
         structures=table.structures,
         case_ids=[records[i].case_id for i in positions.tolist()],
         cases=cases,
-        summary=table.summary(measurement.resamples),
+        summary=summary,
         settings=measurement.settings,
         panels=panels,
         members=len(probabilities_of(0)),
         note=data.note,
     )
+
+
+def _warn_of_undefined(summary: Summary) -> None:
+    """Say which figures there are none of, and from how many cases."""
+    undefined = [row for row in summary.rows if np.isnan(row.value)]
+    if undefined:
+        named = ", ".join(f"{row.metric} of {row.structure} ({row.n_cases} cases)" for row in undefined)
+        log.warning("undefined (NaN): %s", named)
 
 
 def _panel(

@@ -223,9 +223,24 @@ def test_too_few_raters_leave_values_undefined() -> None:
 
 def test_a_single_member_has_no_agreement_and_no_variance() -> None:
     found = case_statistics(*random_cases(3, members=1))
-    for name in ("layer_agreement", "aula", "model_agreement", "pixel_pearson"):
+    for name in ("layer_agreement", "aula", "model_agreement", "pixel_pearson", "sv", "sv_normalised"):
         assert found[name].isnan().all(), name
+
+
+@pytest.mark.parametrize("members", [2, 3, 5, 7])
+def test_members_of_one_mind_have_no_variance_to_the_last_digit(members: int) -> None:
+    cases = random_cases(3, members=1)
+    found = case_statistics(cases.logits.expand(-1, members, -1, -1, -1), *cases[1:])
     assert not found["sv"].any()
+    assert found["pixel_pearson"].isnan().all()
+
+
+def test_d_soft_of_the_raters_themselves_is_1() -> None:
+    raters = torch.rand(2, 10, 1, 20, 20, generator=torch.Generator().manual_seed(0)) > 0.6
+    share = raters.double().mean(dim=1, keepdim=True)
+    for members in (share, share.float()):
+        found = case_statistics(members, raters, torch.ones(2, 10) > 0, contents="probabilities")
+        assert (found["d_soft"] == 1).all()
 
 
 seeds = st.integers(0, 10_000)
@@ -285,8 +300,8 @@ def test_complement_and_bounds(seed: int, raters: int, members: int) -> None:
     for name in ("nll", "hd95", "volume_crps"):
         assert ((found[name] >= 0) | found[name].isnan()).all(), name
     voxels = 72 * cases.spacing.prod(dim=1, keepdim=True)
-    assert (found["sv"] <= 0.25 * voxels + 1e-6).all()
-    assert (found["sv"] <= found["sv_total"] + 1e-6).all()  # the law of total variance
+    assert ((found["sv"] <= 0.25 * voxels + 1e-6) | (members == 1)).all()
+    assert ((found["sv"] <= found["sv_total"] + 1e-6) | (members == 1)).all()  # the law of total variance
     # a squared distance of distributions with a metric below it is not negative
     assert ((found["ged2"] >= -1e-9) & (found["ged2"] <= 2)).all()
 

@@ -96,6 +96,7 @@ from edue_lightning.metrics.summary import (
     ReliabilityRow,
     Summary,
     interval,
+    quality_control_curves,
     resample_counts,
     summarise,
 )
@@ -181,6 +182,7 @@ __all__ = [
     "pixel_pearson_total",
     "pixel_s_ncc",
     "quality_control_curve",
+    "quality_control_curves",
     "resample_counts",
     "summarise",
     "volume_crps",

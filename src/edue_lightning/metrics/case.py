@@ -124,7 +124,7 @@ class Case:
         """Mean over members of log p and of log (1 - p), each `[K, V]`."""
         if self._contents == "probabilities":
             return _floored_log(self.probabilities).mean(dim=0), _floored_log(1 - self.probabilities).mean(dim=0)
-        log_p = F.logsigmoid(self._members).mean(dim=0)
+        log_p = _mean_log_sigmoid(self._members, self.probabilities)
         # log (1 - sigmoid(x)) = log sigmoid(x) - x
         return log_p, log_p - self._members.mean(dim=0)
 
@@ -161,4 +161,15 @@ def _log_mean_sigmoid(logits: Tensor, mean: Tensor | None = None) -> Tensor:
     tiny = mean < _SMALLEST_EXACT
     if bool(tiny.any()):
         result[tiny] = F.logsigmoid(logits[:, tiny]).logsumexp(dim=0) - math.log(len(logits))
+    return result
+
+
+def _mean_log_sigmoid(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """Return the members' mean log sigmoid, `[M, K, V]` to `[K, V]`; `probabilities` are the sigmoids."""
+    # one logarithm a voxel instead of M
+    product = probabilities.prod(dim=0)
+    result = product.log() / len(logits)
+    tiny = product < _SMALLEST_EXACT
+    if bool(tiny.any()):
+        result[tiny] = F.logsigmoid(logits[:, tiny]).mean(dim=0)
     return result

@@ -47,12 +47,13 @@ def _dice(case: Case) -> Sequence[Tensor]:
 
 
 def _d_soft(case: Case) -> Sequence[Tensor]:
-    pairs = [(case.mean >= threshold, case.share >= threshold) for threshold in D_SOFT_THRESHOLDS]
     scores = []
-    for predicted, wanted in pairs:
-        total = predicted.sum(dim=1).double() + wanted.sum(dim=1)
-        overlap = (predicted & wanted).sum(dim=1).double()
-        scores.append(torch.where(total > 0, 2 * overlap / total.clamp_min(1), 1.0))
+    # in float32 7 of 10 raters reach 0.7, and so does a prediction that was stored as one
+    mean, share = case.mean.float(), case.share.float()
+    for threshold in D_SOFT_THRESHOLDS:
+        predicted, wanted = mean >= threshold, share >= threshold
+        first, second, both = (mask.count_nonzero(dim=1).double() for mask in (predicted, wanted, predicted & wanted))
+        scores.append(torch.where(first + second > 0, 2 * both / (first + second).clamp_min(1), 1.0))
     return (torch.stack(scores).mean(dim=0),)
 
 
@@ -80,8 +81,10 @@ def _likelihood(case: Case) -> Sequence[Tensor]:
 def _model_scores(case: Case) -> Sequence[Tensor]:
     entropy = predictive_entropy(case.mean[None, None])[0]
     area = case.predicted.sum(dim=1) * case.voxel_size
-    sums = [part.sum(dim=1) * case.voxel_size for part in (case.between, case.total, entropy)]
-    return *sums, sums[0] / torch.where(area > 0, area, torch.nan), area
+    between, total, entropy = (part.sum(dim=1) * case.voxel_size for part in (case.between, case.total, entropy))
+    if case.n_members < 2:
+        between = torch.full_like(between, torch.nan)
+    return between, total, entropy, between / torch.where(area > 0, area, torch.nan), area
 
 
 def _rater_scores(case: Case) -> Sequence[Tensor]:
@@ -141,7 +144,8 @@ STATISTICS = (
 - adaptive_ece: calibration error over ranges of equally many voxels.
 - ged2: squared generalised energy distance of members and raters.
 - volume_crps: mm² or mm³; of the predicted area or volume under the raters'.
-- sv, sv_total, entropy: mm² or mm³; sums of V, and of p (1 - p) and the entropy (nats) of the mean prediction.
+- sv, sv_total, entropy: mm² or mm³; sums of V (NaN for a single member), and of p (1 - p) and the entropy (nats) of the
+  mean prediction.
 - predicted_area, area: mm² or mm³, of the predicted and of the soft-majority mask.
 - sv_normalised: sv over predicted_area; NaN for an empty prediction.
 - sv_star: mm² or mm³, sum of V*. sv_star_normalised: over the area of the soft-majority mask; NaN where it is empty.

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from edue_lightning.metrics.case_statistics import BINS, CaseStatistics
 from edue_lightning.metrics.case_table import CaseTable
-from edue_lightning.metrics.selective import quality_control_curve
 from edue_lightning.metrics.settings import Members, MetricSettings
-from edue_lightning.metrics.summary import summarise
+from edue_lightning.metrics.summary import quality_control_curves, summarise
 
 
 class _OfCases(CaseTable):
@@ -309,7 +308,8 @@ class ImagePearson(_OneMetric):
 
     >>> panel = torch.tensor([[[1, 1, 0]] * 3, [[1, 1, 0], [1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0], [1, 0, 0]]])
     >>> masks = panel.reshape(3, 3, 1, 1, 3)
-    >>> image_pearson(masks.double(), masks, torch.ones(3, 3, dtype=torch.bool), contents="probabilities")
+    >>> found = image_pearson(masks.double(), masks, torch.ones(3, 3, dtype=torch.bool), contents="probabilities")
+    >>> found.round(decimals=4)
     tensor(1., dtype=torch.float64)
     """
 
@@ -321,7 +321,8 @@ class ImageSpearman(_OneMetric):
 
     >>> panel = torch.tensor([[[1, 1, 0]] * 3, [[1, 1, 0], [1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0], [1, 0, 0]]])
     >>> masks = panel.reshape(3, 3, 1, 1, 3)
-    >>> image_spearman(masks.double(), masks, torch.ones(3, 3, dtype=torch.bool), contents="probabilities")
+    >>> found = image_spearman(masks.double(), masks, torch.ones(3, 3, dtype=torch.bool), contents="probabilities")
+    >>> found.round(decimals=4)
     tensor(1., dtype=torch.float64)
     """
 
@@ -331,12 +332,14 @@ class ImageSpearman(_OneMetric):
 class NormalisedImagePearson(_OneMetric):
     """As `ImagePearson`, of scores by size: SV over the predicted area with SV* over that of the soft-majority mask.
 
-    A large structure has more boundary, so more variance; this correlation owes nothing to size. Cases in which either
+    A large structure has more boundary, so more variance; this correlation owes less to size. Cases in which either
     mask is empty take no part.
 
     >>> panel = torch.tensor([[[1, 1, 0]] * 3, [[1, 1, 0], [1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0], [1, 0, 0]]])
     >>> masks = panel.reshape(3, 3, 1, 1, 3)
-    >>> image_pearson_normalised(masks.double(), masks, torch.ones(3, 3, dtype=torch.bool), contents="probabilities")
+    >>> valid = torch.ones(3, 3, dtype=torch.bool)
+    >>> found = image_pearson_normalised(masks.double(), masks, valid, contents="probabilities")
+    >>> found.round(decimals=4)
     tensor(1., dtype=torch.float64)
     """
 
@@ -348,7 +351,9 @@ class NormalisedImageSpearman(_OneMetric):
 
     >>> panel = torch.tensor([[[1, 1, 0]] * 3, [[1, 1, 0], [1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0], [1, 0, 0]]])
     >>> masks = panel.reshape(3, 3, 1, 1, 3)
-    >>> image_spearman_normalised(masks.double(), masks, torch.ones(3, 3, dtype=torch.bool), contents="probabilities")
+    >>> valid = torch.ones(3, 3, dtype=torch.bool)
+    >>> found = image_spearman_normalised(masks.double(), masks, valid, contents="probabilities")
+    >>> found.round(decimals=4)
     tensor(1., dtype=torch.float64)
     """
 
@@ -362,7 +367,7 @@ class PixelPearson(_OneMetric):
 
     >>> logits = torch.tensor([[4.0, 4.0, -4.0], [4.0, -4.0, -4.0]]).reshape(1, 2, 1, 1, 3)
     >>> masks = torch.tensor([[1, 0, 0], [1, 1, 0]]).reshape(1, 2, 1, 1, 3)
-    >>> pixel_pearson(logits, masks, torch.ones(1, 2, dtype=torch.bool))
+    >>> pixel_pearson(logits, masks, torch.ones(1, 2, dtype=torch.bool)).round(decimals=4)
     tensor(1., dtype=torch.float64)
     """
 
@@ -374,7 +379,7 @@ class TotalPixelPearson(_OneMetric):
 
     >>> logits = torch.tensor([[4.0, 4.0, -4.0], [4.0, -4.0, -4.0]]).reshape(1, 2, 1, 1, 3)
     >>> masks = torch.tensor([[1, 0, 0], [1, 1, 0]]).reshape(1, 2, 1, 1, 3)
-    >>> pixel_pearson_total(logits, masks, torch.ones(1, 2, dtype=torch.bool))
+    >>> pixel_pearson_total(logits, masks, torch.ones(1, 2, dtype=torch.bool)).round(decimals=4)
     tensor(1., dtype=torch.float64)
     """
 
@@ -389,8 +394,8 @@ class PixelSNCC(_OneMetric):
 
     >>> logits = torch.tensor([[4.0, 4.0, -4.0], [4.0, -4.0, -4.0]]).reshape(1, 2, 1, 1, 3)
     >>> masks = torch.tensor([[1, 0, 0], [1, 1, 0]]).reshape(1, 2, 1, 1, 3)
-    >>> pixel_s_ncc(logits, masks, torch.ones(1, 2, dtype=torch.bool))
-    tensor(1.0000, dtype=torch.float64)
+    >>> pixel_s_ncc(logits, masks, torch.ones(1, 2, dtype=torch.bool)).round(decimals=4)
+    tensor(1., dtype=torch.float64)
     """
 
     metric = "pixel_s_ncc"
@@ -399,7 +404,7 @@ class PixelSNCC(_OneMetric):
 class QualityControlArea(_OneMetric):
     """d-AUC: area between the quality-control curve of SV and its ideal line (the paper, Fig. 2).
 
-    In [0, 0.5), lower is better. Cases are flagged from the largest SV on; y is the share of all cases that are poor
+    In [0, 0.25], lower is better. Cases are flagged from the largest SV on; y is the share of all cases that are poor
     (Dice below `MetricSettings.poor_dice`) and not yet flagged. NaN if no case or every case is poor. `d_auc_total` and
     others in `METRICS` flag by other scores.
 
@@ -494,14 +499,8 @@ class QualityControlCurve(_OfCases):
 
     def compute(self) -> list[tuple[Tensor, Tensor]]:  # type: ignore[override]
         """Return of each structure the fractions flagged and missed, over the cases that define SV and Dice."""
-        cases = self._statistics()
-        curves = []
-        for k, structure in enumerate(self.structures):
-            score, dice = (cases[name][:, k].cpu().numpy() for name in ("sv", "dice"))
-            poor = (dice < self.settings.poor_dice_of(structure)).astype(float)
-            curve = quality_control_curve(score[dice == dice], poor[dice == dice])
-            curves.append((torch.from_numpy(curve.flagged), torch.from_numpy(curve.missed)))
-        return curves
+        curves = quality_control_curves(self._statistics(), self.structures, self.settings)
+        return [(torch.from_numpy(curve.flagged), torch.from_numpy(curve.missed)) for curve in curves]
 
 
 class Functional(Protocol):

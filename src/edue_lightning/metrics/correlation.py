@@ -25,8 +25,8 @@ def map_correlation(first: Tensor, second: Tensor) -> Tensor:
     first, second = first.double(), second.double()
     constant = (first == first[..., :1]).all(dim=-1) | (second == second[..., :1]).all(dim=-1)
     first, second = (part - part.mean(dim=-1, keepdim=True) for part in (first, second))
-    norm = (first.square().sum(dim=-1) * second.square().sum(dim=-1)).sqrt()
-    return ((first * second).sum(dim=-1) / norm).clamp(-1, 1).masked_fill(constant, torch.nan)
+    norm = (torch.linalg.vecdot(first, first) * torch.linalg.vecdot(second, second)).sqrt()
+    return (torch.linalg.vecdot(first, second) / norm).clamp(-1, 1).masked_fill(constant, torch.nan)
 
 
 def cross_entropy_correlation(mean: Tensor, mean_log: tuple[Tensor, Tensor], masks: Tensor) -> Tensor:

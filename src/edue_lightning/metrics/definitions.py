@@ -175,7 +175,8 @@ variance between members; the suffixes are those of `SCORES`.
 """
 
 LOWER_IS_BETTER = frozenset(name for name, definition in METRICS.items() if definition.lower_is_better)
-"""Metrics of which a smaller value is better; of all others a larger one."""
+"""Metrics of which a smaller value is better; of all others a larger one, but for the agreement of members, which is
+neither good nor bad by itself."""
 
 COSTLY_STATISTICS = frozenset({"hd95", "nsd", "adaptive_ece"})
 """Statistics that take longer than all others together."""

@@ -54,7 +54,7 @@ def distance_to_ideal_area(uncertainty: Array, poor: Array, weights: Array) -> A
         weights: `[W, N]`.
 
     Returns:
-        `[W]`, at least 0; NaN where no case or every case is poor (or there is none).
+        `[W]` in [0, 0.25]; NaN where no case or every case is poor (or there is none).
     """
     counts, poor_counts = _by_score(-uncertainty, poor, weights)
     cases = counts.sum(axis=1, keepdims=True)
@@ -63,7 +63,8 @@ def distance_to_ideal_area(uncertainty: Array, poor: Array, weights: Array) -> A
     with np.errstate(invalid="ignore", divide="ignore"):
         area = (counts * (after + poor_counts / 2)).sum(axis=1) / cases[:, 0] ** 2
         share = (all_poor / cases)[:, 0]
-    return np.where((share > 0) & (share < 1), area - share**2 / 2, np.nan)
+    # at least 0, but for rounding
+    return np.where((share > 0) & (share < 1), np.maximum(area - share**2 / 2, 0), np.nan)
 
 
 class RiskCoverage(NamedTuple):

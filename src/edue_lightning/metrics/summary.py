@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edue_lightning.metrics.calibration import RELIABILITY_BINS
 from edue_lightning.metrics.case_statistics import BINS, CaseStatistics
 from edue_lightning.metrics.definitions import METRICS, Estimate, StructureCases
+from edue_lightning.metrics.selective import QualityControl, quality_control_curve
 from edue_lightning.metrics.settings import MetricSettings
 
 Array = NDArray[np.float64]
@@ -139,6 +140,25 @@ def summarise(
             values = np.mean([e.values for e in estimates], axis=0)
             add(MEAN_STRUCTURE, name, Estimate(values, np.logical_and.reduce([e.defined for e in estimates])))
     return Summary(rows, reliability, replicates)
+
+
+def quality_control_curves(
+    cases: CaseStatistics, structures: Sequence[str], settings: MetricSettings
+) -> list[QualityControl]:
+    """Return each structure's quality-control curve of SV, over the cases that define SV and Dice.
+
+    Args:
+        cases: with the statistics `sv` and `dice`.
+        structures: names of the K structures.
+        settings: see `MetricSettings`.
+    """
+    curves = []
+    for k, structure in enumerate(structures):
+        score, dice = (cases[name][:, k].cpu().numpy() for name in ("sv", "dice"))
+        defined = ~(np.isnan(score) | np.isnan(dice))
+        poor = dice[defined] < settings.poor_dice_of(structure)
+        curves.append(quality_control_curve(score[defined], poor.astype(float)))
+    return curves
 
 
 def _row(structure: str, metric: str, estimate: Estimate, confidence: float) -> MetricRow:
