@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import sys
 import time
 import warnings
@@ -66,8 +67,8 @@ class EpochLines(pl.Callback):
         if not trainer.is_global_zero:
             return
         shown = ("train/loss", "val/dice", "val/nll", "val/image_pearson", "val/pixel_pearson")
-        values = "  ".join(
-            f"{name} {float(trainer.callback_metrics[name]):.4f}" for name in shown if name in trainer.callback_metrics
-        )
+        found = {name: float(trainer.callback_metrics.get(name, math.nan)) for name in shown}
+        # a single network has no variance between members to correlate
+        values = "  ".join(f"{name} {value:.4f}" for name, value in found.items() if not math.isnan(value))
         seconds = time.monotonic() - self._start
         log.info("epoch %d/%s  %s  %.1f s", trainer.current_epoch + 1, trainer.max_epochs, values, seconds)

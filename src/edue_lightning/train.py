@@ -78,6 +78,7 @@ def train(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     pl.seed_everything(seed, workers=True, verbose=False)
     settings: WandbSettings = build(configuration["logger"], "logger")
     data = build_data(configuration)
+    data.require("train", "val", "test")
     method = build_method(configuration, ImageFormat.of(data.source))
     metric_settings = build_metric_settings(configuration["metrics"], method.structures)
     for trainee in method.trainees():

@@ -80,9 +80,18 @@ def test_prescribed_splits_are_kept() -> None:
     }
 
 
-def test_an_empty_split_is_an_error() -> None:
-    with pytest.raises(UserError, match="no case is left for val, test"):
-        split_cases([CaseRecord("a", "a", "train")], SplitFractions())
+def test_an_empty_split_is_an_error_where_it_is_used() -> None:
+    class TestCasesAlone(NumberedCases):
+        def cases(self) -> list[CaseRecord]:
+            return [CaseRecord("case0", "case0", "test")]
+
+    data = RaterDataModule("few", TestCasesAlone())
+    assert [record.case_id for record in data.records("test")] == ["case0"]
+    assert len(data.evaluation_dataloader("all")) == 1
+    with pytest.raises(UserError, match="data=few: no case is left for train, val: 1 cases of 1 patients"):
+        data.require("train", "val", "test")
+    with pytest.raises(UserError, match="no case is left for train"):
+        data.train_dataloader()
 
 
 def test_raters_are_padded_and_marked_missing() -> None:

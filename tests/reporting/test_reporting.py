@@ -19,6 +19,7 @@ from edue_lightning.reporting.figures import (
     comparison_panel_figure,
     disagreement_scatter_figure,
     panel_figure,
+    quality_control_figure,
     reliability_figure,
 )
 from edue_lightning.reporting.panels import (
@@ -315,7 +316,8 @@ def test_figures_show_every_rater_and_one_scale() -> None:
         assert axes.images[0].get_clim() == (0, 0.25)
     assert "4.5" in expert.get_title()
     assert "3.2" in model.get_title()
-    comparison = comparison_panel_figure({"edue": panel("a"), "layer_ensemble": panel("a", 1)})
+    comparison = comparison_panel_figure({"edue": panel("a"), "layer_ensemble": panel("a", 1)}, "drawn, not CT")
+    assert comparison.get_supxlabel() == "drawn, not CT"
     titles = [axes.get_title() for axes in comparison.axes]
     assert any("layer ensemble" in title for title in titles)
 
@@ -323,6 +325,15 @@ def test_figures_show_every_rater_and_one_scale() -> None:
 def lines_of(figure: object) -> Iterator[np.ndarray]:
     for line in figure.axes[0].lines:
         yield np.asarray(line.get_xydata())
+
+
+def test_the_quality_control_figure_has_the_curve_its_ideal_and_its_random_line(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", "edue", 0))
+    curve, ideal, random, *legend = lines_of(quality_control_figure({"edue": run.quality_control}))
+    np.testing.assert_array_equal(curve, [[0, 0.3], [0.5, 0.1], [1, 0]])
+    np.testing.assert_array_equal(ideal, [[0, 0.3], [0.3, 0]])
+    np.testing.assert_array_equal(random, [[0, 0.3], [1, 0]])
+    assert not any(len(line) for line in legend)
 
 
 def test_the_calibration_curve_leaves_empty_bins_out(tmp_path: Path) -> None:

@@ -64,8 +64,27 @@ class RaterDataModule(pl.LightningDataModule):
             self.splits[split] = members
         self._datasets: dict[Subset, CaseDataset] = {}
 
+    def require(self, *splits: Subset) -> None:
+        """Check that there is a case in each of some splits.
+
+        Raises:
+            UserError: naming those that are empty.
+        """
+        empty = [split for split in splits if not self.splits[split]]
+        if empty:
+            cases = self.splits["all"]
+            raise UserError(
+                f"data={self.name}: no case is left for {', '.join(empty)}: {len(cases)} cases of "
+                f"{len({case.group for case in cases})} patients; add cases or change data.fractions"
+            )
+
     def records(self, split: Subset) -> list[CaseRecord]:
-        """Return the cases of a split in the order of `RaterBatch.case_index`."""
+        """Return the cases of a split in the order of `RaterBatch.case_index`.
+
+        Raises:
+            UserError: if there are none.
+        """
+        self.require(split)
         return self.splits[split]
 
     def dataset(self, split: Subset) -> CaseDataset:
@@ -74,7 +93,7 @@ class RaterDataModule(pl.LightningDataModule):
             transform = None
             if split == "train" and self.augmentation is not None:
                 transform = self.augmentation.transform(self.source.spatial_dims)
-            ids = [record.case_id for record in self.splits[split]]
+            ids = [record.case_id for record in self.records(split)]
             self._datasets[split] = CaseDataset(self.source, ids, self.order_seed, self.cache_cases, transform)
         return self._datasets[split]
 

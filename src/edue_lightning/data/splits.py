@@ -9,7 +9,6 @@ from typing import get_args
 import numpy as np
 
 from edue_lightning.data.source import CaseRecord, Split
-from edue_lightning.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,7 @@ def split_cases(records: Sequence[CaseRecord], fractions: SplitFractions) -> dic
     """Divide the cases: as the data set prescribes where it does, by drawing groups elsewhere.
 
     Returns:
-        the cases of each split, in the order of `records`.
-
-    Raises:
-        UserError: if a split stays empty.
+        the cases of each split, in the order of `records`; none where there are too few.
     """
     drawn_groups = sorted({record.group for record in records if record.split is None})
     order = np.random.default_rng(fractions.seed).permutation(len(drawn_groups))
@@ -53,10 +49,4 @@ def split_cases(records: Sequence[CaseRecord], fractions: SplitFractions) -> dic
     splits: dict[Split, list[CaseRecord]] = {split: [] for split in get_args(Split)}
     for record in records:
         splits[record.split or split_of_group[record.group]].append(record)
-    empty = [split for split, members in splits.items() if not members]
-    if empty:
-        raise UserError(
-            f"no case is left for {', '.join(empty)}: {len(records)} cases of "
-            f"{len({r.group for r in records})} patients; add cases or change data.fractions"
-        )
     return splits

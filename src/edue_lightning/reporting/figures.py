@@ -35,7 +35,7 @@ def reliability_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
         below.plot(filled["mean_probability"], filled["count"], "o-", color=colour, markersize=3, linewidth=1)
     above.set(ylabel="share of raters who marked", xlim=(0, 1), ylim=(0, 1))
     above.set_aspect("equal")
-    above.legend(fontsize=8, loc="upper left")
+    above.legend(fontsize=8, loc="lower right")
     below.set(xlabel="predicted probability", ylabel="voxel-rater pairs", yscale="log")
     for axes in (above, below):
         axes.grid(color="0.9")
@@ -81,16 +81,16 @@ def panel_figure(panel: Panel, note: str | None = None) -> Figure:
     _draw_mask(axes[4], _consensus(panel), "soft majority")
     figure.colorbar(shown, ax=list(axes[1:3]), shrink=0.8)
     figure.suptitle(f"{panel.case_id}, {panel.structure}", fontsize=10)
-    if note:
-        figure.supxlabel(note, fontsize=7)
+    _write_note(figure, note)
     return figure
 
 
-def comparison_panel_figure(panels: Mapping[str, Panel]) -> Figure:
+def comparison_panel_figure(panels: Mapping[str, Panel], note: str | None = None) -> Figure:
     """Draw one case for many methods: above the variances on one scale, below the predictions.
 
     Args:
         panels: of the same case and structure, by method.
+        note: what a reader must be told of the images, drawn below them.
     """
     first = next(iter(panels.values()))
     columns = 2 + len(panels)
@@ -105,6 +105,7 @@ def comparison_panel_figure(panels: Mapping[str, Panel]) -> Figure:
         _draw_mask(axes[1, column], panel.mean_probability >= 0.5, "prediction")
     figure.colorbar(shown, ax=list(axes[0]), shrink=0.8, label="variance")
     figure.suptitle(f"{first.case_id}, {first.structure}", fontsize=10)
+    _write_note(figure, note)
     return figure
 
 
@@ -132,6 +133,11 @@ def disagreement_scatter_figure(cases: Mapping[str, pd.DataFrame]) -> Figure:
     figure.supxlabel("raters' sum of variances SV*", fontsize=9)
     figure.supylabel("model's sum of variances SV", fontsize=9)
     return figure
+
+
+def _write_note(figure: Figure, note: str | None) -> None:
+    if note:
+        figure.supxlabel(note, fontsize=7)
 
 
 def _draw_contours(axes: Axes, panel: Panel) -> None:

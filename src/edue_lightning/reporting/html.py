@@ -196,7 +196,8 @@ def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
             cases = {label: _of_structure(run.cases, structure) for label, run in drawn.items()}
             yield f"disagreement_{name}", disagreement_scatter_figure(cases)
         for (case_id, structure), panels in _panels_by_case(drawn).items():
-            yield f"heatmaps_{data}_{split}_{case_id}_{structure}", comparison_panel_figure(panels)
+            figure = comparison_panel_figure(panels, next(iter(drawn.values())).configuration.get("image_note"))
+            yield f"heatmaps_{data}_{split}_{case_id}_{structure}", figure
 
 
 def _of_structure(frame: pd.DataFrame, structure: str) -> pd.DataFrame:
