@@ -200,13 +200,14 @@ def test_the_best_value_is_bold_in_the_right_direction(tmp_path: Path) -> None:
             bold = [cell.startswith("**") for cell in table[column]]
             assert bold == [lower_is_better, not lower_is_better], column
     lines = to_markdown(table.reset_index()).splitlines()
-    assert lines[1] == "| " + " | ".join(["---"] * 10) + " |"
+    assert lines[1] == "| " + " | ".join(["---"] * 11) + " |"
 
 
 DAMAGE = {
     "metrics.csv": "method,data\nedue,lidc\n",
     "cases.csv": "",
     "reliability.csv": "a\n1\n",
+    "quality_control.csv": "flagged\n0\n",
     "config.yaml": "{unclosed",
     "bootstrap.npz": "PK no archive",
     "model.json": "{",

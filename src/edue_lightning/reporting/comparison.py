@@ -25,6 +25,7 @@ TABLE_METRICS = (
     "brier",
     "image_pearson",
     "image_spearman",
+    "image_spearman_normalised",
     "pixel_pearson",
     "image_pearson_total",
     "pixel_pearson_total",

@@ -29,7 +29,7 @@ from edue_lightning.reporting.panels import Panel, load_panels
 from edue_lightning.reporting.run_folder import PANELS_FILE, Run, find_runs
 
 REFERENCE = "edue"
-DIFFERENCE_METRICS = ("dice", "nll", "ece", "image_pearson", "pixel_pearson")
+DIFFERENCE_METRICS = ("dice", "nll", "ece", "image_pearson", "image_spearman_normalised", "pixel_pearson")
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; padding: 1rem;
@@ -50,6 +50,8 @@ _DEFINITIONS = {
     "brier ↓": "squared error of the mean prediction against every rater",
     "image_pearson ↑": "correlation over cases of the summed variance between members (SV) with that between raters",
     "image_spearman ↑": "the same by ranks",
+    "image_spearman_normalised ↑": "by ranks, of SV and SV* each over the area of its mask, so that no method wins "
+    "because large structures have long edges",
     "pixel_pearson ↑": "correlation over voxels of the two variance maps, mean over cases",
     "…_total ↑": "the same with p(1 - p) of the mean prediction in the place of the variance between members",
 }
