@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from edue_lightning.data import RaterDataModule
+from edue_lightning.data import RaterDataModule, collate_samples
 from edue_lightning.data.source import Subset
 from edue_lightning.evaluation import Evaluation
 from edue_lightning.methods import SegmentationMethod
@@ -81,9 +81,10 @@ def measure_predictions(predictions: PredictionFolder, data: RaterDataModule, me
     def probabilities_of(position: int) -> Tensor:
         return predictions.load(data.source.load(records[position].case_id))
 
-    for position in range(len(records)):
-        batch = data.single_batch(measurement.split, position)
-        table.update(probabilities_of(position)[None], batch.masks, batch.valid, batch.spacing, batch.case_index)
+    for position, record in enumerate(records):
+        sample = data.source.load(record.case_id)
+        batch = collate_samples([sample], [position], [0])
+        table.update(predictions.load(sample)[None], batch.masks, batch.valid, batch.spacing, batch.case_index)
     return _evaluation(table, data, measurement, probabilities_of)
 
 
