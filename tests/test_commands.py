@@ -197,6 +197,14 @@ def test_bad_input_is_one_clear_message(tmp_path: Path, command: str, overrides:
     assert not [path for path in tmp_path.rglob("config.yaml") if path.parent.name != ".hydra"]
 
 
+def test_a_checkpoint_is_not_chosen_by_a_metric_that_is_undefined(tmp_path: Path) -> None:
+    overrides = ["method=deep_ensemble", "select_by=image_pearson", "trainer.max_epochs=1", "hydra.run.dir=run"]
+    done = run_command("train", [*SMALL, *overrides], cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: select_by=image_pearson: undefined on the validation cases")
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
 def test_a_finished_run_is_not_overwritten(trained_run: Path, tmp_path: Path) -> None:
     before = (trained_run / "metrics.csv").read_bytes()
     done = run_command("train", [*SMALL, "seed=5", f"hydra.run.dir={trained_run}"], cwd=tmp_path)

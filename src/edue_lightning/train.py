@@ -154,6 +154,12 @@ def _fit(
             enable_model_summary=False,
         )
         trainer.fit(trainee, datamodule=data)
+        # Lightning keeps the first checkpoint where the metric is never a number
+        if keeper.best_model_score is None or not keeper.best_model_score.isfinite():
+            raise UserError(
+                f"select_by={configuration['select_by']}: undefined on the validation cases, as the variance between "
+                "members is for a single network; choose another metric, such as nll"
+            )
         best[position] = read_checkpoint(own / "best.ckpt")["state_dict"]
         last[position] = read_checkpoint(own / "last.ckpt")["state_dict"]
     for name, states in (("last", last), ("best", best)):
