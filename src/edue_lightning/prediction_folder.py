@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edue_lightning.data import CaseRecord, CaseSource, RaterSample
-from edue_lightning.data.images import ImageError, read_image
-from edue_lightning.errors import UserError
+from edue_lightning.data.images import ImageError, read_image, same_affine
+from edue_lightning.errors import UserError, counted
 
 _NIFTI_NAME = re.compile(r"(?P<case>.+?)__member(?P<member>\d+)(?:__(?P<structure>.+))?\.nii(?:\.gz)?")
 _ARRAY = "members"
-_SAME_GRID_MM = 1e-3
 
 Member = tuple[int, str]
 """Number of a member and name of a structure."""
@@ -99,8 +98,7 @@ class PredictionFolder:
             ]
             problems += odd
         if problems:
-            counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-            raise UserError("\n  ".join([f"{self}: {counted}", *problems]))
+            raise UserError("\n  ".join([f"{self}: {counted(problems)}", *problems]))
 
     def load(self, sample: RaterSample) -> Tensor:
         """Return the member probabilities of a case, `[M, K, *S]`."""
@@ -173,7 +171,7 @@ def _read_member(path: Path, size: tuple[int, ...], affine: Tensor | None) -> ND
         raise _PredictionError(f"{path.name}: {error}") from error
     if image.array.shape != (1, *size):
         raise _PredictionError(f"{path.name}: has shape {list(image.array.shape[1:])}, wanted {list(size)}")
-    if affine is not None and image.affine is not None and not np.allclose(image.affine, affine, atol=_SAME_GRID_MM):
+    if affine is not None and image.affine is not None and not same_affine(image.affine, affine):
         raise _PredictionError(f"{path.name}: lies on another grid (affine) than the case")
     values: NDArray[np.float32] = image.array[0].astype(np.float32)
     return values

@@ -15,13 +15,16 @@ from pathlib import Path
 import nibabel
 import numpy as np
 from nibabel.affines import voxel_sizes
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 VOLUMES = (".nii", ".nii.gz")
 MOST_VOXELS = 2**31
 """Voxels that a NIfTI header may claim; for pictures Pillow's own, lower limit holds."""
+
+AFFINE_TOLERANCE = 1e-3
+"""Largest difference of any entry, in mm, between affines that count as one."""
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA", "I", "I;16", "I;16B", "F")
@@ -64,6 +67,11 @@ class ImageHeader:
     channels: int
     spacing: tuple[float, ...] | None = None
     affine: NDArray[np.float64] | None = None
+
+
+def same_affine(first: ArrayLike, second: ArrayLike) -> bool:
+    """Tell whether two affines place their voxels alike, to a thousandth of a millimetre an entry."""
+    return np.allclose(first, second, rtol=0, atol=AFFINE_TOLERANCE)
 
 
 def read_image(path: Path) -> ImageFile:

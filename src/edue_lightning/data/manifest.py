@@ -11,17 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edue_lightning.data.images import ImageError, ImageFile, ImageHeader, read_image, read_mask
+from edue_lightning.data.images import ImageError, ImageFile, ImageHeader, read_image, read_mask, same_affine
 from edue_lightning.data.manifest_table import ManifestCase, read_table
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseRecord, CaseSource
-from edue_lightning.errors import UserError
+from edue_lightning.errors import UserError, counted
 
 log = logging.getLogger(__name__)
 
 MOST_PROBLEMS_LISTED = 50
-AFFINE_TOLERANCE = 1e-3
-"""Largest difference of any entry, in mm, between affines that count as one."""
 
 
 class ManifestSource(CaseSource):
@@ -68,7 +66,7 @@ class ManifestSource(CaseSource):
         grids = check.cases(self._cases.values())
         problems = [*table.problems, *check.problems]
         if problems:
-            raise UserError("\n".join([f"data.root={root}: {_count(problems)} in {file}:", *_shortened(problems)]))
+            raise UserError("\n".join([f"data.root={root}: {counted(problems)} in {file}:", *_shortened(problems)]))
         self.spatial_dims = len(grids[0].shape)
         self.channels = grids[0].channels
         self._log_what_may_surprise(file, grids)
@@ -209,7 +207,7 @@ def _locate(folder: Path, file: str) -> Path:
 def _same_place(grid: ImageHeader, other: ImageHeader) -> bool:
     if grid.affine is None or other.affine is None:
         return True
-    return np.allclose(grid.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE)
+    return same_affine(grid.affine, other.affine)
 
 
 def _standardised(channel: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -226,10 +224,6 @@ def _line(file: str, case_id: str, problem: str) -> str:
 
 def _times(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def _count(problems: Sequence[str]) -> str:
-    return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
 
 
 def _shortened(problems: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from edue_lightning.metrics.settings import Members, MetricSettings
 from edue_lightning.metrics.surface import hausdorff_distance_95, normalised_surface_dice, surface_distances
 from edue_lightning.uncertainty import (
     area_under_layer_agreement,
+    dice_of_counts,
     layer_agreement,
     model_agreement,
     predictive_entropy,
@@ -53,7 +54,7 @@ def _d_soft(case: Case) -> Sequence[Tensor]:
     for threshold in D_SOFT_THRESHOLDS:
         predicted, wanted = mean >= threshold, share >= threshold
         first, second, both = (mask.count_nonzero(dim=1).double() for mask in (predicted, wanted, predicted & wanted))
-        scores.append(torch.where(first + second > 0, 2 * both / (first + second).clamp_min(1), 1.0))
+        scores.append(dice_of_counts(both, first + second))
     return (torch.stack(scores).mean(dim=0),)
 
 

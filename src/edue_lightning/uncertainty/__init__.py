@@ -8,7 +8,7 @@ from edue_lightning.uncertainty.maps import (
     rater_variance,
     total_variance,
 )
-from edue_lightning.uncertainty.overlap import PairOverlap, pair_overlap
+from edue_lightning.uncertainty.overlap import PairOverlap, dice_of_counts, pair_overlap
 from edue_lightning.uncertainty.scores import (
     area_under_layer_agreement,
     layer_agreement,
@@ -19,6 +19,7 @@ from edue_lightning.uncertainty.scores import (
 __all__ = [
     "PairOverlap",
     "area_under_layer_agreement",
+    "dice_of_counts",
     "enough_raters",
     "layer_agreement",
     "member_variance",

@@ -11,6 +11,11 @@ from torch import Tensor
 _CHUNK = 2**20
 
 
+def dice_of_counts(both: Tensor, total: Tensor) -> Tensor:
+    """Return Dice of two masks from the voxels that both hold and the sum of their sizes; 1 where both are empty."""
+    return torch.where(total > 0, 2 * both / total.clamp_min(1), 1.0)
+
+
 @dataclass(frozen=True)
 class PairOverlap:
     """How n masks overlap pairwise.
@@ -28,8 +33,7 @@ class PairOverlap:
 
     def dice(self) -> Tensor:
         """Return Dice of every pair, `[..., n, n]` in [0, 1]; 1 where both masks are empty, 0 where one is."""
-        total = self.size[..., :, None] + self.size[..., None, :]
-        return torch.where(total > 0, 2 * self.intersection / total.clamp_min(1), 1.0)
+        return dice_of_counts(self.intersection, self.size[..., :, None] + self.size[..., None, :])
 
     def intersection_over_union(self) -> Tensor:
         """Return IoU of every pair, `[..., n, n]` in [0, 1]; 1 where both masks are empty, 0 where one is."""
