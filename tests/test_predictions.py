@@ -150,7 +150,7 @@ def test_every_problem_is_named_before_anything_is_computed(tmp_path: Path) -> N
         (["ckpt=some.ckpt"], "give one of ckpt=PATH"),
         (["predictions=nowhere"], "predictions=nowhere: no such folder"),
         (["predictions=data"], "holds no prediction; expected CASE_ID.npz"),
-        (["data.root=nowhere"], "manifest.csv: not found"),
+        (["data.root=nowhere"], "data.root=nowhere: no such folder"),
         (["metrics=default", "metrics.poor_dice={disc: 0.9}"], "poor_dice must name the structures disc, cup"),
         (["metrics=default", "metrics.ged_distance=hamming"], "metrics.ged_distance='hamming'"),
     ],

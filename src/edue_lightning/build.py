@@ -13,7 +13,7 @@ from torch import nn
 
 from edue_lightning.data import CaseSource, RaterDataModule
 from edue_lightning.errors import UserError
-from edue_lightning.methods import SegmentationMethod
+from edue_lightning.methods import Inference, SegmentationMethod
 from edue_lightning.metrics import MetricSettings
 from edue_lightning.networks import HeadLayout
 
@@ -97,7 +97,8 @@ def build_method(configuration: Mapping[str, Any], image_format: ImageFormat) ->
     """Make the method of a configuration, its networks freshly initialised.
 
     Args:
-        configuration: with the nodes `method`, `network`, `loss` and `optimizer`.
+        configuration: with the nodes `method`, `network`, `loss` and `optimizer`, and `inference` unless whole images
+            are seen at once.
         image_format: what the networks are made for.
     """
     make_network = build(configuration["network"], "network")
@@ -121,4 +122,18 @@ def build_method(configuration: Mapping[str, Any], image_format: ImageFormat) ->
         )
     except ValueError as error:
         raise UserError(f"method: {error}") from error
+    set_inference(method, configuration.get("inference"), image_format)
     return method
+
+
+def set_inference(method: SegmentationMethod, node: Mapping[str, Any] | None, image_format: ImageFormat) -> None:
+    """Choose how a method (and each of its trainees) sees whole images: as a node says, or at once without one.
+
+    Raises:
+        UserError: if the node cannot be used with such images.
+    """
+    inference: Inference = Inference() if node is None else build(node, "inference")
+    if inference.window is not None and len(inference.window) != image_format.spatial_dims:
+        raise UserError(f"inference.window={list(inference.window)}: the images are {image_format.spatial_dims}D")
+    for part in (method, *method.trainees()):
+        part.inference = inference

@@ -16,7 +16,7 @@ import hydra
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
-from edue_lightning.build import ImageFormat, build, build_data, build_metric_settings
+from edue_lightning.build import ImageFormat, build, build_data, build_metric_settings, set_inference
 from edue_lightning.checkpoints import load_method
 from edue_lightning.command import command, job_folder, quiet_libraries
 from edue_lightning.configuration import (
@@ -48,6 +48,7 @@ class EvaluateConfiguration:
     bootstrap_resamples: int
     trainer: dict[str, Any]
     metrics: dict[str, Any] | None = None
+    inference: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
 
 
@@ -80,6 +81,8 @@ def _checkpoint(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     found = ImageFormat.of(data.source)
     if found != wanted:
         raise UserError(f"{path}: was trained for {wanted}, but data={data.name} has {found}")
+    if configuration.get("inference") is not None:
+        set_inference(method, configuration["inference"], wanted)
     label = configuration["label"] or trained.get("label") or method.label
     measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
     used = {"data": configuration.get("data") or trained["data"], "seed": trained["seed"]}

@@ -62,7 +62,7 @@ def measure_method(
     def probabilities_of(position: int) -> Tensor:
         method.eval()
         image = data.single_batch(split, position).image.to(method.device)
-        return torch.sigmoid(method(image).float())[0].cpu()
+        return torch.sigmoid(method.predict(image).float())[0].cpu()
 
     return _evaluation(method.test_cases, data, measurement, probabilities_of)
 

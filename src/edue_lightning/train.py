@@ -49,6 +49,7 @@ class TrainConfiguration:
     method: dict[str, Any]
     loss: dict[str, Any]
     optimizer: dict[str, Any]
+    inference: dict[str, Any]
     metrics: dict[str, Any]
     trainer: dict[str, Any]
     logger: dict[str, Any]

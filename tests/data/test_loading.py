@@ -1,5 +1,6 @@
 """Splitting, caching, augmenting and batching, on a source made for the test."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 
@@ -78,6 +79,25 @@ def test_prescribed_splits_are_kept() -> None:
         "val": ["b"],
         "test": ["c"],
     }
+
+
+def test_prescribed_test_cases_get_no_others_drawn_for_them() -> None:
+    records = [CaseRecord(f"t{i}", f"t{i}", "test") for i in range(5)] + [
+        CaseRecord(f"o{i}", f"o{i}") for i in range(20)
+    ]
+    splits = split_cases(records, SplitFractions(val=0.2, test=0.3))
+    assert [record.case_id for record in splits["test"]] == [f"t{i}" for i in range(5)]
+    assert (len(splits["val"]), len(splits["train"])) == (4, 16)
+
+
+def test_every_drawn_split_holds_its_share_of_each_stratum() -> None:
+    sizes = {"large": 60, "middle": 20, "small": 10}
+    records = [CaseRecord(f"{name}{i}", f"{name}{i}", stratum=name) for name, n in sizes.items() for i in range(n)]
+    splits = split_cases(records, SplitFractions(val=0.2, test=0.3))
+    assert [len(splits[name]) for name in ("train", "val", "test")] == [45, 18, 27]
+    for split, share in (("val", 0.2), ("test", 0.3)):
+        found = Counter(record.stratum for record in splits[split])
+        assert all(abs(found[name] - share * n) <= 1 for name, n in sizes.items())
 
 
 def test_an_empty_split_is_an_error_where_it_is_used() -> None:

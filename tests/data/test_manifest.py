@@ -73,10 +73,12 @@ def source_of(folder: Path, rows: Sequence[Row], **settings: object) -> Manifest
 
 def problems_of(folder: Path, **settings: object) -> list[str]:
     """Return the lines that a folder's check ends with, without the first, which must count them."""
+    source = ManifestSource(str(folder), **settings)  # type: ignore[arg-type]
     with pytest.raises(UserError) as caught:
-        ManifestSource(str(folder), **settings)  # type: ignore[arg-type]
+        source.cases()
     first, *lines = str(caught.value).splitlines()
-    assert first == f"data.root={folder}: {len(lines)} problem{'s' * (len(lines) > 1)} in manifest.csv:"
+    assert first == f"data.root={folder}: {len(lines)} problem{'s' * (len(lines) > 1)}:"
+    assert lines == list(source.problems)
     return lines
 
 
@@ -216,8 +218,7 @@ def test_what_may_surprise_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFi
     rows[0]["image"] = save(tmp_path, "wide.png", np.zeros((4, 9), dtype=np.uint8))
     rows[0]["mask"] = ""
     source_of(tmp_path, [rows[0], *rows[2:]])
-    assert "1 of 2 cases have a single rater; guidance needs two" in caplog.text
-    assert "the cases have 2 sizes" in caplog.text
+    assert "1 of 2 cases have a single rater" in caplog.text
 
 
 def test_a_source_is_the_same_in_every_process(tmp_path: Path) -> None:
@@ -338,7 +339,7 @@ BROKEN = [
         put("one_A.png", PIXELS % 3),
         "one_A.png: case 'one': holds the values 0, 1, 2; a mask holds 0 and one other value",
     ),
-    (one_is_3d, "one.nii: case 'one': is 3D, but most cases: is 2D; keep one kind in a manifest"),
+    (one_is_3d, "one.nii: case 'one': is 3D, but most cases: is 2D; keep one kind in a data set"),
     (
         put("two.png", np.zeros((4, 5, 3), np.uint8)),
         "two.png: case 'two': has 3 channels, but most cases: has 1 channels; ",
@@ -430,7 +431,7 @@ def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
 
 
 def test_settings_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^data\.root: not set; set data\.root=FOLDER, the folder with manifest\.csv$"):
+    with pytest.raises(UserError, match=r"^data\.root: not set; set data\.root=FOLDER, the folder with the data set$"):
         ManifestSource()
     write(tmp_path, two_cases(tmp_path))
     with pytest.raises(UserError, match=r"^data\.source\.structures: names none"):
@@ -470,8 +471,8 @@ def test_of_very_many_problems_the_first_are_listed(tmp_path: Path) -> None:
     row = two_cases(tmp_path)[0]
     write(tmp_path, [row | {"case_id": f"c{i}", "image": f"gone{i}.png", "mask": ""} for i in range(60)])
     with pytest.raises(UserError) as caught:
-        ManifestSource(str(tmp_path))
+        ManifestSource(str(tmp_path)).cases()
     first, *lines, last = str(caught.value).splitlines()
     assert "60 problems" in first
     assert len(lines) == 50
-    assert last == "... and 10 more"
+    assert last == "... and 10 more; `check` lists all"

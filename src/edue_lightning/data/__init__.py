@@ -4,7 +4,8 @@ from edue_lightning.data.augmentation import Augmentation
 from edue_lightning.data.lidc import LidcContours
 from edue_lightning.data.manifest import ManifestSource
 from edue_lightning.data.module import RaterDataModule
-from edue_lightning.data.sample import RaterBatch, RaterSample, collate_samples
+from edue_lightning.data.patches import PatchSampling
+from edue_lightning.data.sample import Grid, RaterBatch, RaterSample, collate_samples
 from edue_lightning.data.source import CaseRecord, CaseSource
 from edue_lightning.data.splits import SplitFractions, split_cases
 from edue_lightning.data.synthetic import SyntheticFundus, SyntheticPetCt
@@ -13,8 +14,10 @@ __all__ = [
     "Augmentation",
     "CaseRecord",
     "CaseSource",
+    "Grid",
     "LidcContours",
     "ManifestSource",
+    "PatchSampling",
     "RaterBatch",
     "RaterDataModule",
     "RaterSample",

@@ -51,6 +51,11 @@ class ImageFile:
     spacing: tuple[float, ...] | None = None
     affine: NDArray[np.float64] | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of the spatial axes, `S`."""
+        return self.array.shape if self.array.dtype == np.bool_ else self.array.shape[1:]
+
 
 @dataclass(frozen=True, eq=False)
 class ImageHeader:

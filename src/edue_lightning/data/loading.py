@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,15 +13,17 @@ from torch import distributed
 from torch.utils.data import Dataset, Sampler
 
 from edue_lightning.data.augmentation import augment
+from edue_lightning.data.patches import PatchSampling, foreground_points
 from edue_lightning.data.sample import RaterBatch, RaterSample, collate_samples
 from edue_lightning.data.source import CaseSource
 
 
 class SampleKey(NamedTuple):
-    """What the sampler asks for: a case's position in its split, and the epoch it is drawn in."""
+    """What the sampler asks for: a case's position in its split, the epoch, and how often it came in it before."""
 
     position: int
     epoch: int
+    draw: int = 0
 
 
 class KeyedSample(NamedTuple):
@@ -31,19 +34,23 @@ class KeyedSample(NamedTuple):
     draw_key: int
 
 
-def draw_key(seed: int, epoch: int, position: int) -> int:
-    """Return 63 random bits that differ for each seed, epoch and case."""
-    state = np.random.SeedSequence([seed, epoch, position]).generate_state(1, dtype=np.uint64)
+def draw_key(seed: int, epoch: int, position: int, draw: int = 0) -> int:
+    """Return 63 random bits that differ for each seed, epoch, case and draw of it."""
+    state = np.random.SeedSequence([seed, epoch, position, draw]).generate_state(1, dtype=np.uint64)
     return int(state[0] >> np.uint64(1))
 
 
 class _LoadCase(Transform):
     # MONAI caches the result of its own transforms only, so loading has to be one
-    def __init__(self, source: CaseSource) -> None:
+    def __init__(self, source: CaseSource, list_foreground: bool) -> None:
         self.source = source
+        self.list_foreground = list_foreground
 
     def __call__(self, case_id: str) -> RaterSample:
-        return self.source.load(case_id)
+        sample = self.source.load(case_id)
+        if self.list_foreground and sample.foreground is None:
+            return replace(sample, foreground=foreground_points(sample.masks))
+        return sample
 
 
 class CaseDataset(Dataset[KeyedSample]):
@@ -55,6 +62,7 @@ class CaseDataset(Dataset[KeyedSample]):
         seed: of every draw.
         cache_cases: at most so many samples are kept in memory, loaded once before the first epoch.
         transform: the augmentation, or None.
+        patch: which part of a case is taken, or None for the whole.
     """
 
     def __init__(
@@ -64,13 +72,15 @@ class CaseDataset(Dataset[KeyedSample]):
         seed: int,
         cache_cases: int,
         transform: Compose | None = None,
+        patch: PatchSampling | None = None,
     ) -> None:
         self.seed = seed
         self.transform = transform
+        self.patch = patch
         # copying a cached sample would double the cost of a step; samples are never changed in place
         self.samples = CacheDataset(
             list(case_ids),
-            _LoadCase(source),
+            _LoadCase(source, list_foreground=patch is not None),
             cache_num=cache_cases,
             num_workers=None,
             progress=False,
@@ -82,7 +92,9 @@ class CaseDataset(Dataset[KeyedSample]):
 
     def __getitem__(self, key: SampleKey) -> KeyedSample:
         sample: RaterSample = self.samples[key.position]
-        random_key = draw_key(self.seed, key.epoch, key.position)
+        random_key = draw_key(self.seed, key.epoch, key.position, key.draw)
+        if self.patch is not None:
+            sample = self.patch.draw(sample, random_key)
         if self.transform is not None:
             sample = augment(sample, self.transform, random_key)
         return KeyedSample(sample, key.position, random_key)
@@ -96,10 +108,12 @@ class CaseSampler(Sampler[SampleKey]):
         seed: of the order.
         shuffle: draw a new order every epoch, and give every process equally many cases by repeating a few; else
             keep the order and repeat none, so that an evaluation counts each case once.
+        draws: how often each case comes in an epoch.
     """
 
-    def __init__(self, n_cases: int, seed: int, shuffle: bool) -> None:
+    def __init__(self, n_cases: int, seed: int, shuffle: bool, draws: int = 1) -> None:
         self.n_cases = n_cases
+        self.draws = draws
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
@@ -112,17 +126,18 @@ class CaseSampler(Sampler[SampleKey]):
         rank, processes = 0, 1
         if distributed.is_available() and distributed.is_initialized():
             rank, processes = distributed.get_rank(), distributed.get_world_size()
-        order = np.arange(self.n_cases)
+        order = np.arange(self.n_cases * self.draws)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
-            order = np.resize(order, -(-self.n_cases // processes) * processes)
+            order = np.resize(order, -(-len(order) // processes) * processes)
         return order[rank::processes]
 
     def __len__(self) -> int:
         return len(self._own_cases())
 
     def __iter__(self) -> Iterator[SampleKey]:
-        return (SampleKey(int(position), self.epoch) for position in self._own_cases())
+        numbered = (divmod(int(number), self.n_cases) for number in self._own_cases())
+        return (SampleKey(position, self.epoch, draw) for draw, position in numbered)
 
 
 def collate(keyed: Sequence[KeyedSample]) -> RaterBatch:

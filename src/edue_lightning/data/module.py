@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 
 from edue_lightning.data.augmentation import Augmentation
 from edue_lightning.data.loading import CaseDataset, CaseSampler, KeyedSample, collate
+from edue_lightning.data.patches import PatchSampling
 from edue_lightning.data.sample import RaterBatch
 from edue_lightning.data.source import CaseRecord, CaseSource, Subset
 from edue_lightning.data.splits import SplitFractions, split_cases
@@ -20,10 +21,12 @@ class RaterDataModule(pl.LightningDataModule):
         name: of the data set in every table.
         source: where the cases come from.
         root: the folder that the source reads, if it reads one; noted here for the record.
+        cache: the folder where the source keeps prepared cases, if it does; noted here for the record.
         fractions: how cases without a prescribed split are divided.
         augmentation: for training cases, or None.
-        batch_size: cases in a training batch, on each device.
-        eval_batch_size: cases in a validation or test batch.
+        patch: which part of a training case a step sees; None for the whole. Evaluation always sees the whole.
+        batch_size: cases (or patches) in a training batch, on each device.
+        eval_batch_size: cases in a validation or test batch; one where the cases differ in size.
         num_workers: loader processes; the batches do not depend on it.
         cache_cases: samples kept in memory for each split at most.
         seed: of the order of the training cases and of their augmentation.
@@ -35,8 +38,10 @@ class RaterDataModule(pl.LightningDataModule):
         name: str,
         source: CaseSource,
         root: str | None = None,
+        cache: str | None = None,
         fractions: SplitFractions | None = None,
         augmentation: Augmentation | None = None,
+        patch: PatchSampling | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 32,
         num_workers: int = 0,
@@ -51,7 +56,9 @@ class RaterDataModule(pl.LightningDataModule):
         self.name: str = name
         self.source = source
         self.root = root
+        self.cache = cache
         self.augmentation = augmentation
+        self.patch = patch if patch is not None and patch.size is not None else None
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -59,16 +66,18 @@ class RaterDataModule(pl.LightningDataModule):
         self.order_seed = seed
         self.note = note
         cases = list(source.cases())
+        if self.patch is not None and self.patch.size is not None and len(self.patch.size) != source.spatial_dims:
+            raise UserError(f"data.patch.size={list(self.patch.size)}: the images are {source.spatial_dims}D")
         self.splits: dict[Subset, list[CaseRecord]] = {"all": cases}
         for split, members in split_cases(cases, fractions or SplitFractions()).items():
             self.splits[split] = members
         self._datasets: dict[Subset, CaseDataset] = {}
 
     def require(self, *splits: Subset) -> None:
-        """Check that there is a case in each of some splits.
+        """Check that there is a case in each of some splits, and that those of the training split can be batched.
 
         Raises:
-            UserError: naming those that are empty.
+            UserError: naming the splits that are empty.
         """
         empty = [split for split in splits if not self.splits[split]]
         if empty:
@@ -76,6 +85,11 @@ class RaterDataModule(pl.LightningDataModule):
             raise UserError(
                 f"data={self.name}: no case is left for {', '.join(empty)}: {len(cases)} cases of "
                 f"{len({case.group for case in cases})} patients; add cases or change data.fractions"
+            )
+        if "train" in splits and self.source.mixed_sizes and self.patch is None and self.batch_size > 1:
+            raise UserError(
+                f"data={self.name}: the images differ in size and cannot be stacked whole; train on patches with "
+                "data.patch.size=[ROWS,COLUMNS] (three numbers for volumes), or with data.batch_size=1"
             )
 
     def records(self, split: Subset) -> list[CaseRecord]:
@@ -93,8 +107,9 @@ class RaterDataModule(pl.LightningDataModule):
             transform = None
             if split == "train" and self.augmentation is not None:
                 transform = self.augmentation.transform(self.source.spatial_dims)
+            patch = self.patch if split == "train" else None
             ids = [record.case_id for record in self.records(split)]
-            self._datasets[split] = CaseDataset(self.source, ids, self.order_seed, self.cache_cases, transform)
+            self._datasets[split] = CaseDataset(self.source, ids, self.order_seed, self.cache_cases, transform, patch)
         return self._datasets[split]
 
     def set_order_seed(self, seed: int) -> None:
@@ -117,7 +132,7 @@ class RaterDataModule(pl.LightningDataModule):
 
     def evaluation_dataloader(self, split: Subset) -> DataLoader[KeyedSample]:
         """Return the cases of any split in their order, each once."""
-        return self._loader(split, self.eval_batch_size, shuffle=False)
+        return self._loader(split, 1 if self.source.mixed_sizes else self.eval_batch_size, shuffle=False)
 
     def single_batch(self, split: Subset, index: int) -> RaterBatch:
         """Return one case, not augmented and not cached, as a batch of its own."""
@@ -126,10 +141,11 @@ class RaterDataModule(pl.LightningDataModule):
 
     def _loader(self, split: Subset, batch_size: int, shuffle: bool) -> DataLoader[KeyedSample]:
         dataset = self.dataset(split)
+        draws = self.patch.per_case if shuffle and self.patch is not None else 1
         return DataLoader(
             dataset,
             batch_size=batch_size,
-            sampler=CaseSampler(len(dataset), self.order_seed, shuffle),
+            sampler=CaseSampler(len(dataset), self.order_seed, shuffle, draws),
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,

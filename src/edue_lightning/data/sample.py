@@ -10,6 +10,19 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Where the voxels of an image file lie.
+
+    Attributes:
+        shape: of the spatial axes.
+        affine: `[4, 4]` float64 from the file's three voxel indices to mm.
+    """
+
+    shape: tuple[int, ...]
+    affine: Tensor
+
+
+@dataclass(frozen=True)
 class RaterSample:
     """One case as every data set yields it; `*S` is two or three spatial axes.
 
@@ -20,7 +33,11 @@ class RaterSample:
             zero and never counted.
         case_id: unique within the data set.
         spacing: voxel size in mm along each spatial axis, or None where it is not known.
-        affine: `[n + 1, n + 1]` from voxel indices to mm, or None where it is not known.
+        affine: `[4, 4]` float64 of a volume, from voxel indices to mm (RAS), or None where it is not known.
+        origin: the grid of the file that this sample was cut or resampled from, on which predictions belong; None where
+            that is the sample's own.
+        foreground: `[P, n]` int32, voxels that a rater marked, equally many of each connected region; None where they
+            were not listed. See `foreground_points`.
     """
 
     image: Tensor
@@ -29,6 +46,8 @@ class RaterSample:
     case_id: str
     spacing: tuple[float, ...] | None = None
     affine: Tensor | None = None
+    origin: Grid | None = None
+    foreground: Tensor | None = None
 
     def __post_init__(self) -> None:
         spatial = self.image.shape[1:]

@@ -21,11 +21,13 @@ class CaseRecord:
         case_id: unique within the source.
         group: the patient (or whatever else must not be torn apart); all its cases go into one split.
         split: the split that the data set itself prescribes, or None where it is to be drawn.
+        stratum: the centre or camera that the case comes from; every drawn split holds its share of each.
     """
 
     case_id: str
     group: str
     split: Split | None = None
+    stratum: str = ""
 
 
 class CaseSource(ABC):
@@ -35,19 +37,30 @@ class CaseSource(ABC):
         spatial_dims: 2 or 3.
         channels: image channels C.
         structures: names of the K structures, in the order of the masks' axis.
+        raters: names of the R raters, in the order of the masks' axis; None where a place on that axis means nobody in
+            particular.
+        problems: one line for each thing that is wrong, with the file, the case and the mend.
+        mixed_sizes: whether the images differ in size.
     """
 
     spatial_dims: int
     channels: int
     structures: tuple[str, ...]
+    raters: tuple[str, ...] | None = None
+    problems: Sequence[str] = ()
+    mixed_sizes: bool = False
 
     @abstractmethod
     def cases(self) -> Sequence[CaseRecord]:
         """List every case, in an order that never changes.
 
         Raises:
-            UserError: naming all that is wrong, if the data cannot be used.
+            UserError: naming all that is wrong, if anything is: no case is left out without a word.
         """
+
+    def healthy(self) -> Sequence[CaseRecord]:
+        """List the cases that can be read, whatever is wrong with others."""
+        return self.cases()
 
     @abstractmethod
     def load(self, case_id: str) -> RaterSample:

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from edue_lightning.data.sample import RaterBatch
 from edue_lightning.losses import SegmentationLoss
+from edue_lightning.methods.inference import Inference
 from edue_lightning.metrics import VALIDATION_METRICS, CaseTable, MetricSettings
 from edue_lightning.networks import HeadLayout
 
@@ -65,6 +66,7 @@ class SegmentationMethod(pl.LightningModule):
         self.structures = tuple(structures)
         self.optimizer_settings = optimizer
         self.checkpoint_entries: dict[str, Any] = {}
+        self.inference = Inference()
         self.use_metric_settings(MetricSettings())
 
     @property
@@ -93,6 +95,10 @@ class SegmentationMethod(pl.LightningModule):
         """
         self.validation_cases = CaseTable(self.structures, VALIDATION_METRICS, settings)
         self.test_cases = CaseTable(self.structures, settings=settings)
+
+    def predict(self, image: Tensor) -> Tensor:
+        """Return member logits `[B, M, K, *S]` for whole images `[B, C, *S]`, seen as `inference` says."""
+        return self.inference(self, image)
 
     def trainees(self) -> Sequence[SegmentationMethod]:
         """Return what is trained, one after the other: the method itself, or the members of an ensemble."""
@@ -128,7 +134,7 @@ class SegmentationMethod(pl.LightningModule):
         checkpoint.update(self.checkpoint_entries)
 
     def _measure(self, table: CaseTable, batch: RaterBatch) -> None:
-        table.update(self(batch.image), batch.masks, batch.valid, batch.spacing, batch.case_index)
+        table.update(self.predict(batch.image), batch.masks, batch.valid, batch.spacing, batch.case_index)
 
 
 class NetworkMethod(SegmentationMethod):

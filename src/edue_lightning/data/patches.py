@@ -1,0 +1,108 @@
+"""Training on patches of images that are large or differ in size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from edue_lightning.data.sample import RaterSample
+
+POINTS_A_REGION = 64
+_OWN_STREAM = 1
+
+
+def foreground_points(masks: Tensor) -> Tensor:
+    """Return voxels that a rater marked, equally many of each connected region, so that a draw finds small ones too.
+
+    Args:
+        masks: `[R, K, *S]` in {0, 1}; those of invalid raters are zero.
+
+    Returns:
+        `[P, n]` int32, `POINTS_A_REGION` for each region of each structure's union over raters, drawn with repetition
+        from a fixed seed; none where nothing is marked.
+    """
+    rng = np.random.default_rng(0)
+    points = [_region_points(union, rng) for union in masks.amax(dim=0).numpy().astype(bool)]
+    return torch.from_numpy(np.concatenate(points).astype(np.int32))
+
+
+def _region_points(union: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
+    # of the whole volume only the box around what is marked is labelled
+    (box,) = ndimage.find_objects(union.astype(np.uint8)) or [None]
+    if box is None:
+        return np.empty((0, union.ndim), dtype=np.int64)
+    corner = np.array([part.start for part in box])
+    labels, _ = ndimage.label(union[box], np.ones((3,) * union.ndim))
+    found = []
+    for number, region in enumerate(ndimage.find_objects(labels), 1):
+        voxels = np.argwhere(labels[region] == number) + [part.start for part in region] + corner
+        found.append(voxels[rng.integers(len(voxels), size=POINTS_A_REGION)])
+    return np.concatenate(found)
+
+
+@dataclass(frozen=True)
+class PatchSampling:
+    """Which part of a case a training step sees.
+
+    Attributes:
+        size: voxels along each axis; None for the whole image. An image that is smaller is padded with zeros, as
+            MONAI's sliding window does.
+        foreground: share of the patches that are laid over a marked voxel, each connected region as often as any other;
+            the rest lie anywhere.
+        per_case: patches of each case in an epoch.
+
+    Raises:
+        ValueError: for a size, share or number that is none.
+    """
+
+    size: Sequence[int] | None = None
+    foreground: float = 0.67
+    per_case: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size is not None and (len(self.size) not in (2, 3) or min(self.size) < 1):
+            raise ValueError(f"data.patch.size must be two or three positive numbers, not {list(self.size)}")
+        if not 0 <= self.foreground <= 1:
+            raise ValueError(f"data.patch.foreground is a share between 0 and 1, not {self.foreground}")
+        if self.per_case < 1:
+            raise ValueError(f"data.patch.per_case must be at least 1, not {self.per_case}")
+
+    def draw(self, sample: RaterSample, key: int) -> RaterSample:
+        """Cut a patch out of a case; which one follows from `key` and the case alone."""
+        if self.size is None:
+            return sample
+        rng = np.random.default_rng([key, _OWN_STREAM])
+        size, shape = np.array(self.size), np.array(sample.image.shape[1:])
+        start = rng.integers(np.maximum(shape - size, 0) + 1)
+        if rng.random() < self.foreground:
+            points = foreground_points(sample.masks) if sample.foreground is None else sample.foreground
+            if len(points):
+                # the voxel lies anywhere in the middle half of the patch, so that its place tells nothing
+                place = rng.integers(size // 4, size - size // 4)
+                start = np.clip(points[rng.integers(len(points))].numpy() - place, 0, np.maximum(shape - size, 0))
+        box = tuple(slice(int(first), int(first + length)) for first, length in zip(start, size, strict=True))
+        return replace(
+            sample,
+            image=_padded(sample.image[:, *box], self.size),
+            masks=_padded(sample.masks[:, :, *box], self.size),
+            affine=None,  # of the whole image; it no longer holds
+            origin=None,
+            foreground=None,
+        )
+
+
+def _padded(tensor: Tensor, size: Sequence[int]) -> Tensor:
+    """Return `[..., *S]` with zeros around it up to a size, as much in front as behind."""
+    missing = [wanted - found for wanted, found in zip(size, tensor.shape[-len(size) :], strict=True)]
+    if not any(missing):
+        return tensor.contiguous()
+    # torch counts the axes from the last
+    sides = [side for short in reversed(missing) for side in (short // 2, short - short // 2)]
+    return F.pad(tensor, sides)

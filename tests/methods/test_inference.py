@@ -1,0 +1,65 @@
+"""Windows over a whole image: each voxel in its place, members kept apart, padding cut away."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from edue_lightning.methods import Inference
+
+
+def members_of(image: Tensor) -> Tensor:
+    """Return three members of two structures that depend on each voxel alone, `[B, 3, 2, *S]`."""
+    factors = torch.arange(1.0, 7.0).reshape(3, 2, *[1] * (image.ndim - 2))
+    return image[:, :1, None] * factors
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.lists(st.integers(3, 14), min_size=2, max_size=3),
+    window=st.lists(st.integers(2, 9), min_size=3, max_size=3),
+    overlap=st.sampled_from([0.0, 0.25, 0.6]),
+    batch_size=st.integers(1, 4),
+)
+def test_what_depends_on_each_voxel_alone_comes_back_in_place(
+    shape: list[int], window: list[int], overlap: float, batch_size: int
+) -> None:
+    image = torch.randn(2, 1, *shape, generator=torch.Generator().manual_seed(0))
+    seen = Inference(window[: len(shape)], overlap, batch_size)(members_of, image)
+    assert seen.shape == (2, 3, 2, *shape)
+    torch.testing.assert_close(seen, members_of(image), rtol=1e-4, atol=1e-5)
+
+
+def test_the_network_sees_windows_of_the_given_size_alone() -> None:
+    sizes = set()
+
+    def network(part: Tensor) -> Tensor:
+        sizes.add(tuple(part.shape[2:]))
+        return members_of(part)
+
+    Inference([8, 16], batch_size=2)(network, torch.zeros(1, 1, 30, 10))
+    assert sizes == {(8, 16)}
+    Inference()(network, torch.zeros(1, 1, 30, 10))
+    assert (30, 10) in sizes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"window": [0, 4]}, "two or three positive numbers"),
+        ({"window": [4]}, "two or three positive numbers"),
+        ({"overlap": 1.0}, "share from 0 to less than 1"),
+        ({"batch_size": 0}, "at least 1"),
+    ],
+)
+def test_settings_that_are_none(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Inference(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_window_of_another_dimension_is_refused() -> None:
+    with pytest.raises(ValueError, match="the images are 2D"):
+        Inference([4, 4, 4])(members_of, torch.zeros(1, 1, 8, 8))
