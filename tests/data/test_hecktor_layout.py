@@ -188,7 +188,7 @@ def test_a_resampled_copy_beside_the_originals(tmp_path: Path) -> None:
         pytest.param(
             ONE_CASE[:2],
             "imagesTr/CHUM-001__CT.nii.gz: case 'CHUM-001': has no label; add it to labelsTr or beside the CT, or "
-            "remove the case",
+            "set data.source.leave_out_unlabelled=true",
             id="no label",
         ),
         pytest.param(
@@ -404,3 +404,15 @@ def test_what_is_no_table_of_boxes(tmp_path: Path, text: str | bytes, line: str)
 def test_a_missing_table_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^bbox\.csv: cannot be read as CSV \(No such file or directory\)"):
         read_bounding_boxes(tmp_path / "bbox.csv")
+
+
+def test_cases_without_labels_can_be_left_out_by_choice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("MDA-001/MDA-001__CT", "MDA-001/MDA-001__PT", "MDA-001/MDA-001", "MDA-002/MDA-002__CT"):
+        path = tmp_path / f"{name}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    with caplog.at_level("INFO"):
+        cases, problems = list_cases(tmp_path, leave_out_unlabelled=True)
+    assert [case.case_id for case in cases] == ["MDA-001"]
+    assert not problems
+    assert "1 cases without a label are left out: MDA-002" in caplog.text

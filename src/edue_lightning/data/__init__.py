@@ -1,10 +1,12 @@
 """Multi-rater data: one contract, one data module, and the sources that know where cases come from."""
 
 from edue_lightning.data.augmentation import Augmentation
+from edue_lightning.data.hecktor import HecktorSource
 from edue_lightning.data.lidc import LidcContours
 from edue_lightning.data.manifest import ManifestSource
 from edue_lightning.data.module import RaterDataModule
 from edue_lightning.data.patches import PatchSampling
+from edue_lightning.data.qubiq import QubiqSource
 from edue_lightning.data.sample import Grid, RaterBatch, RaterSample, collate_samples
 from edue_lightning.data.source import CaseRecord, CaseSource
 from edue_lightning.data.splits import SplitFractions, split_cases
@@ -15,9 +17,11 @@ __all__ = [
     "CaseRecord",
     "CaseSource",
     "Grid",
+    "HecktorSource",
     "LidcContours",
     "ManifestSource",
     "PatchSampling",
+    "QubiqSource",
     "RaterBatch",
     "RaterDataModule",
     "RaterSample",

@@ -7,7 +7,7 @@ allocated, and what could be read in two ways is refused instead of guessed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,19 +42,19 @@ class ImageFile:
     """What a file holds; `*S` is two axes (rows, columns; of NIfTI i, j) or three (i, j, k).
 
     Attributes:
-        array: `[C, *S]` float32 of an image, `[*S]` bool of a mask.
+        array: `[C, *S]` float32 of an image, `[*S]` bool of a mask, `[*S]` uint8 of a label map.
         spacing: voxel size in mm along each spatial axis, or None where the format does not tell.
         affine: `[4, 4]` from the file's three voxel indices to mm, or None where the format does not tell.
     """
 
-    array: NDArray[np.float32] | NDArray[np.bool_]
+    array: NDArray[np.float32] | NDArray[np.bool_] | NDArray[np.uint8]
     spacing: tuple[float, ...] | None = None
     affine: NDArray[np.float64] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Length of the spatial axes, `S`."""
-        return self.array.shape if self.array.dtype == np.bool_ else self.array.shape[1:]
+        return self.array.shape[1:] if self.array.dtype == np.float32 else self.array.shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +106,33 @@ def read_mask(path: Path) -> ImageFile:
     with _decoding(path):
         labels = _read_volume(path, None) if _is_volume(path) else ImageFile(_read_labels(path))
     return replace(labels, array=_foreground(labels.array))
+
+
+def read_label_map(path: Path, labels: Mapping[int, str]) -> ImageFile:
+    """Read a NIfTI file of one number a structure, 0 being the background.
+
+    Args:
+        path: of the file.
+        labels: names of the structures by their numbers, from 1 to 255.
+
+    Raises:
+        ImageError: if the file cannot be read, has channels, or holds another number.
+    """
+    with _decoding(path):
+        if not _is_volume(path):
+            raise ImageError("is a picture; save the labels as NIfTI")
+        volume = _read_volume(path, None)
+    if len(volume.array) > 1:
+        raise ImageError("has channels; save one number a voxel")
+    values = volume.array[0]
+    found = np.zeros(values.shape, dtype=np.uint8)
+    for number in labels:
+        found[values == number] = number
+    if np.count_nonzero(found) != np.count_nonzero(values):
+        known = ", ".join(f"{number} ({name})" for number, name in labels.items())
+        others = _listed(np.unique(values[(found == 0) & (values != 0)]))
+        raise ImageError(f"holds the value {others}; labels are 0, {known}: correct it")
+    return replace(volume, array=found)
 
 
 def _is_volume(path: Path) -> bool:
@@ -215,8 +242,11 @@ def _foreground(channels: NDArray) -> NDArray[np.bool_]:
     foreground = values != 0
     others = values[foreground]
     if (others != others[:1]).any():
-        found = np.unique(values)
-        listed = ", ".join(f"{value:g}" for value in found[:_MOST_VALUES_LISTED])
-        more = ", ..." if len(found) > _MOST_VALUES_LISTED else ""
-        raise ImageError(f"holds the values {listed}{more}; a mask holds 0 and one other value")
+        raise ImageError(f"holds the values {_listed(np.unique(values))}; a mask holds 0 and one other value")
     return foreground
+
+
+def _listed(values: NDArray) -> str:
+    return ", ".join(f"{value:g}" for value in values[:_MOST_VALUES_LISTED]) + ", ..." * (
+        len(values) > _MOST_VALUES_LISTED
+    )

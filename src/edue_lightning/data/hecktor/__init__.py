@@ -1,1 +1,5 @@
-"""HECKTOR: outlines of head-and-neck tumours and lymph nodes on FDG-PET/CT."""
+"""HECKTOR: head-and-neck PET/CT."""
+
+from edue_lightning.data.hecktor.source import HecktorSource
+
+__all__ = ["HecktorSource"]

@@ -19,6 +19,7 @@ Labels of further raters lie beside the release's, as `CASE__raterNAME.nii.gz`, 
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import re
 from collections import defaultdict
@@ -30,6 +31,8 @@ from typing import Literal
 from edue_lightning.data.files import relative_name
 from edue_lightning.data.listing import ListingProblems, find_volumes, volume_stem
 from edue_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
 
 RELEASE = "release"
 """Name of the rater whose labels the organisers distribute."""
@@ -121,13 +124,15 @@ class _Part:
         return f"the label of rater {self.rater!r}" + (f" for {self.structure}" if self.structure else "")
 
 
-def list_cases(root: Path) -> tuple[list[HecktorCase], list[str]]:
+def list_cases(root: Path, leave_out_unlabelled: bool = False) -> tuple[list[HecktorCase], list[str]]:
     """Find the cases that have labels.
 
     Folders of test images and, of 2025, those of the tasks without labels are passed over.
 
     Args:
         root: folder with any of the layouts in it, or at most `DEEPEST` levels below.
+        leave_out_unlabelled: cases without any label, as 2025 has for its other tasks, are left out, with a line in the
+            log; else they are a problem.
 
     Returns:
         the complete cases, sorted by name, whatever the order on the disk, and a line for each thing that is wrong:
@@ -139,6 +144,11 @@ def list_cases(root: Path) -> tuple[list[HecktorCase], list[str]]:
     parts_of_case: defaultdict[str, list[_Part]] = defaultdict(list)
     for part in parts:
         parts_of_case[part.case_id].append(part)
+    if leave_out_unlabelled:
+        left_out = [name for name, parts in parts_of_case.items() if all(part.kind != "label" for part in parts)]
+        log.info("%d cases without a label are left out: %s", len(left_out), ", ".join(sorted(left_out)))
+        for name in left_out:
+            del parts_of_case[name]
     cases = [_case(parts_of_case[case_id], problems) for case_id in sorted(parts_of_case)]
     return [case for case in cases if case is not None], problems.lines
 
@@ -269,7 +279,8 @@ def _check_complete(ct: _Part | None, pet: _Part | None, labels: Sequence[_Part]
     if pet and not ct:
         problems.add(pet.path, "is a PET without a CT; add the CT, or remove the case", pet.case_id)
     if ct and pet and not labels:
-        problems.add(ct.path, "has no label; add it to labelsTr or beside the CT, or remove the case", ct.case_id)
+        mend = "add it to labelsTr or beside the CT, or set data.source.leave_out_unlabelled=true"
+        problems.add(ct.path, f"has no label; {mend}", ct.case_id)
     if not ct and not pet:
         for label in labels:
             problems.add(label.path, "labels a case without images; add its CT and PET, or remove it", label.case_id)
