@@ -88,7 +88,7 @@ def test_disagreement_of_the_real_readers_goes_with_their_ratings() -> None:
     for record in records[::3]:
         share = source.load(record.case_id).masks.float().mean(dim=0)[0]
         relative.append(float((share * (1 - share)).sum() / (share >= 0.5).sum().clamp_min(1).sqrt()))
-        margin.append(source._nodules[record.case_id].ratings[RATINGS.index("margin")])
+        margin.append(source._patches.nodules[record.case_id].ratings[RATINGS.index("margin")])
     assert 0.8 < np.median(relative) < 1.5
     assert spearmanr(relative, margin)[0] < -0.2  # well-defined margins are agreed upon
 
@@ -112,16 +112,16 @@ def test_samples_keep_the_contract(source: LidcContours) -> None:
 def test_missing_readers_fall_on_any_slot(source: LidcContours) -> None:
     missing: Counter[int] = Counter()
     for record in source.cases():
-        if len(source._nodules[record.case_id].readings) == 3 and len(missing) < 4:
+        if len(source._patches.nodules[record.case_id].readings) == 3 and len(missing) < 4:
             missing.update(torch.nonzero(~source.load(record.case_id).valid).flatten().tolist())
     assert set(missing) == {0, 1, 2, 3}
 
 
 def test_existence_makes_absence_a_vote() -> None:
     source = LidcContours(existence=True)
-    counts = Counter(len(nodule.readings) for nodule in source._nodules.values())
+    counts = Counter(len(nodule.readings) for nodule in source._patches.nodules.values())
     assert set(counts) == {1, 2, 3, 4}
-    single = next(n for n in source._nodules.values() if len(n.readings) == 1)
+    single = next(n for n in source._patches.nodules.values() if len(n.readings) == 1)
     sample = source.load(single.case_id)
     assert sample.valid.all()
     assert sorted(sample.masks.flatten(1).any(dim=1).tolist()) == [False, False, False, True]
@@ -174,7 +174,7 @@ def test_the_slice_of_most_readers_is_taken_and_absence_there_is_a_vote(tmp_path
         ],
     )
     (record,) = LidcContours(root=str(tmp_path), readers=(4,), size=32).cases()
-    nodule = LidcContours(root=str(tmp_path), readers=(4,), size=32)._nodules[record.case_id]
+    nodule = LidcContours(root=str(tmp_path), readers=(4,), size=32)._patches.nodules[record.case_id]
     assert [bool(reading) for reading in nodule.readings] == [True, True, False, True]
     sample = LidcContours(root=str(tmp_path), readers=(4,), size=32).load(record.case_id)
     assert sample.valid.all()
@@ -260,11 +260,6 @@ def test_a_patch_too_small_for_any_nodule_is_refused(tmp_path: Path) -> None:
     write_database(tmp_path, [(i, 1.0, True, rectangle(100, 100, 30, 30)) for i in range(1, 5)])
     with pytest.raises(UserError, match=r"data\.source\.size=24"):
         LidcContours(root=str(tmp_path), size=24)
-
-
-def test_images_that_cannot_be_made_are_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.source\.images must be 'rendered'"):
-        LidcContours(images="dicom")  # type: ignore[arg-type]
 
 
 def test_a_package_without_its_database_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from edue_lightning.data.augmentation import Augmentation
 from edue_lightning.data.hecktor import HecktorSource
-from edue_lightning.data.lidc import LidcContours
+from edue_lightning.data.lidc import LidcContours, LidcScans
 from edue_lightning.data.manifest import ManifestSource
 from edue_lightning.data.module import RaterDataModule
 from edue_lightning.data.patches import PatchSampling
@@ -19,6 +19,7 @@ __all__ = [
     "Grid",
     "HecktorSource",
     "LidcContours",
+    "LidcScans",
     "ManifestSource",
     "PatchSampling",
     "QubiqSource",

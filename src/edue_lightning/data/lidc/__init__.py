@@ -1,5 +1,5 @@
 """LIDC-IDRI: outlines of up to four radiologists on one slice of each nodule."""
 
-from edue_lightning.data.lidc.source import LidcContours
+from edue_lightning.data.lidc.source import LidcContours, LidcScans
 
-__all__ = ["LidcContours"]
+__all__ = ["LidcContours", "LidcScans"]

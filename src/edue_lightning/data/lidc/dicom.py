@@ -87,7 +87,10 @@ _Entry = tuple[Path, _Header | ImageError]
 
 
 def find_slices(
-    root: Path, wanted: Mapping[str, Collection[float]], spacings: Mapping[str, float] | None = None
+    root: Path,
+    wanted: Mapping[str, Collection[float]],
+    spacings: Mapping[str, float] | None = None,
+    leave_out_missing: bool = False,
 ) -> tuple[dict[tuple[str, float], Path], list[str]]:
     """Find the files of CT slices by their headers.
 
@@ -105,6 +108,7 @@ def find_slices(
             which `pylidc` calls `image_z_position`. A slice is found within `Z_TOLERANCE_MM`.
         spacings: pixel spacing in mm for each series instance UID; a slice whose header differs by more than one per
             cent along either axis is a problem, for outlines drawn on the pixels would not fit. None for no check.
+        leave_out_missing: a series that is wholly missing is no problem, as in a part of the collection.
 
     Returns:
         the file of each slice by series and z as wanted, and one line for each problem, with paths from `root`:
@@ -120,7 +124,7 @@ def find_slices(
         raise UserError(f"{root}: no such folder; name the folder of the LIDC-IDRI download")
     root = root.resolve()
     folders, overlooked = _list_folders(root)
-    search = _Search(root, wanted, spacings or {})
+    search = _Search(root, wanted, spacings or {}, leave_out_missing)
     postponed: list[tuple[list[_Entry], Iterator[_Entry]]] = []
     for files in folders:
         entries = _read_headers(files)
@@ -165,6 +169,16 @@ def read_slice(path: Path) -> NDArray[np.float32]:
     return np.maximum(hu, LOWEST_HU).astype(np.float32)
 
 
+def lies_at(path: Path, series: str, z: float) -> bool:
+    """Tell whether a file is the slice of a series at z (mm), by its header.
+
+    Raises:
+        ImageError: if the header cannot be read.
+    """
+    header = _read_header(path)
+    return header.series == series and header.z is not None and abs(header.z - z) <= Z_TOLERANCE_MM
+
+
 def to_image_scale(hu: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return HU on the scale of rendered images, (HU + 1000) / 1000: 0 is air, 1 water."""
     return (hu + np.float32(1000)) / np.float32(1000)
@@ -173,8 +187,15 @@ def to_image_scale(hu: NDArray[np.float32]) -> NDArray[np.float32]:
 class _Search:
     """Gathers the files of wanted slices."""
 
-    def __init__(self, root: Path, wanted: Mapping[str, Collection[float]], spacings: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        wanted: Mapping[str, Collection[float]],
+        spacings: Mapping[str, float],
+        leave_out_missing: bool,
+    ) -> None:
         self.problems: list[str] = []
+        self._leave_out_missing = leave_out_missing
         self._root = root
         self._wanted = wanted
         self._spacings = spacings
@@ -201,6 +222,8 @@ class _Search:
         found = {}
         for series, zs in self._wanted.items():
             if zs and series not in self._folders:
+                if self._leave_out_missing:
+                    continue
                 self._report(self._root, [series], "not found; download it (collection LIDC-IDRI of TCIA)")
                 continue
             for z in zs:
