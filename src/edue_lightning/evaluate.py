@@ -30,9 +30,12 @@ from edue_lightning.errors import UserError
 from edue_lightning.evaluation import Evaluation
 from edue_lightning.measurement import Measurement, measure_method, measure_predictions
 from edue_lightning.prediction_folder import PredictionFolder
+from edue_lightning.prediction_writer import PredictionWriter
 from edue_lightning.records import write_configuration
 
 log = logging.getLogger(__name__)
+
+PREDICTIONS_FOLDER = "predictions"
 
 
 @dataclass
@@ -43,6 +46,7 @@ class EvaluateConfiguration:
     predictions: str | None
     split: Literal["train", "val", "test", "all"]
     output: str
+    save_predictions: bool
     label: str | None
     seed: int
     bootstrap_resamples: int
@@ -67,6 +71,8 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     check_configuration(configuration, EvaluateConfiguration)
     if (configuration["ckpt"] is None) == (configuration["predictions"] is None):
         raise UserError("give one of ckpt=PATH (a trained model) and predictions=DIR (the predictions of any model)")
+    if configuration["save_predictions"] and configuration["ckpt"] is None:
+        raise UserError("save_predictions=true: the predictions of predictions=DIR are saved already; give ckpt=PATH")
     pl.seed_everything(int(configuration["seed"]), workers=True, verbose=False)
     measured = _predictions if configuration["ckpt"] is None else _checkpoint
     evaluation = measured(configuration, folder)
@@ -87,8 +93,15 @@ def _checkpoint(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
     used = {"data": configuration.get("data") or trained["data"], "seed": trained["seed"]}
     write_configuration({**configuration, **used}, label, data.note, folder)
+    callbacks = []
+    if configuration["save_predictions"]:
+        callbacks.append(PredictionWriter(folder / PREDICTIONS_FOLDER, data, measurement.split))
     trainer = build(configuration["trainer"], "trainer")(
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     return measure_method(method, data, measurement, trainer)
 

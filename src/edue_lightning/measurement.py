@@ -17,7 +17,14 @@ from edue_lightning.evaluation import Evaluation
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import CaseTable, MetricSettings, Summary
 from edue_lightning.prediction_folder import PredictionFolder
-from edue_lightning.reporting.panels import Panel, choose_panel_cases, displayable, most_disputed_slice
+from edue_lightning.reporting.panels import (
+    Panel,
+    choose_panel_cases,
+    displayable,
+    most_disputed_slice,
+    radiological,
+    view_window,
+)
 from edue_lightning.uncertainty import member_variance, rater_variance, sum_of_variances
 
 log = logging.getLogger(__name__)
@@ -125,7 +132,8 @@ def _warn_of_undefined(summary: Summary) -> None:
 def _panel(
     data: RaterDataModule, split: Subset, position: int, structure: int, probabilities_of: ProbabilitiesOf
 ) -> Panel:
-    batch = data.single_batch(split, position)
+    sample = data.source.load(data.records(split)[position].case_id)
+    batch = collate_samples([sample], [position], [0])
     probabilities = probabilities_of(position)[None]
     between, expert = member_variance(probabilities), rater_variance(batch.masks, batch.valid)
     maps = {
@@ -136,12 +144,17 @@ def _panel(
         "mean_probability": probabilities.mean(dim=1)[0, structure].numpy(),
     }
     if data.source.spatial_dims == 3:
+        if sample.affine is not None:
+            affine = sample.affine.numpy()
+            maps = {name: radiological(values, affine) for name, values in maps.items()}
         shown = most_disputed_slice(maps["rater_variance"])
         maps = {name: np.take(values, shown, axis=values.ndim - 3) for name, values in maps.items()}
+    rows, columns = view_window(maps["masks"].max(axis=0))
+    maps = {name: values[..., rows, columns] for name, values in maps.items()}
     voxel_size = batch.spacing.prod(dim=1)
     sums = [sum_of_variances(part, voxel_size)[0, structure].item() for part in (between, expert)]
     return Panel(
-        case_id=data.records(split)[position].case_id,
+        case_id=sample.case_id,
         structure=data.source.structures[structure],
         sv=sums[0],
         sv_star=sums[1],

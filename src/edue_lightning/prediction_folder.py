@@ -1,8 +1,8 @@
 """Predictions of any model, in files: one `CASE_ID.npz` a case, or one NIfTI file a member.
 
 - `CASE_ID.npz` with an array `members` `[M, K, *S]`, probabilities in [0, 1], structures in the data set's order.
-- `CASE_ID__memberM__STRUCTURE.nii.gz` (or `.nii`), M counted from 0, each on the grid of the case; with a single
-  structure `CASE_ID__memberM.nii.gz` will do.
+- `CASE_ID__memberM__STRUCTURE.nii.gz` (or `.nii`), M counted from 0, each on the grid of the case's image file, or on
+  the one that the case was brought onto; with a single structure `CASE_ID__memberM.nii.gz` will do.
 """
 
 from __future__ import annotations
@@ -19,15 +19,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edue_lightning.data import CaseRecord, CaseSource, RaterSample
-from edue_lightning.data.images import ImageError, read_image, same_affine
+from edue_lightning.data import CaseRecord, CaseSource, Grid, RaterSample
+from edue_lightning.data.geometry import grid_of, resample, same_grid
+from edue_lightning.data.images import ImageError, read_image
 from edue_lightning.errors import UserError, counted
 
 _NIFTI_NAME = re.compile(r"(?P<case>.+?)__member(?P<member>\d+)(?:__(?P<structure>.+))?\.nii(?:\.gz)?")
-_ARRAY = "members"
+ARRAY = "members"
+"""Name of the array in an archive."""
 
 Member = tuple[int, str]
 """Number of a member and name of a structure."""
+
+
+def nifti_name(case_id: str, member: int, structure: str) -> str:
+    """Return the name of a member's file."""
+    return f"{case_id}__member{member}__{structure}.nii.gz"
 
 
 class PredictionFolder:
@@ -106,9 +113,7 @@ class PredictionFolder:
         archive, images = self._archives.get(sample.case_id), self._images.get(sample.case_id, {})
         if archive is not None and images:
             raise _PredictionError(f"lies there as {archive.name} and as NIfTI; remove one")
-        values = (
-            self._read_images(images, size, sample.affine) if archive is None else self._read_archive(archive, size)
-        )
+        values = self._read_images(images, sample) if archive is None else self._read_archive(archive, size)
         if np.isnan(values).any():
             raise _PredictionError("holds NaN")
         low, high = float(values.min()), float(values.max())
@@ -121,20 +126,18 @@ class PredictionFolder:
             shape, dtype = _announced(path)
             if len(shape) < 2 or shape[0] < 1 or shape[1:] != (len(self.structures), *size):
                 wanted = ", ".join(map(str, (len(self.structures), *size)))
-                raise _PredictionError(f"{path.name}: {_ARRAY} has shape {list(shape)}, wanted [M, {wanted}]")
+                raise _PredictionError(f"{path.name}: {ARRAY} has shape {list(shape)}, wanted [M, {wanted}]")
             if dtype.kind not in "fbui":
-                raise _PredictionError(f"{path.name}: {_ARRAY} holds {dtype}, wanted floating-point numbers")
+                raise _PredictionError(f"{path.name}: {ARRAY} holds {dtype}, wanted floating-point numbers")
             with np.load(path, allow_pickle=False) as archive:
-                values: NDArray[np.floating] = archive[_ARRAY]
+                values: NDArray[np.floating] = archive[ARRAY]
         except KeyError as error:
-            raise _PredictionError(f"{path.name}: holds no array named {_ARRAY!r}") from error
+            raise _PredictionError(f"{path.name}: holds no array named {ARRAY!r}") from error
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise _PredictionError(f"{path.name}: cannot be read ({error})") from error
         return values if values.dtype in (np.float32, np.float64) else values.astype(np.float32)
 
-    def _read_images(
-        self, files: dict[Member, Path], size: tuple[int, ...], affine: Tensor | None
-    ) -> NDArray[np.float32]:
+    def _read_images(self, files: dict[Member, Path], sample: RaterSample) -> NDArray[np.float32]:
         members = 1 + max(member for member, _ in files)
         wanted = [(member, structure) for member in range(members) for structure in self.structures]
         surplus = [path.name for key, path in files.items() if key not in wanted]
@@ -145,8 +148,8 @@ class PredictionFolder:
         ]
         if missing:
             raise _PredictionError(f"lacks a file for {missing[0]}")
-        arrays = [_read_member(files[key], size, affine) for key in wanted]
-        return np.stack(arrays).reshape(members, len(self.structures), *size)
+        arrays = [_read_member(files[key], sample) for key in wanted]
+        return np.stack(arrays).reshape(members, len(self.structures), *sample.image.shape[1:])
 
 
 class _PredictionError(Exception):
@@ -155,7 +158,7 @@ class _PredictionError(Exception):
 
 def _announced(path: Path) -> tuple[tuple[int, ...], np.dtype]:
     """Return shape and type that an archive's array claims to have, before anything of that size is made."""
-    with zipfile.ZipFile(path) as archive, archive.open(f"{_ARRAY}.npy") as file:
+    with zipfile.ZipFile(path) as archive, archive.open(f"{ARRAY}.npy") as file:
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         version = np.lib.format.read_magic(file)
         if version not in read:
@@ -164,14 +167,19 @@ def _announced(path: Path) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _read_member(path: Path, size: tuple[int, ...], affine: Tensor | None) -> NDArray[np.float32]:
+def _read_member(path: Path, sample: RaterSample) -> NDArray[np.float32]:
     try:
         image = read_image(path)
     except ImageError as error:
         raise _PredictionError(f"{path.name}: {error}") from error
+    values: NDArray[np.float32] = image.array[0].astype(np.float32)
+    size = tuple(sample.image.shape[1:])
+    own = None if sample.affine is None else Grid(size, sample.affine)
+    found = None if image.affine is None or values.ndim < 3 else grid_of(values.shape, image.affine)
+    if own is not None and found is not None and sample.origin is not None and same_grid(found, sample.origin):
+        return resample(values, found.affine.numpy(), own, fill=0.0)
     if image.array.shape != (1, *size):
         raise _PredictionError(f"{path.name}: has shape {list(image.array.shape[1:])}, wanted {list(size)}")
-    if affine is not None and image.affine is not None and not same_affine(image.affine, affine):
+    if own is not None and found is not None and not same_grid(found, own):
         raise _PredictionError(f"{path.name}: lies on another grid (affine) than the case")
-    values: NDArray[np.float32] = image.array[0].astype(np.float32)
     return values

@@ -92,7 +92,10 @@ def train(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     try:
         seconds = _fit(method, data, configuration, folder, wandb_run)
         trainer = build(configuration["trainer"], "trainer")(
-            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=sys.stderr.isatty(),
+            enable_model_summary=False,
         )
         measurement = Measurement(label, "test", metric_settings, int(configuration["bootstrap_resamples"]))
         evaluation = measure_method(method, data, measurement, trainer)

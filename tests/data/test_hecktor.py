@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hecktor_files import LPS, Patient, affine_of, points, save, tilted
 from nibabel.orientations import aff2axcodes
+from patients import LPS, Patient, affine_of, points, save, tilted
 
 from edue_lightning.data import RaterDataModule
 from edue_lightning.data.hecktor.source import HecktorSource

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -200,6 +201,33 @@ def test_spreadsheets_habits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     source = ManifestSource(str(tmp_path))
     assert [record.case_id for record in source.cases()] == ["one", "two"]
     assert "unknown columns are ignored: remark" in caplog.text
+
+
+def test_parquet_says_the_same_as_csv(tmp_path: Path) -> None:
+    rows = two_cases(tmp_path)
+    for row, spacing in zip(rows, ("", "", "0.5x0.7", "0.5x0.7"), strict=True):
+        row |= {"spacing": spacing, "rater": {"A": "1", "B": "2"}[row["rater"]]}
+    rows[1]["mask"] = ""
+    expected = source_of(tmp_path, rows)
+    table = [
+        row
+        | {
+            "rater": int(row["rater"]),
+            "mask": row["mask"] or None,
+            "spacing": [float(part) for part in row["spacing"].split("x")] if row["spacing"] else None,
+        }
+        for row in rows
+    ]
+    pd.DataFrame(table).to_parquet(tmp_path / "manifest.parquet")
+    found = ManifestSource(str(tmp_path), file="manifest.parquet")
+    assert found.raters == expected.raters == ("1", "2")
+    assert digest(found) == digest(expected)
+    assert found.load("two").spacing == (0.5, 0.7)
+    (tmp_path / "manifest.parquet").write_bytes(b"PAR1 of some kind")
+    (line,) = ManifestSource(str(tmp_path), file="manifest.parquet").problems
+    assert line.startswith("manifest.parquet: cannot be read as Parquet (")
+    (line,) = ManifestSource(str(tmp_path), file="gone.parquet").problems
+    assert line == "gone.parquet: not found; set data.root to the folder with this file"
 
 
 def test_numbers_and_missing_value_names_stay_text(tmp_path: Path) -> None:

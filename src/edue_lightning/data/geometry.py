@@ -25,7 +25,8 @@ def grid_of(shape: Sequence[int], affine: NDArray[np.float64]) -> Grid:
 
 def grid_spacing(grid: Grid) -> tuple[float, ...]:
     """Return the voxel size along each axis, mm."""
-    return tuple(float(size) for size in voxel_sizes(grid.affine.numpy()))
+    # a turned grid has the digits of its rotation in them
+    return tuple(round(float(size), 6) for size in voxel_sizes(grid.affine.numpy()))
 
 
 def closest_canonical(grid: Grid) -> Grid:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
+import numpy as np
 import pandas as pd
 
 from edue_lightning.data.source import CaseRecord, Split
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 REQUIRED = ("case_id", "image", "mask", "rater", "structure")
 OPTIONAL = ("split", "patient", "spacing")
+PARQUET = ".parquet"
 _FILE_NAME = re.compile(r"[\w\- ][\w.\- ]*")
 _SPACING_BREAK = re.compile(r"\s*x\s*|\s+")
 
@@ -70,11 +72,11 @@ def read_table(path: Path, structures: Sequence[str] | None) -> ManifestTable:
     """Read a manifest and check all that can be checked without opening another file.
 
     Args:
-        path: of the CSV file.
+        path: of the CSV file, or of a Parquet file with the same columns.
         structures: the ones to keep, in this order; None for all, in order of first appearance.
     """
     try:
-        columns, all_rows = _read_csv(path)
+        columns, all_rows = _read_rows(path)
     except ValueError as error:
         return ManifestTable({}, (), (), [f"{path.name}: {error}"])
     image_columns = ["image"]
@@ -137,11 +139,37 @@ class _Problems:
         self.lines.append(f"{self.manifest}: " + (f"case {case_id!r}: " if case_id is not None else "") + problem)
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[_Row]]:
+def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
     """Return the columns and the rows, stripped and without blank ones.
 
     Raises:
         ValueError: with the reason, if there are no rows to check.
+    """
+    try:
+        fields_of_line = _read_parquet(path) if path.suffix == PARQUET else _read_csv(path)
+    except FileNotFoundError as error:
+        raise ValueError("not found; set data.root to the folder with this file") from error
+    header, *lines = ([field.strip() for field in fields] for fields in fields_of_line)
+    missing = [column for column in REQUIRED if column not in header]
+    if missing:
+        raise ValueError(f"has no column {', '.join(missing)} among {', '.join(header)}; add it, with commas")
+    twice = [column for column, count in Counter(header).items() if count > 1 and column]
+    if twice:
+        raise ValueError(f"has two columns {', '.join(twice)}; remove one")
+    rows = [
+        _Row(number, dict(zip(header, fields, strict=True))) for number, fields in enumerate(lines, 2) if any(fields)
+    ]
+    if not rows:
+        raise ValueError("has no rows; write one a mask")
+    return header, rows
+
+
+def _read_csv(path: Path) -> list[list[str]]:
+    """Return the fields of all lines, the header's first.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: with the reason, if it cannot be read.
     """
     try:
         # the header is read as a row: pandas would rename columns of one name, and cut rows that are too long
@@ -155,27 +183,45 @@ def _read_csv(path: Path) -> tuple[list[str], list[_Row]]:
             skip_blank_lines=False,
             encoding="utf-8-sig",
         )
-    except FileNotFoundError as error:
-        raise ValueError("not found; set data.root to the folder with this file") from error
+    except FileNotFoundError:
+        raise
     except pd.errors.EmptyDataError as error:
         raise ValueError(f"is empty; its first line must be {','.join(REQUIRED)}") from error
     except UnicodeDecodeError as error:
         raise ValueError("is not UTF-8; save it as CSV UTF-8") from error
     except (OSError, pd.errors.ParserError) as error:
         raise ValueError(f"cannot be read as CSV ({' '.join(str(error).split())}); correct it") from error
-    header, *lines = ([str(field).strip() for field in fields] for fields in frame.to_numpy())
-    missing = [column for column in REQUIRED if column not in header]
-    if missing:
-        raise ValueError(f"has no column {', '.join(missing)} among {', '.join(header)}; add it, with commas")
-    twice = [column for column, count in Counter(header).items() if count > 1 and column]
-    if twice:
-        raise ValueError(f"has two columns {', '.join(twice)}; remove one")
-    rows = [
-        _Row(number, dict(zip(header, fields, strict=True))) for number, fields in enumerate(lines, 2) if any(fields)
-    ]
-    if not rows:
-        raise ValueError("has no rows; write one a mask")
-    return header, rows
+    return [[str(field) for field in fields] for fields in frame.to_numpy()]
+
+
+def _read_parquet(path: Path) -> list[list[str]]:
+    """Return the names of the columns and the fields of all rows as the text that a CSV file would hold.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: with the reason, if it cannot be read.
+    """
+    try:
+        # whole numbers must stay such beside missing ones
+        frame = pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
+    except FileNotFoundError:
+        raise
+    except ImportError as error:
+        raise ValueError(
+            'needs the package pyarrow; pip install "edue-lightning[parquet]", or save it as CSV'
+        ) from error
+    # pyarrow has errors of its own, of several unrelated kinds
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot be read as Parquet ({reason}); save it again") from error
+    return [[str(name) for name in frame.columns], *([_text(field) for field in row] for row in frame.to_numpy(object))]
+
+
+def _text(field: object) -> str:
+    if isinstance(field, (list, tuple, np.ndarray)):
+        # a spacing
+        return "x".join(str(number) for number in field)
+    return "" if pd.isna(field) else str(field)  # type: ignore[call-overload]
 
 
 def _check_columns(columns: Sequence[str], image_columns: Sequence[str], problems: _Problems) -> None:

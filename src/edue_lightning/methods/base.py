@@ -121,9 +121,9 @@ class SegmentationMethod(pl.LightningModule):
         self.validation_cases.reset()
         self.log_dict({f"val/{name}": value for name, value in means.items()})
 
-    def test_step(self, batch: RaterBatch, batch_idx: int) -> None:  # noqa: ARG002
-        """Add a batch to the test metrics."""
-        self._measure(self.test_cases, batch)
+    def test_step(self, batch: RaterBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Add a batch to the test metrics, and return its member logits `[B, M, K, *S]` for callbacks."""
+        return self._measure(self.test_cases, batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser and its schedule."""
@@ -133,8 +133,10 @@ class SegmentationMethod(pl.LightningModule):
         """Store what rebuilds the method beside its weights."""
         checkpoint.update(self.checkpoint_entries)
 
-    def _measure(self, table: CaseTable, batch: RaterBatch) -> None:
-        table.update(self.predict(batch.image), batch.masks, batch.valid, batch.spacing, batch.case_index)
+    def _measure(self, table: CaseTable, batch: RaterBatch) -> Tensor:
+        logits = self.predict(batch.image)
+        table.update(logits, batch.masks, batch.valid, batch.spacing, batch.case_index)
+        return logits
 
 
 class NetworkMethod(SegmentationMethod):

@@ -7,16 +7,27 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from edue_lightning.errors import UserError
 
 PANEL_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
+LARGEST_WHOLE = 160
+"""Edge in pixels up to which an image is drawn whole; of a larger one, what lies around the outlines."""
+
+SMALLEST_CROP = 96
+_MARGIN = 0.35
+# slices from the feet up, rows from anterior to posterior, columns from the patient's right to the left
+_RADIOLOGICAL = ("S", "P", "L")
+
 
 @dataclass(frozen=True)
 class Panel:
     """One case and structure as it is drawn: a 2D image, or the slice of a volume with the largest V*.
+
+    A large image is cut to what lies around the outlines.
 
     Attributes:
         case_id: of the case.
@@ -63,6 +74,48 @@ def choose_panel_cases(sv_star: NDArray[np.float64]) -> list[int]:
 def most_disputed_slice(rater_variance: NDArray[np.float32]) -> int:
     """Return the first-axis position of a volume `[D, H, W]` with the largest sum of V*."""
     return int(rater_variance.sum(axis=(1, 2)).argmax())
+
+
+def radiological(array: NDArray, affine: NDArray[np.float64]) -> NDArray:
+    """Return a volume as radiologists see it: slices from the feet up, anterior on top, the right side on the left.
+
+    Args:
+        array: `[..., I, J, K]`.
+        affine: `[4, 4]` from voxel indices to mm (RAS).
+
+    Returns:
+        `[..., slices, rows, columns]`.
+    """
+    spatial_first = np.moveaxis(array, range(-3, 0), range(3))
+    return np.moveaxis(apply_orientation(spatial_first, _turn(affine)), range(3), range(-3, 0))
+
+
+def radiological_spacing(spacing: Sequence[float], affine: NDArray[np.float64]) -> tuple[float, ...]:
+    """Return the spacing of the axes that `radiological` gives."""
+    return tuple(spacing[axis] for axis in np.argsort(_turn(affine)[:, 0]))
+
+
+def _turn(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    turn: NDArray[np.float64] = ornt_transform(io_orientation(affine), axcodes2ornt(_RADIOLOGICAL))
+    return turn
+
+
+def view_window(marked: NDArray[np.uint8]) -> tuple[slice, slice]:
+    """Return the rows and columns to draw: all of a small image, of a large one a square around what is marked."""
+    height, width = marked.shape
+    if max(height, width) <= LARGEST_WHOLE or not marked.any():
+        return slice(0, height), slice(0, width)
+    low, high = marked_extent(marked)
+    edge = max(SMALLEST_CROP, round(float((high - low).max()) * (1 + 2 * _MARGIN)))
+    start = np.clip((low + high - edge) // 2, 0, np.maximum(np.array(marked.shape) - edge, 0))
+    stop = np.minimum(start + edge, marked.shape)
+    return slice(int(start[0]), int(stop[0])), slice(int(start[1]), int(stop[1]))
+
+
+def marked_extent(marked: NDArray[np.uint8]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the first row and column that are marked, and those after the last."""
+    positions = np.argwhere(marked)
+    return positions.min(axis=0), positions.max(axis=0) + 1
 
 
 def displayable(image: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -50,6 +50,7 @@ class SyntheticSource(CaseSource):
         self.size = size
         self.seed = seed
         self.missing_rater_rate = missing_rater_rate
+        self.raters: tuple[str, ...] = tuple(f"rater {number}" for number in range(1, raters + 1))
         self.habits = draw_habits(raters, size, np.random.default_rng([seed, _PANEL]))
 
     def cases(self) -> Sequence[CaseRecord]:

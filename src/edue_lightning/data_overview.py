@@ -1,0 +1,382 @@
+"""A data set in numbers: what its images are, who drew on how many of them, and how far the raters lie apart."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edue_lightning.data import CaseRecord, RaterSample
+from edue_lightning.data.source import Split
+from edue_lightning.uncertainty import model_agreement, pair_overlap
+
+PERCENTILES = (1, 50, 99)
+CASES_COLUMNS = (
+    *("case_id", "patient", "split", "stratum", "n_raters", "size", "spacing"),
+    *("structure", "n_empty", "mean_volume", "pairwise_dice", "mean_v_star", "sv_star"),
+)
+
+_LABEL_WIDTH = 16
+
+
+@dataclass(frozen=True)
+class CaseOverview:
+    """One case in numbers; n is the number of its valid raters.
+
+    Attributes:
+        record: the case.
+        valid: which of the R raters drew on it, `[R]`.
+        size: of the image, pixels or voxels along each spatial axis.
+        spacing: mm along each spatial axis, or None where it is unknown.
+        intensity: the `PERCENTILES` of each channel, `[C, 3]`.
+        mask_sizes: voxels of each valid rater's mask, `[K, n]`.
+        marked_by: how many voxels 0, 1, ..., n of the raters marked, `[K, n + 1]`; see `marking_histogram`.
+        pairwise_dice: mean Dice over the pairs of raters, `[K]`; two empty masks count 1. NaN for fewer than two.
+    """
+
+    record: CaseRecord
+    valid: tuple[bool, ...]
+    size: tuple[int, ...]
+    spacing: tuple[float, ...] | None
+    intensity: NDArray[np.float64]
+    mask_sizes: NDArray[np.float64]
+    marked_by: NDArray[np.int64]
+    pairwise_dice: NDArray[np.float64]
+
+    @property
+    def n_raters(self) -> int:
+        """Valid raters n."""
+        return sum(self.valid)
+
+    @property
+    def kind(self) -> tuple[int, int]:
+        """Spatial axes and channels, which all cases that a network is trained on have in common."""
+        return len(self.size), len(self.intensity)
+
+    @property
+    def voxel_size(self) -> float:
+        """Size of a voxel, mm² or mm³; 1 where the spacing is unknown."""
+        return 1.0 if self.spacing is None else float(np.prod(self.spacing))
+
+    @property
+    def unit(self) -> str:
+        """What `volumes` and `sv_star` count."""
+        return volume_unit(len(self.size), self.spacing is not None)
+
+    @property
+    def volumes(self) -> NDArray[np.float64]:
+        """Area or volume of each valid rater's mask, `[K, n]`, see `unit`."""
+        return self.mask_sizes * self.voxel_size
+
+    @property
+    def empty(self) -> NDArray[np.int64]:
+        """How many raters drew nothing, `[K]`."""
+        count: NDArray[np.int64] = (self.mask_sizes == 0).sum(axis=1)
+        return count
+
+    @property
+    def sv_star(self) -> NDArray[np.float64]:
+        """Sum of V* over the image, `[K]`, see `unit`; NaN for fewer than two raters."""
+        return self._summed_variance * self.voxel_size
+
+    @property
+    def mean_v_star(self) -> NDArray[np.float64]:
+        """Mean of V* over the voxels that at least one rater marked, `[K]`; NaN where there are none."""
+        voxels = self.marked_by[:, 1:].sum(axis=1)
+        return self._summed_variance / np.where(voxels > 0, voxels, np.nan)
+
+    @property
+    def _summed_variance(self) -> NDArray[np.float64]:
+        if self.n_raters < 2:
+            return np.full(len(self.marked_by), np.nan)
+        return _sum_over_voxels(self.marked_by, _variance_of_share(_shares(self.n_raters)))
+
+
+def measure_case(record: CaseRecord, sample: RaterSample) -> CaseOverview:
+    """Measure one case."""
+    masks = sample.masks[sample.valid].flatten(2)
+    overlap = pair_overlap(masks.transpose(0, 1))
+    return CaseOverview(
+        record=record,
+        valid=tuple(sample.valid.tolist()),
+        size=tuple(sample.image.shape[1:]),
+        spacing=sample.spacing,
+        intensity=np.percentile(sample.image.flatten(1).numpy(), PERCENTILES, axis=1).T.astype(np.float64),
+        mask_sizes=overlap.size.numpy(),
+        marked_by=marking_histogram(masks).numpy(),
+        pairwise_dice=model_agreement(overlap.dice()).numpy(),
+    )
+
+
+def marking_histogram(masks: Tensor) -> Tensor:
+    """Count the voxels that 0, 1, ..., n raters marked.
+
+    Args:
+        masks: of the n raters, `[n, K, V]` in {0, 1}, V voxels in a row.
+
+    Returns:
+        `[K, n + 1]` int64.
+    """
+    raters = len(masks)
+    marked = masks.sum(dim=0, dtype=torch.int16)
+    return torch.stack([torch.bincount(structure, minlength=raters + 1) for structure in marked])
+
+
+def fleiss_kappa(histograms: Iterable[NDArray[np.int64]]) -> NDArray[np.float64]:
+    """Return Fleiss' kappa over all voxels of some cases, each voxel an item that is marked or not.
+
+    Of a voxel that m of the n raters of its case marked, `P = [m(m - 1) + (n - m)(n - m - 1)] / [n(n - 1)]` is the
+    share of its pairs of raters who agree, and `q = m / n`. With the means of both over all voxels of all cases,
+    `kappa = (mean P - P_e) / (1 - P_e)` where `P_e = (mean q)^2 + (1 - mean q)^2`. With equally many raters in every
+    case this is the kappa of Fleiss (Psychological Bulletin 76, 1971); where n differs between cases each voxel keeps
+    the n of its own case and all voxels count alike, as in Gwet (Handbook of Inter-Rater Reliability, 2014).
+
+    The background is part of it: the smaller a structure in its image, the lower `1 - P_e`, so kappas of images that
+    were cut differently are not comparable. Large images weigh more than small ones.
+
+    Args:
+        histograms: of at least one case, each of two raters or more, `[K, n + 1]`; see `marking_histogram`.
+
+    Returns:
+        `[K]`, at most 1; NaN where no rater marked any voxel, or all raters every one.
+    """
+    disagreement, marked, voxels = (np.zeros(1) for _ in range(3))
+    for histogram in histograms:
+        raters = histogram.shape[1] - 1
+        share = _shares(raters)
+        # 1 - P is twice this
+        unbiased_variance = _variance_of_share(share) * raters / (raters - 1)
+        disagreement = disagreement + _sum_over_voxels(histogram, unbiased_variance)
+        marked = marked + _sum_over_voxels(histogram, share)
+        voxels = voxels + histogram.sum(axis=1)
+    by_chance = _variance_of_share(marked / voxels)
+    return 1 - disagreement / voxels / np.where(by_chance > 0, by_chance, np.nan)
+
+
+def volume_unit(spatial_dims: int, known_spacing: bool) -> str:
+    """Return the unit of areas or volumes."""
+    names = ("mm²", "mm³") if known_spacing else ("pixels", "voxels")
+    return names[spatial_dims - 2]
+
+
+def number_text(value: float) -> str:
+    """Return a number to four digits, a whole or large one to the last digit before the point.
+
+    >>> number_text(0.123456), number_text(1200.7), number_text(4.0), number_text(float("nan"))
+    ('0.1235', '1201', '4', 'undefined')
+    """
+    if math.isnan(value):
+        return "undefined"
+    return f"{value:.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.4g}"
+
+
+@dataclass(frozen=True)
+class DataOverview:
+    """A data set in numbers.
+
+    Attributes:
+        name: of the data set.
+        note: what a reader of any figure from this data must be told, or None.
+        structures: names of the K structures.
+        raters: names of the R raters, or None where they have no identity over cases.
+        cases: that could be read, in their order, all of one `kind`.
+        splits: the cases' split by their ids; empty where the data cannot be divided.
+    """
+
+    name: str
+    note: str | None
+    structures: Sequence[str]
+    raters: Sequence[str] | None
+    cases: Sequence[CaseOverview]
+    splits: Mapping[str, Split]
+
+    @cached_property
+    def disputable(self) -> list[CaseOverview]:
+        """The cases of two raters or more, without which disagreement is undefined."""
+        return [case for case in self.cases if case.n_raters >= 2]
+
+    def cases_frame(self) -> pd.DataFrame:
+        """Return the table of one row a case and structure, with `CASES_COLUMNS`.
+
+        - split: as it was drawn or prescribed; empty where the data cannot be divided and none is prescribed.
+        - size, spacing: as in 64x64 and 0.7x0.7; mm, empty where unknown.
+        - n_empty: valid raters who drew nothing. mean_volume: of the valid raters' masks, mm² or mm³ (pixels or voxels
+          where the spacing is unknown).
+        - pairwise_dice, mean_v_star, sv_star: see `CaseOverview`.
+        """
+        rows = [
+            (
+                *(case.record.case_id, case.record.group, self._split(case.record), case.record.stratum),
+                *(case.n_raters, _times(case.size), _times(case.spacing or ()), structure, case.empty[k]),
+                case.volumes[k].mean() if case.n_raters else np.nan,
+                *(case.pairwise_dice[k], case.mean_v_star[k], case.sv_star[k]),
+            )
+            for case in self.cases
+            for k, structure in enumerate(self.structures)
+        ]
+        return pd.DataFrame(rows, columns=pd.Index(CASES_COLUMNS))
+
+    def structures_frame(self) -> pd.DataFrame:
+        """Return what is known of each structure, one column a structure, at least one case given.
+
+        The median is over the valid raters' masks that are not empty, and NaN where all are. "Drawn by some" counts the
+        cases where some but not all valid raters drew something.
+        """
+        frame = pd.DataFrame(index=pd.Index(self.structures))
+        volumes = [np.concatenate([case.volumes[k] for case in self.cases]) for k in range(len(self.structures))]
+        drawn = [volume[volume > 0] for volume in volumes]
+        kind = "area" if len(self.cases[0].size) == 2 else "volume"
+        frame["masks"] = [len(volume) for volume in volumes]
+        frame["empty masks"] = np.sum([case.empty for case in self.cases], axis=0)
+        some = [(case.empty > 0) & (case.empty < case.n_raters) for case in self.cases]
+        frame["cases drawn by some raters, not all"] = np.sum(some, axis=0)
+        frame[f"median {kind} of a mask not empty, {self._unit}"] = [
+            np.median(volume) if len(volume) else np.nan for volume in drawn
+        ]
+        return frame.T
+
+    def disagreement_frame(self) -> pd.DataFrame:
+        """Return how far the raters lie apart in each structure, one column a structure, over the `disputable` cases.
+
+        Means are over the cases that define the number; kappa is over all voxels of all of them, see `fleiss_kappa`.
+        """
+        measured = {
+            "mean pairwise Dice": [case.pairwise_dice for case in self.disputable],
+            "mean V* where any rater marked": [case.mean_v_star for case in self.disputable],
+            f"mean SV*, {self._unit}": [case.sv_star for case in self.disputable],
+        }
+        frame = pd.DataFrame({name: pd.DataFrame(np.stack(values)).mean() for name, values in measured.items()})
+        frame.insert(1, "Fleiss' kappa over all voxels", fleiss_kappa(case.marked_by for case in self.disputable))
+        frame.index = pd.Index(self.structures)
+        return frame.T
+
+    def text(self) -> str:
+        """Return everything as plain text."""
+        patients = len({case.record.group for case in self.cases})
+        lines = [f"data={self.name}: {_counted(len(self.cases), 'case')} of {_counted(patients, 'patient')}"]
+        if self.note:
+            lines.append(f"note: {self.note}")
+        if not self.cases:
+            return "\n".join(lines)
+        sections = [self._facts(), self._grid(), self._intensities(), _table(self.structures_frame())]
+        return "\n\n".join(["\n".join(lines), *sections, self._disagreement()])
+
+    def _facts(self) -> str:
+        raters = sorted(Counter(case.n_raters for case in self.cases).items())
+        facts = {
+            "splits": self._split_sizes(),
+            "strata": self._strata(),
+            "images": f"{len(self.cases[0].size)}D, {_counted(len(self.cases[0].intensity), 'channel')}",
+            "sizes": _different(case.size for case in self.cases),
+            "spacings": self._spacings(),
+            "structures": ", ".join(self.structures),
+            "raters a case": ", ".join(f"{_counted(n, 'rater')} in {_counted(cases, 'case')}" for n, cases in raters),
+            "cases a rater": self._cases_of_each_rater(),
+        }
+        return "\n".join(f"{label:<{_LABEL_WIDTH}}{value}" for label, value in facts.items() if value)
+
+    def _strata(self) -> str:
+        counts = Counter(case.record.stratum for case in self.cases)
+        return _listed(counts) if any(counts) else ""
+
+    def _split_sizes(self) -> str:
+        if not self.splits:
+            return "not drawn while there are problems"
+        sizes = Counter(self.splits.values())
+        return ", ".join(f"{split} {sizes[split]}" for split in get_args(Split))
+
+    def _spacings(self) -> str:
+        known = [case.spacing for case in self.cases if case.spacing is not None]
+        unknown = f"unknown in {_counted(len(self.cases) - len(known), 'case')}"
+        if not known:
+            return unknown
+        return _different(known) if len(known) == len(self.cases) else f"{_different(known)}, {unknown}"
+
+    def _cases_of_each_rater(self) -> str:
+        if self.raters is None:
+            return "unknown: the raters have no identity over cases"
+        counts = np.sum([case.valid for case in self.cases], axis=0)
+        return _listed(dict(zip(self.raters, counts.tolist(), strict=True)))
+
+    def _grid(self) -> str:
+        grids: dict[str, list[tuple[float, ...]]] = {
+            f"size, {volume_unit(len(self.cases[0].size), known_spacing=False)}": [case.size for case in self.cases],
+            "spacing, mm": [case.spacing for case in self.cases if case.spacing is not None],
+        }
+        rows = {
+            f"{name}, axis {axis}": (min(values), float(np.median(values)), max(values))
+            for name, grid in grids.items()
+            for axis, values in enumerate(zip(*grid, strict=True), start=1)
+        }
+        return _table(pd.DataFrame.from_dict(rows, orient="index", columns=["min", "median", "max"]))
+
+    def _intensities(self) -> str:
+        mean = np.mean([case.intensity for case in self.cases], axis=0)
+        named = [f"intensity of channel {channel}, mean over cases" for channel in range(1, len(mean) + 1)]
+        return _table(pd.DataFrame(mean, index=pd.Index(named), columns=["1st percentile", "median", "99th"]))
+
+    def _disagreement(self) -> str:
+        apart = len(self.cases) - len(self.disputable)
+        if not self.disputable:
+            return (
+                "No case has two raters: guidance (method=edue) needs two raters a case, and every measure of\n"
+                "disagreement is undefined."
+            )
+        counted = f"disagreement over {_counted(len(self.disputable), 'case')} of two raters or more"
+        if apart:
+            counted += f"; {_counted(apart, 'case')} of fewer take no part"
+        return f"{counted}\n{_table(self.disagreement_frame())}"
+
+    def _split(self, record: CaseRecord) -> str:
+        return self.splits.get(record.case_id) or record.split or ""
+
+    @property
+    def _unit(self) -> str:
+        known, unknown = (volume_unit(len(self.cases[0].size), known_spacing=flag) for flag in (True, False))
+        with_spacing = sum(case.spacing is not None for case in self.cases)
+        if not with_spacing:
+            return unknown
+        return known if with_spacing == len(self.cases) else f"{known} ({unknown} where the spacing is unknown)"
+
+
+def _shares(raters: int) -> NDArray[np.float64]:
+    return np.arange(raters + 1) / raters
+
+
+def _variance_of_share(share: NDArray[np.float64]) -> NDArray[np.float64]:
+    return share * (1 - share)
+
+
+def _sum_over_voxels(histogram: NDArray[np.int64], value: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum a value that depends on the number of markings alone, `[n + 1]`, over all voxels of `[K, n + 1]`."""
+    return histogram @ value
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _different(grids: Iterable[tuple[float, ...]]) -> str:
+    different = len(set(grids))
+    return "all the same" if different == 1 else f"{different} different"
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name or 'none'} {count}" for name, count in sorted(counts.items()))
+
+
+def _times(values: Sequence[float]) -> str:
+    return "x".join(f"{value:.6g}" for value in values)
+
+
+def _table(frame: pd.DataFrame) -> str:
+    return frame.map(number_text).to_string()
