@@ -7,6 +7,7 @@ from edue_lightning.data.manifest import ManifestSource
 from edue_lightning.data.module import RaterDataModule
 from edue_lightning.data.patches import PatchSampling
 from edue_lightning.data.qubiq import QubiqSource
+from edue_lightning.data.riga import RigaSource
 from edue_lightning.data.sample import Grid, RaterBatch, RaterSample, collate_samples
 from edue_lightning.data.source import CaseRecord, CaseSource
 from edue_lightning.data.splits import SplitFractions, split_cases
@@ -26,6 +27,7 @@ __all__ = [
     "RaterBatch",
     "RaterDataModule",
     "RaterSample",
+    "RigaSource",
     "SplitFractions",
     "SyntheticFundus",
     "SyntheticPetCt",

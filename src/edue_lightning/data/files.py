@@ -132,6 +132,10 @@ class FileSource(CaseSource):
         """List the cases that can be read."""
         return [one.case.record for one in self._found.values()]
 
+    def raters_of(self, case_id: str) -> int:
+        """Return the number of valid raters of a case, 0 if it is not healthy."""
+        return self._found[case_id].raters if case_id in self._found else 0
+
     def load(self, case_id: str) -> RaterSample:
         """Return a case as it was prepared; without a cache, read it from its files.
 

@@ -108,6 +108,21 @@ def read_mask(path: Path) -> ImageFile:
     return replace(labels, array=_foreground(labels.array))
 
 
+def read_colours(path: Path) -> NDArray[np.uint8]:
+    """Read a picture of 8 bits as `[H, W, 3]` uint8; grey ones get three equal channels, transparency is dropped.
+
+    Raises:
+        ImageError: if the file is no such picture.
+    """
+    with _decoding(path):
+        if _is_volume(path):
+            raise ImageError("is a volume; save a picture of 8 bits a colour")
+        with _open_picture(path) as picture:
+            if picture.mode.startswith(("I", "F")):
+                raise ImageError("holds more than 8 bits a colour; save it with 8")
+            return np.asarray(picture.convert("RGB"))
+
+
 def read_label_map(path: Path, labels: Mapping[int, str]) -> ImageFile:
     """Read a NIfTI file of one number a structure, 0 being the background.
 

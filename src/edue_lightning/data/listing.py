@@ -1,4 +1,4 @@
-"""NIfTI files in a folder as somebody unpacked it, and what is wrong with their list; none of them is opened."""
+"""Files in a folder as somebody unpacked it, and what is wrong with their list; none of them is opened."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ class ListingProblems:
         self.add(path, f"is {what}, and so is {relative_name(first, self.root)}; remove one", case_id)
 
 
-def find_volumes(problems: ListingProblems, leave_out: Callable[[str], bool]) -> list[Path]:
-    """List the NIfTI files of the data set's folder and of those below it, `DEEPEST` levels down, sorted by path.
+def find_files(
+    problems: ListingProblems, leave_out: Callable[[str], bool], endings: tuple[str, ...] = VOLUMES
+) -> list[Path]:
+    """List the files with some endings in the data set's folder and below it, `DEEPEST` levels down, sorted by path.
 
     Hidden files and macOS' `__MACOSX` are passed over. Links to files count as files if they stay within the folder;
     linked folders are not entered, as what lies within is found where it lies.
@@ -43,6 +45,7 @@ def find_volumes(problems: ListingProblems, leave_out: Callable[[str], bool]) ->
     Args:
         problems: takes a line for each link that leads out of the folder or nowhere, and for each unreadable folder.
         leave_out: tells from a folder's name that nothing below it is of interest.
+        endings: in lower case, each with its dot; files may have them in any case. By default NIfTI's.
     """
     root = problems.root
     found = []
@@ -58,8 +61,8 @@ def find_volumes(problems: ListingProblems, leave_out: Callable[[str], bool]) ->
                 _follow(here / name, problems)
         deepest = len(here.relative_to(root).parts) >= DEEPEST
         subfolders[:] = [] if deepest else kept
-        volumes = [here / name for name in files if name.lower().endswith(VOLUMES) and not _is_hidden(name)]
-        found += [path for path in volumes if not path.is_symlink() or _follow(path, problems)]
+        wanted = [here / name for name in files if name.lower().endswith(endings) and not _is_hidden(name)]
+        found += [path for path in wanted if not path.is_symlink() or _follow(path, problems)]
     return sorted(found, key=lambda path: path.parts)
 
 

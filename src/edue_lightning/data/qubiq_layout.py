@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edue_lightning.data.listing import ListingProblems, find_volumes, volume_stem
+from edue_lightning.data.listing import ListingProblems, find_files, volume_stem
 
 _MASK = re.compile(r"(?:task(?P<task>[0-9]+)|case[0-9]+(?:-[0-9]+)?)_seg(?P<rater>[0-9]+)", re.IGNORECASE)
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -92,7 +92,7 @@ def list_qubiq(root: Path, data_set: str | None = None) -> tuple[list[QubiqCase]
         test images without masks.
     """
     problems = ListingProblems(root.resolve())
-    files = find_volumes(problems, lambda _: False)
+    files = find_files(problems, lambda _: False)
     folders = _case_folders(files)
     names = sorted({folder.data_set for folder in folders})
     if data_set is None and len(names) > 1:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Literal
 
 from edue_lightning.data.files import relative_name
-from edue_lightning.data.listing import ListingProblems, find_volumes, volume_stem
+from edue_lightning.data.listing import ListingProblems, find_files, volume_stem
 from edue_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def list_cases(root: Path, leave_out_unlabelled: bool = False) -> tuple[list[Hec
         file from `root`, case, problem and mend. Nothing is found and nothing wrong in an empty folder.
     """
     problems = ListingProblems(root.resolve())
-    parts = _parts(find_volumes(problems, lambda name: bool(_FOLDER_WITHOUT_LABELS.fullmatch(name))), problems)
+    parts = _parts(find_files(problems, lambda name: bool(_FOLDER_WITHOUT_LABELS.fullmatch(name))), problems)
     _check_editions(parts, problems)
     parts_of_case: defaultdict[str, list[_Part]] = defaultdict(list)
     for part in parts:

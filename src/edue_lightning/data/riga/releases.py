@@ -1,0 +1,232 @@
+"""Where the cases of RIGA lie (Almazroa et al. 2018) in its three releases; no picture is opened here.
+
+- Drawn, the raw release (Deep Blue Data, doi 10.7302/Z23R0R29): in `BinRushed/BinRushed1-Corrected`, `BinRushed2` to
+  `BinRushed4`, `Magrabia/MagrabiaMale`, `Magrabia/MagrabiFemale` (so spelt) and `MESSIDOR`, a photograph
+  `image1prime.jpg` and `image1-1.jpg` to `image1-6.jpg`, copies on which the six drew. Endings (jpg, tif) differ within
+  a folder, `Image` and `image` within a case. `BinRushed1`, which the corrected folder replaces, has no photographs.
+- DiscRegion, the crops of MRNet (Ji et al., CVPR 2021): `Glaucoma_multirater_BinRushed.csv`, `..._MESSIDOR.csv` and
+  `..._Magrabia.csv`, in GBK, with columns imgName, maskName and rater; rater 0 is a consensus.
+- RIGA+ (Hu et al., MICCAI 2022): `RIGA/BinRushed/BinRushed1/image1.tif`, `RIGA-mask/BinRushed/BinRushed1/image1-1.tif`
+  to `-6`, and for MESSIDOR `MESSIDOR_Base1/Labeled` to `Base3`; crops of 800x800.
+
+Sources: github.com/jiwei0921/MRNet (utils/dataset_loader_cvpr.py) for the second, and public loaders of the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import pandas as pd
+
+from edue_lightning.data.images import PICTURES
+from edue_lightning.data.listing import ListingProblems, find_files
+
+Origin = Literal["BinRushed", "Magrabia", "MESSIDOR"]
+RATERS = ("1", "2", "3", "4", "5", "6")
+
+_ORIGINS: Mapping[str, Origin] = {"binrushed": "BinRushed", "magrabi": "Magrabia", "messidor": "MESSIDOR"}
+_DRAWN = re.compile(r"image\s*(?P<number>\d+)\s*(?:(?P<prime>prime)|-\s*(?P<rater>\d+))", re.IGNORECASE)
+_MASKED = re.compile(r"(?P<stem>.+)-(?P<rater>\d+)")
+_CORRECTED = "-Corrected"
+_TABLE = "Glaucoma_multirater_"
+_TABLE_COLUMNS = ("imgName", "maskName", "rater")
+_CONSENSUS = 0
+_MASK_FOLDER = "RIGA-mask"
+
+
+@dataclass(frozen=True)
+class RigaCase:
+    """The files of a case, their paths absolute.
+
+    Attributes:
+        case_id: folder and number, such as BinRushed1_image12.
+        origin: the hospital or collection that the photograph comes from.
+        photograph: the untouched picture.
+        raters: file of each of `RATERS` who outlined the case: a copy of the photograph with lines if `drawn`, else a
+            mask of the disc's rim and the cup.
+        drawn: whether the outlines must be found first.
+    """
+
+    case_id: str
+    origin: Origin
+    photograph: Path
+    raters: Mapping[str, Path]
+    drawn: bool
+
+
+def list_riga(root: Path, leave_out_unusable: bool = False) -> tuple[list[RigaCase], list[str], list[str]]:
+    """Find the cases of whichever release there is.
+
+    Args:
+        root: folder with a release in it, or at most `DEEPEST` levels below.
+        leave_out_unusable: cases without a photograph or without any outline are left out; else they are a problem.
+
+    Returns:
+        the complete cases by origin and number, a line for each thing that is wrong, and a line for each that was left
+        out. Nothing is found and nothing wrong in an empty folder.
+    """
+    problems = ListingProblems(root.resolve())
+    files = find_files(problems, lambda name: name.lower() == "unlabeled", (*PICTURES, ".csv"))
+    tables = [path for path in files if path.name.startswith(_TABLE) and path.suffix.lower() == ".csv"]
+    pictures = [path for path in files if path.suffix.lower() != ".csv"]
+    if tables:
+        return _from_tables(tables, problems), problems.lines, []
+    if any(_MASK_FOLDER in path.relative_to(problems.root).parts for path in pictures):
+        return _beside_masks(pictures, problems), problems.lines, []
+    incomplete = ListingProblems(problems.root)
+    cases = _with_drawings(pictures, problems, incomplete)
+    if leave_out_unusable:
+        return cases, problems.lines, incomplete.lines
+    return cases, [*problems.lines, *incomplete.lines], []
+
+
+def _origin(path: Path, problems: ListingProblems, case_id: str) -> Origin | None:
+    """Return the origin that a file's folders name, the innermost one first."""
+    for part in reversed(path.relative_to(problems.root.parent).parts[:-1]):
+        for start, origin in _ORIGINS.items():
+            if part.lower().startswith(start):
+                return origin
+    folders = "BinRushed, Magrabia (or MagrabiFemale) or MESSIDOR"
+    problems.add(path, f"lies in no folder whose name begins with {folders}; put it there", case_id)
+    return None
+
+
+def _with_drawings(pictures: Sequence[Path], problems: ListingProblems, incomplete: ListingProblems) -> list[RigaCase]:
+    folders = {path.parent for path in pictures}
+    replaced = {folder for folder in folders if folder.with_name(folder.name + _CORRECTED) in folders}
+    photographs: dict[str, Path] = {}
+    drawings: defaultdict[str, dict[str, Path]] = defaultdict(dict)
+    numbers: dict[str, tuple[str, int]] = {}
+    for path in pictures:
+        if path.parent in replaced:
+            continue
+        match = _DRAWN.fullmatch(path.stem.strip())
+        if match is None:
+            problems.add(path, "is neither imageNprime nor imageN-R; call it so, or move it out of the data set")
+            continue
+        folder = re.sub(r"[^A-Za-z0-9._-]", "_", path.parent.name.removesuffix(_CORRECTED))
+        number = int(match["number"])
+        case_id = f"{folder}_image{number}"
+        numbers[case_id] = (folder.lower(), number)
+        found = photographs if match["prime"] else drawings[case_id]
+        key = case_id if match["prime"] else str(int(match["rater"]))
+        if not match["prime"] and key not in RATERS:
+            problems.add(path, f"is of rater {key}, but there are 1 to 6; correct its name", case_id)
+        elif key in found:
+            what = "the photograph" if match["prime"] else f"the drawing of rater {key}"
+            problems.add_twice(path, found[key], what, case_id)
+        else:
+            found[key] = path
+    cases = []
+    for case_id in sorted(numbers, key=numbers.__getitem__):
+        photograph, raters = photographs.get(case_id), drawings[case_id]
+        if photograph is None:
+            first = min(raters.values(), default=None)
+            if first is not None:
+                mend = "add it, or set data.source.leave_out_unusable=true"
+                incomplete.add(first, f"is a drawing without its photograph imageNprime; {mend}", case_id)
+        elif not raters:
+            mend = "add some, or set data.source.leave_out_unusable=true"
+            incomplete.add(photograph, f"is a photograph without drawings imageN-R; {mend}", case_id)
+        elif origin := _origin(photograph, problems, case_id):
+            cases.append(RigaCase(case_id, origin, photograph, dict(sorted(raters.items())), drawn=True))
+    return cases
+
+
+def _beside_masks(pictures: Sequence[Path], problems: ListingProblems) -> list[RigaCase]:
+    """Return the cases of RIGA+."""
+
+    def place(path: Path) -> tuple[str, ...]:
+        """Return the folders below `RIGA` or `RIGA-mask`."""
+        parts = path.relative_to(problems.root.parent).parts[:-1]
+        at = next((i for i, part in enumerate(parts) if part in ("RIGA", _MASK_FOLDER)), -1)
+        return parts[at + 1 :]
+
+    masks: defaultdict[tuple[tuple[str, ...], str], dict[str, Path]] = defaultdict(dict)
+    photographs: dict[tuple[tuple[str, ...], str], Path] = {}
+    for path in pictures:
+        if _MASK_FOLDER in path.parts:
+            match = _MASKED.fullmatch(path.stem)
+            if match is None or match["rater"] not in RATERS:
+                problems.add(path, "is not named imageN-R with a rater R from 1 to 6; correct its name")
+                continue
+            masks[place(path), match["stem"]][match["rater"]] = path
+        else:
+            photographs[place(path), path.stem] = path
+    cases = []
+    for key in sorted({*masks, *photographs}, key=lambda key: (key[0], _natural(key[1]))):
+        folders, stem = key
+        named = [folder for folder in folders if folder != "Labeled"]
+        case_id = re.sub(r"[^A-Za-z0-9._-]", "_", f"{named[-1] if named else 'RIGA'}_{stem}")
+        if key not in photographs:
+            first = min(masks[key].values())
+            problems.add(first, "is a mask without its photograph in RIGA/...; add it, or remove the mask", case_id)
+        elif key not in masks:
+            problems.add(photographs[key], f"has no masks in {_MASK_FOLDER}/...; add them, or remove it", case_id)
+        elif origin := _origin(photographs[key], problems, case_id):
+            raters = dict(sorted(masks[key].items()))
+            cases.append(RigaCase(case_id, origin, photographs[key], raters, drawn=False))
+    return cases
+
+
+def _from_tables(tables: Sequence[Path], problems: ListingProblems) -> list[RigaCase]:
+    """Return the cases of DiscRegion."""
+    cases = []
+    for table in tables:
+        name = table.stem.removeprefix(_TABLE)
+        origin = next((origin for start, origin in _ORIGINS.items() if name.lower().startswith(start)), None)
+        try:
+            frame = pd.read_csv(table, encoding="gbk")
+        except (OSError, ValueError) as error:
+            problems.add(table, f"cannot be read as a table ({' '.join(str(error).split())}); download it again")
+            continue
+        missing = [column for column in _TABLE_COLUMNS if column not in frame.columns]
+        if origin is None or missing:
+            lacks = f"has no column {', '.join(missing)}" if missing else f"is of no origin of RIGA ({name})"
+            problems.add(table, f"{lacks}; download it again")
+            continue
+        of_image = frame[frame["rater"] != _CONSENSUS].groupby("imgName", sort=False)
+        for image, rows in of_image:
+            case_id = re.sub(r"[^A-Za-z0-9._-]", "_", f"{name}_{_relative(str(image)).with_suffix('').name}")
+            found = [_named(table, str(image), problems, case_id)]
+            raters = {}
+            for rater, mask in zip(rows["rater"], rows["maskName"], strict=True):
+                path = _named(table, str(mask), problems, case_id)
+                found.append(path)
+                if str(rater) not in RATERS or str(rater) in raters:
+                    problems.add(table, f"rater {rater} of 1 to 6 comes twice or is none; correct it", case_id)
+                elif path is not None:
+                    raters[str(rater)] = path
+            photograph = found[0]
+            if photograph is not None and None not in found:
+                cases.append(RigaCase(case_id, origin, photograph, dict(sorted(raters.items())), drawn=False))
+    twice = [case.case_id for case in cases]
+    for case_id in sorted({name for name in twice if twice.count(name) > 1}):
+        problems.add(tables[0], "comes twice; give the pictures names of their own", case_id)
+    return sorted(cases, key=lambda case: (case.origin, _natural(case.case_id)))
+
+
+def _relative(name: str) -> PurePosixPath:
+    return PurePosixPath(name.replace("\\", "/"))
+
+
+def _named(table: Path, name: str, problems: ListingProblems, case_id: str) -> Path | None:
+    """Return the path of a file that a table names, or None if there is none within the data set, which is noted."""
+    relative = _relative(name)
+    path = table.parent / relative
+    inside = not relative.is_absolute() and ".." not in relative.parts and path.resolve().is_relative_to(problems.root)
+    if not inside or not path.is_file():
+        reason = "not found; add it" if inside else "leaves the data set's folder; put it there"
+        problems.add(path if inside else table, f"{'' if inside else name + ' '}{reason}", case_id)
+        return None
+    return path
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts image2 before image10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]
