@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 def command(function: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
-    """Turn a `UserError` into its message on standard error and exit status 2."""
+    """Turn a `UserError` into its message on standard error and exit status 2, an interrupt into one line and 130."""
 
     @functools.wraps(function)
     def run(config: DictConfig) -> Result:
@@ -32,6 +32,9 @@ def command(function: Callable[[DictConfig], Result]) -> Callable[[DictConfig], 
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
 
     return run
 
@@ -58,11 +61,17 @@ class EpochLines(pl.Callback):
     def __init__(self) -> None:
         self._start = self._asked = time.monotonic()
         self._waited = self._training = 0.0
+        self._validated = False
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Start the epoch's clock."""
         self._start = self._asked = time.monotonic()
         self._waited = 0.0
+        self._validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Note that this epoch has validation metrics of its own."""
+        self._validated = True
 
     def on_train_batch_start(self, *args: object) -> None:  # noqa: ARG002
         """Count the time since the last step ended: nothing but the loader's work lies between."""
@@ -84,7 +93,8 @@ class EpochLines(pl.Callback):
         """Write the line."""
         if not trainer.is_global_zero:
             return
-        shown = ("train/loss", "val/dice", "val/nll", "val/image_pearson", "val/pixel_pearson")
+        validated = ("val/dice", "val/nll", "val/image_pearson", "val/pixel_pearson") if self._validated else ()
+        shown = ("train/loss", *validated)
         found = {name: float(trainer.callback_metrics.get(name, math.nan)) for name in shown}
         # a single network has no variance between members to correlate
         values = "  ".join(f"{name} {value:.4f}" for name, value in found.items() if not math.isnan(value))

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from edue_lightning.data import Grid, ManifestSource, RaterSample
+from edue_lightning.data.files import FileCase
 from edue_lightning.data.prepared import PreparedCases
 from edue_lightning.errors import UserError
 
@@ -194,3 +195,32 @@ def test_entries_hold_no_file_open(tmp_path: Path) -> None:
     kept = [source.load("one") for _ in range(50)]
     assert len(list(descriptors.iterdir())) <= before + 1
     assert len(kept) == 50
+
+
+def test_an_interrupt_ends_the_check_and_keeps_what_is_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = folder_with_case(tmp_path / "data"), tmp_path / "cache"
+    header, *rows = (folder / "manifest.csv").read_text().splitlines()
+    more = []
+    for number in range(40):
+        (folder / f"image{number}.png").write_bytes((folder / "image.png").read_bytes())
+        more += [row.replace("one,image", f"case{number},image{number}") for row in rows]
+    (folder / "manifest.csv").write_text("\n".join([header, *more]))
+    original = ManifestSource._read
+    begun: list[str] = []
+
+    def read(self: ManifestSource, case: FileCase) -> RaterSample:
+        begun.append(case.record.case_id)
+        if case.record.case_id == "case3":
+            raise KeyboardInterrupt
+        return original(self, case)
+
+    monkeypatch.setattr(ManifestSource, "_read", read)
+    with pytest.raises(KeyboardInterrupt):
+        ManifestSource(str(folder), cache=str(cache))
+    kept = {path.name.split("-")[0] for path in cache.glob("case*.pt")}
+    assert kept <= set(begun)
+    assert not list(cache.glob("unfinished-*"))
+    monkeypatch.setattr(ManifestSource, "_read", original)
+    assert len(ManifestSource(str(folder), cache=str(cache)).cases()) == 40

@@ -133,10 +133,10 @@ def _locate(photograph: Picture, drawing: Picture) -> tuple[slice, slice]:
     difference = np.maximum(np.maximum(channels[..., 0], channels[..., 1]), channels[..., 2])
     sample, lit = difference[::4, ::4], photograph[::4, ::4].max(axis=-1) > 2 * _MOST_NOISE
     # the frame around a fundus is black in both and would hide the noise
-    usual, largest_noise = np.quantile(sample[lit] if lit.any() else sample, [0.5, 0.98])
+    usual, unusual = np.quantile(sample[lit] if lit.any() else sample, [0.5, 0.9])
     if usual > _MOST_NOISE:
         raise ImageError("differs from its photograph everywhere; replace it with a drawing on that photograph")
-    counts = _count_in_blocks(difference > 2 * largest_noise + 6)
+    counts = _count_in_blocks(difference > 3 * unusual + 6)
     counts[counts < _PIXELS_OF_A_LINE] = 0
     patches, _ = ndimage.label(ndimage.binary_dilation(counts, _ALL_AROUND), _ALL_AROUND)
     sizes = np.bincount(patches.ravel(), counts.ravel())
@@ -233,7 +233,9 @@ def _fill(line: Mask) -> tuple[Mask, Mask | None] | None:
         return None
     distances = np.stack([ndimage.distance_transform_edt(~region) for region in (outside, *holes)])
     circumference = 2 * np.sqrt(np.pi * np.count_nonzero(holes))
-    if _longest(_loose(line, distances, thickness)) > _LONGEST_TAIL * circumference:
+    second_nearest = np.partition(distances, 1, axis=0)[1]
+    tails = line & (second_nearest > 2 * thickness + 3)
+    if _longest(tails) > _LONGEST_TAIL * circumference or _longest(_strays(line, distances)) > 2 * thickness + 2:
         return None
     # where the lines of disc and cup run into one, each keeps its own half of the pen's width
     half = thickness / 2 + 1
@@ -263,14 +265,12 @@ def _holes(regions: NDArray[np.int32], thickness: float) -> list[Mask]:
     return [regions == number for number in np.flatnonzero(enclosed)]
 
 
-def _loose(line: Mask, distances: Distance, thickness: float) -> Mask:
-    """Return the pixels of the lines that have the same region on both sides."""
-    second_nearest = np.partition(distances, 1, axis=0)[1]
+def _strays(line: Mask, distances: Distance) -> Mask:
+    """Return the lines that have the same region all around, and so enclose nothing."""
     parts, count = ndimage.label(line, _ALL_AROUND)
-    numbers = np.arange(count + 1)
-    neighbours = np.sum([np.asarray(ndimage.minimum(distance, parts, numbers)) < 2 for distance in distances], axis=0)
-    loose: Mask = line & ((second_nearest > 2 * thickness + 3) | (neighbours < 2)[parts])
-    return loose
+    closest = [np.asarray(ndimage.minimum(distance, parts, np.arange(count + 1))) for distance in distances]
+    stray: Mask = line & (np.sum(np.array(closest) < 2, axis=0) < 2)[parts]
+    return stray
 
 
 def _longest(pixels: Mask) -> float:
