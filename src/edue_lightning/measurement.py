@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from edue_lightning.data import RaterDataModule, collate_samples
+from edue_lightning.data import CaseSource, RaterDataModule, RaterSample, collate_samples
 from edue_lightning.data.source import Subset
 from edue_lightning.evaluation import Evaluation
 from edue_lightning.methods import SegmentationMethod
@@ -102,10 +102,7 @@ def _evaluation(
     summary = table.summary(measurement.resamples)
     _warn_of_undefined(summary)
     records = data.records(measurement.split)
-    panels = []
-    for structure in range(len(table.structures)):
-        for chosen in choose_panel_cases(cases["sv_star"][:, structure].cpu().numpy()):
-            panels.append(_panel(data, measurement.split, int(positions[chosen]), structure, probabilities_of))
+    panels = _panels(data, measurement.split, positions, cases["sv_star"], probabilities_of)
     return Evaluation(
         label=measurement.label,
         data=data.name,
@@ -116,7 +113,7 @@ def _evaluation(
         summary=summary,
         settings=measurement.settings,
         panels=panels,
-        members=len(probabilities_of(0)),
+        members=table.members,
         note=data.note,
     )
 
@@ -129,21 +126,38 @@ def _warn_of_undefined(summary: Summary) -> None:
         log.warning("undefined (NaN): %s", named)
 
 
-def _panel(
-    data: RaterDataModule, split: Subset, position: int, structure: int, probabilities_of: ProbabilitiesOf
-) -> Panel:
-    sample = data.source.load(data.records(split)[position].case_id)
-    batch = collate_samples([sample], [position], [0])
-    probabilities = probabilities_of(position)[None]
-    between, expert = member_variance(probabilities), rater_variance(batch.masks, batch.valid)
+def _panels(
+    data: RaterDataModule, split: Subset, positions: Tensor, sv_star: Tensor, probabilities_of: ProbabilitiesOf
+) -> list[Panel]:
+    """Return the panels of all structures, structure by structure; a case of several is predicted once."""
+    chosen = [
+        (structure, int(positions[case]))
+        for structure in range(sv_star.shape[1])
+        for case in choose_panel_cases(sv_star[:, structure].cpu().numpy())
+    ]
+    panels: dict[tuple[int, int], Panel] = {}
+    for position in dict.fromkeys(position for _, position in chosen):
+        sample = data.source.load(data.records(split)[position].case_id)
+        probabilities = probabilities_of(position)
+        for structure, of_case in chosen:
+            if of_case == position:
+                panels[structure, position] = _panel(data.source, sample, structure, probabilities)
+    return [panels[key] for key in chosen]
+
+
+def _panel(source: CaseSource, sample: RaterSample, structure: int, probabilities: Tensor) -> Panel:
+    batch = collate_samples([sample], [0], [0])
+    of_structure = probabilities[None, :, structure : structure + 1]
+    between = member_variance(of_structure)
+    expert = rater_variance(batch.masks[:, :, structure : structure + 1], batch.valid)
     maps = {
         "image": batch.image[0].numpy(),
         "masks": batch.masks[0, batch.valid[0], structure].numpy(),
-        "rater_variance": expert[0, structure].numpy(),
-        "member_variance": between[0, structure].numpy(),
-        "mean_probability": probabilities.mean(dim=1)[0, structure].numpy(),
+        "rater_variance": expert[0, 0].numpy(),
+        "member_variance": between[0, 0].numpy(),
+        "mean_probability": of_structure.mean(dim=1)[0, 0].numpy(),
     }
-    if data.source.spatial_dims == 3:
+    if source.spatial_dims == 3:
         if sample.affine is not None:
             affine = sample.affine.numpy()
             maps = {name: radiological(values, affine) for name, values in maps.items()}
@@ -152,10 +166,10 @@ def _panel(
     rows, columns = view_window(maps["masks"].max(axis=0))
     maps = {name: values[..., rows, columns] for name, values in maps.items()}
     voxel_size = batch.spacing.prod(dim=1)
-    sums = [sum_of_variances(part, voxel_size)[0, structure].item() for part in (between, expert)]
+    sums = [sum_of_variances(part, voxel_size)[0, 0].item() for part in (between, expert)]
     return Panel(
         case_id=sample.case_id,
-        structure=data.source.structures[structure],
+        structure=source.structures[structure],
         sv=sums[0],
         sv_star=sums[1],
         **{**maps, "image": displayable(maps["image"])},

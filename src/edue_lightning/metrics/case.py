@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -17,6 +18,9 @@ PROBABILITY_FLOOR = 1e-7
 costs 16 nats and not infinity. Logits need no such floor."""
 
 _SMALLEST_EXACT = 1e-300
+
+_PART = 2**20
+"""Voxels of all members that are worked on at a time: of a large volume one copy of the members must do."""
 
 
 class Case:
@@ -44,7 +48,7 @@ class Case:
         settings: MetricSettings,
         structures: tuple[str, ...],
     ) -> None:
-        self._members = members.flatten(2).double()
+        self._members = members.flatten(2)
         self._contents = contents
         self.masks = masks[valid].flatten(2) > 0
         self.shape = members.shape[2:]
@@ -70,7 +74,9 @@ class Case:
     @cached_property
     def probabilities(self) -> Tensor:
         """Member probabilities, `[M, K, V]`."""
-        return torch.sigmoid(self._members) if self._contents == "logits" else self._members
+        if self._contents == "probabilities":
+            return self._members.double()
+        return self._members.to(torch.float64, copy=True).sigmoid_()
 
     @cached_property
     def mean(self) -> Tensor:
@@ -90,7 +96,7 @@ class Case:
     @cached_property
     def between(self) -> Tensor:
         """Variance V between the members, `[K, V]`."""
-        return member_variance(self.probabilities[None])[0]
+        return _by_parts(lambda part: member_variance(part[None])[0], self.probabilities)
 
     @cached_property
     def total(self) -> Tensor:
@@ -117,16 +123,20 @@ class Case:
         """Log p and log (1 - p) of the mean prediction, each `[K, V]` and finite for every finite logit."""
         if self._contents == "probabilities":
             return _floored_log(self.mean), _floored_log(1 - self.mean)
-        return _log_mean_sigmoid(self._members, self.mean), _log_mean_sigmoid(-self._members)
+        log_p = _log_mean_sigmoid(self._members, self.mean)
+        return log_p, _by_parts(lambda part: _log_mean_sigmoid(-part.double()), self._members)
 
     @cached_property
     def mean_log(self) -> tuple[Tensor, Tensor]:
         """Mean over members of log p and of log (1 - p), each `[K, V]`."""
         if self._contents == "probabilities":
-            return _floored_log(self.probabilities).mean(dim=0), _floored_log(1 - self.probabilities).mean(dim=0)
+            return (
+                _by_parts(lambda part: _floored_log(part).mean(dim=0), self.probabilities),
+                _by_parts(lambda part: _floored_log(1 - part).mean(dim=0), self.probabilities),
+            )
         log_p = _mean_log_sigmoid(self._members, self.probabilities)
         # log (1 - sigmoid(x)) = log sigmoid(x) - x
-        return log_p, log_p - self._members.mean(dim=0)
+        return log_p, log_p - self._members.mean(dim=0, dtype=torch.float64)
 
     @cached_property
     def overlap(self) -> PairOverlap:
@@ -149,6 +159,11 @@ class Case:
         return values.unflatten(1, self.shape)
 
 
+def _by_parts(function: Callable[[Tensor], Tensor], members: Tensor) -> Tensor:
+    """Apply a function from `[M, K, v]` to `[K, v]` that treats each voxel by itself, some voxels at a time."""
+    return torch.cat([function(part) for part in members.split(_PART, dim=-1)], dim=-1)
+
+
 def _floored_log(probability: Tensor) -> Tensor:
     return probability.clamp_min(PROBABILITY_FLOOR).log()
 
@@ -160,7 +175,7 @@ def _log_mean_sigmoid(logits: Tensor, mean: Tensor | None = None) -> Tensor:
     # below this a sigmoid loses digits, and then is 0
     tiny = mean < _SMALLEST_EXACT
     if bool(tiny.any()):
-        result[tiny] = F.logsigmoid(logits[:, tiny]).logsumexp(dim=0) - math.log(len(logits))
+        result[tiny] = F.logsigmoid(logits[:, tiny].double()).logsumexp(dim=0) - math.log(len(logits))
     return result
 
 
@@ -171,5 +186,5 @@ def _mean_log_sigmoid(logits: Tensor, probabilities: Tensor) -> Tensor:
     result = product.log() / len(logits)
     tiny = product < _SMALLEST_EXACT
     if bool(tiny.any()):
-        result[tiny] = F.logsigmoid(logits[:, tiny]).mean(dim=0)
+        result[tiny] = F.logsigmoid(logits[:, tiny].double()).mean(dim=0)
     return result

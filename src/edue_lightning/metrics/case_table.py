@@ -39,6 +39,9 @@ class CaseTable(Metric):
         settings: see `MetricSettings`.
         contents: what the members hold that `update` gets.
 
+    Attributes:
+        members: M of the batch that this process saw last.
+
     Raises:
         ValueError: if a setting does not fit the structures.
     """
@@ -60,6 +63,7 @@ class CaseTable(Metric):
         self.settings = settings or MetricSettings()
         self.settings.check(self.structures)
         self.contents: Members = contents
+        self.members = 0
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     def update(
@@ -89,6 +93,7 @@ class CaseTable(Metric):
             settings=self.settings,
             names=self.statistic_names,
         )
+        self.members = members.shape[1]
         index = torch.full((len(found),), _NO_INDEX) if case_index is None else case_index
         table = torch.cat([values.flatten(1) for values in found.columns.values()], dim=1)
         # one flat vector, since only vectors of different length can be gathered where a process has no case

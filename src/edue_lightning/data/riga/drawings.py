@@ -26,9 +26,6 @@ LONGEST_GAP = 20
 _GAPS = (0, 5, 10, LONGEST_GAP)
 """Lengths of gaps that are closed one after the other until the outlines are closed."""
 
-_CLOSING = 3
-"""Radius of the morphological closing for the shortest gaps, whose ends cannot be seen apart."""
-
 _STEPS = 12
 """Pixels of a line that tell in which direction it ends."""
 
@@ -175,22 +172,21 @@ def _trace(photograph: Picture, drawing: Picture) -> Mask:
 
 def _bridge(line: Mask, longest: int) -> Mask:
     """Close the gaps that are not longer than `longest`."""
-    grown = ndimage.distance_transform_edt(~line) <= _CLOSING
-    closed: Mask = ndimage.distance_transform_edt(grown) > _CLOSING
-    thickness = _thickness(closed)
-    places, directions = _ends(closed, thickness)
+    thickness = _thickness(line)
+    places, directions = _ends(line, thickness)
     gaps = places[None] - places[:, None]
     lengths = np.linalg.norm(gaps, axis=-1)
     # both ends must point at each other, or the disc's outline would be joined to the cup's
     ahead = (gaps * directions[:, None]).sum(axis=-1) > _STRAIGHT * lengths
     # a skeleton ends half of the pen's width before its line does
     firsts, seconds = np.nonzero(np.triu(ahead & ahead.T & (lengths <= longest + thickness), 1))
+    bridged = line.copy()
     joined: set[int] = set()
     for first, second in sorted(zip(firsts.tolist(), seconds.tolist(), strict=True), key=lambda pair: lengths[pair]):
         if not joined & {first, second}:
             joined |= {first, second}
-            closed[draw.line(*places[first], *places[second])] = True
-    return closed
+            bridged[draw.line(*places[first], *places[second])] = True
+    return bridged
 
 
 def _ends(line: Mask, thickness: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -228,13 +224,15 @@ def _fill(line: Mask) -> tuple[Mask, Mask | None] | None:
     thickness = _thickness(line)
     regions, _ = ndimage.label(~line)
     outside = regions == regions[0, 0]
-    holes = _holes(regions, thickness)
-    if not 1 <= len(holes) <= _MOST_HOLES:
+    holes, slits = _holes(regions, thickness)
+    # a slit beside the only hole may be the rim of a large cup, or lie between two strokes of one line
+    if not 1 <= len(holes) <= _MOST_HOLES or (slits and len(holes) == 1):
         return None
     distances = np.stack([ndimage.distance_transform_edt(~region) for region in (outside, *holes)])
     circumference = 2 * np.sqrt(np.pi * np.count_nonzero(holes))
-    second_nearest = np.partition(distances, 1, axis=0)[1]
-    tails = line & (second_nearest > 2 * thickness + 3)
+    nearest, second_nearest = np.partition(distances, 1, axis=0)[:2]
+    width = 2 * ndimage.maximum_filter(nearest, int(4 * thickness))
+    tails = line & (second_nearest > width + 3)
     if _longest(tails) > _LONGEST_TAIL * circumference or _longest(_strays(line, distances)) > 2 * thickness + 2:
         return None
     # where the lines of disc and cup run into one, each keeps its own half of the pen's width
@@ -256,13 +254,13 @@ def _thickness(line: Mask) -> float:
     return 2 * float(np.median(depth[ridge])) - 1
 
 
-def _holes(regions: NDArray[np.int32], thickness: float) -> list[Mask]:
-    """Return the regions that a line encloses, without those between two strokes of one line."""
+def _holes(regions: NDArray[np.int32], thickness: float) -> tuple[list[Mask], bool]:
+    """Return the regions that a line encloses, and whether there are others, no wider than two lines."""
     sizes = np.bincount(regions.ravel())
     sizes[[0, regions[0, 0]]] = 0
     depths = ndimage.maximum(ndimage.distance_transform_edt(regions), regions, np.arange(len(sizes)))
-    enclosed = (sizes > _SMALLEST_HOLE * sizes.sum()) & (np.asarray(depths) > thickness)
-    return [regions == number for number in np.flatnonzero(enclosed)]
+    large, wide = sizes > _SMALLEST_HOLE * sizes.sum(), np.asarray(depths) > thickness
+    return [regions == number for number in np.flatnonzero(large & wide)], bool((large & ~wide).any())
 
 
 def _strays(line: Mask, distances: Distance) -> Mask:

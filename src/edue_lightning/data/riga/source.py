@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -99,67 +100,59 @@ class RigaSource(FileSource):
     def _read(self, case: FileCase) -> RaterSample:
         files = self._cases[case.record.case_id]
         reading = CaseReading(files.case_id, self.root)
-        photograph, masks = self._from_drawings(reading, files) if files.drawn else self._from_masks(reading, files)
+        photograph = np.zeros((1, 1, 3), dtype=np.uint8)
+        try:
+            photograph = read_colours(files.photograph)
+        except ImageError as error:
+            reading.report(files.photograph, str(error))
+            # nothing can be compared with it
+            reading.finish()
+        masks: Masks = {}
+        for rater, path in files.raters.items():
+            try:
+                found = self._outlines(photograph, path, files.drawn)
+            except ImageError as error:
+                self._refuse(reading, files, path, str(error))
+            else:
+                cup = np.zeros_like(found.disc) if found.cup is None else found.cup
+                masks |= {(rater, "disc"): found.disc, (rater, "cup"): cup}
         reading.finish()
+        if not masks:
+            left_out = problem_line(files.photograph.name, files.case_id, "none of its drawings is left")
+            log.warning("left out: %s", left_out)
+            raise CaseError(())
+        if files.drawn:
+            photograph, masks = self._around_disc(photograph, masks)
         image = np.stack([_resized(channel, self.size) for channel in np.moveaxis(photograph, -1, 0)])
         scaled = {key: _resized(mask, self.size) >= 0.5 for key, mask in masks.items() if key[1] in self.structures}
         return stack_case(files.case_id, image / np.float32(255), scaled, self.raters, self.structures)
 
-    def _from_drawings(self, reading: CaseReading, files: RigaCase) -> tuple[NDArray[np.uint8], Masks]:
-        masks: Masks = {}
-        photograph = np.zeros((1, 1, 3), dtype=np.uint8)
-        try:
-            photograph = read_colours(files.photograph)
-        except ImageError as error:
-            reading.report(files.photograph, str(error))
-            return photograph, masks
-        for rater, path in files.raters.items():
-            try:
-                drawing = recover(photograph, read_colours(path))
-            except ImageError as error:
-                if self.leave_out_unusable:
-                    line = problem_line(relative_name(path, self.root), files.case_id, str(error))
-                    log.warning("left out: %s", line)
-                else:
-                    mend = "or set data.source.leave_out_unusable=true"
-                    reading.report(path, f"{error}, {mend}")
-                continue
-            masks |= _named(rater, drawing)
-        if not masks:
-            reading.finish()
-            log.warning(
-                "left out: %s", problem_line(files.photograph.name, files.case_id, "none of its drawings is left")
-            )
-            raise CaseError(())
-        return self._around_disc(photograph, masks)
+    def _outlines(self, photograph: NDArray[np.uint8], path: Path, drawn: bool) -> Drawing:
+        if drawn:
+            return recover(photograph, read_colours(path))
+        mask = _disc_and_cup(read_colours(path))
+        if mask.disc.shape != photograph.shape[:2]:
+            sizes = ["x".join(map(str, shape)) for shape in (mask.disc.shape, photograph.shape[:2])]
+            raise ImageError(f"is {sizes[0]}, but its photograph is {sizes[1]}; replace one of them")
+        return mask
+
+    def _refuse(self, reading: CaseReading, files: RigaCase, path: Path, problem: str) -> None:
+        """Note a rater's file that cannot be used: as a problem, or of a drawing in the log, by choice."""
+        if not files.drawn:
+            reading.report(path, problem)
+        elif self.leave_out_unusable:
+            log.warning("left out: %s", problem_line(relative_name(path, self.root), files.case_id, problem))
+        else:
+            reading.report(path, f"{problem}, or set data.source.leave_out_unusable=true")
 
     def _around_disc(self, photograph: NDArray[np.uint8], masks: Masks) -> tuple[NDArray[np.uint8], Masks]:
         discs = [mask for (_, structure), mask in masks.items() if structure == "disc"]
         marked = np.mean(discs, axis=0) >= 0.5
-        # raters who agree on no pixel
+        # raters may agree on no pixel
         (box,) = ndimage.find_objects((marked if marked.any() else np.any(discs, axis=0)).astype(np.uint8))
         edge = round(self.crop * photograph.shape[0])
         start = [(part.start + part.stop - edge) // 2 for part in box]
         return _cut(photograph, start, edge), {key: _cut(mask, start, edge) for key, mask in masks.items()}
-
-    def _from_masks(self, reading: CaseReading, files: RigaCase) -> tuple[NDArray[np.uint8], Masks]:
-        masks: Masks = {}
-        photograph = np.zeros((1, 1, 3), dtype=np.uint8)
-        try:
-            photograph = read_colours(files.photograph)
-        except ImageError as error:
-            reading.report(files.photograph, str(error))
-        for rater, path in files.raters.items():
-            try:
-                mask = _disc_and_cup(read_colours(path))
-                if mask.disc.shape != photograph.shape[:2]:
-                    sizes = ["x".join(map(str, shape)) for shape in (mask.disc.shape, photograph.shape[:2])]
-                    raise ImageError(f"is {sizes[0]}, but its photograph is {sizes[1]}; replace one of them")
-            except ImageError as error:
-                reading.report(path, str(error))
-            else:
-                masks |= _named(rater, mask)
-        return photograph, masks
 
 
 def _file_case(case: RigaCase) -> FileCase:
@@ -167,11 +160,6 @@ def _file_case(case: RigaCase) -> FileCase:
         case.case_id, case.case_id, split="test" if case.origin == TEST_ORIGIN else None, stratum=case.origin
     )
     return FileCase(record, {"photograph": case.photograph, **case.raters}, {"drawn": case.drawn})
-
-
-def _named(rater: str, drawing: Drawing) -> Masks:
-    cup = np.zeros_like(drawing.disc) if drawing.cup is None else drawing.cup
-    return {(rater, "disc"): drawing.disc, (rater, "cup"): cup}
 
 
 def _disc_and_cup(colours: NDArray[np.uint8]) -> Drawing:
