@@ -173,13 +173,15 @@ def _trace(photograph: Picture, drawing: Picture) -> Mask:
 def _bridge(line: Mask, longest: int) -> Mask:
     """Close the gaps that are not longer than `longest`."""
     thickness = _thickness(line)
-    places, directions = _ends(line, thickness)
+    pruned = int(thickness)
+    places, directions = _ends(line, pruned)
     gaps = places[None] - places[:, None]
     lengths = np.linalg.norm(gaps, axis=-1)
     # both ends must point at each other, or the disc's outline would be joined to the cup's
     ahead = (gaps * directions[:, None]).sum(axis=-1) > _STRAIGHT * lengths
-    # a skeleton ends half of the pen's width before its line does
-    firsts, seconds = np.nonzero(np.triu(ahead & ahead.T & (lengths <= longest + thickness), 1))
+    # a skeleton ends half of the pen's width before its line does, even where it is not pruned
+    close = lengths <= longest + thickness + 2 * pruned
+    firsts, seconds = np.nonzero(np.triu(ahead & ahead.T & close, 1))
     bridged = line.copy()
     joined: set[int] = set()
     for first, second in sorted(zip(firsts.tolist(), seconds.tolist(), strict=True), key=lambda pair: lengths[pair]):
@@ -189,22 +191,33 @@ def _bridge(line: Mask, longest: int) -> Mask:
     return bridged
 
 
-def _ends(line: Mask, thickness: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return where lines end, `[N, 2]`, and the unit vectors that would lengthen them there, `[N, 2]`."""
+def _ends(line: Mask, pruned: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return where lines end, `[N, 2]`, and the unit vectors that would lengthen them there, `[N, 2]`.
+
+    So many pixels of the skeleton are taken off each end first: a skeleton has short spurs towards every corner of the
+    line, and forks at its ends.
+    """
     skeleton = morphology.skeletonize(line)
-    degrees = ndimage.convolve(skeleton.astype(np.int8), _ALL_AROUND.astype(np.int8)) - 1
-    paths = [_walk(skeleton, (int(row), int(column)), _STEPS) for row, column in np.argwhere(skeleton & (degrees == 1))]
-    # a rough edge of the line gives the skeleton spurs that are not longer than the pen is wide
-    paths = [path for path in paths if len(path) > thickness + 2]
+    for _ in range(pruned):
+        # a corner would have two neighbours and hide that the line ends there
+        skeleton = morphology.skeletonize(skeleton & ~_tips(skeleton))
+    tips = np.argwhere(_tips(skeleton))
+    paths = [path for row, column in tips if len(path := _walk(skeleton, (int(row), int(column)))) > 1]
     places = np.array([path[0] for path in paths], dtype=np.int64).reshape(-1, 2)
     directions = places - np.array([path[-1] for path in paths]).reshape(-1, 2)
     return places, directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
 
-def _walk(skeleton: Mask, start: tuple[int, int], steps: int) -> list[tuple[int, int]]:
-    """Return the pixels of a skeleton from one of its ends up to a branch, or so many of them."""
+def _tips(skeleton: Mask) -> Mask:
+    """Return the pixels of a skeleton with one neighbour."""
+    tips: Mask = skeleton & (ndimage.convolve(skeleton.astype(np.int8), _ALL_AROUND.astype(np.int8)) == 2)
+    return tips
+
+
+def _walk(skeleton: Mask, start: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the pixels of a skeleton from one of its ends, up to a branch or for `_STEPS`."""
     path = [start]
-    while len(path) <= steps:
+    while len(path) <= _STEPS:
         row, column = path[-1]
         near = [(row + down, column + right) for down, right in _NEIGHBOURS]
         ahead = [place for place in near if skeleton[place] and place not in path]
