@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +27,10 @@ LONGEST_GAP = 20
 _GAPS = (0, 5, 10, LONGEST_GAP)
 """Lengths of gaps that are closed one after the other until the outlines are closed."""
 
-_STEPS = 12
+_STEPS = 8
 """Pixels of a line that tell in which direction it ends."""
 
-_STRAIGHT = 0.5
+_STRAIGHT = 0.4
 """Cosine of the angle by which a line may turn in a gap."""
 
 _MOST_NOISE = 12
@@ -108,8 +109,9 @@ def recover(photograph: Picture, drawing: Picture) -> Drawing:
         raise ImageError(f"is {sizes[0]}, but its photograph is {sizes[1]}; replace it with a copy of the photograph")
     window = _locate(photograph, drawing)
     line = np.pad(_trace(photograph[window], drawing[window]), _MARGIN)
-    for longest in _GAPS:
-        found = _fill(_bridge(line, longest) if longest else line)
+    # a loose end is a slip of the pen only if no other end is found for it
+    for longest_tail, longest_gap in product((0.0, _LONGEST_TAIL), _GAPS):
+        found = _fill(_bridge(line, longest_gap) if longest_gap else line, longest_tail)
         if found is not None:
             disc, cup = found
             shape = photograph.shape[:2]
@@ -228,7 +230,7 @@ def _walk(skeleton: Mask, start: tuple[int, int]) -> list[tuple[int, int]]:
     return path
 
 
-def _fill(line: Mask) -> tuple[Mask, Mask | None] | None:
+def _fill(line: Mask, longest_tail: float) -> tuple[Mask, Mask | None] | None:
     """Return disc and cup; None if an outline is open or it is not clear which is which.
 
     The lines divide the plane into the outside, the cup and the rest of the disc; that is one hole around the cup, or,
@@ -246,7 +248,8 @@ def _fill(line: Mask) -> tuple[Mask, Mask | None] | None:
     nearest, second_nearest = np.partition(distances, 1, axis=0)[:2]
     width = 2 * ndimage.maximum_filter(nearest, int(4 * thickness))
     tails = line & (second_nearest > width + 3)
-    if _longest(tails) > _LONGEST_TAIL * circumference or _longest(_strays(line, distances)) > 2 * thickness + 2:
+    dot = 2 * thickness + 2
+    if _longest(tails) > max(dot, longest_tail * circumference) or _longest(_strays(line, distances)) > dot:
         return None
     # where the lines of disc and cup run into one, each keeps its own half of the pen's width
     half = thickness / 2 + 1
