@@ -48,7 +48,7 @@ def test_drawn_outlines_become_masks_around_the_disc(tmp_path: Path) -> None:
     eye = Eye(7)
     write_drawn(tmp_path, "BinRushed/BinRushed2", eye, ("jpg", "tif"))
     source = RigaSource(str(tmp_path), size=SIZE)
-    assert source.raters == ("1", "2", "3", "4", "5", "6")
+    assert source.raters == tuple(f"rater {number}" for number in range(1, 7))
     (record,) = source.cases()
     assert record.case_id == "BinRushed2_image7"
     sample = source.load(record.case_id)
@@ -56,7 +56,7 @@ def test_drawn_outlines_become_masks_around_the_disc(tmp_path: Path) -> None:
     assert 0 <= sample.image.min() < sample.image.max() <= 1
     assert sample.valid.all()
     box = crop_of(sample, eye)
-    for slot, rater in enumerate(source.raters):
+    for slot, rater in enumerate(eye.raters):
         for k, truth in enumerate(eye.raters[rater]):
             assert dice(sample.masks[slot, k], truth[box]) > 0.97
     # the crop follows the consensus alone, and lies around it
@@ -154,7 +154,7 @@ def test_discregion_is_read_by_its_tables(tmp_path: Path) -> None:
         ("Magrabia_image4", "test"),
     ]
     sample = source.load("Magrabia_image4")
-    for slot, rater in enumerate(source.raters):
+    for slot, rater in enumerate(eye.raters):
         for k, truth in enumerate(eye.raters[rater]):
             np.testing.assert_array_equal(sample.masks[slot, k], truth)
     (tmp_path / "BinRushed/Rater3/image4.png").unlink()
@@ -176,7 +176,7 @@ def test_riga_plus_is_read_by_its_two_trees(tmp_path: Path) -> None:
         ("MagrabiaMale_image5", "Magrabia"),
     ]
     sample = source.load("MESSIDOR_Base1_image5")
-    for slot, rater in enumerate(source.raters):
+    for slot, rater in enumerate(eye.raters):
         for k, truth in enumerate(eye.raters[rater]):
             np.testing.assert_array_equal(sample.masks[slot, k], truth)
     save(np.array([[0, 1, 2, 3]] * 96, dtype=np.uint8), tmp_path / "RIGA-mask/BinRushed/BinRushed1/image5-2.tif")

@@ -33,8 +33,11 @@ _STEPS = 8
 _STRAIGHT = 0.4
 """Cosine of the angle by which a line may turn in a gap."""
 
-_MOST_NOISE = 12
-"""Grey levels by which half of all pixels may differ; two JPEG of quality 75 reach 5."""
+_BLACK = 24
+"""Grey levels of the frame around a fundus at most."""
+
+_MOST_NOISE = 20
+"""Grey levels by which a tenth of all pixels may differ; JPEG of a grainy photograph comes to 12, another eye to 30."""
 
 _BLOCK = 8
 _PIXELS_OF_A_LINE = 6
@@ -66,6 +69,8 @@ _CLEARLY_INNER = 0.2
 
 _LEAST_SOLIDITY = 0.8
 """Share of its convex hull that a cup fills."""
+
+_NO_LINE = "has no line that is not in its photograph; draw the outlines, or remove the file"
 
 # those beside a pixel first: a corner is walked around and taken for no branch
 _NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
@@ -130,17 +135,17 @@ def _locate(photograph: Picture, drawing: Picture) -> tuple[slice, slice]:
     """
     channels = np.maximum(photograph, drawing) - np.minimum(photograph, drawing)
     difference = np.maximum(np.maximum(channels[..., 0], channels[..., 1]), channels[..., 2])
-    sample, lit = difference[::4, ::4], photograph[::4, ::4].max(axis=-1) > 2 * _MOST_NOISE
+    sample, lit = difference[::4, ::4], photograph[::4, ::4].max(axis=-1) > _BLACK
     # the frame around a fundus is black in both and would hide the noise
-    usual, unusual = np.quantile(sample[lit] if lit.any() else sample, [0.5, 0.9])
-    if usual > _MOST_NOISE:
+    noise = float(np.quantile(sample[lit] if lit.any() else sample, 0.9))
+    if noise > _MOST_NOISE:
         raise ImageError("differs from its photograph everywhere; replace it with a drawing on that photograph")
-    counts = _count_in_blocks(difference > 3 * unusual + 6)
+    counts = _count_in_blocks(difference > 3 * noise + 6)
     counts[counts < _PIXELS_OF_A_LINE] = 0
     patches, _ = ndimage.label(ndimage.binary_dilation(counts, _ALL_AROUND), _ALL_AROUND)
     sizes = np.bincount(patches.ravel(), counts.ravel())
     if not sizes.any():
-        raise ImageError("has no line that is not in its photograph; draw the outlines, or remove the file")
+        raise ImageError(_NO_LINE)
     drawn = (counts > 0) & (sizes >= _SMALLEST_PART * sizes.max())[patches]
     rows, columns = (np.flatnonzero(drawn.any(axis=axis)) * _BLOCK for axis in (1, 0))
     return (
@@ -159,7 +164,11 @@ def _count_in_blocks(pixels: Mask) -> NDArray[np.int64]:
 
 
 def _trace(photograph: Picture, drawing: Picture) -> Mask:
-    """Return where the lines are."""
+    """Return where the lines are.
+
+    Raises:
+        ImageError: if nothing differs more than the noise.
+    """
     signed = drawing.astype(np.float32) - photograph
     # noise has either sign and cancels here, which it would not once it is a distance
     distance = np.linalg.norm(ndimage.gaussian_filter(signed, (0.8, 0.8, 0)), axis=-1)
@@ -169,6 +178,8 @@ def _trace(photograph: Picture, drawing: Picture) -> Mask:
     contrast = float(np.partition(distance.ravel(), -some)[-some])
     enough = np.maximum(5 * noise + 3, _FAINTEST * ndimage.maximum_filter(distance, 2 * _ECHO + 1))
     line: Mask = apply_hysteresis_threshold(np.where(distance >= enough, distance, 0), 0, contrast / 2)
+    if not line.any():
+        raise ImageError(_NO_LINE)
     return line
 
 

@@ -60,7 +60,7 @@ class RigaSource(FileSource):
         UserError: if there is no such folder, or a setting cannot be used.
     """
 
-    raters = RATERS
+    raters = tuple(f"rater {number}" for number in RATERS)
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class RigaSource(FileSource):
                 self._refuse(reading, files, path, str(error))
             else:
                 cup = np.zeros_like(found.disc) if found.cup is None else found.cup
-                masks |= {(rater, "disc"): found.disc, (rater, "cup"): cup}
+                masks |= {(f"rater {rater}", "disc"): found.disc, (f"rater {rater}", "cup"): cup}
         reading.finish()
         if not masks:
             left_out = problem_line(files.photograph.name, files.case_id, "none of its drawings is left")
