@@ -157,6 +157,15 @@ def test_discregion_is_read_by_its_tables(tmp_path: Path) -> None:
     for slot, rater in enumerate(eye.raters):
         for k, truth in enumerate(eye.raters[rater]):
             np.testing.assert_array_equal(sample.masks[slot, k], truth)
+    table = tmp_path / "Glaucoma_multirater_Magrabia.csv"
+    header, *lines = table.read_text(encoding="gbk").splitlines()
+    for changed in (
+        [line for line in lines if line.endswith(",0")],  # the consensus alone
+        [f"{line}.0" for line in lines],  # saved again by another program
+    ):
+        table.write_text("\n".join([header, *changed]), encoding="utf-8")
+        again = RigaSource(str(tmp_path), size=96).load("Magrabia_image4")
+        assert torch.equal(again.masks, sample.masks)
     (tmp_path / "BinRushed/Rater3/image4.png").unlink()
     (line,) = RigaSource(str(tmp_path), size=96).problems
     assert line == "BinRushed/Rater3/image4.png: case 'BinRushed_image4': not found; add it"
@@ -197,7 +206,7 @@ def test_quirks_of_the_raw_release(tmp_path: Path) -> None:
     touch(
         "unzipped/BinRushed/BinRushed1-Corrected/Image1-1.JPG", "unzipped/BinRushed/BinRushed1-Corrected/image1-3.tif"
     )
-    touch("unzipped/Magrabia/MagrabiaMale/Image 12 Prime.tif", "unzipped/Magrabia/MagrabiaMale/image12 - 4.tif")
+    touch("unzipped/Magrabia/MagrabiaMale/Image 12 Prime.tif", "unzipped/Magrabia/MagrabiaMale/image_012_4.tif")
     touch("unzipped/MESSIDOR/image2prime.tif", "unzipped/MESSIDOR/Thumbs.db", "unzipped/__MACOSX/image3-1.jpg")
     touch("unzipped/MESSIDOR/image2-1.tif", "unzipped/MESSIDOR/image2-1.jpg", "unzipped/MESSIDOR/image2-7.tif")
     touch("unzipped/MESSIDOR/notes.png", "unzipped/elsewhere/image8prime.jpg", "unzipped/elsewhere/image8-1.jpg")

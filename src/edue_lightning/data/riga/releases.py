@@ -5,7 +5,8 @@
   `image1prime.jpg` and `image1-1.jpg` to `image1-6.jpg`, copies on which the six drew. Endings (jpg, tif) differ within
   a folder, `Image` and `image` within a case. `BinRushed1`, which the corrected folder replaces, has no photographs.
 - DiscRegion, the crops of MRNet (Ji et al., CVPR 2021): `Glaucoma_multirater_BinRushed.csv`, `..._MESSIDOR.csv` and
-  `..._Magrabia.csv`, in GBK, with columns imgName, maskName and rater; rater 0 is a consensus.
+  `..._Magrabia.csv`, in GBK, with columns imgName, maskName and rater; rater 0 is a consensus, in `FinalLabel` beside
+  `Rater1` to `Rater6`.
 - RIGA+ (Hu et al., MICCAI 2022): `RIGA/BinRushed/BinRushed1/image1.tif`, `RIGA-mask/BinRushed/BinRushed1/image1-1.tif`
   to `-6`, and for MESSIDOR `MESSIDOR_Base1/Labeled` to `Base3`; crops of 800x800.
 
@@ -30,12 +31,13 @@ Origin = Literal["BinRushed", "Magrabia", "MESSIDOR"]
 RATERS = ("1", "2", "3", "4", "5", "6")
 
 _ORIGINS: Mapping[str, Origin] = {"binrushed": "BinRushed", "magrabi": "Magrabia", "messidor": "MESSIDOR"}
-_DRAWN = re.compile(r"image\s*(?P<number>\d+)\s*(?:(?P<prime>prime)|-\s*(?P<rater>\d+))", re.IGNORECASE)
+_DRAWN = re.compile(r"image[ _-]*0*(?P<number>\d+)(?:[ _-]*(?P<prime>prime)|[ _-]+0*(?P<rater>\d+))", re.IGNORECASE)
 _MASKED = re.compile(r"(?P<stem>.+)-(?P<rater>\d+)")
 _CORRECTED = "-Corrected"
 _TABLE = "Glaucoma_multirater_"
 _TABLE_COLUMNS = ("imgName", "maskName", "rater")
-_CONSENSUS = 0
+_CONSENSUS = "0"
+_CONSENSUS_FOLDER = "FinalLabel"
 _MASK_FOLDER = "RIGA-mask"
 
 
@@ -181,7 +183,7 @@ def _from_tables(tables: Sequence[Path], problems: ListingProblems) -> list[Riga
         name = table.stem.removeprefix(_TABLE)
         origin = next((origin for start, origin in _ORIGINS.items() if name.lower().startswith(start)), None)
         try:
-            frame = pd.read_csv(table, encoding="gbk")
+            frame = _read_table(table)
         except (OSError, ValueError) as error:
             problems.add(table, f"cannot be read as a table ({' '.join(str(error).split())}); download it again")
             continue
@@ -190,25 +192,44 @@ def _from_tables(tables: Sequence[Path], problems: ListingProblems) -> list[Riga
             lacks = f"has no column {', '.join(missing)}" if missing else f"is of no origin of RIGA ({name})"
             problems.add(table, f"{lacks}; download it again")
             continue
-        of_image = frame[frame["rater"] != _CONSENSUS].groupby("imgName", sort=False)
-        for image, rows in of_image:
+        for image, rows in frame.groupby("imgName", sort=False):
             case_id = re.sub(r"[^A-Za-z0-9._-]", "_", f"{name}_{_relative(str(image)).with_suffix('').name}")
-            found = [_named(table, str(image), problems, case_id)]
-            raters = {}
-            for rater, mask in zip(rows["rater"], rows["maskName"], strict=True):
-                path = _named(table, str(mask), problems, case_id)
-                found.append(path)
-                if str(rater) not in RATERS or str(rater) in raters:
-                    problems.add(table, f"rater {rater} of 1 to 6 comes twice or is none; correct it", case_id)
-                elif path is not None:
-                    raters[str(rater)] = path
-            photograph = found[0]
-            if photograph is not None and None not in found:
-                cases.append(RigaCase(case_id, origin, photograph, dict(sorted(raters.items())), drawn=False))
+            masks = _masks_of(rows, table, problems, case_id)
+            photograph = _named(table, str(image), problems, case_id)
+            raters = {rater: _named(table, mask, problems, case_id) for rater, mask in sorted(masks.items())}
+            found = {rater: path for rater, path in raters.items() if path is not None}
+            if photograph is not None and len(found) == len(raters):
+                cases.append(RigaCase(case_id, origin, photograph, found, drawn=False))
     twice = [case.case_id for case in cases]
     for case_id in sorted({name for name in twice if twice.count(name) > 1}):
         problems.add(tables[0], "comes twice; give the pictures names of their own", case_id)
     return sorted(cases, key=lambda case: (case.origin, _natural(case.case_id)))
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, encoding="utf-8")
+    except UnicodeDecodeError:
+        # as it was given out
+        return pd.read_csv(path, encoding="gbk")
+
+
+def _masks_of(rows: pd.DataFrame, table: Path, problems: ListingProblems, case_id: str) -> dict[str, str]:
+    """Return the name of each rater's mask; where a table has the consensus alone, after its name, as MRNet does."""
+    masks: dict[str, str] = {}
+    for number, mask in zip(rows["rater"], rows["maskName"], strict=True):
+        # a program that saves the table again may make 1.0 of 1
+        rater = str(number).removesuffix(".0")
+        if rater == _CONSENSUS:
+            continue
+        if rater not in RATERS or rater in masks:
+            problems.add(table, f"rater {rater} of 1 to 6 comes twice or is none; correct it", case_id)
+        else:
+            masks[rater] = str(mask)
+    consensus = str(rows["maskName"].iloc[0])
+    if not masks and _CONSENSUS_FOLDER in consensus:
+        return {rater: consensus.replace(_CONSENSUS_FOLDER, f"Rater{rater}") for rater in RATERS}
+    return masks
 
 
 def _relative(name: str) -> PurePosixPath:
