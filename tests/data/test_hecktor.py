@@ -123,6 +123,16 @@ def test_a_label_on_the_grid_of_the_pet_is_moved(tmp_path: Path) -> None:
     assert 2 * (first & second).sum() / (first.sum() + second.sum()) > 0.85
 
 
+def test_an_empty_label_is_a_vote_for_nothing(tmp_path: Path) -> None:
+    patient = Patient()
+    patient.write(tmp_path)
+    nothing = np.zeros(patient.ct_shape, dtype=np.uint8)
+    save(tmp_path / "labelsTr/CHUM-001__raterB.nii.gz", nothing, patient.ct_affine)
+    sample = HecktorSource(str(tmp_path)).load("CHUM-001")
+    assert sample.valid.tolist() == [True, True, True]
+    assert sample.masks.flatten(1).any(dim=1).tolist() == [True, False, True]
+
+
 def test_centres_stratify_and_raters_may_differ(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Patient("CHUM-001").write(tmp_path)
     Patient("CHUS-002", raters={"release": 0.0}).write(tmp_path)
