@@ -34,14 +34,8 @@ from edue_lightning.data_overview import (
     measure_case,
 )
 from edue_lightning.errors import UserError
-from edue_lightning.reporting.contact_sheet import (
-    LARGEST_WHOLE,
-    SMALLEST_CROP,
-    SheetPanel,
-    choose_sheet_cases,
-    contact_sheet,
-    sheet_panel,
-)
+from edue_lightning.reporting.contact_sheet import SheetPanel, choose_sheet_cases, contact_sheet, sheet_panel
+from edue_lightning.reporting.panels import LARGEST_WHOLE, SMALLEST_CROP
 from edue_lightning.uncertainty import rater_variance, sum_of_variances
 
 STRUCTURES = ("disc", "cup")

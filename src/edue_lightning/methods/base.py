@@ -45,8 +45,10 @@ class OptimizerSettings:
         optimizer = torch.optim.AdamW(module.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         if self.schedule == "constant":
             return optimizer
-        steps = int(module.trainer.estimated_stepping_batches)
-        scheduler = OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=0.1)
+        # the rise takes a step at least, else the scheduler divides by zero
+        steps = max(int(module.trainer.estimated_stepping_batches), 2)
+        rise = min(max(0.1, 2 / steps), 1.0)
+        scheduler = OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=rise)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
