@@ -217,13 +217,21 @@ def test_quirks_of_the_raw_release(tmp_path: Path) -> None:
         ("MESSIDOR_image2", "MESSIDOR", ["1"]),
     ]
     starts = [
-        "unzipped/MESSIDOR/image2-1.tif: case 'MESSIDOR_image2': is the drawing of rater 1, and so is ",
         "unzipped/MESSIDOR/image2-7.tif: case 'MESSIDOR_image2': is of rater 7, but there are 1 to 6; ",
         "unzipped/MESSIDOR/notes.png: is neither imageNprime nor imageN-R; ",
+        "unzipped/MESSIDOR/image2-1.tif: case 'MESSIDOR_image2': is the drawing of rater 1, and so is ",
         "unzipped/elsewhere/image8prime.jpg: case 'elsewhere_image8': lies in no folder whose name begins with ",
     ]
     assert len(problems) == len(starts)
     assert all(line.startswith(start) for line, start in zip(problems, starts, strict=True)), problems
+    touch(
+        "female/MagrabiFemale/image48-1.tif", "female/MagrabiFemale/Image48-1.tif", "female/MagrabiFemale/image48-2.tif"
+    )
+    _, strict, _ = list_riga(tmp_path / "female")
+    _, lenient, left_out = list_riga(tmp_path / "female", leave_out_unusable=True)
+    assert len(strict) == 2
+    assert not lenient
+    assert left_out == strict
     assert list_riga(tmp_path / "unzipped/MESSIDOR")[0][0].case_id == "MESSIDOR_image2"
 
 

@@ -104,6 +104,7 @@ def _with_drawings(pictures: Sequence[Path], problems: ListingProblems, incomple
     photographs: dict[str, Path] = {}
     drawings: defaultdict[str, dict[str, Path]] = defaultdict(dict)
     numbers: dict[str, tuple[str, int]] = {}
+    doubles: list[tuple[Path, Path, str, str]] = []
     for path in pictures:
         if path.parent in replaced:
             continue
@@ -121,9 +122,12 @@ def _with_drawings(pictures: Sequence[Path], problems: ListingProblems, incomple
             problems.add(path, f"is of rater {key}, but there are 1 to 6; correct its name", case_id)
         elif key in found:
             what = "the photograph" if match["prime"] else f"the drawing of rater {key}"
-            problems.add_twice(path, found[key], what, case_id)
+            doubles.append((path, found[key], what, case_id))
         else:
             found[key] = path
+    for path, same, what, case_id in doubles:
+        # the release has such a case, which lacks its photograph besides
+        (problems if case_id in photographs else incomplete).add_twice(path, same, what, case_id)
     cases = []
     for case_id in sorted(numbers, key=numbers.__getitem__):
         photograph, raters = photographs.get(case_id), drawings[case_id]
