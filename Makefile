@@ -39,6 +39,7 @@ format: install
 bench: install
 	$(BIN)/python experiments/benchmarks/forward_cost.py
 	$(BIN)/python experiments/benchmarks/metric_cost.py
+	$(BIN)/python experiments/benchmarks/data_wait.py
 
 clean:
 	rm -rf $(VENV) outputs multirun build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
