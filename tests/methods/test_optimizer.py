@@ -18,11 +18,11 @@ def rates(steps: int) -> list[float]:
     assert isinstance(configured, dict)
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]  # type: ignore[index]
     found = []
-    for step in range(steps):
+    for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        if step + 1 < steps:
-            scheduler.step()
+        # as the trainer does, also after the last step
+        scheduler.step()
     return found
 
 

@@ -45,9 +45,9 @@ class OptimizerSettings:
         optimizer = torch.optim.AdamW(module.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         if self.schedule == "constant":
             return optimizer
-        # the rise takes a step at least, else the scheduler divides by zero
-        steps = max(int(module.trainer.estimated_stepping_batches), 2)
-        rise = min(max(0.1, 2 / steps), 1.0)
+        # rise and fall take a step each at least, else the scheduler divides by zero
+        steps = max(int(module.trainer.estimated_stepping_batches), 3)
+        rise = max(0.1, 2 / steps)
         scheduler = OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=rise)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
