@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +11,7 @@ import torch
 
 from edue_lightning.build import ImageFormat, build_method
 from edue_lightning.configuration import check_only_ours
+from edue_lightning.data.atomic import write_whole
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
 
@@ -45,14 +44,8 @@ def checkpoint_entries(
 def save_method(method: SegmentationMethod, path: Path) -> None:
     """Write a method's weights and entries; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    os.close(handle)
-    try:
-        torch.save({"state_dict": method.state_dict(), **method.checkpoint_entries}, temporary)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    stored = {"state_dict": method.state_dict(), **method.checkpoint_entries}
+    write_whole(path, lambda temporary: torch.save(stored, temporary))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edue_lightning.data import LidcContours, LidcScans
 from edue_lightning.data.lidc import dicom
 from edue_lightning.data.lidc.contours import Nodule, find_database, rasterise, read_nodules
-from edue_lightning.data.lidc.source import _cut
+from edue_lightning.data.patches import cut_square
 from edue_lightning.errors import UserError
 
 SIZE = 48
@@ -119,5 +119,5 @@ def test_a_damaged_slice_is_told_with_file_and_case(tmp_path: Path, nodules: lis
 
 def test_a_patch_that_reaches_beyond_the_slice_holds_air() -> None:
     pixels = np.arange(1.0, 26.0, dtype=np.float32).reshape(5, 5)
-    patch = _cut(pixels, (-1, 3), 4)
+    patch = cut_square(pixels, (-1, 3), 4)
     assert patch.tolist() == [[0, 0, 0, 0], [4, 5, 0, 0], [9, 10, 0, 0], [14, 15, 0, 0]]

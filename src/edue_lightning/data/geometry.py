@@ -84,20 +84,17 @@ def respaced(grid: Grid, spacing: Sequence[float]) -> Grid:
     return grid_of(shape, new)
 
 
-def resample(
-    volume: NDArray, affine: NDArray[np.float64], target: Grid, fill: float, order: int = 1
-) -> NDArray[np.float32]:
+def resample(volume: NDArray, affine: NDArray[np.float64], target: Grid, fill: float) -> NDArray[np.float32]:
     """Return a volume's values on another grid, float32.
 
     Voxels that lie on whole steps of the volume's own grid, its axes in any order and direction, are copied; else
-    values are interpolated (SciPy's splines). What lies outside of the volume takes the value `fill`.
+    values are interpolated linearly. What lies outside of the volume takes the value `fill`.
 
     Args:
         volume: `[I, J, K]`.
         affine: of the volume, `[4, 4]`.
         target: where the values are wanted.
         fill: value outside.
-        order: of the spline, 1 for linear interpolation.
     """
     step = np.linalg.inv(affine) @ target.affine.numpy()
     whole = np.round(step)
@@ -108,7 +105,7 @@ def resample(
         return _copied(volume, whole, target.shape, fill)
     values = volume.astype(np.float32, copy=False)
     result: NDArray[np.float32] = affine_transform(
-        values, step[:3, :3], step[:3, 3], target.shape, np.float32, order=order, mode="constant", cval=fill
+        values, step[:3, :3], step[:3, 3], target.shape, np.float32, order=1, mode="constant", cval=fill
     )
     return result
 

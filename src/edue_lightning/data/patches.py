@@ -98,6 +98,17 @@ class PatchSampling:
         )
 
 
+def cut_square(picture: NDArray, start: Sequence[int], edge: int) -> NDArray:
+    """Return a square of a picture `[H, W, ...]`, zero beyond it."""
+    square = np.zeros((edge, edge, *picture.shape[2:]), dtype=picture.dtype)
+    source = [slice(max(first, 0), first + edge) for first in start]
+    target = [slice(max(-first, 0), None) for first in start]
+    part = picture[tuple(source)]
+    rows, columns = (slice(side.start, side.start + length) for side, length in zip(target, part.shape, strict=False))
+    square[rows, columns] = part
+    return square
+
+
 def _padded(tensor: Tensor, size: Sequence[int]) -> Tensor:
     """Return `[..., *S]` with zeros around it up to a size, as much in front as behind."""
     missing = [wanted - found for wanted, found in zip(size, tensor.shape[-len(size) :], strict=True)]

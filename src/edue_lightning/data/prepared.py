@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 import torch
 
+from edue_lightning.data.atomic import write_whole
 from edue_lightning.data.sample import Grid, RaterSample
 from edue_lightning.errors import UserError
 
@@ -94,7 +93,7 @@ class PreparedCases:
         }
         path = self._path(sample.case_id, key)
         try:
-            self._replace(path, lambda temporary: torch.save(stored, temporary))
+            write_whole(path, lambda temporary: torch.save(stored, temporary))
         # torch reports a full disk as RuntimeError
         except (OSError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -105,22 +104,12 @@ class PreparedCases:
     def remember(self) -> None:
         """Keep the digests of the files, so that the next start need not read unchanged ones again."""
         try:
-            self._replace(self.folder / _DIGESTS, lambda temporary: temporary.write_text(json.dumps(self._digests)))
+            write_whole(self.folder / _DIGESTS, lambda temporary: temporary.write_text(json.dumps(self._digests)))
         except OSError as error:
             log.warning("%s: cannot be written (%s)", self.folder / _DIGESTS, error)
 
     def _path(self, case_id: str, key: str) -> Path:
         return self.folder / f"{case_id}-{key}.pt"
-
-    def _replace(self, path: Path, write: Any) -> None:
-        handle, name = tempfile.mkstemp(dir=self.folder, prefix="unfinished-", suffix=".tmp")
-        os.close(handle)
-        try:
-            write(Path(name))
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
 
     def _digest(self, path: Path) -> str:
         """Return the hash of a file's content, reading it only if anything that the system notes of it has changed."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edue_lightning.data.atomic import write_whole
 from edue_lightning.data.files import CaseReading, FileCase, FileSource
 from edue_lightning.data.images import ImageError
 from edue_lightning.data.lidc.contours import (
@@ -26,6 +27,7 @@ from edue_lightning.data.lidc.contours import (
 )
 from edue_lightning.data.lidc.dicom import find_slices, lies_at, read_slice, to_image_scale
 from edue_lightning.data.lidc.render import render
+from edue_lightning.data.patches import cut_square
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseRecord, CaseSource
 from edue_lightning.errors import UserError
@@ -84,7 +86,7 @@ class NodulePatches:
     def place(self, case_id: str) -> tuple[tuple[int, int], NDArray[np.bool_]]:
         """Return the first pixel of the patch, and on the patch the mask of at least half of those who outlined."""
         nodule = self.nodules[case_id]
-        origin = self._origin(nodule)
+        origin = self.origin(nodule)
         return origin, _share(nodule, origin, self.size) >= 0.5
 
     def sample(self, case_id: str, image: NDArray[np.float32], origin: tuple[int, int]) -> RaterSample:
@@ -105,7 +107,8 @@ class NodulePatches:
             spacing=(nodule.pixel_spacing, nodule.pixel_spacing),
         )
 
-    def _origin(self, nodule: Nodule) -> tuple[int, int]:
+    def origin(self, nodule: Nodule) -> tuple[int, int]:
+        """Return the row and column of the patch's first pixel."""
         low, high = _extent(nodule)
         edge = int(np.max(high - low)) + 1
         marked = np.argwhere(_share(nodule, _pair(low), edge) >= 0.5)
@@ -116,7 +119,7 @@ class NodulePatches:
         low, high = _extent(nodule)
         if np.max(high - low) + 1 > self.size - 2 * MARGIN:
             return False
-        origin = np.array(self._origin(nodule))
+        origin = np.array(self.origin(nodule))
         return bool((low - origin >= MARGIN).all() and (high - origin < self.size - MARGIN).all())
 
 
@@ -191,13 +194,11 @@ class LidcScans(FileSource):
         super().__init__(root, cache)
         self._patches = NodulePatches(database, readers, existence, size)
         index = None if cache is None else Path(cache) / _INDEX
-        self._slices, problems = _locate_slices(
-            self.root, list(self._patches.nodules.values()), index, leave_out_missing
-        )
+        slices, problems = _locate_slices(self.root, list(self._patches.nodules.values()), index, leave_out_missing)
         cases = []
         for record in self._patches.records():
             nodule = self._patches.nodules[record.case_id]
-            path = self._slices.get((nodule.series_uid, nodule.z))
+            path = slices.get((nodule.series_uid, nodule.z))
             if path is not None:
                 cases.append(FileCase(record, {"slice": path}, _described(nodule)))
         self.check(cases, problems, {"existence": existence, "size": size})
@@ -208,7 +209,7 @@ class LidcScans(FileSource):
         reading = CaseReading(case_id, self.root)
         path = case.files["slice"]
         image = np.empty(0, dtype=np.float32)
-        origin, _ = self._patches.place(case_id)
+        origin = self._patches.origin(nodule)
         try:
             if not lies_at(path, nodule.series_uid, nodule.z):
                 raise ImageError(f"is not the slice at z = {nodule.z} mm any more; remove {_INDEX} from data.cache")
@@ -218,7 +219,7 @@ class LidcScans(FileSource):
                     f"has {pixels.shape[0]} rows and {pixels.shape[1]} columns, and an outline beyond; "
                     "download it again"
                 )
-            image = _cut(pixels, origin, self._patches.size)
+            image = cut_square(pixels, origin, self._patches.size)
         except ImageError as error:
             reading.report(path, str(error))
         reading.finish()
@@ -256,7 +257,8 @@ def _locate_slices(
         known |= {key: found.get(key) for key in unknown}
         if index is not None:
             kept = [[*key, path and path.relative_to(root).as_posix()] for key, path in known.items()]
-            index.write_text(json.dumps({"root": str(root), "slices": kept}))
+            text = json.dumps({"root": str(root), "slices": kept})
+            write_whole(index, lambda temporary: temporary.write_text(text))
     if leave_out_missing:
         missing = sum(known[nodule.series_uid, nodule.z] is None for nodule in nodules)
         mend = f"; remove {index} to look for them again" if index is not None and missing and not unknown else ""
@@ -286,16 +288,6 @@ def _read_index(index: Path | None, root: Path) -> dict[SliceKey, Path | None]:
 
 def _is_inside(path: Path, root: Path) -> bool:
     return path.resolve().is_relative_to(root) and path.is_file()
-
-
-def _cut(pixels: NDArray[np.float32], origin: tuple[int, int], size: int) -> NDArray[np.float32]:
-    """Return a square part of a slice, air (0) where it reaches beyond."""
-    start = np.array(origin)
-    first, last = np.maximum(start, 0), np.minimum(start + size, pixels.shape)
-    patch = np.zeros((size, size), dtype=np.float32)
-    inside = tuple(slice(a, b) for a, b in zip(first - start, last - start, strict=True))
-    patch[inside] = pixels[tuple(slice(a, b) for a, b in zip(first, last, strict=True))]
-    return patch
 
 
 def _share(nodule: Nodule, origin: tuple[int, int], size: int) -> NDArray[np.float64]:

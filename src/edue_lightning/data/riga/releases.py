@@ -112,7 +112,7 @@ def _with_drawings(pictures: Sequence[Path], problems: ListingProblems, incomple
         if match is None:
             problems.add(path, "is neither imageNprime nor imageN-R; call it so, or move it out of the data set")
             continue
-        folder = re.sub(r"[^A-Za-z0-9._-]", "_", path.parent.name.removesuffix(_CORRECTED))
+        folder = _file_name(path.parent.name.removesuffix(_CORRECTED))
         number = int(match["number"])
         case_id = f"{folder}_image{number}"
         numbers[case_id] = (folder.lower(), number)
@@ -168,7 +168,7 @@ def _beside_masks(pictures: Sequence[Path], problems: ListingProblems) -> list[R
     for key in sorted({*masks, *photographs}, key=lambda key: (key[0], _natural(key[1]))):
         folders, stem = key
         named = [folder for folder in folders if folder != "Labeled"]
-        case_id = re.sub(r"[^A-Za-z0-9._-]", "_", f"{named[-1] if named else 'RIGA'}_{stem}")
+        case_id = _file_name(f"{named[-1] if named else 'RIGA'}_{stem}")
         if key not in photographs:
             first = min(masks[key].values())
             problems.add(first, "is a mask without its photograph in RIGA/...; add it, or remove the mask", case_id)
@@ -197,7 +197,7 @@ def _from_tables(tables: Sequence[Path], problems: ListingProblems) -> list[Riga
             problems.add(table, f"{lacks}; download it again")
             continue
         for image, rows in frame.groupby("imgName", sort=False):
-            case_id = re.sub(r"[^A-Za-z0-9._-]", "_", f"{name}_{_relative(str(image)).with_suffix('').name}")
+            case_id = _file_name(f"{name}_{_relative(str(image)).with_suffix('').name}")
             masks = _masks_of(rows, table, problems, case_id)
             photograph = _named(table, str(image), problems, case_id)
             raters = {rater: _named(table, mask, problems, case_id) for rater, mask in sorted(masks.items())}
@@ -234,6 +234,10 @@ def _masks_of(rows: pd.DataFrame, table: Path, problems: ListingProblems, case_i
     if not masks and _CONSENSUS_FOLDER in consensus:
         return {rater: consensus.replace(_CONSENSUS_FOLDER, f"Rater{rater}") for rater in RATERS}
     return masks
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text)
 
 
 def _relative(name: str) -> PurePosixPath:

@@ -20,8 +20,10 @@ from edue_lightning.data.files import (
     problem_line,
     relative_name,
     stack_case,
+    times,
 )
 from edue_lightning.data.images import ImageError, read_colours
+from edue_lightning.data.patches import cut_square
 from edue_lightning.data.riga.drawings import Drawing, recover
 from edue_lightning.data.riga.releases import RATERS, RigaCase, list_riga
 from edue_lightning.data.sample import RaterSample
@@ -132,7 +134,7 @@ class RigaSource(FileSource):
             return recover(photograph, read_colours(path))
         mask = _disc_and_cup(read_colours(path))
         if mask.disc.shape != photograph.shape[:2]:
-            sizes = ["x".join(map(str, shape)) for shape in (mask.disc.shape, photograph.shape[:2])]
+            sizes = [times(shape) for shape in (mask.disc.shape, photograph.shape[:2])]
             raise ImageError(f"is {sizes[0]}, but its photograph is {sizes[1]}; replace one of them")
         return mask
 
@@ -152,7 +154,7 @@ class RigaSource(FileSource):
         (box,) = ndimage.find_objects((marked if marked.any() else np.any(discs, axis=0)).astype(np.uint8))
         edge = round(self.crop * photograph.shape[0])
         start = [(part.start + part.stop - edge) // 2 for part in box]
-        return _cut(photograph, start, edge), {key: _cut(mask, start, edge) for key, mask in masks.items()}
+        return cut_square(photograph, start, edge), {key: cut_square(mask, start, edge) for key, mask in masks.items()}
 
 
 def _file_case(case: RigaCase) -> FileCase:
@@ -186,17 +188,6 @@ def _disc_and_cup(colours: NDArray[np.uint8]) -> Drawing:
         raise ImageError("its two values lie along the background alike; correct the mask")
     cup = labels[int(np.argmin(along))]
     return Drawing(disc, values == cup)
-
-
-def _cut(picture: NDArray, start: Sequence[int], edge: int) -> NDArray:
-    """Return a square of a picture `[H, W, ...]`, zero beyond it."""
-    square = np.zeros((edge, edge, *picture.shape[2:]), dtype=picture.dtype)
-    source = [slice(max(first, 0), first + edge) for first in start]
-    target = [slice(max(-first, 0), None) for first in start]
-    part = picture[tuple(source)]
-    rows, columns = (slice(side.start, side.start + length) for side, length in zip(target, part.shape, strict=False))
-    square[rows, columns] = part
-    return square
 
 
 def _resized(channel: NDArray, size: int) -> NDArray[np.float32]:

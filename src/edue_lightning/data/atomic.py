@@ -1,0 +1,25 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside its place and move it there once it is complete; nothing is left behind if that fails.
+
+    Args:
+        path: of the file; its folder must be there.
+        write: gets the path to write to.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix="unfinished-", suffix=".tmp")
+    os.close(handle)
+    try:
+        write(Path(name))
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
