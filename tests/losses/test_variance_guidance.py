@@ -5,7 +5,7 @@ from torch import Tensor
 from edue_lightning.losses import VarianceGuidance, map_distance
 from edue_lightning.losses.variance_guidance import Distance
 
-DISTANCES: list[Distance] = ["mse", "l1", "mse+l1", "ncc"]
+DISTANCES: list[Distance] = ["mse", "l1", "mse+l1", "ncc", "relative"]
 
 
 def raters(*, cases: int = 3, raters: int = 4, structures: int = 2, size: int = 5) -> tuple[Tensor, Tensor]:
@@ -32,6 +32,24 @@ def test_known_value_of_each_distance() -> None:
     expected = {"mse": 0.16**2, "l1": 0.16, "mse+l1": 0.16**2 + 0.16}
     for distance, value in expected.items():
         assert float(VarianceGuidance(1.0, distance)(logits, masks, valid)) == pytest.approx(value)
+
+
+def test_the_relative_distance_ignores_what_no_rater_doubts() -> None:
+    generator = torch.Generator().manual_seed(4)
+    variance, target = (torch.rand(2, 2, 6, 6, generator=generator, dtype=torch.float64) / 4 for _ in range(2))
+    distance = map_distance(variance, target, "relative")
+    for case in range(2):
+        expected = [
+            sum(float(a - b) ** 2 for a, b in zip(v.flatten(), t.flatten(), strict=True))
+            / (float((v**2).sum() + (t**2).sum()) + 1e-3)
+            for v, t in zip(variance[case], target[case], strict=True)
+        ]
+        assert float(distance[case]) == pytest.approx(sum(expected) / 2)
+    wider = [torch.nn.functional.pad(part, (20, 20, 20, 20)) for part in (variance, target)]
+    torch.testing.assert_close(map_distance(*wider, "relative"), distance)
+    zeros = torch.zeros(1, 1, 3, 3)
+    assert float(map_distance(zeros, zeros, "relative")) == 0
+    assert float(map_distance(torch.full_like(zeros, 0.2), zeros, "relative")) == pytest.approx(1, abs=0.01)
 
 
 def test_ncc_is_one_minus_pearson_and_nothing_where_raters_agree() -> None:

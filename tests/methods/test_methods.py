@@ -65,6 +65,7 @@ def batch() -> RaterBatch:
     [
         (edue(), 4, "edue", 1),
         (edue(weight=0.0), 4, "edue_unguided", 1),
+        (edue(mean_weight=2.0), 4, "edue_moments", 1),
         (layer_ensemble(), 5, "layer_ensemble", 1),
         (layer_ensemble(skip_heads=3, target="random_rater"), 2, "layer_ensemble_random_rater", 1),
         (deep_ensemble(members=3), 3, "deep_ensemble", 3),

@@ -1,6 +1,7 @@
 """Losses: pure functions of member logits, masks and which raters are valid."""
 
+from edue_lightning.losses.mean_likelihood import mean_prediction_nll
 from edue_lightning.losses.segmentation import SegmentationLoss
 from edue_lightning.losses.variance_guidance import VarianceGuidance, map_distance
 
-__all__ = ["SegmentationLoss", "VarianceGuidance", "map_distance"]
+__all__ = ["SegmentationLoss", "VarianceGuidance", "map_distance", "mean_prediction_nll"]

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from edue_lightning.uncertainty.maps import at_least_float32, enough_raters, member_variance, rater_variance
 
-Distance = Literal["mse", "l1", "mse+l1", "ncc"]
+Distance = Literal["mse", "l1", "mse+l1", "ncc", "relative"]
+
+# sum of squared variances below which two maps count as equally small; a voxel that half of the raters marked has 1/16
+_NEGLIGIBLE = 1e-3
 
 
 def map_distance(variance: Tensor, target: Tensor, distance: Distance) -> Tensor:
@@ -20,7 +23,8 @@ def map_distance(variance: Tensor, target: Tensor, distance: Distance) -> Tensor
         target: the raters' map, `[B, K, *S]`.
         distance: `mse` and `l1` are means over voxels, `mse+l1` their sum; `ncc` is one minus the normalised
             cross-correlation (Pearson), 0 for a structure on which the raters agree everywhere, since a
-            constant map correlates with nothing.
+            constant map correlates with nothing; `relative` the squared error over the sum of both maps' squares, in
+            [0, 1], which depends neither on how much of the image no rater doubts nor on the size of the structure.
 
     Returns:
         `[B]`
@@ -31,6 +35,9 @@ def map_distance(variance: Tensor, target: Tensor, distance: Distance) -> Tensor
     if distance == "ncc":
         return _decorrelation(variance, target).mean(dim=1)
     difference = variance - target
+    if distance == "relative":
+        power = variance.square().sum(dim=2) + target.square().sum(dim=2)
+        return (difference.square().sum(dim=2) / (power + _NEGLIGIBLE)).mean(dim=1)
     result = torch.zeros_like(difference[..., 0])
     if "mse" in distance:
         result = result + difference.square().mean(dim=2)

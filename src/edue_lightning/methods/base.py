@@ -81,6 +81,11 @@ class SegmentationMethod(pl.LightningModule):
         """How many networks run for one prediction."""
         return 1
 
+    @property
+    def forward_passes(self) -> int:
+        """How often a network runs for one prediction; once each unless a method says otherwise."""
+        return self.networks
+
     @abstractmethod
     def forward(self, image: Tensor) -> Tensor:
         """Return member logits `[B, M, K, *S]` for an image `[B, C, *S]`."""

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.losses import SegmentationLoss, VarianceGuidance
+from edue_lightning.losses import SegmentationLoss, VarianceGuidance, mean_prediction_nll
 from edue_lightning.methods.base import NetworkFactory, NetworkMethod, OptimizerSettings
 from edue_lightning.methods.targets import draw_raters, select_raters
 from edue_lightning.networks import HeadLayout
@@ -21,6 +21,10 @@ class EDUE(NetworkMethod):
     random, and the variance between the heads is drawn towards that between the raters. The paper's page prints
     no equation; this is our reading of its text, and every choice in it is an option.
 
+    With `mean_weight` the mean of the heads is guided as their variance is, by its likelihood under all raters: `+ mu *
+    L_nll(mean_m p_m, q)`. The first two moments of the heads then follow those of the raters, which lets lambda be
+    larger before Dice and likelihood pay for it. This term is ours, not the paper's.
+
     Args:
         network: makes the network.
         heads: its heads, at least two in all.
@@ -30,6 +34,10 @@ class EDUE(NetworkMethod):
         guidance: the term `lambda * L_dis`.
         rater_draw: `per_head` draws a rater for each head, `shared` one for all heads, anew for each case and
             epoch.
+        mean_weight: mu, see `mean_prediction_nll`; 0 for the paper's loss.
+
+    Raises:
+        ValueError: for a negative weight.
     """
 
     def __init__(
@@ -41,14 +49,20 @@ class EDUE(NetworkMethod):
         optimizer: OptimizerSettings,
         guidance: VarianceGuidance,
         rater_draw: Literal["per_head", "shared"] = "per_head",
+        mean_weight: float = 0.0,
     ) -> None:
         super().__init__(network, heads, structures, loss, optimizer)
+        if mean_weight < 0:
+            raise ValueError(f"mean_weight must not be negative: {mean_weight}")
         self.guidance = guidance
         self.rater_draw = rater_draw
+        self.mean_weight = mean_weight
 
     @property
     def label(self) -> str:
-        """`edue`, or `edue_unguided` for lambda = 0."""
+        """`edue`, `edue_unguided` for lambda = 0, or `edue_moments` where the mean is guided too."""
+        if self.mean_weight:
+            return "edue_moments"
         return "edue" if self.guidance.weight else "edue_unguided"
 
     def head_targets(self, batch: RaterBatch, members: int) -> Tensor:
@@ -58,11 +72,14 @@ class EDUE(NetworkMethod):
         return select_raters(batch.masks, raters)
 
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
-        """Return `loss`, `segmentation` (mean over heads) and, where guided, the unweighted `guidance`."""
+        """Return `loss`, `segmentation` (mean over heads), and where they count, unweighted, `guidance` and `mean`."""
         logits = self(batch.image)
         segmentation = self.loss(logits, self.head_targets(batch, logits.shape[1])).mean()
-        if not self.guidance.weight:
-            return {"loss": segmentation, "segmentation": segmentation}
-        guidance = self.guidance(logits, batch.masks, batch.valid)
-        loss = segmentation + self.guidance.current_weight(self.current_epoch) * guidance
-        return {"loss": loss, "segmentation": segmentation, "guidance": guidance}
+        parts = {"loss": segmentation, "segmentation": segmentation}
+        if self.guidance.weight:
+            parts["guidance"] = self.guidance(logits, batch.masks, batch.valid)
+            parts["loss"] = parts["loss"] + self.guidance.current_weight(self.current_epoch) * parts["guidance"]
+        if self.mean_weight:
+            parts["mean"] = mean_prediction_nll(logits, batch.masks, batch.valid).mean()
+            parts["loss"] = parts["loss"] + self.mean_weight * parts["mean"]
+        return parts

@@ -1,0 +1,32 @@
+"""Likelihood of the raters under the mean prediction, the counterpart of the guidance of the variance."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from edue_lightning.uncertainty.maps import at_least_float32, rater_mean
+
+
+def mean_prediction_nll(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
+    """Return the cross-entropy of the members' mean prediction p against every valid rater.
+
+    It is `-(q log p + (1 - q) log (1 - p))` with the raters' mean q, a proper score: its optimum is p = q. Finite, as
+    are its gradients, for every finite logit.
+
+    Args:
+        logits: member logits `[B, M, K, *S]`; taken to float32 first if they are narrower.
+        masks: `[B, R, K, *S]` in {0, 1}.
+        valid: `[B, R]` bool, at least one true in each row.
+
+    Returns:
+        `[B]` in nats, averaged over structures and voxels.
+    """
+    logits = at_least_float32(logits)
+    share = rater_mean(masks, valid).to(logits.dtype)
+    log_members = math.log(logits.shape[1])
+    log_p = F.logsigmoid(logits).logsumexp(dim=1) - log_members
+    log_not_p = F.logsigmoid(-logits).logsumexp(dim=1) - log_members
+    return -(share * log_p + (1 - share) * log_not_p).flatten(1).mean(dim=1)

@@ -1,0 +1,158 @@
+"""Stochastic segmentation networks: one normal distribution over all logits of an image (arXiv 2006.06015)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edue_lightning.data.sample import RaterBatch
+from edue_lightning.losses import SegmentationLoss
+from edue_lightning.methods.base import NetworkFactory, NetworkMethod, OptimizerSettings
+from edue_lightning.methods.targets import member_target
+from edue_lightning.networks import HeadLayout
+from edue_lightning.uncertainty.maps import at_least_float32
+
+_EPSILON = 1e-5  # added to the diagonal of the covariance, as in the authors' code
+
+
+class LogitDistribution(NamedTuple):
+    """Normal distributions of low rank over the logits of all voxels and structures, one a case.
+
+    Each has the covariance `factors^T factors + diag(variance)`, so logits far apart may vary together.
+
+    Attributes:
+        mean: `[B, K, *S]`.
+        variance: `[B, K, *S]`, of each logit on its own.
+        factors: `[B, rank, K, *S]`.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    factors: Tensor
+
+    @classmethod
+    def of(cls, output: Tensor) -> LogitDistribution:
+        """Return the distributions that a network's output `[B, rank + 2, K, *S]` stands for, in float32 or better.
+
+        Along its second axis lie the mean, the logarithm of the variance and the factors.
+        """
+        output = at_least_float32(output)
+        return cls(output[:, 0], output[:, 1].exp() + _EPSILON, output[:, 2:])
+
+    def logits(self, shared: Tensor, own: Tensor) -> Tensor:
+        """Return the logits `[B, n, K, *S]` that standard normal noise leads to, without inverting a covariance.
+
+        Args:
+            shared: `[B or 1, n, rank]`, moves all voxels along the factors.
+            own: `[B or 1, n, K, *S]`, moves each logit alone.
+        """
+        shared = shared.expand(self.mean.shape[0], -1, -1)
+        # a product of matrices would be made in half precision where that is on
+        with torch.autocast(self.mean.device.type, enabled=False):
+            together = torch.einsum("bnr,br...->bn...", shared, self.factors)
+        return self.mean[:, None] + together + self.variance.sqrt()[:, None] * own
+
+
+class StochasticSegmentation(NetworkMethod):
+    """Stochastic segmentation networks (Monteiro et al., NeurIPS 2020): members are draws of whole logit maps.
+
+    A network with one head gives mean and covariance of the logits. It is trained on the likelihood of one rater's
+    mask, drawn anew for each case and epoch, integrated over draws of logits.
+
+    The noise behind the members is fixed, and the same for every case: a prediction is the same each time (on one kind
+    of device; CPU and GPU draw differently), does not depend on the batch, and leaves the global random state alone.
+    Window by window, member m moves along the factors alike in each window, so that it stays one opinion across their
+    borders; noise of single voxels repeats in each window, and is averaged where windows overlap.
+
+    Differences from the authors' code (github.com/biomedia-mira/stochastic_segmentation_networks): each structure has
+    a sigmoid of its own, as structures may nest; the loss is per voxel rather than per image, else the usual clipping
+    of gradients would cut every step; there is no mask of a region of interest, and draws need no inverse.
+
+    Args:
+        network: makes the network; it must name its heads `heads`, each a stack whose last bias is that of the logits.
+        structures: names of the K structures.
+        loss: taken like every method takes it, and not used: the likelihood replaces it.
+        optimizer: see `OptimizerSettings`.
+        rank: number of factors, at least one.
+        samples: M, members of a prediction, at least two.
+        training_samples: draws for the likelihood, an even number: they come in pairs on either side of the mean.
+        seed: of the noise behind the members.
+
+    Raises:
+        ValueError: for numbers that are none of these.
+    """
+
+    def __init__(
+        self,
+        network: NetworkFactory,
+        structures: Sequence[str],
+        loss: SegmentationLoss,
+        optimizer: OptimizerSettings,
+        rank: int = 10,
+        samples: int = 16,
+        training_samples: int = 20,
+        seed: int = 0,
+    ) -> None:
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, not {rank}")
+        if samples < 2:
+            raise ValueError(f"samples must be at least 2, not {samples}")
+        if training_samples < 2 or training_samples % 2:
+            raise ValueError(f"training_samples must be an even number from 2 on, not {training_samples}")
+        super().__init__(network, HeadLayout("last", per_stage=rank + 2), structures, loss, optimizer)
+        self.rank = rank
+        self.samples = samples
+        self.training_samples = training_samples
+        self.seed = seed
+        # what a network starts its logits with, the prior of the foreground, is meant for the mean alone
+        for name, parameter in cast(nn.Module, self.network.heads).named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter.data[len(self.structures) :])
+
+    @property
+    def label(self) -> str:
+        """`stochastic_segmentation`."""
+        return "stochastic_segmentation"
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the members' logits, `[B, M, K, *S]`, float32 or better."""
+        distribution = LogitDistribution.of(self.network(image))
+        mean = distribution.mean
+        generator = torch.Generator(mean.device).manual_seed(self.seed)
+        # the shared noise first: it must not depend on the size of the image
+        shared = _noise(mean, (1, self.samples, self.rank), generator)
+        own = _noise(mean, (1, self.samples, *mean.shape[1:]), generator)
+        return distribution.logits(shared, own)
+
+    def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
+        """Return `loss`, the negative log-likelihood of a drawn rater's mask per voxel and structure (nats)."""
+        distribution = LogitDistribution.of(self.network(batch.image))
+        mean, pairs = distribution.mean, self.training_samples // 2
+        shared = _noise(mean, (len(mean), pairs, self.rank))
+        own = _noise(mean, (len(mean), pairs, *mean.shape[1:]))
+        logits = distribution.logits(torch.cat([shared, -shared], dim=1), torch.cat([own, -own], dim=1))
+        return {"loss": negative_log_likelihood(logits, member_target(batch, "random_rater")).mean()}
+
+
+def negative_log_likelihood(logits: Tensor, target: Tensor) -> Tensor:
+    """Return `-log(1/n sum_i p(y | logits_i))` of each case over its voxels and structures, `[B]`, in nats.
+
+    Each draw is judged as a whole: its voxels' log-probabilities are added up before draws are averaged.
+
+    Args:
+        logits: `[B, n, K, *S]`, n draws.
+        target: `[B, 1, K, *S]` in {0, 1}.
+    """
+    target = target.to(logits.dtype).expand_as(logits)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(2)
+    likelihood = torch.logsumexp(-cross_entropy.sum(dim=2), dim=1) - math.log(logits.shape[1])
+    return -likelihood / cross_entropy.shape[2]
+
+
+def _noise(like: Tensor, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
