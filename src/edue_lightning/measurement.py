@@ -83,13 +83,12 @@ def measure_predictions(predictions: PredictionFolder, data: RaterDataModule, me
         measurement: what to measure.
     """
     table = CaseTable(data.source.structures, settings=measurement.settings, contents="probabilities")
-    records = data.records(measurement.split)
 
     def probabilities_of(position: int) -> Tensor:
-        return predictions.load(data.source.load(records[position].case_id))
+        return predictions.load(data.sample(measurement.split, position))
 
-    for position, record in enumerate(records):
-        sample = data.source.load(record.case_id)
+    for position in range(len(data.records(measurement.split))):
+        sample = data.sample(measurement.split, position)
         batch = collate_samples([sample], [position], [0])
         table.update(predictions.load(sample)[None], batch.masks, batch.valid, batch.spacing, batch.case_index)
     return _evaluation(table, data, measurement, probabilities_of)
@@ -137,7 +136,7 @@ def _panels(
     ]
     panels: dict[tuple[int, int], Panel] = {}
     for position in dict.fromkeys(position for _, position in chosen):
-        sample = data.source.load(data.records(split)[position].case_id)
+        sample = data.sample(split, position)
         probabilities = probabilities_of(position)
         for structure, of_case in chosen:
             if of_case == position:

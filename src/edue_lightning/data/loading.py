@@ -40,14 +40,21 @@ def draw_key(seed: int, epoch: int, position: int, draw: int = 0) -> int:
     return int(state[0] >> np.uint64(1))
 
 
+def load_case(source: CaseSource, case_id: str, raters: Sequence[int] | None = None) -> RaterSample:
+    """Load a case with all its raters, or with those at some positions alone (see `RaterSample.of_raters`)."""
+    sample = source.load(case_id)
+    return sample if raters is None else sample.of_raters(raters)
+
+
 class _LoadCase(Transform):
     # MONAI caches the result of its own transforms only, so loading has to be one
-    def __init__(self, source: CaseSource, list_foreground: bool) -> None:
+    def __init__(self, source: CaseSource, list_foreground: bool, raters: Sequence[int] | None) -> None:
         self.source = source
         self.list_foreground = list_foreground
+        self.raters = raters
 
     def __call__(self, case_id: str) -> RaterSample:
-        sample = self.source.load(case_id)
+        sample = load_case(self.source, case_id, self.raters)
         if self.list_foreground and sample.foreground is None:
             return replace(sample, foreground=foreground_points(sample.masks))
         return sample
@@ -63,6 +70,7 @@ class CaseDataset(Dataset[KeyedSample]):
         cache_cases: at most so many samples are kept in memory, loaded once before the first epoch.
         transform: the augmentation, or None.
         patch: which part of a case is taken, or None for the whole.
+        raters: positions of the raters that are seen, or None for all.
     """
 
     def __init__(
@@ -73,6 +81,7 @@ class CaseDataset(Dataset[KeyedSample]):
         cache_cases: int,
         transform: Compose | None = None,
         patch: PatchSampling | None = None,
+        raters: Sequence[int] | None = None,
     ) -> None:
         self.seed = seed
         self.transform = transform
@@ -80,7 +89,7 @@ class CaseDataset(Dataset[KeyedSample]):
         # copying a cached sample would double the cost of a step; samples are never changed in place
         self.samples = CacheDataset(
             list(case_ids),
-            _LoadCase(source, list_foreground=patch is not None),
+            _LoadCase(source, list_foreground=patch is not None, raters=raters),
             cache_num=cache_cases,
             num_workers=None,
             progress=False,

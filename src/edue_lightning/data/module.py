@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from edue_lightning.data.augmentation import Augmentation
-from edue_lightning.data.loading import CaseDataset, CaseSampler, KeyedSample, collate
+from edue_lightning.data.loading import CaseDataset, CaseSampler, KeyedSample, collate, load_case
 from edue_lightning.data.patches import PatchSampling
-from edue_lightning.data.sample import RaterBatch
+from edue_lightning.data.sample import RaterBatch, RaterSample
 from edue_lightning.data.source import CaseRecord, CaseSource, Subset
 from edue_lightning.data.splits import SplitFractions, split_cases
 from edue_lightning.errors import UserError
@@ -31,6 +33,12 @@ class RaterDataModule(pl.LightningDataModule):
         cache_cases: samples kept in memory for each split at most.
         seed: of the order of the training cases and of their augmentation.
         note: what a reader of any figure from this data must be told, or None.
+        training_raters: positions on the rater axis, from 0, of the raters that training and validation see; None for
+            all. In batches of these two splits the rater axis holds them alone, in ascending order; the splits
+            themselves stay as they are, and test always meets every rater.
+
+    Raises:
+        UserError: for a setting that is senseless or does not fit the images.
     """
 
     def __init__(
@@ -48,6 +56,7 @@ class RaterDataModule(pl.LightningDataModule):
         cache_cases: int = 5000,
         seed: int = 0,
         note: str | None = None,
+        training_raters: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         for setting, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -65,6 +74,7 @@ class RaterDataModule(pl.LightningDataModule):
         self.cache_cases = cache_cases
         self.order_seed = seed
         self.note = note
+        self.training_raters = None if training_raters is None else _checked_positions(training_raters)
         cases = list(source.cases())
         if self.patch is not None and self.patch.size is not None and len(self.patch.size) != source.spatial_dims:
             raise UserError(f"data.patch.size={list(self.patch.size)}: the images are {source.spatial_dims}D")
@@ -72,12 +82,15 @@ class RaterDataModule(pl.LightningDataModule):
         for split, members in split_cases(cases, fractions or SplitFractions()).items():
             self.splits[split] = members
         self._datasets: dict[Subset, CaseDataset] = {}
+        self._rated: set[Subset] = set()
 
     def require(self, *splits: Subset) -> None:
         """Check that there is a case in each of some splits, and that those of the training split can be batched.
 
+        With `training_raters`, each case that they are to be seen in is loaded once to see whether it has one of them.
+
         Raises:
-            UserError: naming the splits that are empty.
+            UserError: naming the splits that are empty, or how many cases none of `training_raters` outlined.
         """
         empty = [split for split in splits if not self.splits[split]]
         if empty:
@@ -91,6 +104,10 @@ class RaterDataModule(pl.LightningDataModule):
                 f"data={self.name}: the images differ in size and cannot be stacked whole; train on patches with "
                 "data.patch.size=[ROWS,COLUMNS] (three numbers for volumes), or with data.batch_size=1"
             )
+        for split in splits:
+            if split not in self._rated:
+                self._require_raters(split)
+                self._rated.add(split)
 
     def records(self, split: Subset) -> list[CaseRecord]:
         """Return the cases of a split in the order of `RaterBatch.case_index`.
@@ -109,8 +126,18 @@ class RaterDataModule(pl.LightningDataModule):
                 transform = self.augmentation.transform(self.source.spatial_dims)
             patch = self.patch if split == "train" else None
             ids = [record.case_id for record in self.records(split)]
-            self._datasets[split] = CaseDataset(self.source, ids, self.order_seed, self.cache_cases, transform, patch)
+            self._datasets[split] = CaseDataset(
+                self.source, ids, self.order_seed, self.cache_cases, transform, patch, self.raters_seen(split)
+            )
         return self._datasets[split]
+
+    def raters_seen(self, split: Subset) -> tuple[int, ...] | None:
+        """Return the positions of the raters that a split's batches hold, or None where those are all."""
+        return self.training_raters if split in ("train", "val") else None
+
+    def sample(self, split: Subset, index: int) -> RaterSample:
+        """Return one case with the raters that its split sees, not augmented and not cached."""
+        return load_case(self.source, self.splits[split][index].case_id, self.raters_seen(split))
 
     def set_order_seed(self, seed: int) -> None:
         """Choose the order and augmentation of the training cases from here on (each ensemble member's own)."""
@@ -135,9 +162,29 @@ class RaterDataModule(pl.LightningDataModule):
         return self._loader(split, 1 if self.source.mixed_sizes else self.eval_batch_size, shuffle=False)
 
     def single_batch(self, split: Subset, index: int) -> RaterBatch:
-        """Return one case, not augmented and not cached, as a batch of its own."""
-        sample = self.source.load(self.splits[split][index].case_id)
-        return collate([KeyedSample(sample, index, draw_key=0)])
+        """Return one `sample` as a batch of its own."""
+        return collate([KeyedSample(self.sample(split, index), index, draw_key=0)])
+
+    def _require_raters(self, split: Subset) -> None:
+        seen = self.raters_seen(split)
+        if seen is None:
+            return
+        most, unrated = 0, []
+        for record in self.splits[split]:
+            sample = self.source.load(record.case_id)
+            most = max(most, len(sample.valid))
+            if not sample.of_raters(seen).valid.any():
+                unrated.append(record.case_id)
+        if seen[-1] >= most:
+            raise UserError(
+                f"data.training_raters={list(seen)}: there is no rater {seen[-1]}, positions run from 0 to {most - 1}"
+            )
+        if unrated:
+            raise UserError(
+                f"data.training_raters={list(seen)}: none of these outlined {len(unrated)} of "
+                f"{len(self.splits[split])} cases for {split}, such as {unrated[0]}; add raters until every case has "
+                "one, or leave those cases out of the data"
+            )
 
     def _loader(self, split: Subset, batch_size: int, shuffle: bool) -> DataLoader[KeyedSample]:
         dataset = self.dataset(split)
@@ -150,3 +197,17 @@ class RaterDataModule(pl.LightningDataModule):
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
         )
+
+
+def _checked_positions(raters: Sequence[int]) -> tuple[int, ...]:
+    """Return positions on the rater axis in ascending order.
+
+    Raises:
+        UserError: if there are none, or one is negative or comes twice.
+    """
+    if not raters or len(set(raters)) < len(raters) or min(raters) < 0:
+        raise UserError(
+            f"data.training_raters={list(raters)}: name at least one position on the rater axis, from 0, each once; "
+            "null for all raters"
+        )
+    return tuple(sorted(raters))

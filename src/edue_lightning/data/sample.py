@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -62,6 +62,19 @@ class RaterSample:
             problems.append(f"spacing must have one entry a spatial axis, is {self.spacing}")
         if problems:
             raise ValueError(f"case {self.case_id!r}: " + "; ".join(problems))
+
+    def of_raters(self, raters: Sequence[int]) -> RaterSample:
+        """Return the case as if these raters alone had been asked.
+
+        Args:
+            raters: positions on the rater axis, not negative; those beyond it, in a case of fewer raters, are ignored.
+
+        Returns:
+            the case with the masks `[n, K, *S]` of these raters, in the given order, and without `foreground`, which
+            lists what other raters marked too.
+        """
+        kept = torch.tensor([rater for rater in raters if rater < len(self.valid)], dtype=torch.int64)
+        return replace(self, masks=self.masks[kept], valid=self.valid[kept], foreground=None)
 
 
 @dataclass(frozen=True)
