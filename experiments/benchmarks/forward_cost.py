@@ -2,35 +2,28 @@
 
     make bench
 
-Each round times every model once, in an order that changes from round to round, so that a noisy machine is noisy to
-all; a ratio is the median over rounds of the two times within a round.
+Each round times every model once (`edue_lightning.cost.side_by_side`), so that a noisy machine is noisy to all; a ratio
+is the median over rounds of the two times within a round.
 """
 
 from __future__ import annotations
 
-import random
-import time
+from functools import partial
 
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from torch import Tensor, nn
+from torch import nn
 
 from edue_lightning.build import ImageFormat, build_method
 from edue_lightning.configuration import configuration_folder, resolved
+from edue_lightning.cost import side_by_side
 from edue_lightning.methods import parameter_count
 
 ROUNDS = 25
 BATCH, SIZE = 8, 256
 REFERENCE = "single"
 METHODS = (REFERENCE, "edue", "layer_ensemble", "deep_ensemble")
-
-
-def seconds(model: nn.Module, image: Tensor) -> float:
-    """Return the time of one forward pass."""
-    start = time.perf_counter()
-    model(image)
-    return time.perf_counter() - start
 
 
 @torch.inference_mode()
@@ -45,12 +38,7 @@ def main() -> None:
     models["single, again"] = models[REFERENCE]
 
     image = torch.randn(BATCH, 1, SIZE, SIZE)
-    for model in models.values():
-        seconds(model, image)
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(ROUNDS):
-        for name in random.sample(list(models), len(models)):
-            times[name].append(seconds(models[name], image))
+    times = side_by_side({name: partial(model, image) for name, model in models.items()}, ROUNDS)
 
     machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     print(f"{BATCH} images of {SIZE}x{SIZE}, {ROUNDS} rounds, {machine}\n")

@@ -1,0 +1,125 @@
+"""What one prediction of a method costs, relative to the plain U-Net."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from edue_lightning.methods import SegmentationMethod, parameter_count
+
+ROUNDS = 9
+_WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size of a method, and work and time of one prediction.
+
+    Attributes:
+        parameters: trained numbers.
+        flops: floating point operations of one prediction, two for each multiply-add. As torch's `FlopCounterMode`
+            counts them: those of convolutions and matrix products alone, not of normalisation, activation,
+            interpolation or random numbers.
+        parameter_ratio: of the reference's parameters.
+        flop_ratio: of the reference's operations.
+        latency_ratio: median time of a prediction over the reference's. Seconds themselves say more about the machine
+            and what else it was doing than about the method.
+    """
+
+    parameters: int
+    flops: int
+    parameter_ratio: float
+    flop_ratio: float
+    latency_ratio: float
+
+
+def measure_cost(method: SegmentationMethod, reference: SegmentationMethod, image: Tensor) -> Cost:
+    """Measure what a method's `predict` costs in evaluation mode.
+
+    Both are timed in turn, so that a machine that slows down does so to both. Each is left in the mode it was in.
+
+    Args:
+        method: of any kind.
+        reference: what it is held against, a plain single U-Net of the same width, on the same device.
+        image: `[B, C, *S]`, on that device.
+    """
+    with _evaluating(method, reference):
+        flops, reference_flops = (prediction_flops(one, image) for one in (method, reference))
+        calls = {"method": lambda: method.predict(image), "reference": lambda: reference.predict(image)}
+        with torch.inference_mode():
+            seconds = side_by_side(calls, ROUNDS, image.device)
+    parameters = parameter_count(method)
+    return Cost(
+        parameters=parameters,
+        flops=flops,
+        parameter_ratio=parameters / parameter_count(reference),
+        flop_ratio=flops / reference_flops,
+        latency_ratio=float(np.median(seconds["method"]) / np.median(seconds["reference"])),
+    )
+
+
+def prediction_flops(method: SegmentationMethod, image: Tensor) -> int:
+    """Return the floating point operations of one `predict` in the method's present mode, see `Cost.flops`.
+
+    Args:
+        method: of any kind.
+        image: `[B, C, *S]`, on the method's device.
+    """
+    # without gradients rather than in inference mode, where composite operations escape the counter
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        method.predict(image)
+    return int(counter.get_total_flops())
+
+
+def side_by_side(
+    calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | None = None
+) -> dict[str, list[float]]:
+    """Time calls in turn, each once a round and in the opposite order every other round, after a warm-up.
+
+    Args:
+        calls: what to time, by name.
+        rounds: how often.
+        device: where they compute; a GPU is waited for before and after each. None for the CPU.
+
+    Returns:
+        seconds of each call in each round, so that times of one round can be compared.
+    """
+    for call in calls.values():
+        for _ in range(_WARM_UP):
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls)
+    for _ in range(rounds):
+        for name in order:
+            _wait_for(device)
+            start = time.perf_counter()
+            calls[name]()
+            _wait_for(device)
+            seconds[name].append(time.perf_counter() - start)
+        order.reverse()
+    return seconds
+
+
+def _wait_for(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Put modules into evaluation mode, and afterwards every part of them back into the mode it was in."""
+    found = [(part, part.training) for module in modules for part in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part, training in found:
+            part.training = training
