@@ -15,6 +15,7 @@ ALLOWED = {
     "metrics": {"metrics", "uncertainty", "errors"},
     "data": {"data", "errors"},
     "methods": {"methods", "networks", "losses", "metrics", "uncertainty", "data"},
+    "distortions": {"distortions"},
     "reporting": {"reporting", "metrics", "errors"},
 }
 UNKNOWN_TO_PURE_CODE = {"hydra", "omegaconf", "wandb", "pytorch_lightning"}
@@ -41,7 +42,7 @@ def test_a_package_knows_only_what_lies_below_it(package: str) -> None:
                 assert module.split(".")[1] in ALLOWED[package], f"{path.relative_to(ROOT)} imports {module}"
 
 
-@pytest.mark.parametrize("package", ["networks", "losses", "uncertainty", "metrics", "reporting"])
+@pytest.mark.parametrize("package", ["networks", "losses", "uncertainty", "metrics", "distortions", "reporting"])
 def test_pure_packages_know_no_framework(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
         frameworks = {module.split(".")[0] for module in imports(path)} & UNKNOWN_TO_PURE_CODE

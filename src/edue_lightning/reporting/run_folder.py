@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,29 @@ from edue_lightning.errors import UserError
 
 CONFIGURATION_FILE = "config.yaml"
 METRICS_FILE = "metrics.csv"
+VALIDATION_FILE = "validation.csv"
 CASES_FILE = "cases.csv"
 RELIABILITY_FILE = "reliability.csv"
 QUALITY_CONTROL_FILE = "quality_control.csv"
+DISTORTED_CASES_FILE = "distorted_cases.csv"
+DETECTION_FILE = "detection.csv"
 BOOTSTRAP_FILE = "bootstrap.npz"
 PANELS_FILE = "panels.npz"
 COST_FILE = "model.json"
 
 IDENTITY = ("method", "data", "split")
 METRICS_COLUMNS = (*IDENTITY, "structure", "metric", "value", "ci_low", "ci_high", "n_cases", "n_undefined")
-QUALITY_CONTROL_COLUMNS = (*IDENTITY, "structure", "flagged", "missed")
+QUALITY_CONTROL_COLUMNS = (*IDENTITY, "structure", "score", "flagged", "missed")
 RELIABILITY_COLUMNS = (*IDENTITY, "structure", "bin_low", "bin_high", "count", "mean_probability", "frequency")
 CASES_COLUMNS = (*IDENTITY, "case_id", "structure", "dice", "nll", "sv", "sv_star")
+DISTORTED_CASES_COLUMNS = (
+    *(*IDENTITY, "case_id", "structure", "distortion", "severity"),
+    *("sv", "sv_total", "sv_normalised", "entropy", "aula", "layer_agreement", "model_agreement", "dice"),
+)
+DETECTION_COLUMNS = (
+    *(*IDENTITY, "structure", "score", "distortion", "severity"),
+    *("auroc", "aupr", "n_clean", "n_distorted"),
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,9 @@ class Run:
         quality_control: content of `quality_control.csv`.
         replicates: content of `bootstrap.npz`.
         cost: content of `model.json`; empty for an evaluation of a checkpoint.
+        validation: content of `validation.csv`; None for an evaluation of a checkpoint, or an older training.
+        distorted_cases: content of `distorted_cases.csv`; None where no distortions were measured.
+        detection: content of `detection.csv`; None where no distortions were measured.
     """
 
     folder: Path
@@ -67,6 +82,9 @@ class Run:
     quality_control: pd.DataFrame
     replicates: Replicates
     cost: Mapping[str, Any]
+    validation: pd.DataFrame | None
+    distorted_cases: pd.DataFrame | None
+    detection: pd.DataFrame | None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -78,6 +96,22 @@ class Run:
     def seed(self) -> int:
         """The training's seed."""
         return int(self.configuration["seed"])
+
+    def value(self, structure: str, metric: str) -> float:
+        """Return a figure of `metrics.csv`; NaN where it is undefined or was not measured."""
+        return self._values.get((structure, metric), np.nan)
+
+    def validation_value(self, structure: str, metric: str) -> float:
+        """Return a figure of `validation.csv`; NaN where it is undefined or was not measured."""
+        return self._validation_values.get((structure, metric), np.nan)
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, str], float]:
+        return _by_structure_and_metric(self.metrics)
+
+    @cached_property
+    def _validation_values(self) -> dict[tuple[str, str], float]:
+        return {} if self.validation is None else _by_structure_and_metric(self.validation)
 
 
 def write_table(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> None:
@@ -118,23 +152,31 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: naming the file that is missing or damaged.
     """
-    metrics = _read_table(folder / METRICS_FILE, METRICS_COLUMNS)
+    metrics = read_table(folder / METRICS_FILE, METRICS_COLUMNS)
     identities = metrics[list(IDENTITY)].drop_duplicates()
     if len(identities) != 1:
         raise UserError(f"{folder / METRICS_FILE}: must hold exactly one method, data set and split")
     return Run(
         folder=folder,
-        configuration=_read_mapping(folder / CONFIGURATION_FILE),
+        configuration=read_mapping(folder / CONFIGURATION_FILE),
         metrics=metrics,
-        cases=_read_table(folder / CASES_FILE, CASES_COLUMNS),
-        reliability=_read_table(folder / RELIABILITY_FILE, RELIABILITY_COLUMNS),
-        quality_control=_read_table(folder / QUALITY_CONTROL_FILE, QUALITY_CONTROL_COLUMNS),
+        cases=read_table(folder / CASES_FILE, CASES_COLUMNS),
+        reliability=read_table(folder / RELIABILITY_FILE, RELIABILITY_COLUMNS),
+        quality_control=read_table(folder / QUALITY_CONTROL_FILE, QUALITY_CONTROL_COLUMNS),
         replicates=_read_replicates(folder / BOOTSTRAP_FILE),
-        cost=_read_mapping(folder / COST_FILE) if (folder / COST_FILE).is_file() else {},
+        cost=read_mapping(folder / COST_FILE) if (folder / COST_FILE).is_file() else {},
+        validation=_read_optional(folder / VALIDATION_FILE, METRICS_COLUMNS),
+        distorted_cases=_read_optional(folder / DISTORTED_CASES_FILE, DISTORTED_CASES_COLUMNS),
+        detection=_read_optional(folder / DETECTION_FILE, DETECTION_COLUMNS),
     )
 
 
-def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read a table that has at least some columns.
+
+    Raises:
+        UserError: naming the file, if it cannot be read or lacks a column.
+    """
     try:
         frame = pd.read_csv(path)
     except (OSError, ValueError) as error:
@@ -145,7 +187,12 @@ def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read the keys and values of a JSON or YAML file.
+
+    Raises:
+        UserError: naming the file, if it cannot be read or holds something else.
+    """
     try:
         text = path.read_text()
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -154,6 +201,15 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold keys and values")
     return content
+
+
+def _read_optional(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
+    return read_table(path, columns) if path.is_file() else None
+
+
+def _by_structure_and_metric(table: pd.DataFrame) -> dict[tuple[str, str], float]:
+    columns = (table["structure"].astype(str), table["metric"].astype(str), table["value"].astype(float))
+    return {(structure, metric): value for structure, metric, value in zip(*columns, strict=True)}
 
 
 def _read_replicates(path: Path) -> Replicates:
