@@ -24,6 +24,7 @@ METRIC_COLUMNS = [
 RUN_FILES = {
     "config.yaml",
     "metrics.csv",
+    "validation.csv",
     "cases.csv",
     "reliability.csv",
     "reliability.png",
@@ -63,8 +64,6 @@ def test_calibration_curves_lie_in_the_offline_wandb_run(trained_run: Path) -> N
     written = pd.read_csv(trained_run / "reliability.csv")
     assert list(logged.columns) == list(written.columns)
     assert logged["count"].tolist() == written["count"].tolist()
-    curves = trained_run.glob("wandb/offline-run-*/files/media/table/test/reliability_curve/*.table.json")
-    assert {path.name.split("_table")[0] for path in curves} == {"disc", "cup"}
 
 
 def test_epochs_are_logged_as_plain_lines(trained_run: Path) -> None:
@@ -96,11 +95,15 @@ def test_evaluate_on_another_split_and_data_set(trained_run: Path, tmp_path: Pat
             "data.source.n_cases=20",
             "data.source.size=32",
             "data.source.seed=9",
+            "distortions=default",
+            "distortions.severities=[1,5]",
             "output=elsewhere",
         ],
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
+    detection = pd.read_csv(tmp_path / "elsewhere" / "detection.csv")
+    assert set(detection["severity"]) == {0, 1, 5}
     cases = pd.read_csv(tmp_path / "elsewhere" / "cases.csv")
     assert set(cases.split) == {"val"}
 
@@ -183,6 +186,7 @@ def test_lidc_trains(tmp_path: Path) -> None:
         ("train", ["experiment=lidc", "data.root=/no/such/folder"], "/no/such/folder"),
         ("train", ["experiment=lidc", "data.source.size=4"], "size"),
         ("train", ["select_by=beauty"], "beauty"),
+        ("train", ["distortions=default", "distortions.kinds=[fog]"], "fog"),
         ("evaluate", ["ckpt=nowhere.ckpt"], "nowhere.ckpt"),
         ("evaluate", [], "ckpt"),
         ("report", ["runs=/no/such/folder"], "/no/such/folder"),
@@ -211,6 +215,42 @@ def test_a_finished_run_is_not_overwritten(trained_run: Path, tmp_path: Path) ->
     assert done.returncode == 2
     assert "already holds a run" in done.stderr
     assert (trained_run / "metrics.csv").read_bytes() == before
+
+
+def test_a_search_is_told_the_validation_nll_and_never_tests(tmp_path: Path) -> None:
+    done = run_command("train", [*SMALL, "test=false", f"hydra.run.dir={tmp_path}/run"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+    validation = pd.read_csv(tmp_path / "run" / "validation.csv")
+    assert set(validation["split"]) == {"val"}
+    epochs = pd.read_csv(tmp_path / "run" / "logs" / "metrics.csv")["val/nll"].dropna()
+    (nll,) = validation[(validation["metric"] == "nll") & (validation["structure"] == "mean")]["value"]
+    assert nll == pytest.approx(epochs.min(), abs=1e-6)
+
+
+def test_a_finished_run_is_skipped_and_one_cut_off_begins_again(tmp_path: Path) -> None:
+    overrides = [*SMALL, "trainer.max_epochs=1", "test=false", "skip_finished=true", f"hydra.run.dir={tmp_path}/run"]
+    assert run_command("train", overrides, cwd=tmp_path).returncode == 0
+    checkpoint, validation = tmp_path / "run" / "checkpoints" / "best.ckpt", tmp_path / "run" / "validation.csv"
+    first, content = checkpoint.stat().st_mtime_ns, validation.read_text()
+
+    again = run_command("train", overrides, cwd=tmp_path)
+    assert again.returncode == 0
+    assert "not run again" in again.stdout + again.stderr
+    assert checkpoint.stat().st_mtime_ns == first
+
+    validation.unlink()
+    restarted = run_command("train", overrides, cwd=tmp_path)
+    assert restarted.returncode == 0, restarted.stderr
+    assert "begins again" in restarted.stdout + restarted.stderr
+    assert checkpoint.stat().st_mtime_ns > first
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert validation.read_text() == content
+
+    other = run_command("train", [*overrides, "optimizer.learning_rate=0.01"], cwd=tmp_path)
+    assert other.returncode == 2
+    assert "another optimizer" in other.stderr
+    assert validation.read_text() == content
 
 
 def test_a_dead_wandb_server_does_not_stop_a_training(tmp_path: Path) -> None:

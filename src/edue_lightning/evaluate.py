@@ -26,12 +26,14 @@ from edue_lightning.configuration import (
     resolved,
 )
 from edue_lightning.data import RaterDataModule
+from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation import Evaluation
 from edue_lightning.measurement import Measurement, measure_method, measure_predictions
 from edue_lightning.prediction_folder import PredictionFolder
 from edue_lightning.prediction_writer import PredictionWriter
 from edue_lightning.records import write_configuration
+from edue_lightning.shift import measure_shift
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class EvaluateConfiguration:
     metrics: dict[str, Any] | None = None
     inference: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
+    distortions: dict[str, Any] | None = None
 
 
 def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
@@ -73,6 +76,8 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
         raise UserError("give one of ckpt=PATH (a trained model) and predictions=DIR (the predictions of any model)")
     if configuration["save_predictions"] and configuration["ckpt"] is None:
         raise UserError("save_predictions=true: the predictions of predictions=DIR are saved already; give ckpt=PATH")
+    if configuration.get("distortions") is not None and configuration["ckpt"] is None:
+        raise UserError("distortions: predictions=DIR were made on the images as they are; give ckpt=PATH")
     pl.seed_everything(int(configuration["seed"]), workers=True, verbose=False)
     measured = _predictions if configuration["ckpt"] is None else _checkpoint
     evaluation = measured(configuration, folder)
@@ -91,6 +96,9 @@ def _checkpoint(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
         set_inference(method, configuration["inference"], wanted)
     label = configuration["label"] or trained.get("label") or method.label
     measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
+    distortions: Distortions | None = None
+    if configuration.get("distortions") is not None:
+        distortions = build(configuration["distortions"], "distortions")
     used = {"data": configuration.get("data") or trained["data"], "seed": trained["seed"]}
     write_configuration({**configuration, **used}, label, data.note, folder)
     callbacks = []
@@ -103,7 +111,10 @@ def _checkpoint(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    return measure_method(method, data, measurement, trainer)
+    evaluation = measure_method(method, data, measurement, trainer)
+    if distortions is not None:
+        measure_shift(method, data, distortions, label, measurement.split, measurement.settings).write(folder)
+    return evaluation
 
 
 def _predictions(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
@@ -142,4 +153,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # launchers hand the function to other processes, which find its module by this name alone
+    from edue_lightning.evaluate import main as importable_main
+
+    importable_main()

@@ -1,18 +1,24 @@
-"""What a measurement found: metrics, tables, curves and pictures of one split, written and logged."""
+"""What a measurement found: metrics, tables, curves and pictures of one split."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
-import wandb
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from edue_lightning.data.source import Subset
-from edue_lightning.metrics import CaseStatistics, MetricSettings, Summary, quality_control_curves
+from edue_lightning.metrics import (
+    SCORES,
+    CaseStatistics,
+    MetricSettings,
+    QualityControl,
+    Summary,
+    quality_control_curve,
+)
 from edue_lightning.reporting.figures import panel_figure, quality_control_figure, reliability_figure
 from edue_lightning.reporting.panels import Panel, save_panels
 from edue_lightning.reporting.run_folder import (
@@ -84,13 +90,22 @@ class Evaluation:
         return self._identified(pd.DataFrame([asdict(row) for row in self.summary.reliability]))
 
     def quality_control_frame(self) -> pd.DataFrame:
-        """Return the content of `quality_control.csv`, the curve of SV over the cases that define it."""
-        curves = quality_control_curves(self.cases, self.structures, self.settings)
-        parts = [
-            pd.DataFrame({"structure": structure, **curve._asdict()})
-            for structure, curve in zip(self.structures, curves, strict=True)
-        ]
-        return self._identified(pd.concat(parts, ignore_index=True))
+        """Return the content of `quality_control.csv`, a curve a structure and score, over the cases that define both.
+
+        The order of the scores is that of `SCORES`; one that no case defines, such as the variance between the members
+        of a single network, has no curve.
+        """
+        parts = [pd.DataFrame(columns=["structure", "score", *QualityControl._fields])]
+        dice = self.cases["dice"].cpu().numpy()
+        for k, structure in enumerate(self.structures):
+            poor = dice[:, k] < self.settings.poor_dice_of(structure)
+            for score, sign in SCORES.values():
+                uncertainty = sign * self.cases[score][:, k].cpu().numpy()
+                defined = ~(np.isnan(uncertainty) | np.isnan(dice[:, k]))
+                if defined.any():
+                    curve = quality_control_curve(uncertainty[defined], poor[defined].astype(float))
+                    parts.append(pd.DataFrame({"structure": structure, "score": score, **curve._asdict()}))
+        return self._identified(pd.concat(parts[1:] or parts, ignore_index=True))
 
     def headline(self) -> str:
         """Return the metrics that matter most as a few lines of text."""
@@ -113,7 +128,11 @@ class Evaluation:
         reliability_figure(curves).savefig(folder / "reliability.png", dpi=120)
         quality_control = self.quality_control_frame()
         write_table(quality_control, QUALITY_CONTROL_COLUMNS, folder / QUALITY_CONTROL_FILE)
-        curves = {str(structure): curve for structure, curve in quality_control.groupby("structure", sort=False)}
+        # of the first score that is defined: SV, or of a single network the total variance
+        curves = {
+            str(structure): own[own["score"] == own["score"].iloc[0]]
+            for structure, own in quality_control.groupby("structure", sort=False)
+        }
         quality_control_figure(curves).savefig(folder / "quality_control.png", dpi=120)
         write_replicates(Replicates(tuple(self.case_ids), self.summary.replicates), folder / BOOTSTRAP_FILE)
         save_panels(self.panels, folder / PANELS_FILE)
@@ -123,28 +142,6 @@ class Evaluation:
             panel_figure(panel, self.note).savefig(pictures / f"{panel.case_id}_{panel.structure}.png", dpi=100)
         # last, since its presence says that the run is finished
         write_table(self.metrics_frame(), METRICS_COLUMNS, folder / METRICS_FILE)
-
-    def log_to(self, run: wandb.Run) -> None:
-        """Log summary, calibration curve and panels, under keys that are the same for every run.
-
-        The curve is a table of its own and a line plot of a stock kind, which a dashboard overlays across runs.
-        """
-        for row in self.summary.rows:
-            run.summary[f"{self.split}/{row.structure}/{row.metric}"] = row.value
-        reliability = self.reliability_frame()
-        logged: dict[str, Any] = {f"{self.split}/reliability": wandb.Table(dataframe=reliability)}
-        for structure, curve in reliability[reliability["count"] > 0].groupby("structure", sort=False):
-            logged[f"{self.split}/reliability_curve/{structure}"] = wandb.plot.line_series(
-                xs=curve["mean_probability"].tolist(),
-                ys=[curve["frequency"].tolist()],
-                keys=[self.label],
-                title=f"Calibration, {structure}",
-                xname="predicted probability",
-            )
-        for panel in self.panels:
-            picture = wandb.Image(panel_figure(panel), caption=self.note)
-            logged[f"{self.split}/panels/{panel.case_id}_{panel.structure}"] = picture
-        run.log(logged)
 
     def _identified(self, frame: pd.DataFrame) -> pd.DataFrame:
         frame.insert(0, "method", self.label)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,9 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from edue_lightning.errors import UserError
-from edue_lightning.reporting.run_folder import CONFIGURATION_FILE
+from edue_lightning.metrics import MEAN_STRUCTURE
+from edue_lightning.reporting.run_folder import (
+    CONFIGURATION_FILE,
+    METRICS_COLUMNS,
+    VALIDATION_FILE,
+    read_mapping,
+    read_table,
+)
+
+log = logging.getLogger(__name__)
+
+# what may differ between two starts of one run
+_OF_THE_START = frozenset({"label", "skip_finished", "logger"})
+# what a new training would write beside, not over
+_FOLDERS_OF_TRAINING = ("checkpoints", "logs", "wandb")
 
 
 def write_configuration(configuration: Mapping[str, Any], label: str, note: str | None, folder: Path) -> None:
@@ -35,10 +55,67 @@ def write_configuration(configuration: Mapping[str, Any], label: str, note: str 
     path.write_text(yaml.safe_dump(record, sort_keys=False))
 
 
+def finished_value(configuration: Mapping[str, Any], folder: Path, metric: str) -> float | None:
+    """Return what a finished run of the same configuration found on its validation cases; None if there is none.
+
+    Args:
+        configuration: resolved and plain.
+        folder: of the run, which need not exist.
+        metric: whose mean over structures is wanted.
+
+    Raises:
+        UserError: if the folder holds a run of another configuration, finished or not.
+    """
+    path = folder / CONFIGURATION_FILE
+    if not path.is_file():
+        return None
+    recorded = read_mapping(path)
+    differing = [
+        name for name in configuration if name not in _OF_THE_START and configuration[name] != recorded.get(name)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder}: holds a run with another {', '.join(differing)}, and nothing is overwritten; choose another "
+            "folder, or remove that run"
+        )
+    if not (folder / VALIDATION_FILE).is_file():
+        return None
+    found = read_table(folder / VALIDATION_FILE, METRICS_COLUMNS)
+    values = found[found["metric"] == metric].set_index("structure")["value"]
+    return float(values[MEAN_STRUCTURE] if MEAN_STRUCTURE in values else values.iloc[0])
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what a run that was cut off left behind, so that it can begin again, and say so.
+
+    Args:
+        folder: of the run, see `finished_value`, which has told that it is one of the same configuration.
+    """
+    record = folder / CONFIGURATION_FILE
+    if not record.is_file():
+        return
+    log.warning("%s: holds a run that was cut off; it begins again", folder)
+    for name in _FOLDERS_OF_TRAINING:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    record.unlink()
+
+
+def write_mapping(values: Mapping[str, Any], path: Path) -> None:
+    """Write keys and values as JSON."""
+    path.write_text(json.dumps(dict(values), indent=2) + "\n")
+
+
 def _command_line() -> str:
-    main = sys.modules["__main__"].__spec__
-    program = ["-m", main.name] if main is not None else [sys.argv[0]]
-    return shlex.join(["python", *program, *sys.argv[1:]])
+    """Return the command that makes this run, for one run of many the one that makes it alone."""
+    if not HydraConfig.initialized():
+        return shlex.join(["python", *sys.argv])
+    hydra = HydraConfig.get()
+    # a launcher may run this in a process whose own command line says nothing
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    directories = [part for folder in folders for part in ("--config-dir", os.path.relpath(folder, hydra.runtime.cwd))]
+    own = [override for override in hydra.overrides.hydra if override != "hydra.mode=RUN"]
+    overrides = [*hydra.overrides.task, *(own if hydra.mode == RunMode.RUN else [])]
+    return shlex.join(["python", "-m", f"edue_lightning.{hydra.job.name}", *directories, *overrides])
 
 
 def _commit() -> str | None:

@@ -1,6 +1,6 @@
 """Compare all finished runs below a folder.
 
-python -m edue_lightning.report runs=DIR [output=DIR]
+python -m edue_lightning.report runs=DIR [output=DIR] [reference=edue]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class ReportConfiguration:
 
     runs: str
     output: str
+    reference: str
 
 
 def report(configuration: Mapping[str, Any]) -> ReportPaths:
@@ -36,7 +37,7 @@ def report(configuration: Mapping[str, Any]) -> ReportPaths:
         UserError: if the folder is missing or holds no finished run, or a run's files are damaged.
     """
     check_configuration(configuration, ReportConfiguration)
-    return write_report(Path(configuration["runs"]), Path(configuration["output"]))
+    return write_report(Path(configuration["runs"]), Path(configuration["output"]), configuration["reference"])
 
 
 @hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="report")

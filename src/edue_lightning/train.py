@@ -5,12 +5,11 @@ python -m edue_lightning.train experiment=NAME [overrides]
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,18 @@ from edue_lightning.build import ImageFormat, build, build_data, build_method, b
 from edue_lightning.checkpoints import checkpoint_entries, read_checkpoint, save_method
 from edue_lightning.command import EpochLines, command, job_folder, quiet_libraries
 from edue_lightning.configuration import check_configuration, configuration_folder, resolved
+from edue_lightning.cost import measure_cost
 from edue_lightning.data import RaterDataModule
+from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
-from edue_lightning.evaluation import Evaluation
 from edue_lightning.loggers import WandbSettings, training_loggers, wandb_must_not_matter
 from edue_lightning.measurement import Measurement, measure_method
-from edue_lightning.methods import SegmentationMethod, parameter_count
+from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import LOWER_IS_BETTER, VALIDATION_METRICS
-from edue_lightning.records import write_configuration
+from edue_lightning.records import clear_unfinished, finished_value, write_configuration, write_mapping
+from edue_lightning.reporting.run_folder import COST_FILE, METRICS_COLUMNS, VALIDATION_FILE, write_table
+from edue_lightning.shift import measure_shift
+from edue_lightning.wandb_results import log_results
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,8 @@ class TrainConfiguration:
     seed: int
     label: str | None
     select_by: str
+    test: bool
+    skip_finished: bool
     bootstrap_resamples: int
     data: dict[str, Any]
     network: dict[str, Any]
@@ -53,21 +58,32 @@ class TrainConfiguration:
     metrics: dict[str, Any]
     trainer: dict[str, Any]
     logger: dict[str, Any]
+    distortions: dict[str, Any] | None = None
 
 
-def train(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
-    """Train and test as a configuration says.
+# the plain U-Net, against which the cost of every method is measured
+_PLAIN = {
+    "_target_": "edue_lightning.methods.SingleNetwork",
+    "_partial_": True,
+    "heads": {"_target_": "edue_lightning.networks.HeadLayout", "stages": "last"},
+}
+
+
+def train(configuration: Mapping[str, Any], folder: Path) -> float:
+    """Train, validate and test as a configuration says.
 
     Args:
         configuration: resolved and plain, as `conf/train.yaml` composes it.
-        folder: of the run, new or without results; see the README for what it will hold.
+        folder: of the run, new or without results; see the README for what it will hold. With `skip_finished` a run
+            that is finished there is left as it is, and one that was cut off begins again.
 
     Returns:
-        the test results, which are also written to the folder.
+        `select_by` on the validation cases at the best checkpoint, averaged over structures: what a search for
+        settings looks at.
 
     Raises:
         UserError: for a configuration or data that cannot be used, before any training; or if the folder already
-            holds results.
+            holds a run that must not be replaced.
     """
     check_configuration(configuration, TrainConfiguration)
     if configuration["select_by"] not in VALIDATION_METRICS:
@@ -75,9 +91,17 @@ def train(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
         raise UserError(
             f"select_by={configuration['select_by']}: no metric that validation measures; those are {known}"
         )
+    if configuration["skip_finished"]:
+        found = finished_value(configuration, folder, configuration["select_by"])
+        if found is not None:
+            log.info("%s: is finished, and is not run again", folder)
+            return found
     seed = int(configuration["seed"])
     pl.seed_everything(seed, workers=True, verbose=False)
     settings: WandbSettings = build(configuration["logger"], "logger")
+    distortions: Distortions | None = None
+    if configuration.get("distortions") is not None:
+        distortions = build(configuration["distortions"], "distortions")
     data = build_data(configuration)
     data.require("train", "val", "test")
     method = build_method(configuration, ImageFormat.of(data.source))
@@ -87,6 +111,8 @@ def train(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     method.checkpoint_entries = checkpoint_entries(configuration, ImageFormat.of(data.source))
     label = configuration["label"] or method.label
 
+    if configuration["skip_finished"]:
+        clear_unfinished(folder)
     write_configuration(configuration, label, data.note, folder)
     wandb_run = settings.start(f"{label}-{data.name}-{seed}", folder, {**configuration, "label": label})
     try:
@@ -97,26 +123,49 @@ def train(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
             enable_progress_bar=sys.stderr.isatty(),
             enable_model_summary=False,
         )
-        measurement = Measurement(label, "test", metric_settings, int(configuration["bootstrap_resamples"]))
-        evaluation = measure_method(method, data, measurement, trainer)
-        evaluation.write(folder)
-        cost = {
-            "parameters": parameter_count(method),
-            "networks": method.networks,
-            "forward_passes": method.networks,
-            "members": evaluation.members,
-            "train_seconds": seconds,
-        }
-        (folder / "model.json").write_text(json.dumps(cost, indent=2) + "\n")
-        if wandb_run is not None:
-            with wandb_must_not_matter("log the evaluation"):
-                evaluation.log_to(wandb_run)
+        resamples = int(configuration["bootstrap_resamples"])
+        validation = measure_method(method, data, Measurement(label, "val", metric_settings, resamples), trainer)
+        cost = _cost(method, data, configuration, validation.members, seconds)
+        write_mapping(cost, folder / COST_FILE)
+        if configuration["test"]:
+            evaluation = measure_method(method, data, Measurement(label, "test", metric_settings, resamples), trainer)
+            detection = distorted_cases = None
+            if distortions is not None:
+                shift = measure_shift(method, data, distortions, label, "test", metric_settings)
+                shift.write(folder)
+                detection, distorted_cases = shift.detection_frame(), shift.cases_frame()
+            evaluation.write(folder)
+            if wandb_run is not None:
+                with wandb_must_not_matter("log the evaluation"):
+                    log_results(wandb_run, evaluation, detection, distorted_cases, cost)
+            log.info("%s\n%s", folder, evaluation.headline())
+        # last, since its presence says that the run is finished
+        write_table(validation.metrics_frame(), METRICS_COLUMNS, folder / VALIDATION_FILE)
     finally:
         if wandb_run is not None:
             failed = sys.exc_info()[0] is not None
             with wandb_must_not_matter("finish"):
                 wandb_run.finish(exit_code=int(failed))
-    return evaluation
+    return validation.summary.means()[configuration["select_by"]]
+
+
+def _cost(
+    method: SegmentationMethod,
+    data: RaterDataModule,
+    configuration: Mapping[str, Any],
+    members: int,
+    train_seconds: float,
+) -> dict[str, float]:
+    """Return the content of `model.json`."""
+    plain = build_method({**configuration, "method": _PLAIN}, ImageFormat.of(data.source)).to(method.device)
+    image = data.single_batch("val", 0).image.to(method.device)
+    return {
+        **asdict(measure_cost(method, plain, image)),
+        "networks": method.networks,
+        "forward_passes": method.forward_passes,
+        "members": members,
+        "train_seconds": train_seconds,
+    }
 
 
 def _fit(
@@ -177,13 +226,13 @@ def _fit(
 @hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="train")
 @command
 def main(config: DictConfig) -> float:
-    """Run the command."""
+    """Run the command; a sweeper that searches gets `select_by` on the validation cases."""
     quiet_libraries()
-    folder = job_folder()
-    evaluation = train(resolved(config), folder)
-    log.info("%s\n%s", folder, evaluation.headline())
-    return evaluation.summary.means()["nll"]
+    return train(resolved(config), job_folder())
 
 
 if __name__ == "__main__":
-    main()
+    # launchers hand the function to other processes, which find its module by this name alone
+    from edue_lightning.train import main as importable_main
+
+    importable_main()

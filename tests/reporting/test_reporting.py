@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,91 +10,36 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
+from reporting.run_files import (
+    METRICS,
+    RESAMPLES,
+    panel,
+    write_cost,
+    write_distortions,
+    write_run,
+    write_validation,
+)
 
 from edue_lightning.errors import UserError
-from edue_lightning.metrics import MetricRow, interval
 from edue_lightning.reporting import compare, comparison_table, find_runs, paired_differences, read_run, write_report
 from edue_lightning.reporting.comparison import COMPARISON_COLUMNS, to_markdown
 from edue_lightning.reporting.figures import (
     comparison_panel_figure,
     disagreement_scatter_figure,
+    line_styles,
     panel_figure,
     quality_control_figure,
     reliability_figure,
 )
+from edue_lightning.reporting.findings import VERDICT_COLUMNS
 from edue_lightning.reporting.panels import (
-    Panel,
     choose_panel_cases,
     displayable,
     load_panels,
     most_disputed_slice,
     save_panels,
 )
-from edue_lightning.reporting.run_folder import (
-    CASES_COLUMNS,
-    METRICS_COLUMNS,
-    QUALITY_CONTROL_COLUMNS,
-    RELIABILITY_COLUMNS,
-    Replicates,
-    write_replicates,
-    write_table,
-)
-
-METRICS = ("dice", "nll", "ece", "brier", "image_pearson", "image_spearman", "pixel_pearson")
-RESAMPLES = 60
-
-
-def panel(case_id: str, seed: int = 0) -> Panel:
-    rng = np.random.default_rng(seed)
-    masks = np.zeros((4, 20, 20), dtype=np.uint8)
-    for rater in range(4):
-        masks[rater, 5 : 12 + rater, 4:13] = 1
-    share = masks.mean(axis=0)
-    mean = rng.random((20, 20)).astype(np.float32)
-    return Panel(
-        case_id=case_id,
-        structure="nodule",
-        image=rng.random((20, 20)).astype(np.float32),
-        masks=masks,
-        rater_variance=(share * (1 - share)).astype(np.float32),
-        member_variance=(0.25 * rng.random((20, 20))).astype(np.float32),
-        mean_probability=mean,
-        sv=3.25,
-        sv_star=4.5,
-    )
-
-
-def write_run(folder: Path, method: str, seed: int, *, cases: int = 9, shift: float = 0.0) -> Path:
-    """Write a finished run with figures that depend on its seed."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    identity = {"method": method, "data": "lidc", "split": "test"}
-    configuration = {"seed": seed, "label": method, "command": "train <it>", "commit": "abc", "image_note": "not & CT"}
-    (folder / "config.yaml").write_text(yaml.safe_dump(configuration))
-    rows, arrays = [], {}
-    for metric in METRICS:
-        replicates = shift + rng.random(RESAMPLES)
-        arrays["nodule", metric] = replicates
-        low, high = interval(replicates)
-        row = MetricRow("nodule", metric, float(replicates.mean()), low, high, cases, 0)
-        rows.append({**identity, **vars(row)})
-    write_table(pd.DataFrame(rows), METRICS_COLUMNS, folder / "metrics.csv")
-    ids = tuple(f"case{i}" for i in range(cases))
-    table = pd.DataFrame({"case_id": ids, "structure": "nodule", "dice": rng.random(cases), "nll": 0.1, "extra": 1})
-    table = table.assign(sv=rng.random(cases), sv_star=rng.random(cases), **identity)
-    write_table(table, CASES_COLUMNS, folder / "cases.csv")
-    edges = np.arange(16) / 15
-    curve = pd.DataFrame({"bin_low": edges[:-1], "bin_high": edges[1:], "count": 10, "structure": "nodule"})
-    curve = curve.assign(mean_probability=edges[:-1], frequency=edges[:-1] ** 2, **identity)
-    curve.loc[3, ["count", "mean_probability", "frequency"]] = [0, np.nan, np.nan]
-    write_table(curve, RELIABILITY_COLUMNS, folder / "reliability.csv")
-    control = pd.DataFrame({"flagged": [0, 0.5, 1], "missed": [0.3, 0.1, 0], "structure": "nodule"}).assign(**identity)
-    write_table(control, QUALITY_CONTROL_COLUMNS, folder / "quality_control.csv")
-    write_replicates(Replicates(ids, arrays), folder / "bootstrap.npz")
-    save_panels([panel("case0"), panel("case3", 1)], folder / "panels.npz")
-    (folder / "model.json").write_text('{"parameters": 1234567, "networks": 1}')
-    return folder
+from edue_lightning.reporting.run_folder import CASES_COLUMNS, METRICS_COLUMNS
 
 
 @pytest.fixture
@@ -211,7 +157,28 @@ DAMAGE = {
     "config.yaml": "{unclosed",
     "bootstrap.npz": "PK no archive",
     "model.json": "{",
+    "validation.csv": "method\nedue\n",
+    "distorted_cases.csv": "case_id,severity\n",
+    "detection.csv": "method,data,split,structure,score,distortion,severity\n",
 }
+
+
+def test_an_older_run_lacks_files_but_is_read(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", "edue", 0))
+    assert run.validation is None
+    assert run.distorted_cases is None
+    assert run.detection is None
+    assert np.isnan(run.validation_value("nodule", "dice"))
+    assert np.isnan(run.value("nodule", "no metric"))
+
+
+def test_curves_without_a_score_ask_for_another_evaluation(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", "edue", 0)
+    pd.read_csv(folder / "quality_control.csv").drop(columns="score").to_csv(
+        folder / "quality_control.csv", index=False
+    )
+    with pytest.raises(UserError, match=r"quality_control.csv: lacks the columns score; run the evaluation again"):
+        read_run(folder)
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -227,7 +194,7 @@ def test_damaged_panels_and_missing_folders_are_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", "edue", 0)
     (folder / "panels.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"panels.npz: cannot be read"):
-        write_report(tmp_path, tmp_path / "report")
+        write_report(tmp_path, tmp_path / "report", "edue")
     with pytest.raises(UserError, match="nowhere: no such folder"):
         find_runs(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -236,40 +203,122 @@ def test_damaged_panels_and_missing_folders_are_named(tmp_path: Path) -> None:
 
 
 class References(HTMLParser):
-    """Collects the addresses that a page refers to, its images and its text."""
+    """Collects the addresses that a page refers to, its tables and captions, and its text."""
 
-    def __init__(self) -> None:
+    def __init__(self, page: str) -> None:
         super().__init__()
         self.addresses: list[str] = []
+        self.tags: list[str] = []
         self.text = ""
+        self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.addresses += [value or "" for name, value in attrs if name in {"src", "href"}]
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in {"src", "href", "srcset", "action"}]
 
     def handle_data(self, data: str) -> None:
         self.text += data
 
 
+def assert_stands_alone(page: str, figures: int) -> References:
+    seen = References(page)
+    assert len(seen.addresses) == seen.tags.count("figcaption") == figures
+    assert all(address.startswith("data:image/png;base64,") for address in seen.addresses)
+    for outside in ("http", "@import", "url(", "link", "iframe"):
+        assert outside not in re.sub(r"base64,[^\"]*", "", page), outside
+    return seen
+
+
 def test_the_report_stands_alone(runs_folder: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in runs_folder.rglob("*") if path.is_file()}
-    paths = write_report(runs_folder, tmp_path / "report")
+    paths = write_report(runs_folder, tmp_path / "report", "edue")
     page = paths.html.read_text()
-    seen = References()
-    seen.feed(page)
-    assert len(seen.addresses) == 3 + 2  # calibration, quality control, scatter, and a figure a panel case
-    assert all(address.startswith("data:image/png;base64,") for address in seen.addresses)
-    assert "@import" not in page
+    # calibration, quality control, scatter, and a figure a panel case
+    seen = assert_stands_alone(page, 3 + 2)
     assert "viewport" in page
     assert "not & CT" in seen.text
     assert "train <it>" in seen.text  # escaped in the page
     assert "nll ↓" in seen.text
+    made = f"Made by python -m edue_lightning.report runs={runs_folder} output={paths.folder} reference=edue"
+    assert seen.text.count(f"{made} from runs of commit abc.") == 5
+    assert "AUROC of distorted images against" not in seen.text
     assert {path: path.read_bytes() for path in before} == before
-    assert len(list((tmp_path / "report" / "figures").glob("*.png"))) == 5
+    for ending in ("png", "svg"):
+        assert len(list((tmp_path / "report" / "figures").glob(f"*.{ending}"))) == 5
     pd.testing.assert_frame_equal(pd.read_csv(paths.comparison), compare(find_runs(runs_folder)))
     # a second report finds the same runs, its own folder among them or not
-    again = write_report(runs_folder, runs_folder / "report")
+    again = write_report(runs_folder, runs_folder / "report", "edue")
     assert len(find_runs(runs_folder)) == 6
     assert again.html.is_file()
+
+
+def test_the_verdict_stands_on_top_of_page_and_markdown(runs_folder: Path, tmp_path: Path) -> None:
+    for folder in runs_folder.iterdir():
+        method = folder.name.rpartition("_")[0]
+        write_validation(folder, method, {"nll": 0.1, "dice": 0.8})
+    paths = write_report(runs_folder, tmp_path / "report", "edue")
+    frame = pd.read_csv(paths.verdict, keep_default_na=False, na_values=[""])
+    assert tuple(frame.columns) == VERDICT_COLUMNS
+    assert set(frame["quantity"]) >= {"nll", "dice", "forward_passes"}
+    row = frame[frame["quantity"] == "nll"].iloc[0]
+    for text in (paths.markdown.read_text(), References(paths.html.read_text()).text):
+        assert text.index("Does edue keep its promise on the test cases?") < text.index("lidc, test, nodule")
+        assert f"NLL {row['value']:.3f} against {row['baseline_value']:.3f} of layer_ensemble" in text
+        # there is no deep ensemble to be compared with
+        assert "lidc: not compared with layer_ensemble and deep_ensemble" in text
+
+
+def test_without_a_run_of_the_reference_the_report_says_so(runs_folder: Path, tmp_path: Path) -> None:
+    paths = write_report(runs_folder, tmp_path / "report", "edue_moments")
+    said = "No run has the label edue_moments, so there are no differences from it and no verdict on it."
+    assert said in paths.markdown.read_text()
+    seen = References(paths.html.read_text())
+    assert said in seen.text
+    assert "Difference to" not in seen.text
+    assert pd.read_csv(paths.verdict).empty
+    assert pd.read_csv(tmp_path / "report" / "differences.csv").empty
+
+
+def test_another_reference_is_compared_with(runs_folder: Path, tmp_path: Path) -> None:
+    write_report(runs_folder, tmp_path / "report", "layer_ensemble")
+    differences = pd.read_csv(tmp_path / "report" / "differences.csv")
+    assert set(differences["reference"]) == {"layer_ensemble"}
+    assert set(differences["method"]) == {"edue"}
+
+
+def test_many_methods_make_one_report(tmp_path: Path) -> None:
+    labels = ["edue", "layer_ensemble", "deep_ensemble_rater_per_member", *(f"method_{n}" for n in range(10))]
+    for label in labels:
+        for seed in (0, 1):
+            folder = write_run(tmp_path / "runs" / f"{label}_{seed}", label, seed)
+            write_validation(folder, label, {"nll": 0.1})
+            write_distortions(folder, label, seed, has_sv=label != "method_0")
+            write_cost(folder, parameters=1e6, parameter_ratio=1.02, forward_passes=1, flops=1e9)
+    paths = write_report(tmp_path / "runs", tmp_path / "report", "edue")
+    # calibration, quality control, scatter, boxes, detection, and a figure a panel case
+    seen = assert_stands_alone(paths.html.read_text(), 5 + 2)
+    assert set(labels) <= set(re.findall(r"\w+", seen.text))
+    assert "AUROC of distorted images against" in seen.text
+    assert "parameter ratio" in seen.text
+    assert "latency ratio" not in seen.text
+
+
+def test_more_methods_than_colours_differ_by_their_lines() -> None:
+    styles = line_styles([str(n) for n in range(20)])
+    assert len({(style["color"], str(style["linestyle"])) for style in styles.values()}) == 20
+
+
+def test_many_panels_wrap_into_rows() -> None:
+    panels = {f"method_{n}": panel("a", n) for n in range(13)}
+    figure = comparison_panel_figure(panels)
+    assert figure.get_figwidth() < 20
+    titles = [axes.get_title() for axes in figure.axes]
+    assert sum("method" in title for title in titles) == 13
+    assert titles.count("prediction") == 13
+    # what is drawn lies above its prediction
+    above = next(axes for axes in figure.axes if "method 11" in axes.get_title())
+    below = figure.axes[figure.axes.index(above) + 7]
+    np.testing.assert_array_equal(below.images[0].get_array(), panels["method_11"].mean_probability >= 0.5)
 
 
 def test_panels_survive_the_file(tmp_path: Path) -> None:
@@ -330,7 +379,8 @@ def lines_of(figure: object) -> Iterator[np.ndarray]:
 
 def test_the_quality_control_figure_has_the_curve_its_ideal_and_its_random_line(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run", "edue", 0))
-    curve, ideal, random, *legend = lines_of(quality_control_figure({"edue": run.quality_control}))
+    curves = {"edue": run.quality_control[run.quality_control["score"] == "sv"]}
+    curve, ideal, random, *legend = lines_of(quality_control_figure(curves))
     np.testing.assert_array_equal(curve, [[0, 0.3], [0.5, 0.1], [1, 0]])
     np.testing.assert_array_equal(ideal, [[0, 0.3], [0.3, 0]])
     np.testing.assert_array_equal(random, [[0, 0.3], [1, 0]])

@@ -92,6 +92,7 @@ from edue_lightning.metrics.settings import (
     MetricSettings,
 )
 from edue_lightning.metrics.summary import (
+    MEAN_STRUCTURE,
     MetricRow,
     ReliabilityRow,
     Summary,
@@ -103,6 +104,7 @@ from edue_lightning.metrics.summary import (
 
 __all__ = [
     "LOWER_IS_BETTER",
+    "MEAN_STRUCTURE",
     "METRICS",
     "SCORES",
     "STATISTICS",

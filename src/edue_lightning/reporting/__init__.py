@@ -3,6 +3,7 @@
 from edue_lightning.reporting.comparison import compare, comparison_table, paired_differences
 from edue_lightning.reporting.html import ReportPaths, write_report
 from edue_lightning.reporting.run_folder import Run, find_runs, read_run
+from edue_lightning.reporting.verdict import judge
 
 __all__ = [
     "ReportPaths",
@@ -10,6 +11,7 @@ __all__ = [
     "compare",
     "comparison_table",
     "find_runs",
+    "judge",
     "paired_differences",
     "read_run",
     "write_report",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,27 @@ TABLE_METRICS = (
 Array = NDArray[np.float64]
 Subject = tuple[str, str, str]
 """Method, data set and split."""
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """A metric of one method and a metric of another, on the same resamples of the same cases.
+
+    Attributes:
+        value: of the first, mean over seeds; NaN where it is undefined.
+        other: of the second.
+        difference: the first minus the second.
+        ci_low: lower end of the difference's 95 % interval.
+        ci_high: upper end.
+        seeds: the smaller number of the two.
+    """
+
+    value: float
+    other: float
+    difference: float
+    ci_low: float
+    ci_high: float
+    seeds: int
 
 
 def group_by_subject(runs: Sequence[Run]) -> dict[Subject, list[Run]]:
@@ -74,7 +96,7 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
         for structure, metric in tables[0]:
             found = [table.get((structure, metric)) for table in tables]
             present = [row for row in found if row is not None]
-            low, high = interval(_over_seeds([_replicates(run, structure, metric) for run in members]))
+            low, high = interval(replicates_over_seeds(members, structure, metric))
             value = float(np.mean([row["value"] for row in present]))
             counts = (int(min(r["n_cases"] for r in present)), int(max(r["n_undefined"] for r in present)))
             ends = (low, high) if not np.isnan(value) else (np.nan, np.nan)
@@ -98,21 +120,68 @@ def paired_differences(runs: Sequence[Run], reference: str) -> pd.DataFrame:
     rows = []
     for (method, data, split), members in groups.items():
         references = groups.get((reference, data, split))
-        if method == reference or references is None:
-            continue
-        if members[0].replicates.case_ids != references[0].replicates.case_ids:
+        if method == reference or references is None or not on_same_cases(members, references):
             continue
         for structure, metric in _by_metric(members[0]):
-            own, other = ([_replicates(run, structure, metric) for run in group] for group in (members, references))
-            values = [
-                np.mean([_by_metric(run)[structure, metric]["value"] for run in group])
-                for group in (members, references)
-            ]
-            low, high = interval(_over_seeds(own, draw=0) - _over_seeds(other, draw=1))
-            ends = (low, high) if not np.isnan(values[0] - values[1]) else (np.nan, np.nan)
-            seeds = min(len(members), len(references))
-            rows.append((method, reference, data, split, structure, metric, values[0] - values[1], *ends, seeds))
+            found = paired_difference(members, references, structure, metric)
+            interval_ends = (found.ci_low, found.ci_high)
+            identity = (method, reference, data, split, structure, metric)
+            rows.append((*identity, found.difference, *interval_ends, found.seeds))
     return pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
+
+
+def on_same_cases(first: Sequence[Run], second: Sequence[Run]) -> bool:
+    """Return whether two methods were measured on the same cases, so that their resamples pair."""
+    return first[0].replicates.case_ids == second[0].replicates.case_ids
+
+
+def paired_difference(
+    first: Sequence[Run], second: Sequence[Run], structure: str, metric: str, other_metric: str | None = None
+) -> PairedDifference:
+    """Return how two methods differ, each in a metric of its own, with an interval over cases and seeds.
+
+    Args:
+        first: seeds of a method.
+        second: seeds of another, on the same cases.
+        structure: of both.
+        metric: of the first.
+        other_metric: of the second; None for the same.
+
+    Raises:
+        UserError: if a run has no replicates of its metric.
+    """
+    other_metric = other_metric or metric
+    value, other = mean_over_seeds(first, structure, metric), mean_over_seeds(second, structure, other_metric)
+    own, others = (
+        replicates_over_seeds(first, structure, metric),
+        replicates_over_seeds(second, structure, other_metric, 1),
+    )
+    ends = interval(own - others) if not np.isnan(value - other) else (np.nan, np.nan)
+    return PairedDifference(value, other, value - other, *ends, min(len(first), len(second)))
+
+
+def mean_over_seeds(runs: Sequence[Run], structure: str, metric: str) -> float:
+    """Return a metric's mean over the seeds of a method; NaN if one of them does not define it."""
+    return float(np.mean([run.value(structure, metric) for run in runs]))
+
+
+def replicates_over_seeds(runs: Sequence[Run], structure: str, metric: str, draw: int = 0) -> Array:
+    """Return the replicates of a method's mean over seeds, `[resamples]`, the seeds drawn with replacement for each.
+
+    Args:
+        runs: seeds of the method.
+        structure: of the metric.
+        metric: its name.
+        draw: distinguishes the draws of two methods, whose seeds have nothing to do with each other.
+
+    Raises:
+        UserError: if a run has no replicates of the metric.
+    """
+    stacked = np.stack([_replicates(run, structure, metric) for run in runs])
+    seeds, resamples = stacked.shape
+    drawn = np.random.default_rng([seeds, draw]).integers(0, seeds, size=(seeds, resamples))
+    averaged: Array = np.take_along_axis(stacked, drawn, axis=0).mean(axis=0)
+    return averaged
 
 
 def comparison_table(
@@ -166,17 +235,3 @@ def _replicates(run: Run, structure: str, metric: str) -> Array:
     if found is None:
         raise UserError(f"{run.folder}: has no bootstrap replicates of {structure}/{metric}; evaluate it again")
     return found
-
-
-def _over_seeds(replicates: Sequence[Array], draw: int = 0) -> Array:
-    """Average the replicates of several seeds, the seeds drawn with replacement for each replicate.
-
-    Args:
-        replicates: `[resamples]` of each seed.
-        draw: distinguishes the draws of two methods, whose seeds have nothing to do with each other.
-    """
-    stacked = np.stack(replicates)
-    seeds, resamples = stacked.shape
-    drawn = np.random.default_rng([seeds, draw]).integers(0, seeds, size=(seeds, resamples))
-    averaged: Array = np.take_along_axis(stacked, drawn, axis=0).mean(axis=0)
-    return averaged

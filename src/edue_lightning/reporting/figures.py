@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,44 @@ from edue_lightning.reporting.panels import Panel
 # Okabe and Ito's palette, which readers with colour-blindness can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 LARGEST_VARIANCE = 0.25
+_LINE_STYLES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)))
+_MARKERS = ("o", "s", "^")
 _CELL = 2.5
+_MOST_ABREAST = 5
+# of a legend's line, of what stands beside its text, and of a letter
+_LEGEND_LINE_INCHES, _LEGEND_HANDLE_INCHES, _LEGEND_LETTER_INCHES = 0.21, 0.75, 0.062
+
+
+def line_styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return colour, line style and marker of each label; those beyond the colours differ by style and marker."""
+    styles = {}
+    for number, label in enumerate(labels):
+        again = number // len(COLOURS) % len(_LINE_STYLES)
+        styles[label] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "linestyle": _LINE_STYLES[again],
+            "marker": _MARKERS[again],
+        }
+    return styles
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Write the legend of some axes below the figure, which becomes higher by it, in as many columns as fit."""
+    handles, labels = axes.get_legend_handles_labels()
+    width = _LEGEND_HANDLE_INCHES + _LEGEND_LETTER_INCHES * max(map(len, labels))
+    columns = max(1, int(figure.get_figwidth() / width))
+    figure.set_figheight(figure.get_figheight() + _LEGEND_LINE_INCHES * -(-len(labels) // columns))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False, handlelength=3.2
+    )
+
+
+def broken_label(label: str) -> str:
+    """Return a method's label with its words apart, long ones on two lines."""
+    for ending in ("_rater_per_member", "_random_rater", "_soft_majority"):
+        if label.endswith(ending):
+            label = f"{label.removesuffix(ending)}\n{ending[1:]}"
+    return label.replace("_", " ")
 
 
 def reliability_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
@@ -26,19 +62,20 @@ def reliability_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     Args:
         curves: rows of `reliability.csv` by method.
     """
-    figure = Figure(figsize=(5.2, 6.0), layout="constrained")
+    figure = Figure(figsize=(5.8, 6.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     above.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="perfect calibration")
-    for colour, (label, curve) in zip(itertools.cycle(COLOURS), curves.items(), strict=False):
+    styles = line_styles(list(curves))
+    for label, curve in curves.items():
         filled = curve[curve["count"] > 0]
-        above.plot(filled["mean_probability"], filled["frequency"], "o-", color=colour, markersize=4, label=label)
-        below.plot(filled["mean_probability"], filled["count"], "o-", color=colour, markersize=3, linewidth=1)
+        position, style = filled["mean_probability"], styles[label]
+        above.plot(position, filled["frequency"], markersize=4, label=label, **style)
+        below.plot(position, filled["count"], markersize=3, linewidth=1, **style)
     above.set(ylabel="share of raters who marked", xlim=(0, 1), ylim=(0, 1))
-    above.set_aspect("equal")
-    above.legend(fontsize=8, loc="lower right")
     below.set(xlabel="predicted probability", ylabel="voxel-rater pairs", yscale="log")
     for axes in (above, below):
         axes.grid(color="0.9")
+    add_legend(figure, above)
     return figure
 
 
@@ -48,11 +85,12 @@ def quality_control_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     Args:
         curves: rows of `quality_control.csv`, by method or structure.
     """
-    figure = Figure(figsize=(5.2, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.8, 4.8), layout="constrained")
     axes = figure.subplots()
-    for colour, (label, curve) in zip(itertools.cycle(COLOURS), curves.items(), strict=False):
-        axes.plot(curve["flagged"], curve["missed"], color=colour, label=label)
-        poor = float(curve["missed"].iloc[0])
+    styles = line_styles(list(curves))
+    for label, curve in curves.items():
+        axes.plot(curve["flagged"], curve["missed"], label=label, markersize=4, markevery=0.12, **styles[label])
+        poor, colour = float(curve["missed"].iloc[0]), styles[label]["color"]
         axes.plot([0, poor], [poor, 0], color=colour, linestyle="--", linewidth=0.8)
         axes.plot([0, 1], [poor, 0], color=colour, linestyle=":", linewidth=0.8)
     # what the line styles mean, whatever the colour
@@ -60,8 +98,8 @@ def quality_control_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     axes.plot([], [], color="0.4", linestyle=":", linewidth=0.8, label="random")
     axes.set(xlabel="fraction of cases flagged", ylabel="poor segmentations missed, of all cases", xlim=(0, 1))
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
     axes.grid(color="0.9")
+    add_legend(figure, axes)
     return figure
 
 
@@ -86,24 +124,31 @@ def panel_figure(panel: Panel, note: str | None = None) -> Figure:
 
 
 def comparison_panel_figure(panels: Mapping[str, Panel], note: str | None = None) -> Figure:
-    """Draw one case for many methods: above the variances on one scale, below the predictions.
+    """Draw one case for many methods: each one's variance on one scale, and its prediction below.
+
+    Many methods wrap into several rows; the raters stand first.
 
     Args:
         panels: of the same case and structure, by method.
         note: what a reader must be told of the images, drawn below them.
     """
     first = next(iter(panels.values()))
-    columns = 2 + len(panels)
-    figure = Figure(figsize=(columns * _CELL, 2 * _CELL + 0.8), layout="constrained")
-    axes: NDArray[Any] = figure.subplots(2, columns)
-    _draw_contours(axes[0, 0], first)
-    axes[1, 0].axis("off")
-    shown = _draw_variance(axes[0, 1], first.rater_variance, f"raters\nSV* {first.sv_star:.1f}")
-    _draw_mask(axes[1, 1], _consensus(first), "soft majority")
-    for column, (label, panel) in enumerate(panels.items(), start=2):
-        _draw_variance(axes[0, column], panel.member_variance, f"{_broken(label)}\nSV {panel.sv:.1f}")
-        _draw_mask(axes[1, column], panel.mean_probability >= 0.5, "prediction")
-    figure.colorbar(shown, ax=list(axes[0]), shrink=0.8, label="variance")
+    cells = 2 + len(panels)
+    columns = min(cells, 2 + _MOST_ABREAST)
+    rows = -(-cells // columns)
+    figure = Figure(figsize=(columns * _CELL, rows * (2 * _CELL + 0.4) + 0.4), layout="constrained")
+    axes: NDArray[Any] = figure.subplots(2 * rows, columns)
+    # a pair of axes a cell, one above the other
+    pairs = axes.reshape(rows, 2, columns).transpose(0, 2, 1).reshape(-1, 2)
+    _draw_contours(pairs[0, 0], first)
+    shown = _draw_variance(pairs[1, 0], first.rater_variance, f"raters\nSV* {first.sv_star:.1f}")
+    _draw_mask(pairs[1, 1], _consensus(first), "soft majority")
+    for (above, below), (label, panel) in zip(pairs[2:], panels.items(), strict=False):
+        _draw_variance(above, panel.member_variance, f"{broken_label(label)}\nSV {panel.sv:.1f}")
+        _draw_mask(below, panel.mean_probability >= 0.5, "prediction")
+    for empty in (pairs[0, 1], *pairs[cells:].ravel()):
+        empty.axis("off")
+    figure.colorbar(shown, ax=list(axes.ravel()), shrink=0.4 / rows, anchor=(0, 1), label="variance")
     figure.suptitle(f"{first.case_id}, {first.structure}", fontsize=10)
     _write_note(figure, note)
     return figure
@@ -115,7 +160,7 @@ def disagreement_scatter_figure(cases: Mapping[str, pd.DataFrame]) -> Figure:
     Args:
         cases: rows of `cases.csv` of one structure, by method.
     """
-    columns = min(3, len(cases))
+    columns = min(4, len(cases))
     rows = -(-len(cases) // columns)
     figure = Figure(figsize=(3.2 * columns, 3.2 * rows), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).ravel()
@@ -126,10 +171,13 @@ def disagreement_scatter_figure(cases: Mapping[str, pd.DataFrame]) -> Figure:
         defined = frame[["sv", "sv_star"]].dropna()
         varies = len(defined) >= 3 and bool((defined.max() > defined.min()).all())
         correlation = f"Pearson {defined['sv'].corr(defined['sv_star']):.2f}" if varies else "Pearson undefined"
-        drawn.set_title(f"{_broken(label)}\n{correlation}", fontsize=9)
+        drawn.set_title(f"{broken_label(label)}\n{correlation}", fontsize=9)
         drawn.grid(color="0.9")
     for unused in axes[len(cases) :]:
         unused.axis("off")
+    # also above an unused place
+    for lowest in axes[max(len(cases) - columns, 0) : len(cases)]:
+        lowest.tick_params(labelbottom=True)
     figure.supxlabel("raters' sum of variances SV*", fontsize=9)
     figure.supylabel("model's sum of variances SV", fontsize=9)
     return figure
@@ -165,7 +213,3 @@ def _draw_mask(axes: Axes, mask: NDArray[np.bool_], title: str) -> None:
 def _consensus(panel: Panel) -> NDArray[np.bool_]:
     consensus: NDArray[np.bool_] = panel.masks.mean(axis=0) >= 0.5
     return consensus
-
-
-def _broken(label: str) -> str:
-    return label.replace("_rater_per_member", "\nrater per member").replace("_", " ")

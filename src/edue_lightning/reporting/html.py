@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from edue_lightning.reporting.comparison import (
-    compare,
-    comparison_table,
-    group_by_subject,
-    paired_differences,
-    to_markdown,
-)
-from edue_lightning.reporting.figures import (
-    comparison_panel_figure,
-    disagreement_scatter_figure,
-    quality_control_figure,
-    reliability_figure,
-)
-from edue_lightning.reporting.panels import Panel, load_panels
-from edue_lightning.reporting.run_folder import PANELS_FILE, Run, find_runs
-
-REFERENCE = "edue"
-DIFFERENCE_METRICS = ("dice", "nll", "ece", "image_pearson", "image_spearman_normalised", "pixel_pearson")
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; padding: 1rem;
-  max-width: 70rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid #ddd; padding: .35rem .6rem; text-align: left; white-space: nowrap; }
-img { max-width: 100%; height: auto; }
-.note { background: #fff6dd; border-left: 4px solid #e69f00; padding: .6rem 1rem; }
-code { background: #f3f3f3; padding: .1rem .3rem; overflow-wrap: anywhere; }
-"""
+from edue_lightning.reporting.comparison import compare, comparison_table, paired_differences, to_markdown
+from edue_lightning.reporting.drawings import drawings
+from edue_lightning.reporting.findings import OVER_DATA, Verdict
+from edue_lightning.reporting.page import html_list, html_table, page, write_figure
+from edue_lightning.reporting.run_folder import Run, find_runs
+from edue_lightning.reporting.tables import cost_table, detection_table, differences_table
+from edue_lightning.reporting.verdict import judge
+from edue_lightning.reporting.verdict_text import PARTS, sentences, summary, table
 
 _DEFINITIONS = {
     "dice ↑": "overlap of the mean prediction (p ≥ 0.5) with the mask of at least half of the raters, mean over cases",
@@ -54,6 +30,8 @@ _DEFINITIONS = {
     "because large structures have long edges",
     "pixel_pearson ↑": "correlation over voxels of the two variance maps, mean over cases",
     "…_total ↑": "the same with p(1 - p) of the mean prediction in the place of the variance between members",
+    "d-AUC ↓": "area between the quality-control curve of a score and the ideal one, which flags the poor ones first",
+    "AUROC ↑": "of distorted images against clean ones, by a score; 0.5 for a score without information",
 }
 
 
@@ -65,72 +43,112 @@ class ReportPaths:
         folder: that holds all of it.
         html: the self-contained page.
         comparison: `comparison.csv`.
-        markdown: the tables in Markdown.
-        figures: folder with every figure as PNG.
+        verdict: `verdict.csv`.
+        markdown: verdict and tables in Markdown.
+        figures: folder with every figure as PNG and SVG.
     """
 
     folder: Path
     html: Path
     comparison: Path
+    verdict: Path
     markdown: Path
     figures: Path
 
 
-def write_report(runs_folder: Path, output: Path) -> ReportPaths:
+def write_report(runs_folder: Path, output: Path, reference: str) -> ReportPaths:
     """Compare every finished run below a folder.
 
     The report is derived from the runs, which are only read; an earlier report in `output` is replaced.
 
     Args:
         runs_folder: holds the runs, at any depth.
-        output: folder for `comparison.csv`, `differences.csv`, `comparison.md`, `figures/` and `report.html`.
+        output: folder for `comparison.csv`, `differences.csv`, `verdict.csv`, `comparison.md`, `figures/` and
+            `report.html`.
+        reference: label of the method that the others are compared with, and that is judged; without a run of it there
+            are neither differences nor a verdict.
 
     Raises:
         UserError: if there is no finished run, a run's file is damaged, or two runs are the same method and seed.
     """
     runs = find_runs(runs_folder)
-    comparison = compare(runs)
-    differences = paired_differences(runs, REFERENCE)
+    comparison, differences = compare(runs), paired_differences(runs, reference)
+    if any(run.key[0] == reference for run in runs):
+        verdict = judge(runs, reference)
+    else:
+        missing = f"No run has the label {reference}, so there are no differences from it and no verdict on it."
+        verdict = Verdict(reference, [], [missing])
     paths = ReportPaths(
         folder=output,
         html=output / "report.html",
         comparison=output / "comparison.csv",
+        verdict=output / "verdict.csv",
         markdown=output / "comparison.md",
         figures=output / "figures",
     )
     paths.figures.mkdir(parents=True, exist_ok=True)
     comparison.to_csv(paths.comparison, index=False)
     differences.to_csv(output / "differences.csv", index=False)
+    verdict.frame().to_csv(paths.verdict, index=False)
 
-    markdown = []
-    body = [f"<h1>Comparison of {len(runs)} runs</h1>", *_notes(runs)]
+    markdown = list(_verdict_markdown(verdict))
+    body = [f"<h1>Comparison of {len(runs)} runs</h1>", *_notes(runs), *_verdict_section(verdict)]
     for data, split, structure in comparison[["data", "split", "structure"]].drop_duplicates().itertuples(index=False):
         title = f"{data}, {split}, {structure}"
         cases = int(comparison[(comparison["data"] == data) & (comparison["split"] == split)]["n_cases"].max())
         caption = f"{cases} cases; mean over seeds, with 95 % bootstrap intervals; the best value of a column in bold"
-        table = comparison_table(comparison, data, split, structure, bold=lambda text: f"**{text}**")
-        markdown.append(f"### {title}\n\n{caption}\n\n{to_markdown(table)}\n")
-        body += [f"<h2>{html.escape(title)}</h2>", f"<p>{caption}.</p>", _html_table(table)]
-        body += _differences_section(differences, data, split, structure)
+        figures = comparison_table(comparison, data, split, structure, bold=lambda text: f"**{text}**")
+        markdown.append(f"### {title}\n\n{caption}\n\n{to_markdown(figures)}\n")
+        body += [f"<h2>{html.escape(title)}</h2>", f"<p>{caption}.</p>", html_table(figures)]
+        body += _further_tables(runs, differences, reference, (data, split, structure))
     body += _cost_section(runs)
-    for name, figure in _figures(runs):
-        path = paths.figures / f"{name}.png"
-        figure.savefig(path, dpi=110)
-        body.append(f"<h2>{html.escape(name.replace('_', ' '))}</h2>{_image(figure, name)}")
+    command = ["python", "-m", "edue_lightning.report"]
+    command += [f"runs={runs_folder}", f"output={output}", f"reference={reference}"]
+    for drawing in drawings(runs):
+        caption = f"{drawing.caption} {_origin(shlex.join(command), drawing.runs)}"
+        body.append(f"<h2>{html.escape(drawing.name.replace('_', ' '))}</h2>")
+        body.append(write_figure(drawing.figure, drawing.name, caption, paths.figures))
     body += ["<h2>What the figures mean</h2><ul>"]
     body += [f"<li><b>{term}</b>: {meaning}</li>" for term, meaning in _DEFINITIONS.items()]
     body += ["</ul>", *_runs_section(runs)]
     paths.markdown.write_text("\n".join(markdown))
-    paths.html.write_text(_page("\n".join(body)))
+    paths.html.write_text(page("\n".join(body)))
     return paths
 
 
-def _page(body: str) -> str:
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>edue-lightning report</title><style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
-    )
+def _verdict_title(verdict: Verdict) -> str:
+    return f"Does {verdict.candidate} keep its promise on the test cases?"
+
+
+def _verdict_markdown(verdict: Verdict) -> Iterator[str]:
+    yield f"## {_verdict_title(verdict)}\n"
+    if verdict.findings:
+        yield f"{summary(verdict)}\n"
+    yield from (f"{remark}\n" for remark in verdict.remarks)
+    for part, title in PARTS.items():
+        found = table(verdict, part)
+        if len(found):
+            yield f"### {title}\n\n{to_markdown(found)}\n"
+    for data, said in sentences(verdict).items():
+        lines = "\n".join(f"- {sentence}" for sentence in said)
+        yield f"### {_data_title(data)}\n\n{lines}\n"
+
+
+def _verdict_section(verdict: Verdict) -> Iterator[str]:
+    yield f"<h2>{html.escape(_verdict_title(verdict))}</h2>"
+    if verdict.findings:
+        yield f"<p><b>{html.escape(summary(verdict))}</b></p>"
+    yield from (f'<p class="note">{html.escape(remark)}</p>' for remark in verdict.remarks)
+    for part, title in PARTS.items():
+        found = table(verdict, part)
+        if len(found):
+            yield f"<h3>{title}</h3>{html_table(found)}"
+    for data, said in sentences(verdict).items():
+        yield f"<h3>{html.escape(_data_title(data))}</h3>{html_list(said)}"
+
+
+def _data_title(data: str) -> str:
+    return "Over all data sets" if data == OVER_DATA else data
 
 
 def _notes(runs: Sequence[Run]) -> Iterator[str]:
@@ -139,95 +157,45 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
         yield f'<p class="note"><b>{html.escape(data)}</b>: {html.escape(str(note))}.</p>'
 
 
-def _html_table(table: pd.DataFrame) -> str:
-    """Return a table of texts, in which `**` marks bold."""
-
-    def cell(text: object) -> str:
-        escaped = html.escape(str(text))
-        for tag in ("<b>", "</b>"):
-            escaped = escaped.replace("**", tag, 1)
-        return f"<td>{escaped}</td>"
-
-    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in table.columns)
-    rows = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in table.to_numpy().tolist())
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _differences_section(differences: pd.DataFrame, data: str, split: str, structure: str) -> Iterator[str]:
-    chosen = differences[
-        (differences["data"] == data)
-        & (differences["split"] == split)
-        & (differences["structure"] == structure)
-        & differences["metric"].isin(DIFFERENCE_METRICS)
-    ]
-    if chosen.empty:
-        return
-    table = pd.DataFrame({"method": list(dict.fromkeys(chosen["method"]))})
-    for metric in DIFFERENCE_METRICS:
-        rows = chosen[chosen["metric"] == metric].set_index("method").reindex(table["method"])
-        numbers = rows[["difference", "ci_low", "ci_high"]].to_numpy(dtype=float).tolist()
-        table[metric] = [
-            "undefined" if value != value else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" for value, low, high in numbers
-        ]
-    yield f"<p>Difference to <b>{REFERENCE}</b> on the same cases (method minus {REFERENCE}), 95 % intervals:</p>"
-    yield _html_table(table)
+def _further_tables(
+    runs: Sequence[Run], differences: pd.DataFrame, reference: str, subject: tuple[str, str, str]
+) -> Iterator[str]:
+    different = differences_table(differences, *subject)
+    if len(different):
+        label = html.escape(reference)
+        yield f"<p>Difference to <b>{label}</b> on the same cases (method minus {label}), 95 % intervals:</p>"
+        yield html_table(different)
+    detection = detection_table(runs, *subject)
+    if len(detection):
+        yield "<p>AUROC of distorted images against clean ones, all severities, by kind of distortion:</p>"
+        yield html_table(detection)
 
 
 def _cost_section(runs: Sequence[Run]) -> Iterator[str]:
-    rows = {
-        run.key[0]: {"method": run.key[0], **{k: f"{v:,.0f}" for k, v in run.cost.items()}} for run in runs if run.cost
-    }
-    if rows:
-        yield "<h2>Cost</h2><p>Training seconds are one machine's and include validation; compare, don't quote.</p>"
-        yield _html_table(pd.DataFrame(list(rows.values())).rename(columns=lambda name: name.replace("_", " ")))
+    costs = cost_table(runs)
+    if len(costs):
+        yield (
+            "<h2>Cost</h2><p>Median over seeds; ratios against one plain U-Net of the same width. Training seconds are "
+            "one machine's and include validation; compare, don't quote.</p>"
+        )
+        yield html_table(costs)
 
 
-def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
-    """Yield calibration curves, scatter plots and panels; of several seeds the lowest is drawn."""
-    first_seed = {
-        subject: min(members, key=lambda run: run.seed) for subject, members in group_by_subject(runs).items()
-    }
-    for data, split in dict.fromkeys((data, split) for _, data, split in first_seed):
-        drawn = {run.key[0]: run for (_, d, s), run in first_seed.items() if (d, s) == (data, split)}
-        for structure in dict.fromkeys(next(iter(drawn.values())).reliability["structure"]):
-            name = f"{data}_{split}_{structure}"
-            curves = {label: _of_structure(run.reliability, structure) for label, run in drawn.items()}
-            yield f"calibration_{name}", reliability_figure(curves)
-            controls = {label: _of_structure(run.quality_control, structure) for label, run in drawn.items()}
-            yield f"quality_control_{name}", quality_control_figure(controls)
-            cases = {label: _of_structure(run.cases, structure) for label, run in drawn.items()}
-            yield f"disagreement_{name}", disagreement_scatter_figure(cases)
-        for (case_id, structure), panels in _panels_by_case(drawn).items():
-            figure = comparison_panel_figure(panels, next(iter(drawn.values())).configuration.get("image_note"))
-            yield f"heatmaps_{data}_{split}_{case_id}_{structure}", figure
+def _origin(command: str, runs: Sequence[Run]) -> str:
+    commits = ", ".join(html.escape(commit) for commit in dict.fromkeys(_commit(run) for run in runs))
+    return f"Made by <code>{html.escape(command)}</code> from runs of commit {commits}."
 
 
-def _of_structure(frame: pd.DataFrame, structure: str) -> pd.DataFrame:
-    return frame[frame["structure"] == structure]
-
-
-def _panels_by_case(runs: Mapping[str, Run]) -> dict[tuple[str, str], dict[str, Panel]]:
-    by_case: dict[tuple[str, str], dict[str, Panel]] = {}
-    for label, run in runs.items():
-        for panel in load_panels(run.folder / PANELS_FILE):
-            by_case.setdefault((panel.case_id, panel.structure), {})[label] = panel
-    return by_case
-
-
-def _image(figure: Figure, name: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">'
+def _commit(run: Run) -> str:
+    return str(run.configuration.get("commit") or "unknown")
 
 
 def _runs_section(runs: Sequence[Run]) -> Iterator[str]:
     yield "<h2>Runs</h2><ul>"
     for run in runs:
         method, data, split = run.key
-        commit = run.configuration.get("commit") or "unknown"
         yield (
             f"<li>{html.escape(method)} on {html.escape(data)}, {split}, seed {run.seed}, commit "
-            f"{html.escape(str(commit))}: <code>{html.escape(str(run.configuration.get('command')))}</code></li>"
+            f"{html.escape(_commit(run))}: <code>{html.escape(str(run.configuration.get('command')))}</code></li>"
         )
     yield "</ul>"

@@ -1,0 +1,128 @@
+"""What the figures draw: curves and groups of cases over all seeds of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from edue_lightning.metrics import SCORES
+from edue_lightning.reporting.run_folder import Run
+from edue_lightning.reporting.selection import best_metric
+
+Array = NDArray[np.float64]
+
+CLEAN = "none"
+POOLED = "all"
+POOLED_SEVERITY = 0
+DRAWN_SEVERITY = 3
+DISTORTED_SHARES = {"0 %": 0.0, "50 %": 0.5, "100 %": 1.0}
+"""Groups of the box plots: how many of the images are distorted."""
+
+
+class ScoreCurve(NamedTuple):
+    """A quality-control curve and the score that orders its cases.
+
+    Attributes:
+        score: name of the statistic.
+        curve: columns `flagged` and `missed`.
+    """
+
+    score: str
+    curve: pd.DataFrame
+
+
+def pooled_reliability(runs: Sequence[Run], structure: str) -> pd.DataFrame:
+    """Return the calibration curve over all seeds of a method, as if their voxel-rater pairs were one set.
+
+    Args:
+        runs: seeds of the method.
+        structure: of the curve.
+
+    Returns:
+        columns `bin_low`, `bin_high`, `count`, `mean_probability` and `frequency`; the last two NaN in an empty bin.
+    """
+    rows = pd.concat([_of(run.reliability, structure=structure) for run in runs])
+    weighted = rows[["mean_probability", "frequency"]].mul(rows["count"], axis=0)
+    sums = weighted.assign(count=rows["count"]).groupby([rows["bin_low"], rows["bin_high"]]).sum()
+    means = sums[["mean_probability", "frequency"]].div(sums["count"].where(sums["count"] > 0), axis=0)
+    return means.assign(count=sums["count"]).reset_index()
+
+
+def quality_control(runs: Sequence[Run], structure: str) -> ScoreCurve | None:
+    """Return the quality-control curve of a method by the score with the smallest d-AUC on validation data.
+
+    Where validation data define none, the score is the first of `SCORES` that has a curve: the variance between
+    members, or of a single network the total variance. The curve is the mean over seeds of the missed cases at each
+    fraction flagged.
+
+    Args:
+        runs: seeds of the method.
+        structure: of the curve.
+
+    Returns:
+        None if there is no score of which each seed has a curve.
+    """
+    tables = [_of(run.quality_control, structure=structure) for run in runs]
+    present = {
+        f"d_auc{suffix}": score
+        for suffix, (score, _) in SCORES.items()
+        if all((table["score"] == score).any() for table in tables)
+    }
+    if not present:
+        return None
+    score = present[best_metric(runs, structure, list(present)) or next(iter(present))]
+    curves = [_of(table, score=score) for table in tables]
+    flagged = np.unique(np.concatenate([curve["flagged"] for curve in curves]))
+    missed = np.mean([np.interp(flagged, curve["flagged"], curve["missed"]) for curve in curves], axis=0)
+    return ScoreCurve(score, pd.DataFrame({"flagged": flagged, "missed": missed}))
+
+
+def distorted_groups(runs: Sequence[Run], structure: str, score: str) -> dict[str, Array]:
+    """Return a score's defined values where none, every second and each of the cases are distorted.
+
+    Args:
+        runs: seeds of a method, all with distorted cases; their values are put together.
+        structure: of the score.
+        score: name of the statistic.
+
+    Returns:
+        by the names of `DISTORTED_SHARES`; a distorted case has the severity `DRAWN_SEVERITY`.
+    """
+    groups: dict[str, list[Array]] = {name: [] for name in DISTORTED_SHARES}
+    for run in runs:
+        if run.distorted_cases is None:
+            continue
+        own = _of(run.distorted_cases, structure=structure)
+        clean = _of(own, distortion=CLEAN).set_index("case_id")[score]
+        distorted = _of(own, severity=DRAWN_SEVERITY).set_index("case_id")[score].reindex(clean.index)
+        order = np.arange(len(clean))
+        for name, share in DISTORTED_SHARES.items():
+            # evenly over the order of the file, so of a half every second case
+            replaced = np.floor((order + 1) * share) > np.floor(order * share)
+            groups[name].append(np.where(replaced, distorted, clean).astype(float))
+    joined = {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in groups.items()}
+    return {name: values[~np.isnan(values)] for name, values in joined.items()}
+
+
+def auroc_by_severity(runs: Sequence[Run], structure: str, score: str) -> pd.Series:
+    """Return how well a score finds distorted images, over all kinds of distortion: the mean over seeds by severity."""
+    rows = pd.concat([_of(run.detection, structure=structure, score=score, distortion=POOLED) for run in runs])
+    return rows[rows["severity"] != POOLED_SEVERITY].groupby("severity")["auroc"].mean()
+
+
+def auroc_by_kind(runs: Sequence[Run], structure: str, score: str) -> pd.Series:
+    """Return how well a score finds distorted images, over all severities: the mean over seeds by kind, all first."""
+    rows = pd.concat([_of(run.detection, structure=structure, score=score, severity=POOLED_SEVERITY) for run in runs])
+    return rows.groupby("distortion", sort=False)["auroc"].mean()
+
+
+def _of(frame: pd.DataFrame | None, **wanted: str | int) -> pd.DataFrame:
+    chosen = pd.DataFrame() if frame is None else frame
+    for column, value in wanted.items():
+        if len(chosen):
+            chosen = chosen[chosen[column] == value]
+    return chosen

@@ -1,0 +1,91 @@
+"""Tables of texts that the report shows beside the comparison: differences, cost and detection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from edue_lightning.reporting.comparison import group_by_subject
+from edue_lightning.reporting.curves import POOLED, auroc_by_kind
+from edue_lightning.reporting.run_folder import Run
+
+DIFFERENCE_METRICS = ("dice", "nll", "ece", "image_pearson", "image_spearman_normalised", "pixel_pearson")
+DETECTION_SCORES = ("sv", "model_agreement", "entropy")
+
+# column, key in model.json, what it is divided by, and how it is written
+_COSTS = (
+    ("parameters", "parameters", 1, ",.0f"),
+    ("parameter ratio", "parameter_ratio", 1, ".2f"),
+    ("GFLOPs", "flops", 1e9, ",.2f"),
+    ("FLOP ratio", "flop_ratio", 1, ".2f"),
+    ("networks", "networks", 1, ",.0f"),
+    ("forward passes", "forward_passes", 1, ",.0f"),
+    ("latency ratio", "latency_ratio", 1, ".2f"),
+    ("train seconds", "train_seconds", 1, ",.0f"),
+)
+
+
+def differences_table(differences: pd.DataFrame, data: str, split: str, structure: str) -> pd.DataFrame:
+    """Return a row a method, a column a metric, with cells such as `-0.012 [-0.020, -0.004]`; maybe empty.
+
+    Args:
+        differences: see `paired_differences`.
+        data: data set.
+        split: of it.
+        structure: of it.
+    """
+    chosen = differences[
+        (differences["data"] == data)
+        & (differences["split"] == split)
+        & (differences["structure"] == structure)
+        & differences["metric"].isin(DIFFERENCE_METRICS)
+    ]
+    table = pd.DataFrame({"method": list(dict.fromkeys(chosen["method"]))})
+    for metric in DIFFERENCE_METRICS:
+        rows = chosen[chosen["metric"] == metric].set_index("method").reindex(table["method"])
+        numbers = rows[["difference", "ci_low", "ci_high"]].to_numpy(dtype=float).tolist()
+        table[metric] = [
+            "undefined" if np.isnan(value) else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+            for value, low, high in numbers
+        ]
+    return table
+
+
+def cost_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return a row a method and data set, the median over seeds; without the columns that no run has; maybe empty."""
+    costs: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        if run.cost:
+            costs.setdefault(run.key[:2], []).append(run)
+    rows = []
+    for (method, data), members in costs.items():
+        row = {"method": method, "data": data}
+        for column, key, unit, form in _COSTS:
+            values = [float(run.cost[key]) / unit for run in members if key in run.cost]
+            row[column] = format(float(np.median(values)), form) if values else ""
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    return table.loc[:, [bool((table[column] != "").any()) for column in table.columns]]
+
+
+def detection_table(runs: Sequence[Run], data: str, split: str, structure: str) -> pd.DataFrame:
+    """Return the AUROC of distorted images over all severities: a row a method and score, a column a kind; maybe empty.
+
+    Args:
+        runs: see `find_runs`.
+        data: data set.
+        split: of it.
+        structure: of it.
+    """
+    rows = []
+    for (method, of_data, of_split), members in group_by_subject(runs).items():
+        if (of_data, of_split) != (data, split) or any(run.detection is None for run in members):
+            continue
+        for score in DETECTION_SCORES:
+            areas = auroc_by_kind(members, structure, score)
+            if not areas.isna().all():
+                cells = {str(kind): "undefined" if np.isnan(area) else f"{area:.3f}" for kind, area in areas.items()}
+                rows.append({"method": method, "score": score, POOLED: cells.pop(POOLED, "undefined"), **cells})
+    return pd.DataFrame(rows).fillna("undefined")

@@ -1,0 +1,148 @@
+"""What the figures draw over all seeds of a method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from reporting.run_files import CASE_SCORES, write_cost, write_distortions, write_run, write_validation
+
+from edue_lightning.reporting import Run, read_run
+from edue_lightning.reporting.curves import (
+    auroc_by_kind,
+    auroc_by_severity,
+    distorted_groups,
+    pooled_reliability,
+    quality_control,
+)
+from edue_lightning.reporting.run_folder import (
+    DISTORTED_CASES_COLUMNS,
+    DISTORTED_CASES_FILE,
+    QUALITY_CONTROL_COLUMNS,
+    write_table,
+)
+from edue_lightning.reporting.tables import cost_table, detection_table
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    return [write_run(tmp_path / str(seed), "edue", seed) for seed in (0, 1)]
+
+
+def read(folders: list[Path]) -> list[Run]:
+    return [read_run(folder) for folder in folders]
+
+
+def test_calibration_is_that_of_all_pairs(folders: list[Path]) -> None:
+    path = folders[1] / "reliability.csv"
+    table = pd.read_csv(path)
+    table.loc[0, ["count", "mean_probability", "frequency"]] = [30, 0.04, 0.4]
+    # a bin that the other seed leaves empty
+    table.loc[3, ["count", "mean_probability", "frequency"]] = [7, 0.21, 0.5]
+    table.loc[5, ["count", "mean_probability", "frequency"]] = [0, np.nan, np.nan]
+    table.to_csv(path, index=False)
+    pooled = pooled_reliability(read(folders), "nodule")
+    assert len(pooled) == 15
+    assert pooled["bin_low"].is_monotonic_increasing
+    assert pooled.loc[0, ["count", "mean_probability", "frequency"]].tolist() == pytest.approx([40, 0.03, 0.3])
+    assert pooled.loc[3, ["count", "mean_probability", "frequency"]].tolist() == pytest.approx([7, 0.21, 0.5])
+    assert pooled.loc[5, "count"] == 10
+    assert not pooled.isna().any().any()
+    alone = pooled_reliability(read(folders[:1]), "nodule")
+    assert alone.loc[3, "count"] == 0
+    assert np.isnan(alone.loc[3, "frequency"])
+
+
+def test_the_quality_control_score_is_chosen_on_validation_data(folders: list[Path]) -> None:
+    assert quality_control(read(folders), "nodule").score == "sv"
+    for folder in folders:
+        write_validation(folder, "edue", {"d_auc": 0.2, "d_auc_entropy": 0.1, "d_auc_total": 0.01})
+    # that of sv_total, though the smallest, has no curve
+    found = quality_control(read(folders), "nodule")
+    assert found.score == "entropy"
+    assert found.curve.to_numpy().tolist() == [[0, 0.3], [0.5, 0.05], [1, 0]]
+
+
+def test_quality_control_is_the_mean_over_seeds(folders: list[Path]) -> None:
+    path = folders[1] / "quality_control.csv"
+    identity = {"method": "edue", "data": "lidc", "split": "test", "structure": "nodule", "score": "sv"}
+    table = pd.DataFrame({"flagged": [0, 0.25, 1], "missed": [0.5, 0.2, 0]}).assign(**identity)
+    write_table(table, QUALITY_CONTROL_COLUMNS, path)
+    curve = quality_control(read(folders), "nodule").curve
+    assert curve["flagged"].tolist() == [0, 0.25, 0.5, 1]
+    assert curve["missed"].tolist() == pytest.approx([0.4, 0.2, (0.1 + 0.2 * 2 / 3) / 2, 0])
+
+
+def test_a_method_without_curves_has_none(folders: list[Path]) -> None:
+    for folder in folders:
+        pd.read_csv(folder / "quality_control.csv").iloc[:0].to_csv(folder / "quality_control.csv", index=False)
+    assert quality_control(read(folders), "nodule") is None
+
+
+def test_of_a_half_every_second_case_is_distorted(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", "edue", 0)
+    rows = [
+        ("edue", "lidc", "test", f"case{case}", "nodule", "blur" if severity else "none", severity)
+        + (10.0 * severity + case,) * len(CASE_SCORES)
+        + (0.5,)
+        for severity in (0, 1, 3)
+        for case in range(5)
+    ]
+    frame = pd.DataFrame(rows, columns=list(DISTORTED_CASES_COLUMNS))
+    # undefined values make no box
+    frame.loc[(frame["case_id"] == "case4") & (frame["severity"] == 0), "sv"] = np.nan
+    write_table(frame, DISTORTED_CASES_COLUMNS, folder / DISTORTED_CASES_FILE)
+    groups = distorted_groups([read_run(folder)] * 2, "nodule", "entropy")
+    assert groups["0 %"].tolist() == [0, 1, 2, 3, 4] * 2
+    assert groups["50 %"].tolist() == [0, 31, 2, 33, 4] * 2
+    assert groups["100 %"].tolist() == [30, 31, 32, 33, 34] * 2
+    assert len(distorted_groups([read_run(folder)], "nodule", "sv")["0 %"]) == 4
+
+
+def test_areas_by_severity_and_by_kind(folders: list[Path]) -> None:
+    for seed, folder in enumerate(folders):
+        write_distortions(folder, "edue", seed)
+    runs = read(folders)
+    detection = pd.concat([run.detection for run in runs])
+    of_score = detection[detection["score"] == "entropy"]
+    by_severity = auroc_by_severity(runs, "nodule", "entropy")
+    assert by_severity.index.tolist() == [1, 2, 3, 4, 5]
+    wanted = of_score[(of_score["severity"] == 4) & (of_score["distortion"] == "all")]["auroc"].mean()
+    assert by_severity[4] == pytest.approx(wanted)
+    by_kind = auroc_by_kind(runs, "nodule", "entropy")
+    assert by_kind.index.tolist() == ["all", "noise", "blur"]
+    assert by_kind["blur"] == of_score[(of_score["severity"] == 0) & (of_score["distortion"] == "blur")]["auroc"].mean()
+
+
+def test_the_detection_table_leaves_undefined_scores_out(tmp_path: Path) -> None:
+    for method in ("edue", "single"):
+        write_distortions(write_run(tmp_path / method, method, 0), method, 0, has_sv=method == "edue")
+    # nothing was distorted for this one
+    write_run(tmp_path / "older", "older", 0)
+    table = detection_table(read([tmp_path / name for name in ("edue", "single", "older")]), "lidc", "test", "nodule")
+    assert table["score"].tolist() == ["sv", "model_agreement", "entropy", "model_agreement", "entropy"]
+    assert list(table.columns) == ["method", "score", "all", "noise", "blur"]
+
+
+def test_the_cost_is_the_median_over_seeds(tmp_path: Path, folders: list[Path]) -> None:
+    folders.append(write_run(tmp_path / "third", "edue", 2))
+    for folder, seconds in zip(folders, (10, 30, 2000), strict=True):
+        write_cost(folder, parameters=1_234_567, parameter_ratio=1.014, flops=2.5e9, train_seconds=seconds)
+    older = write_run(tmp_path / "older", "single", 0)
+    (tmp_path / "older" / "model.json").unlink()
+    write_run(tmp_path / "old", "layer_ensemble", 0)
+    table = cost_table(read([*folders, older, tmp_path / "old"]))
+    assert table.iloc[0].to_dict() == {
+        "method": "edue",
+        "data": "lidc",
+        "parameters": "1,234,567",
+        "parameter ratio": "1.01",
+        "GFLOPs": "2.50",
+        "networks": "",
+        "train seconds": "30",
+    }
+    assert table["method"].tolist() == ["edue", "layer_ensemble"]
+    (tmp_path / "old" / "model.json").unlink()
+    assert cost_table([read_run(tmp_path / "old")]).empty
