@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # two processes each with one thread beat one with two on the small tensors of the tests
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg WANDB_MODE=offline
 
-.PHONY: install demo test lint format bench clean
+.PHONY: install demo test lint format bench study clean
 
 install: $(STAMP)
 
@@ -34,6 +34,11 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# the whole comparison: methods x data sets x SEEDS; QUICK=1 for short trainings; goes on where it was cut off
+SEEDS ?= 3
+study: install
+	$(BIN)/python experiments/comparison/study.py compare --seeds $(SEEDS) $(if $(QUICK),--quick --folder outputs/study_quick)
 
 # speed as ratios measured side by side in one run
 bench: install

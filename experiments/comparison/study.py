@@ -1,0 +1,265 @@
+"""The study as commands: search settings, compare the methods, vary EDUE.
+
+python experiments/comparison/study.py search|compare|ablate [--seeds 3] [--jobs 2] [--quick] [--folder outputs/study]
+
+Each is a Hydra multirun of `edue_lightning.train`. A run that is finished is not run again, so a study that was cut off
+goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from edue_lightning.metrics import MEAN_STRUCTURE
+from edue_lightning.reporting.comparison import to_markdown
+from edue_lightning.reporting.run_folder import (
+    METRICS_COLUMNS,
+    METRICS_FILE,
+    VALIDATION_FILE,
+    read_mapping,
+    read_table,
+)
+
+HERE = Path(__file__).resolve().parent
+CONFIGURATION = HERE / "conf"
+CANDIDATE = "edue_moments"
+DATA = ("lidc", "fundus", "petct")
+VARIED_ON = {"ablation": "lidc", "raters": "fundus"}
+QUICK_EPOCHS = 3
+SHOWN = ("dice", "nll", "ece", "image_pearson", "image_spearman_normalised", "pixel_pearson", "pixel_pearson_total")
+
+# minutes of one core for one network, without and with the `--quick` of the command; of one run's tests and figures.
+# Measured on two cores with two jobs; only the estimate before the first run is finished rests on them
+MINUTES = {"lidc": (0.75, 0.3), "fundus": (0.7, 0.25), "petct": (1.4, 0.5)}
+MINUTES_A_RUN = 0.5
+NETWORKS = dict.fromkeys(("deep_ensemble", "deep_ensemble_random_rater", "deep_ensemble_rater_per_member"), 5)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A multirun.
+
+    Attributes:
+        folder: that its runs lie below.
+        overrides: of `edue_lightning.train`.
+        runs: how many they are.
+        minutes: of all runs together, on one core.
+        jobs: runs at a time.
+    """
+
+    folder: Path
+    overrides: Sequence[str]
+    runs: int
+    minutes: float
+    jobs: int
+
+    def command(self) -> list[str]:
+        """Return the command that runs it."""
+        return [
+            *(sys.executable, "-m", "edue_lightning.train", "--multirun", "--config-dir", str(CONFIGURATION)),
+            *self.overrides,
+            *(f"hydra.sweep.dir={self.folder}", "logger.mode=offline"),
+            *("hydra/launcher=joblib", f"hydra.launcher.n_jobs={self.jobs}"),
+        ]
+
+    def finished(self) -> int:
+        """Return how many of the runs are finished."""
+        return sum(1 for _ in self.folder.rglob(VALIDATION_FILE))
+
+
+def contenders() -> list[str]:
+    """Return the names of the methods that are compared."""
+    return _options("contender")
+
+
+def variations(group: str) -> list[str]:
+    """Return the names of the variations of EDUE in a group."""
+    return _options(group)
+
+
+def searches() -> list[str]:
+    """Return the names of the searches for settings."""
+    return _options("search")
+
+
+def _options(group: str) -> list[str]:
+    # a leading underscore marks what the others share
+    return sorted(path.stem for path in (CONFIGURATION / group).glob("[!_]*.yaml"))
+
+
+def comparison(folder: Path, seeds: int, jobs: int, quick: bool) -> Plan:
+    """Plan method x data x seed, one seed after the other, so that a study cut off has whole seeds."""
+    names = contenders()
+    networks = sum(NETWORKS.get(name, 1) for name in names)
+    minutes = seeds * sum(networks * MINUTES[data][quick] + len(names) * MINUTES_A_RUN for data in DATA)
+    overrides = [
+        f"seed={','.join(map(str, range(seeds)))}",
+        f"experiment={','.join(f'study_{data}' for data in DATA)}",
+        f"+contender={','.join(names)}",
+        "hydra.sweep.subdir=${hydra:runtime.choices.data}_${hydra:runtime.choices.contender}_${seed}",
+        *([f"trainer.max_epochs={QUICK_EPOCHS}"] if quick else []),
+    ]
+    return Plan(folder / "runs", overrides, seeds * len(DATA) * len(names), minutes, jobs)
+
+
+def ablation(folder: Path, group: str, seeds: int, jobs: int, quick: bool) -> Plan:
+    """Plan the variations of EDUE (`ablation`, validated alone), or of who takes part in its training (`raters`)."""
+    names, data = variations(group), VARIED_ON[group]
+    minutes = seeds * len(names) * (MINUTES[data][quick] + MINUTES_A_RUN)
+    overrides = [
+        f"seed={','.join(map(str, range(seeds)))}",
+        f"experiment=study_{data}",
+        f"+{group}={','.join(names)}",
+        f"hydra.sweep.subdir=${{hydra:runtime.choices.{group}}}_${{seed}}",
+        *([f"trainer.max_epochs={QUICK_EPOCHS}"] if quick else []),
+    ]
+    return Plan(folder / group, overrides, seeds * len(names), minutes, jobs)
+
+
+def run(plan: Plan) -> None:
+    """Run a plan to its end, a line a minute with what is finished and what is left.
+
+    Raises:
+        SystemExit: with the command's status, if it fails.
+    """
+    before = plan.finished()
+    minutes = (plan.runs - before) / plan.runs * plan.minutes / plan.jobs
+    print(f"{plan.runs - before} of {plan.runs} runs to do, about {minutes:.0f} min", flush=True)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    start, told = time.monotonic(), time.monotonic()
+    with (plan.folder / "study.log").open("a") as log:
+        process = subprocess.Popen(plan.command(), stdout=log, stderr=subprocess.STDOUT, env=_environment())
+        try:
+            while process.poll() is None:
+                time.sleep(1)
+                if time.monotonic() - told >= 60:
+                    told = time.monotonic()
+                    _tell(plan, before, (told - start) / 60)
+        except KeyboardInterrupt:
+            process.wait()
+            sys.exit("interrupted; the same command goes on with the runs that are left")
+    if process.returncode:
+        sys.exit(f"failed: see the end of {log.name}; the same command goes on with the runs that are left")
+    print(f"{plan.runs} runs finished in {plan.folder}, {(time.monotonic() - start) / 60:.0f} min")
+
+
+def _tell(plan: Plan, before: int, minutes: float) -> None:
+    done = plan.finished()
+    left = plan.runs - done
+    estimate = f", about {left * minutes / (done - before):.0f} min left" if done > before else ""
+    print(f"{done} of {plan.runs} runs finished after {minutes:.0f} min{estimate}", flush=True)
+
+
+def ablation_table(folder: Path, file: str) -> pd.DataFrame:
+    """Return the figures of every variation below a folder, a row a variation, averaged over seeds and structures.
+
+    Args:
+        folder: of the runs.
+        file: of a run, that holds the figures: `validation.csv` or `metrics.csv`.
+    """
+    tables = [
+        read_table(path, METRICS_COLUMNS).assign(variation=path.parent.name.rpartition("_")[0])
+        for path in sorted(folder.rglob(file))
+    ]
+    rows = pd.concat(tables, ignore_index=True)
+    structure = MEAN_STRUCTURE if MEAN_STRUCTURE in set(rows["structure"]) else rows["structure"].iloc[0]
+    rows = rows[rows["structure"] == structure]
+    return rows.pivot_table(index="variation", columns="metric", values="value").reset_index()
+
+
+def search(folder: Path, jobs: int) -> None:
+    """Search the settings of every method on validation data, and keep each search's result beside this file."""
+    names = searches()
+    with ThreadPoolExecutor(jobs) as pool:
+        for name, seconds in pool.map(lambda name: _search_one(name, folder / name), names):
+            print(f"{name}: {seconds:.0f} s", flush=True)
+    table = pd.concat([_trials(folder / name, name) for name in names], ignore_index=True)
+    table.to_csv(folder / "search.csv", index=False)
+    print(f"every trial: {folder / 'search.csv'}; the best: {folder}/NAME/optimization_results.yaml")
+
+
+def _search_one(name: str, folder: Path) -> tuple[str, float]:
+    start = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, "-m", "edue_lightning.train", "--multirun", "--config-dir", str(CONFIGURATION)),
+        *(
+            "experiment=study_lidc",
+            f"+search={name}",
+            f"hydra.sweep.dir={folder}",
+            "logger.mode=disabled",
+        ),
+        "hydra.sweep.subdir=${hydra.job.num}",
+    ]
+    with (folder / "search.log").open("a") as log:
+        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=_environment()).returncode
+    if status:
+        sys.exit(f"{name}: the search failed; see the end of {folder / 'search.log'}")
+    return name, time.monotonic() - start
+
+
+def _trials(folder: Path, name: str) -> pd.DataFrame:
+    """Return the settings and the validation NLL of each trial of a search."""
+    rows = []
+    for path in sorted(folder.rglob(VALIDATION_FILE), key=lambda path: int(path.parent.name)):
+        overrides = yaml.safe_load((path.parent / ".hydra" / "overrides.yaml").read_text())
+        found = read_table(path, METRICS_COLUMNS)
+        nll = float(found[found["metric"] == "nll"]["value"].iloc[0])
+        settings = " ".join(override for override in overrides if override.split("=")[0] in _searched(name))
+        rows.append((name, int(path.parent.name), settings, nll))
+    return pd.DataFrame(rows, columns=["search", "trial", "settings", "validation_nll"])
+
+
+def _searched(name: str) -> set[str]:
+    return set(read_mapping(CONFIGURATION / "search" / f"{name}.yaml")["hydra"]["sweeper"]["params"])
+
+
+def _environment() -> dict[str, str]:
+    # threads of several runs would only get in each other's way
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+
+
+def report(runs: Path, output: Path) -> None:
+    """Write the report of a comparison."""
+    command = [sys.executable, "-m", "edue_lightning.report", f"runs={runs}", f"output={output}"]
+    subprocess.run([*command, f"reference={CANDIDATE}"], check=True, env=_environment())
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["search", "compare", "ablate"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs a run")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/study"))
+    asked = parser.parse_args()
+    folder = asked.folder.resolve()
+    if asked.what == "search":
+        search(folder / "search", asked.jobs)
+    elif asked.what == "compare":
+        plan = comparison(folder, asked.seeds, asked.jobs, asked.quick)
+        run(plan)
+        report(plan.folder, folder / "report")
+    else:
+        for group, file in (("ablation", VALIDATION_FILE), ("raters", METRICS_FILE)):
+            plan = ablation(folder, group, asked.seeds, asked.jobs, asked.quick)
+            run(plan)
+            table = ablation_table(plan.folder, file)
+            table.to_csv(folder / f"{group}.csv", index=False)
+            print(to_markdown(table[["variation", *SHOWN]].round(3)))
+
+
+if __name__ == "__main__":
+    main()

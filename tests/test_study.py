@@ -1,0 +1,94 @@
+"""The study's own command and its committed settings."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from edue_lightning.configuration import check_configuration, configuration_folder, resolved
+from edue_lightning.train import TrainConfiguration
+
+STUDY = Path(__file__).parents[1] / "experiments" / "comparison"
+sys.path.insert(0, str(STUDY))
+
+import study  # noqa: E402
+
+# which search found the settings of a method, where it is not the one of its name
+SEARCH_OF = {
+    "deep_ensemble": "single",
+    "deep_ensemble_random_rater": "single_random_rater",
+    "deep_ensemble_rater_per_member": "single_random_rater",
+}
+
+
+def composed(*overrides: str) -> dict:
+    search_path = f"hydra.searchpath=[file://{study.CONFIGURATION}]"
+    with initialize_config_dir(configuration_folder(), version_base="1.3"):
+        return resolved(compose("train", overrides=[search_path, *overrides]))
+
+
+@pytest.mark.parametrize("data", study.DATA)
+@pytest.mark.parametrize("contender", study.contenders())
+def test_every_run_of_the_comparison_has_a_valid_configuration(contender: str, data: str) -> None:
+    configuration = composed(f"experiment=study_{data}", f"+contender={contender}", "seed=1")
+    check_configuration(configuration, TrainConfiguration)
+    assert configuration["skip_finished"]
+    assert configuration["distortions"] is not None
+
+
+def test_methods_share_all_but_themselves_and_what_was_searched() -> None:
+    for data in study.DATA:
+        shared = [
+            {k: v for k, v in composed(f"experiment=study_{data}", f"+contender={name}").items() if k not in own}
+            for name in study.contenders()
+            for own in [{"method", "optimizer"}]
+        ]
+        assert all(configuration == shared[0] for configuration in shared)
+
+
+def test_every_variation_and_search_has_a_valid_configuration() -> None:
+    groups = {
+        "ablation": study.variations("ablation"),
+        "search": study.searches(),
+        "raters": study.variations("raters"),
+    }
+    for group, names in groups.items():
+        for name in names:
+            configuration = composed(f"experiment=study_{study.VARIED_ON.get(group, 'lidc')}", f"+{group}={name}")
+            check_configuration(configuration, TrainConfiguration)
+            assert configuration["test"] is (group == "raters")
+
+
+@pytest.mark.parametrize("contender", study.contenders())
+def test_settings_are_those_that_the_committed_search_found_best(contender: str) -> None:
+    search = SEARCH_OF.get(contender, contender)
+    trials = pd.read_csv(STUDY / "results" / "search.csv")
+    own = trials[trials["search"] == search]
+    best = own.loc[own["validation_nll"].idxmin(), "settings"]
+    configuration = OmegaConf.create(composed("experiment=study_lidc", f"+contender={contender}"))
+    for setting in best.split():
+        key, _, value = setting.partition("=")
+        assert OmegaConf.select(configuration, key) == pytest.approx(yaml.safe_load(value), rel=1e-2), setting
+
+
+def test_all_searches_had_as_many_trials() -> None:
+    trials = pd.read_csv(STUDY / "results" / "search.csv")
+    assert set(trials["search"]) == set(study.searches())
+    assert len(set(trials["search"].value_counts())) == 1
+
+
+def test_a_plan_counts_its_runs(tmp_path: Path) -> None:
+    plan = study.comparison(tmp_path, seeds=2, jobs=3, quick=True)
+    assert plan.runs == 2 * 3 * len(study.contenders())
+    assert plan.minutes < study.comparison(tmp_path, seeds=2, jobs=3, quick=False).minutes
+    assert "hydra.launcher.n_jobs=3" in plan.command()
+    assert plan.finished() == 0
+    (plan.folder / "one").mkdir(parents=True)
+    (plan.folder / "one" / "validation.csv").touch()
+    assert plan.finished() == 1
