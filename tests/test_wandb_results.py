@@ -29,7 +29,8 @@ from edue_lightning.evaluation import Evaluation
 from edue_lightning.loggers import WandbSettings
 from edue_lightning.metrics import SCORES, MetricSettings, case_statistics, summarise
 from edue_lightning.reporting.panels import Panel
-from edue_lightning.wandb_results import DISTORTION_SCORES, distortion_boxes, log_results
+from edue_lightning.reporting.run_folder import DISTORTION_SCORES
+from edue_lightning.wandb_results import distortion_boxes, log_results
 
 EXPERIMENT = Path(__file__).parents[1] / "experiments" / "wandb"
 COST = {
@@ -193,8 +194,8 @@ def detection(structures: tuple[str, ...]) -> pd.DataFrame:
             "n_distorted": 5,
         }
         for position, structure in enumerate(structures)
-        for score in DISTORTION_SCORES
-        for distortion, severity, area in (("noise", 1, 0.1), ("noise", 2, 0.2), ("all", 0, 0.5))
+        for score, _ in SCORES.values()
+        for distortion, severity, area in (("noise", 0, 0.1), ("all", 1, 0.2), ("all", 2, 0.3), ("all", 0, 0.5))
     ]
     return pd.DataFrame(rows)
 
@@ -359,7 +360,7 @@ def test_the_dashboard_draws_every_result(dashboard: ModuleType) -> None:
     }
     shown = named_keys(sections)
     assert {f"test/mean/{name}" for name in ("dice", "nll", "ece", "image_pearson", "pixel_pearson")} <= shown
-    assert {f"test/mean/ood_auroc/{score}" for score in DISTORTION_SCORES} <= shown
+    assert {f"test/mean/ood_auroc/{score}" for score, _ in SCORES.values()} <= shown
     assert [key["name"] for key in sections["runSets"][0]["grouping"]] == ["data.value.name", "label.value"]
 
 

@@ -22,6 +22,7 @@ from wandb_workspaces.reports.v2.interface import PanelTypes
 
 from edue_lightning.metrics import SCORES
 from edue_lightning.metrics.summary import MEAN_STRUCTURE
+from edue_lightning.reporting.run_folder import DISTORTION_SCORES
 from edue_lightning.wandb_results import (
     BOX,
     BOX_GROUPS,
@@ -29,7 +30,6 @@ from edue_lightning.wandb_results import (
     CALIBRATION,
     DETECTION_TABLE,
     DISTORTED_CASES_TABLE,
-    DISTORTION_SCORES,
     PANELS,
     QUALITY_CONTROL,
     QUALITY_CONTROL_TABLE,
@@ -156,7 +156,7 @@ def _sections_of(structure: str) -> list[ws.Section]:
     ]
     detection: list[PanelTypes] = [
         _bars(detection_key(SPLIT, structure, score), f"AUROC of {score}, distorted against clean")
-        for score in DISTORTION_SCORES
+        for score, _ in SCORES.values()
     ]
     scatter: list[PanelTypes] = [
         wr.ScatterPlot(

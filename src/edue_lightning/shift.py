@@ -19,18 +19,19 @@ from edue_lightning.metrics import SCORES, MetricSettings
 from edue_lightning.metrics.case_statistics import case_statistics
 from edue_lightning.metrics.detection import ood_aupr, ood_auroc
 from edue_lightning.reporting.run_folder import (
+    CLEAN,
     DETECTION_COLUMNS,
     DETECTION_FILE,
     DISTORTED_CASES_COLUMNS,
     DISTORTED_CASES_FILE,
+    DISTORTION_SCORES,
     IDENTITY,
+    POOLED_KINDS,
+    POOLED_SEVERITY,
     write_table,
 )
 
-CLEAN = "none"
-POOLED_KINDS = "all"
-POOLED_SEVERITIES = 0
-CASE_SCORES = ("sv", "sv_total", "sv_normalised", "entropy", "aula", "layer_agreement", "model_agreement", "dice")
+CASE_SCORES = (*DISTORTION_SCORES, "dice")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Shift:
             for structure, own in self.cases.groupby("structure", sort=False)
             for clean, distorted in [(own[own["distortion"] == CLEAN], own[own["distortion"] != CLEAN])]
             for kind, of_kind in _with_all(distorted, "distortion", POOLED_KINDS)
-            for severity, chosen in _with_all(of_kind, "severity", POOLED_SEVERITIES)
+            for severity, chosen in _with_all(of_kind, "severity", POOLED_SEVERITY)
             for score, sign in SCORES.values()
         ]
         columns = [column for column in DETECTION_COLUMNS if column not in IDENTITY]
@@ -105,7 +106,7 @@ def measure_shift(
     method.eval()
     ids = [record.case_id for record in data.records(split)]
     parts = []
-    for severity in (POOLED_SEVERITIES, *distortions.severities):
+    for severity in (POOLED_SEVERITY, *distortions.severities):
         for batch, kinds in _distorted(data, split, distortions, severity):
             with torch.inference_mode():
                 members = method.predict(batch.image.to(method.device)).cpu()
@@ -132,7 +133,7 @@ def _distorted(
     """Yield the batches of a split at a severity (0: as they are), with the kind that each case meets."""
     for batch in data.evaluation_dataloader(split):
         positions = batch.case_index.tolist()
-        if severity == POOLED_SEVERITIES:
+        if severity == POOLED_SEVERITY:
             yield batch, [CLEAN] * len(positions)
             continue
         kinds = [distortions.kind_of(position, severity) for position in positions]

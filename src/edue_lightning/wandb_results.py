@@ -15,7 +15,7 @@ import wandb
 from edue_lightning.evaluation import Evaluation
 from edue_lightning.metrics.summary import MEAN_STRUCTURE
 from edue_lightning.reporting.figures import panel_figure
-from edue_lightning.reporting.run_folder import IDENTITY
+from edue_lightning.reporting.run_folder import DISTORTION_SCORES, IDENTITY, POOLED_KINDS, POOLED_SEVERITY
 
 RELIABILITY_TABLE = "reliability"
 QUALITY_CONTROL_TABLE = "quality_control"
@@ -24,22 +24,10 @@ DETECTION_TABLE = "detection"
 BOXES_TABLE = "ood_boxes"
 PANELS = "panels"
 
-DISTORTION_SCORES = (
-    "sv",
-    "sv_total",
-    "sv_normalised",
-    "entropy",
-    "aula",
-    "layer_agreement",
-    "model_agreement",
-)
-"""Scores of a case that are measured under distortions."""
-
 BOX = {"low": 0.05, "lower": 0.25, "median": 0.5, "upper": 0.75, "high": 0.95}
 """Quantiles that a box plot shows, by their columns in the table of boxes."""
 
 BOX_GROUPS = (*IDENTITY, "structure", "score", "distortion", "severity")
-POOLED = "all"
 
 
 @dataclass(frozen=True)
@@ -173,7 +161,7 @@ def _metrics(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _detection(split: str, detection: pd.DataFrame) -> dict[str, float]:
-    pooled = detection[detection["distortion"] == POOLED]
+    pooled = detection[(detection["distortion"] == POOLED_KINDS) & (detection["severity"] == POOLED_SEVERITY)]
     areas = pooled.pivot_table(index="structure", columns="score", values="auroc", dropna=False)
     if MEAN_STRUCTURE not in areas.index:
         # as in the table of metrics, undefined if one structure's is

@@ -18,6 +18,7 @@ from edue_lightning.reporting.run_folder import (
     DETECTION_FILE,
     DISTORTED_CASES_COLUMNS,
     DISTORTED_CASES_FILE,
+    DISTORTION_SCORES,
     METRICS_COLUMNS,
     QUALITY_CONTROL_COLUMNS,
     RELIABILITY_COLUMNS,
@@ -30,7 +31,6 @@ from edue_lightning.reporting.run_folder import (
 METRICS = ("dice", "nll", "ece", "brier", "image_pearson", "image_spearman", "pixel_pearson")
 RESAMPLES = 60
 KINDS = ("noise", "blur")
-CASE_SCORES = ("sv", "sv_total", "sv_normalised", "entropy", "aula", "layer_agreement", "model_agreement")
 
 Values = Mapping[str, float]
 
@@ -130,7 +130,7 @@ def write_distortions(folder: Path, method: str, seed: int, *, cases: int = 9, h
     rows = []
     for case in range(cases):
         for severity in range(6):
-            scores = {name: rng.random() + severity for name in CASE_SCORES}
+            scores = {name: rng.random() + severity for name in DISTORTION_SCORES}
             if not has_sv:
                 scores["sv"] = np.nan
             kind = KINDS[case % 2] if severity else "none"

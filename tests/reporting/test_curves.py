@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from reporting.run_files import CASE_SCORES, write_cost, write_distortions, write_run, write_validation
+from reporting.run_files import write_cost, write_distortions, write_run, write_validation
 
 from edue_lightning.reporting import Run, read_run
 from edue_lightning.reporting.curves import (
@@ -20,6 +20,7 @@ from edue_lightning.reporting.curves import (
 from edue_lightning.reporting.run_folder import (
     DISTORTED_CASES_COLUMNS,
     DISTORTED_CASES_FILE,
+    DISTORTION_SCORES,
     QUALITY_CONTROL_COLUMNS,
     write_table,
 )
@@ -85,7 +86,7 @@ def test_of_a_half_every_second_case_is_distorted(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", "edue", 0)
     rows = [
         ("edue", "lidc", "test", f"case{case}", "nodule", "blur" if severity else "none", severity)
-        + (10.0 * severity + case,) * len(CASE_SCORES)
+        + (10.0 * severity + case,) * len(DISTORTION_SCORES)
         + (0.5,)
         for severity in (0, 1, 3)
         for case in range(5)

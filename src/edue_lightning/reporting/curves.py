@@ -10,14 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from edue_lightning.metrics import SCORES
-from edue_lightning.reporting.run_folder import Run
+from edue_lightning.reporting.run_folder import CLEAN, POOLED_KINDS, POOLED_SEVERITY, Run
 from edue_lightning.reporting.selection import best_metric
 
 Array = NDArray[np.float64]
 
-CLEAN = "none"
-POOLED = "all"
-POOLED_SEVERITY = 0
 DRAWN_SEVERITY = 3
 DISTORTED_SHARES = {"0 %": 0.0, "50 %": 0.5, "100 %": 1.0}
 """Groups of the box plots: how many of the images are distorted."""
@@ -110,7 +107,7 @@ def distorted_groups(runs: Sequence[Run], structure: str, score: str) -> dict[st
 
 def auroc_by_severity(runs: Sequence[Run], structure: str, score: str) -> pd.Series:
     """Return how well a score finds distorted images, over all kinds of distortion: the mean over seeds by severity."""
-    rows = pd.concat([_of(run.detection, structure=structure, score=score, distortion=POOLED) for run in runs])
+    rows = pd.concat([_of(run.detection, structure=structure, score=score, distortion=POOLED_KINDS) for run in runs])
     return rows[rows["severity"] != POOLED_SEVERITY].groupby("severity")["auroc"].mean()
 
 

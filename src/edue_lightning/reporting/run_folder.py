@@ -33,14 +33,24 @@ METRICS_COLUMNS = (*IDENTITY, "structure", "metric", "value", "ci_low", "ci_high
 QUALITY_CONTROL_COLUMNS = (*IDENTITY, "structure", "score", "flagged", "missed")
 RELIABILITY_COLUMNS = (*IDENTITY, "structure", "bin_low", "bin_high", "count", "mean_probability", "frequency")
 CASES_COLUMNS = (*IDENTITY, "case_id", "structure", "dice", "nll", "sv", "sv_star")
+DISTORTION_SCORES = ("sv", "sv_total", "sv_normalised", "entropy", "aula", "layer_agreement", "model_agreement")
 DISTORTED_CASES_COLUMNS = (
     *(*IDENTITY, "case_id", "structure", "distortion", "severity"),
-    *("sv", "sv_total", "sv_normalised", "entropy", "aula", "layer_agreement", "model_agreement", "dice"),
+    *(*DISTORTION_SCORES, "dice"),
 )
 DETECTION_COLUMNS = (
     *(*IDENTITY, "structure", "score", "distortion", "severity"),
     *("auroc", "aupr", "n_clean", "n_distorted"),
 )
+
+CLEAN = "none"
+"""Distortion of an image as it is, of severity 0."""
+
+POOLED_KINDS = "all"
+"""Distortion of a row of `detection.csv` over all kinds."""
+
+POOLED_SEVERITY = 0
+"""Severity of a row of `detection.csv` over all severities."""
 
 
 @dataclass(frozen=True)

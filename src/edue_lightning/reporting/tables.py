@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from edue_lightning.reporting.comparison import group_by_subject
-from edue_lightning.reporting.curves import POOLED, auroc_by_kind
-from edue_lightning.reporting.run_folder import Run
+from edue_lightning.reporting.curves import auroc_by_kind
+from edue_lightning.reporting.run_folder import POOLED_KINDS, Run
 
 DIFFERENCE_METRICS = ("dice", "nll", "ece", "image_pearson", "image_spearman_normalised", "pixel_pearson")
 DETECTION_SCORES = ("sv", "model_agreement", "entropy")
@@ -87,5 +87,7 @@ def detection_table(runs: Sequence[Run], data: str, split: str, structure: str) 
             areas = auroc_by_kind(members, structure, score)
             if not areas.isna().all():
                 cells = {str(kind): "undefined" if np.isnan(area) else f"{area:.3f}" for kind, area in areas.items()}
-                rows.append({"method": method, "score": score, POOLED: cells.pop(POOLED, "undefined"), **cells})
+                rows.append(
+                    {"method": method, "score": score, POOLED_KINDS: cells.pop(POOLED_KINDS, "undefined"), **cells}
+                )
     return pd.DataFrame(rows).fillna("undefined")
