@@ -26,14 +26,14 @@ class Reading(SegmentationMethod):
 
     def __init__(self) -> None:
         super().__init__(("disc", "cup"), OptimizerSettings())
-        self.seen: list[Tensor] = []
+        self.modes: list[tuple[bool, bool]] = []
 
     @property
     def label(self) -> str:
         return "reading"
 
     def forward(self, image: Tensor) -> Tensor:
-        self.seen.append(image)
+        self.modes.append((self.training, torch.is_inference_mode_enabled()))
         return torch.stack([image[:, :2], image[:, :2] - 1, 2 * image[:, :2]], dim=1)
 
     def training_loss(self, batch: object) -> dict[str, Tensor]:
@@ -67,6 +67,31 @@ def test_each_case_is_measured_clean_and_once_a_severity(data: RaterDataModule) 
     ].to_dict("records")
     for name in ("sv", "entropy", "model_agreement", "dice", "layer_agreement"):
         assert row[name] == pytest.approx(float(expected[name][0, 1]))
+
+
+def test_the_batch_of_a_case_changes_nothing() -> None:
+    frames = [
+        measure_shift(
+            Reading(),
+            RaterDataModule("synthetic", SyntheticFundus(24, 24), eval_batch_size=size),
+            Distortions(),
+            "reading",
+            "test",
+            MetricSettings(),
+        ).cases_frame()
+        for size in (1, 32)
+    ]
+    order = ["severity", "structure", "case_id"]
+    alone, together = (frame.sort_values(order, ignore_index=True) for frame in frames)
+    pd.testing.assert_frame_equal(alone, together)
+
+
+def test_the_settings_of_the_metrics_reach_the_scores(data: RaterDataModule) -> None:
+    dice = [
+        measure_shift(Reading(), data, Distortions(severities=[1]), "reading", "test", settings).cases["dice"]
+        for settings in (MetricSettings(majority_tie="foreground"), MetricSettings(majority_tie="background"))
+    ]
+    assert not dice[0].equals(dice[1])
 
 
 def test_detection_is_that_of_scikit_learn_on_the_same_cases(data: RaterDataModule, tmp_path: Path) -> None:
@@ -111,4 +136,4 @@ def test_prediction_is_in_evaluation_mode_and_without_gradients(data: RaterDataM
     method = Reading().train()
     measure_shift(method, data, Distortions(severities=[1]), "reading", "val", MetricSettings())
     assert not method.training
-    assert all(image.is_inference() or not image.requires_grad for image in method.seen)
+    assert set(method.modes) == {(False, True)}

@@ -128,6 +128,9 @@ def test_kinds_are_dealt_in_turn_and_change_with_severity() -> None:
         ({"kinds": ["blur", "blur"]}, "blur"),
         ({"severities": [0, 1]}, "severities"),
         ({"severities": [6]}, "6"),
+        ({"severities": [1.0]}, "1.0"),
+        ({"seed": -1}, "-1"),
+        ({"seed": 0.5}, "0.5"),
     ],
 )
 def test_senseless_settings_are_refused(options: dict, word: str) -> None:

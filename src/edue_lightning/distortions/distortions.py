@@ -22,10 +22,11 @@ class Distortions:
     Attributes:
         kinds: names out of `KINDS`, dealt to the cases in turn.
         severities: out of `SEVERITIES`.
-        seed: of what is drawn, such as noise.
+        seed: of what is drawn, such as noise; not negative.
 
     Raises:
-        ValueError: for a kind or severity that is unknown, listed twice, or missing altogether.
+        ValueError: for a kind or severity that is unknown, listed twice, or missing altogether, or a seed that is no
+            whole number from 0 on.
     """
 
     kinds: Sequence[str] = ("noise", "blur", "contrast", "gamma", "resolution")
@@ -34,9 +35,12 @@ class Distortions:
 
     def __post_init__(self) -> None:
         for name, values, known in (("kinds", self.kinds, KINDS), ("severities", self.severities, SEVERITIES)):
-            unknown = [value for value in values if value not in known]
+            # 1.0 equals 1, but picks no strength
+            unknown = [value for value in values if value not in known or isinstance(value, float)]
             if unknown or not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} must be different ones of {', '.join(map(str, known))}, not {list(values)}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed must be a whole number from 0 on, not {self.seed}")
 
     def kind_of(self, position: int, severity: int) -> str:
         """Return the kind that a case meets at a severity: all in turn, another one at each severity.
