@@ -53,14 +53,14 @@ class Plan:
     Attributes:
         folder: that its runs lie below.
         overrides: of `edue_lightning.train`.
-        runs: how many they are.
+        runs: the names of their folders.
         minutes: of all runs together, on one core.
         jobs: runs at a time.
     """
 
     folder: Path
     overrides: Sequence[str]
-    runs: int
+    runs: Sequence[str]
     minutes: float
     jobs: int
 
@@ -75,7 +75,7 @@ class Plan:
 
     def finished(self) -> int:
         """Return how many of the runs are finished."""
-        return sum(1 for _ in self.folder.rglob(VALIDATION_FILE))
+        return sum((self.folder / name / VALIDATION_FILE).is_file() for name in self.runs)
 
 
 def contenders() -> list[str]:
@@ -98,19 +98,27 @@ def _options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGURATION / group).glob("[!_]*.yaml"))
 
 
-def comparison(folder: Path, seeds: int, jobs: int, quick: bool) -> Plan:
+def comparison(
+    folder: Path,
+    seeds: int,
+    jobs: int,
+    quick: bool,
+    names: Sequence[str] | None = None,
+    data_sets: Sequence[str] = DATA,
+) -> Plan:
     """Plan method x data x seed, one seed after the other, so that a study cut off has whole seeds."""
-    names = contenders()
+    names = contenders() if names is None else names
     networks = sum(NETWORKS.get(name, 1) for name in names)
-    minutes = seeds * sum(networks * MINUTES[data][quick] + len(names) * MINUTES_A_RUN for data in DATA)
+    minutes = seeds * sum(networks * MINUTES[data][quick] + len(names) * MINUTES_A_RUN for data in data_sets)
     overrides = [
         f"seed={','.join(map(str, range(seeds)))}",
-        f"experiment={','.join(f'study_{data}' for data in DATA)}",
+        f"experiment={','.join(f'study_{data}' for data in data_sets)}",
         f"+contender={','.join(names)}",
-        "hydra.sweep.subdir=${hydra:runtime.choices.data}_${hydra:runtime.choices.contender}_${seed}",
+        "hydra.sweep.subdir=${hydra:runtime.choices.experiment}_${hydra:runtime.choices.contender}_${seed}",
         *([f"trainer.max_epochs={QUICK_EPOCHS}"] if quick else []),
     ]
-    return Plan(folder / "runs", overrides, seeds * len(DATA) * len(names), minutes, jobs)
+    runs = [f"study_{data}_{name}_{seed}" for seed in range(seeds) for data in data_sets for name in names]
+    return Plan(folder / "runs", overrides, runs, minutes, jobs)
 
 
 def ablation(folder: Path, group: str, seeds: int, jobs: int, quick: bool) -> Plan:
@@ -124,7 +132,8 @@ def ablation(folder: Path, group: str, seeds: int, jobs: int, quick: bool) -> Pl
         f"hydra.sweep.subdir=${{hydra:runtime.choices.{group}}}_${{seed}}",
         *([f"trainer.max_epochs={QUICK_EPOCHS}"] if quick else []),
     ]
-    return Plan(folder / group, overrides, seeds * len(names), minutes, jobs)
+    runs = [f"{name}_{seed}" for seed in range(seeds) for name in names]
+    return Plan(folder / group, overrides, runs, minutes, jobs)
 
 
 def run(plan: Plan) -> None:
@@ -134,8 +143,9 @@ def run(plan: Plan) -> None:
         SystemExit: with the command's status, if it fails.
     """
     before = plan.finished()
-    minutes = (plan.runs - before) / plan.runs * plan.minutes / plan.jobs
-    print(f"{plan.runs - before} of {plan.runs} runs to do, about {minutes:.0f} min", flush=True)
+    to_do = len(plan.runs) - before
+    minutes = to_do / len(plan.runs) * plan.minutes / plan.jobs
+    print(f"{to_do} of {len(plan.runs)} runs to do, about {minutes:.0f} min", flush=True)
     plan.folder.mkdir(parents=True, exist_ok=True)
     start, told = time.monotonic(), time.monotonic()
     with (plan.folder / "study.log").open("a") as log:
@@ -151,14 +161,14 @@ def run(plan: Plan) -> None:
             sys.exit("interrupted; the same command goes on with the runs that are left")
     if process.returncode:
         sys.exit(f"failed: see the end of {log.name}; the same command goes on with the runs that are left")
-    print(f"{plan.runs} runs finished in {plan.folder}, {(time.monotonic() - start) / 60:.0f} min")
+    print(f"{len(plan.runs)} runs finished in {plan.folder}, {(time.monotonic() - start) / 60:.0f} min")
 
 
 def _tell(plan: Plan, before: int, minutes: float) -> None:
     done = plan.finished()
-    left = plan.runs - done
+    left = len(plan.runs) - done
     estimate = f", about {left * minutes / (done - before):.0f} min left" if done > before else ""
-    print(f"{done} of {plan.runs} runs finished after {minutes:.0f} min{estimate}", flush=True)
+    print(f"{done} of {len(plan.runs)} runs finished after {minutes:.0f} min{estimate}", flush=True)
 
 
 def ablation_table(folder: Path, file: str) -> pd.DataFrame:
@@ -243,13 +253,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs a run")
+    parser.add_argument("--methods", nargs="+", choices=contenders(), metavar="METHOD", help="to compare; all")
+    parser.add_argument("--data", nargs="+", choices=DATA, default=DATA, help="to compare on; all")
     parser.add_argument("--folder", type=Path, default=Path("outputs/study"))
     asked = parser.parse_args()
     folder = asked.folder.resolve()
     if asked.what == "search":
         search(folder / "search", asked.jobs)
     elif asked.what == "compare":
-        plan = comparison(folder, asked.seeds, asked.jobs, asked.quick)
+        plan = comparison(folder, asked.seeds, asked.jobs, asked.quick, asked.methods, asked.data)
         run(plan)
         report(plan.folder, folder / "report")
     else:

@@ -17,6 +17,8 @@ from edue_lightning.methods.targets import member_target
 from edue_lightning.networks import HeadLayout
 from edue_lightning.uncertainty.maps import at_least_float32
 
+_FIRST_LOG_VARIANCE = -5.0
+_FIRST_SCALE = 0.1
 _EPSILON = 1e-5  # added to the diagonal of the covariance, as in the authors' code
 
 
@@ -71,7 +73,8 @@ class StochasticSegmentation(NetworkMethod):
 
     Differences from the authors' code (github.com/biomedia-mira/stochastic_segmentation_networks): each structure has
     a sigmoid of its own, as structures may nest; the loss is per voxel rather than per image, else the usual clipping
-    of gradients would cut every step; there is no mask of a region of interest, and draws need no inverse.
+    of gradients would cut every step; the covariance starts small, and the mean may be trained alone at first; there is no
+    mask of a region of interest, and draws need no inverse.
 
     Args:
         network: makes the network; it must name its heads `heads`, each a stack whose last bias is that of the logits.
@@ -82,6 +85,8 @@ class StochasticSegmentation(NetworkMethod):
         samples: M, members of a prediction, at least two.
         training_samples: draws for the likelihood, an even number: they come in pairs on either side of the mean.
         seed: of the noise behind the members.
+        warm_up_epochs: at the start, in which the mean alone is trained, without noise: the likelihood of a network that
+            segments nothing yet is that of its luckiest draw, a poor guide.
 
     Raises:
         ValueError: for numbers that are none of these.
@@ -97,7 +102,10 @@ class StochasticSegmentation(NetworkMethod):
         samples: int = 16,
         training_samples: int = 20,
         seed: int = 0,
+        warm_up_epochs: int = 0,
     ) -> None:
+        if warm_up_epochs < 0:
+            raise ValueError(f"warm_up_epochs must not be negative: {warm_up_epochs}")
         if rank < 1:
             raise ValueError(f"rank must be at least 1, not {rank}")
         if samples < 2:
@@ -109,10 +117,16 @@ class StochasticSegmentation(NetworkMethod):
         self.samples = samples
         self.training_samples = training_samples
         self.seed = seed
-        # what a network starts its logits with, the prior of the foreground, is meant for the mean alone
+        self.warm_up_epochs = warm_up_epochs
+        structures = len(self.structures)
+        # the covariance starts small, and what a network starts its logits with, the prior of the foreground, is meant
+        # for the mean alone
         for name, parameter in cast(nn.Module, self.network.heads).named_parameters():
             if name.endswith("bias"):
-                nn.init.zeros_(parameter.data[len(self.structures) :])
+                nn.init.constant_(parameter.data[structures : 2 * structures], _FIRST_LOG_VARIANCE)
+                nn.init.zeros_(parameter.data[2 * structures :])
+            else:
+                parameter.data[structures:] *= _FIRST_SCALE
 
     @property
     def label(self) -> str:
@@ -132,11 +146,14 @@ class StochasticSegmentation(NetworkMethod):
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
         """Return `loss`, the negative log-likelihood of a drawn rater's mask per voxel and structure (nats)."""
         distribution = LogitDistribution.of(self.network(batch.image))
+        target = member_target(batch, "random_rater")
+        if self.current_epoch < self.warm_up_epochs:
+            return {"loss": negative_log_likelihood(distribution.mean[:, None], target).mean()}
         mean, pairs = distribution.mean, self.training_samples // 2
         shared = _noise(mean, (len(mean), pairs, self.rank))
         own = _noise(mean, (len(mean), pairs, *mean.shape[1:]))
         logits = distribution.logits(torch.cat([shared, -shared], dim=1), torch.cat([own, -own], dim=1))
-        return {"loss": negative_log_likelihood(logits, member_target(batch, "random_rater")).mean()}
+        return {"loss": negative_log_likelihood(logits, target).mean()}
 
 
 def negative_log_likelihood(logits: Tensor, target: Tensor) -> Tensor:
