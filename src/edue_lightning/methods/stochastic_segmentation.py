@@ -73,8 +73,8 @@ class StochasticSegmentation(NetworkMethod):
 
     Differences from the authors' code (github.com/biomedia-mira/stochastic_segmentation_networks): each structure has
     a sigmoid of its own, as structures may nest; the loss is per voxel rather than per image, else the usual clipping
-    of gradients would cut every step; the covariance starts small, and the mean may be trained alone at first; there is no
-    mask of a region of interest, and draws need no inverse.
+    of gradients would cut every step; the covariance starts small, and the mean may be trained alone at first; there is
+    no mask of a region of interest, and draws need no inverse.
 
     Args:
         network: makes the network; it must name its heads `heads`, each a stack whose last bias is that of the logits.
@@ -85,8 +85,8 @@ class StochasticSegmentation(NetworkMethod):
         samples: M, members of a prediction, at least two.
         training_samples: draws for the likelihood, an even number: they come in pairs on either side of the mean.
         seed: of the noise behind the members.
-        warm_up_epochs: at the start, in which the mean alone is trained, without noise: the likelihood of a network that
-            segments nothing yet is that of its luckiest draw, a poor guide.
+        warm_up_epochs: at the start, in which the mean alone is trained, without noise: the likelihood of a network
+            that segments nothing yet is that of its luckiest draw, a poor guide.
 
     Raises:
         ValueError: for numbers that are none of these.
