@@ -39,10 +39,10 @@ VARIED_ON = {"ablation": "lidc", "raters": "fundus"}
 QUICK_EPOCHS = 3
 SHOWN = ("dice", "nll", "ece", "image_pearson", "image_spearman_normalised", "pixel_pearson", "pixel_pearson_total")
 
-# minutes of one core for one network, without and with the `--quick` of the command; of one run's tests and figures.
-# Measured on two cores with two jobs; only the estimate before the first run is finished rests on them
-MINUTES = {"lidc": (0.75, 0.3), "fundus": (0.7, 0.25), "petct": (1.4, 0.5)}
-MINUTES_A_RUN = 0.5
+# minutes of one core: to train one network, without and with `--quick`, and for all that follows in a run. Measured on
+# two cores with two jobs; only the estimate before the first run is finished rests on them
+MINUTES = {"lidc": (0.5, 0.2), "fundus": (0.35, 0.1), "petct": (0.85, 0.25)}
+MINUTES_A_RUN = 0.4
 NETWORKS = dict.fromkeys(("deep_ensemble", "deep_ensemble_random_rater", "deep_ensemble_rater_per_member"), 5)
 
 
