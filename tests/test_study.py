@@ -121,5 +121,8 @@ def test_variations_become_a_table(tmp_path: Path) -> None:
         folder.mkdir()
         rows = [("edue", "lidc", "val", "nodule", "nll", value, math.nan, math.nan, 5, 0)]
         pd.DataFrame(rows, columns=list(METRICS_COLUMNS)).to_csv(folder / "validation.csv", index=False)
+        # the curves of a training have the name of the test's figures
+        (folder / "logs").mkdir()
+        (folder / "logs" / "validation.csv").write_text("epoch,val/nll\n0,0.7\n")
     table = study.ablation_table(tmp_path, "validation.csv").set_index("variation")
     assert table["nll"].to_dict() == {"heads_last": 0.9, "lambda_0": pytest.approx(0.5)}

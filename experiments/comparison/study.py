@@ -180,7 +180,7 @@ def ablation_table(folder: Path, file: str) -> pd.DataFrame:
     """
     tables = [
         read_table(path, METRICS_COLUMNS).assign(variation=path.parent.name.rpartition("_")[0])
-        for path in sorted(folder.rglob(file))
+        for path in sorted(folder.glob(f"*/{file}"))
     ]
     rows = pd.concat(tables, ignore_index=True)
     structure = MEAN_STRUCTURE if MEAN_STRUCTURE in set(rows["structure"]) else rows["structure"].iloc[0]
