@@ -118,15 +118,15 @@ class StochasticSegmentation(NetworkMethod):
         self.training_samples = training_samples
         self.seed = seed
         self.warm_up_epochs = warm_up_epochs
-        structures = len(self.structures)
+        means = len(self.structures)
         # the covariance starts small, and what a network starts its logits with, the prior of the foreground, is meant
         # for the mean alone
         for name, parameter in cast(nn.Module, self.network.heads).named_parameters():
             if name.endswith("bias"):
-                nn.init.constant_(parameter.data[structures : 2 * structures], _FIRST_LOG_VARIANCE)
-                nn.init.zeros_(parameter.data[2 * structures :])
+                nn.init.constant_(parameter.data[means : 2 * means], _FIRST_LOG_VARIANCE)
+                nn.init.zeros_(parameter.data[2 * means :])
             else:
-                parameter.data[structures:] *= _FIRST_SCALE
+                parameter.data[means:] *= _FIRST_SCALE
 
     @property
     def label(self) -> str:
