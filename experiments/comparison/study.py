@@ -66,12 +66,11 @@ class Plan:
 
     def command(self) -> list[str]:
         """Return the command that runs it."""
-        return [
-            *(sys.executable, "-m", "edue_lightning.train", "--multirun", "--config-dir", str(CONFIGURATION)),
+        return _multirun(
             *self.overrides,
             *(f"hydra.sweep.dir={self.folder}", "logger.mode=offline"),
             *("hydra/launcher=joblib", f"hydra.launcher.n_jobs={self.jobs}"),
-        ]
+        )
 
     def finished(self) -> int:
         """Return how many of the runs are finished."""
@@ -98,6 +97,11 @@ def _options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGURATION / group).glob("[!_]*.yaml"))
 
 
+def _extent(seeds: int, quick: bool) -> list[str]:
+    # the first override varies slowest: one seed after the other
+    return [f"seed={','.join(map(str, range(seeds)))}", *([f"trainer.max_epochs={QUICK_EPOCHS}"] if quick else [])]
+
+
 def comparison(
     folder: Path,
     seeds: int,
@@ -111,11 +115,10 @@ def comparison(
     networks = sum(NETWORKS.get(name, 1) for name in names)
     minutes = seeds * sum(networks * MINUTES[data][quick] + len(names) * MINUTES_A_RUN for data in data_sets)
     overrides = [
-        f"seed={','.join(map(str, range(seeds)))}",
+        *_extent(seeds, quick),
         f"experiment={','.join(f'study_{data}' for data in data_sets)}",
         f"+contender={','.join(names)}",
         "hydra.sweep.subdir=${hydra:runtime.choices.experiment}_${hydra:runtime.choices.contender}_${seed}",
-        *([f"trainer.max_epochs={QUICK_EPOCHS}"] if quick else []),
     ]
     runs = [f"study_{data}_{name}_{seed}" for seed in range(seeds) for data in data_sets for name in names]
     return Plan(folder / "runs", overrides, runs, minutes, jobs)
@@ -126,11 +129,10 @@ def ablation(folder: Path, group: str, seeds: int, jobs: int, quick: bool) -> Pl
     names, data = variations(group), VARIED_ON[group]
     minutes = seeds * len(names) * (MINUTES[data][quick] + MINUTES_A_RUN)
     overrides = [
-        f"seed={','.join(map(str, range(seeds)))}",
+        *_extent(seeds, quick),
         f"experiment=study_{data}",
         f"+{group}={','.join(names)}",
         f"hydra.sweep.subdir=${{hydra:runtime.choices.{group}}}_${{seed}}",
-        *([f"trainer.max_epochs={QUICK_EPOCHS}"] if quick else []),
     ]
     runs = [f"{name}_{seed}" for seed in range(seeds) for name in names]
     return Plan(folder / group, overrides, runs, minutes, jobs)
@@ -202,16 +204,10 @@ def search(folder: Path, jobs: int) -> None:
 def _search_one(name: str, folder: Path) -> tuple[str, float]:
     start = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    command = [
-        *(sys.executable, "-m", "edue_lightning.train", "--multirun", "--config-dir", str(CONFIGURATION)),
-        *(
-            "experiment=study_lidc",
-            f"+search={name}",
-            f"hydra.sweep.dir={folder}",
-            "logger.mode=disabled",
-        ),
+    command = _multirun(
+        *("experiment=study_lidc", f"+search={name}", f"hydra.sweep.dir={folder}", "logger.mode=disabled"),
         "hydra.sweep.subdir=${hydra.job.num}",
-    ]
+    )
     with (folder / "search.log").open("a") as log:
         status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=_environment()).returncode
     if status:
@@ -221,18 +217,20 @@ def _search_one(name: str, folder: Path) -> tuple[str, float]:
 
 def _trials(folder: Path, name: str) -> pd.DataFrame:
     """Return the settings and the validation NLL of each trial of a search."""
+    searched = read_mapping(CONFIGURATION / "search" / f"{name}.yaml")["hydra"]["sweeper"]["params"]
     rows = []
     for path in sorted(folder.rglob(VALIDATION_FILE), key=lambda path: int(path.parent.name)):
         overrides = yaml.safe_load((path.parent / ".hydra" / "overrides.yaml").read_text())
         found = read_table(path, METRICS_COLUMNS)
         nll = float(found[found["metric"] == "nll"]["value"].iloc[0])
-        settings = " ".join(override for override in overrides if override.split("=")[0] in _searched(name))
+        settings = " ".join(override for override in overrides if override.split("=")[0] in searched)
         rows.append((name, int(path.parent.name), settings, nll))
     return pd.DataFrame(rows, columns=["search", "trial", "settings", "validation_nll"])
 
 
-def _searched(name: str) -> set[str]:
-    return set(read_mapping(CONFIGURATION / "search" / f"{name}.yaml")["hydra"]["sweeper"]["params"])
+def _multirun(*overrides: str) -> list[str]:
+    program = (sys.executable, "-m", "edue_lightning.train", "--multirun", "--config-dir", str(CONFIGURATION))
+    return [*program, *overrides]
 
 
 def _environment() -> dict[str, str]:

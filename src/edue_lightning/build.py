@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from edue_lightning.data import CaseSource, RaterDataModule
+from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
 from edue_lightning.methods import Inference, SegmentationMethod
 from edue_lightning.metrics import MetricSettings
@@ -77,6 +78,14 @@ def build_data(configuration: Mapping[str, Any]) -> RaterDataModule:
     """Make the data module of a configuration, reading the list of its cases."""
     data: RaterDataModule = build(configuration["data"], "data")
     return data
+
+
+def build_distortions(node: Mapping[str, Any] | None) -> Distortions | None:
+    """Make the distortions of a configuration, or none where there is no node."""
+    if node is None:
+        return None
+    distortions: Distortions = build(node, "distortions")
+    return distortions
 
 
 def build_metric_settings(node: Mapping[str, Any] | None, structures: Sequence[str]) -> MetricSettings:

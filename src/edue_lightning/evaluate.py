@@ -16,7 +16,7 @@ import hydra
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
-from edue_lightning.build import ImageFormat, build, build_data, build_metric_settings, set_inference
+from edue_lightning.build import ImageFormat, build, build_data, build_distortions, build_metric_settings, set_inference
 from edue_lightning.checkpoints import load_method
 from edue_lightning.command import command, job_folder, quiet_libraries
 from edue_lightning.configuration import (
@@ -26,7 +26,6 @@ from edue_lightning.configuration import (
     resolved,
 )
 from edue_lightning.data import RaterDataModule
-from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation import Evaluation
 from edue_lightning.measurement import Measurement, measure_method, measure_predictions
@@ -96,9 +95,7 @@ def _checkpoint(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
         set_inference(method, configuration["inference"], wanted)
     label = configuration["label"] or trained.get("label") or method.label
     measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
-    distortions: Distortions | None = None
-    if configuration.get("distortions") is not None:
-        distortions = build(configuration["distortions"], "distortions")
+    distortions = build_distortions(configuration.get("distortions"))
     used = {"data": configuration.get("data") or trained["data"], "seed": trained["seed"]}
     write_configuration({**configuration, **used}, label, data.note, folder)
     callbacks = []

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -17,7 +16,7 @@ from edue_lightning.metrics import (
     MetricSettings,
     QualityControl,
     Summary,
-    quality_control_curve,
+    quality_control_curves,
 )
 from edue_lightning.reporting.figures import panel_figure, quality_control_figure, reliability_figure
 from edue_lightning.reporting.panels import Panel, save_panels
@@ -96,15 +95,15 @@ class Evaluation:
         of a single network, has no curve.
         """
         parts = [pd.DataFrame(columns=["structure", "score", *QualityControl._fields])]
-        dice = self.cases["dice"].cpu().numpy()
+        curves = {
+            score: quality_control_curves(self.cases, self.structures, self.settings, score, sign)
+            for score, sign in SCORES.values()
+        }
         for k, structure in enumerate(self.structures):
-            poor = dice[:, k] < self.settings.poor_dice_of(structure)
-            for score, sign in SCORES.values():
-                uncertainty = sign * self.cases[score][:, k].cpu().numpy()
-                defined = ~(np.isnan(uncertainty) | np.isnan(dice[:, k]))
-                if defined.any():
-                    curve = quality_control_curve(uncertainty[defined], poor[defined].astype(float))
-                    parts.append(pd.DataFrame({"structure": structure, "score": score, **curve._asdict()}))
+            for score, of_structures in curves.items():
+                # without a case there is nothing but the start
+                if len(of_structures[k].flagged) > 1:
+                    parts.append(pd.DataFrame({"structure": structure, "score": score, **of_structures[k]._asdict()}))
         return self._identified(pd.concat(parts[1:] or parts, ignore_index=True))
 
     def headline(self) -> str:

@@ -19,13 +19,12 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from edue_lightning.build import ImageFormat, build, build_data, build_method, build_metric_settings
+from edue_lightning.build import ImageFormat, build, build_data, build_distortions, build_method, build_metric_settings
 from edue_lightning.checkpoints import checkpoint_entries, read_checkpoint, save_method
 from edue_lightning.command import EpochLines, command, job_folder, quiet_libraries
 from edue_lightning.configuration import check_configuration, configuration_folder, resolved
 from edue_lightning.cost import measure_cost
 from edue_lightning.data import RaterDataModule
-from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
 from edue_lightning.loggers import WandbSettings, training_loggers, wandb_must_not_matter
 from edue_lightning.measurement import Measurement, measure_method
@@ -99,9 +98,7 @@ def train(configuration: Mapping[str, Any], folder: Path) -> float:
     seed = int(configuration["seed"])
     pl.seed_everything(seed, workers=True, verbose=False)
     settings: WandbSettings = build(configuration["logger"], "logger")
-    distortions: Distortions | None = None
-    if configuration.get("distortions") is not None:
-        distortions = build(configuration["distortions"], "distortions")
+    distortions = build_distortions(configuration.get("distortions"))
     data = build_data(configuration)
     data.require("train", "val", "test")
     method = build_method(configuration, ImageFormat.of(data.source))

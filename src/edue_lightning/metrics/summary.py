@@ -143,21 +143,23 @@ def summarise(
 
 
 def quality_control_curves(
-    cases: CaseStatistics, structures: Sequence[str], settings: MetricSettings
+    cases: CaseStatistics, structures: Sequence[str], settings: MetricSettings, score: str = "sv", sign: int = 1
 ) -> list[QualityControl]:
-    """Return each structure's quality-control curve of SV, over the cases that define SV and Dice.
+    """Return each structure's quality-control curve of a score, over the cases that define the score and Dice.
 
     Args:
-        cases: with the statistics `sv` and `dice`.
+        cases: with the score and the statistic `dice`.
         structures: names of the K structures.
         settings: see `MetricSettings`.
+        score: name of the statistic.
+        sign: -1 where a small score means an uncertain case.
     """
     curves = []
     for k, structure in enumerate(structures):
-        score, dice = (cases[name][:, k].cpu().numpy() for name in ("sv", "dice"))
-        defined = ~(np.isnan(score) | np.isnan(dice))
+        values, dice = (cases[name][:, k].cpu().numpy() for name in (score, "dice"))
+        defined = ~(np.isnan(values) | np.isnan(dice))
         poor = dice[defined] < settings.poor_dice_of(structure)
-        curves.append(quality_control_curve(score[defined], poor.astype(float)))
+        curves.append(quality_control_curve(sign * values[defined], poor.astype(float)))
     return curves
 
 
