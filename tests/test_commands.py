@@ -228,8 +228,8 @@ def test_a_search_is_told_the_validation_nll_and_never_tests(tmp_path: Path) -> 
     assert nll == pytest.approx(epochs.min(), abs=1e-6)
 
 
-def test_a_finished_run_is_skipped_and_one_cut_off_begins_again(tmp_path: Path) -> None:
-    overrides = [*SMALL, "trainer.max_epochs=1", "test=false", "skip_finished=true", f"hydra.run.dir={tmp_path}/run"]
+def test_a_finished_run_is_left_alone_and_one_cut_off_goes_on(tmp_path: Path) -> None:
+    overrides = [*SMALL, "trainer.max_epochs=1", "test=false", "resume=auto", f"hydra.run.dir={tmp_path}/run"]
     assert run_command("train", overrides, cwd=tmp_path).returncode == 0
     checkpoint, validation = tmp_path / "run" / "checkpoints" / "best.ckpt", tmp_path / "run" / "validation.csv"
     first, content = checkpoint.stat().st_mtime_ns, validation.read_text()
@@ -240,10 +240,10 @@ def test_a_finished_run_is_skipped_and_one_cut_off_begins_again(tmp_path: Path) 
     assert checkpoint.stat().st_mtime_ns == first
 
     validation.unlink()
-    restarted = run_command("train", overrides, cwd=tmp_path)
-    assert restarted.returncode == 0, restarted.stderr
-    assert "begins again" in restarted.stdout + restarted.stderr
-    assert checkpoint.stat().st_mtime_ns > first
+    resumed = run_command("train", overrides, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "goes on after" in resumed.stdout + resumed.stderr
+    assert checkpoint.stat().st_mtime_ns == first
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
     assert validation.read_text() == content
 

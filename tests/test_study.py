@@ -41,7 +41,7 @@ def composed(*overrides: str) -> dict:
 def test_every_run_of_the_comparison_has_a_valid_configuration(contender: str, data: str) -> None:
     configuration = composed(f"experiment=study_{data}", f"+contender={contender}", "seed=1")
     check_configuration(configuration, TrainConfiguration)
-    assert configuration["skip_finished"]
+    assert configuration["resume"] == "auto"
     assert configuration["distortions"] is not None
 
 

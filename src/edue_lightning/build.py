@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from edue_lightning.data import CaseSource, RaterDataModule
@@ -17,6 +18,9 @@ from edue_lightning.errors import UserError
 from edue_lightning.methods import Inference, SegmentationMethod
 from edue_lightning.metrics import MetricSettings
 from edue_lightning.networks import HeadLayout
+
+# what a call raises that does not like its arguments
+_REFUSALS = (UserError, ValueError, TypeError, MisconfigurationException)
 
 
 @dataclass(frozen=True)
@@ -51,27 +55,31 @@ class ImageFormat:
         return {**dataclasses.asdict(self), "structures": list(self.structures)}
 
 
-def build(node: Mapping[str, Any], name: str) -> Any:
+def build(node: Mapping[str, Any], name: str, **arguments: Any) -> Any:
     """Make the object that a configuration node describes.
 
     Args:
         node: resolved, with its `_target_`.
         name: of the node, for the message.
+        arguments: for a node with `_partial_`, which is called with them; without any it is left for later.
 
     Raises:
         UserError: if the described call refuses its arguments.
     """
     try:
-        return instantiate(dict(node), _convert_="all")
+        made = instantiate(dict(node), _convert_="all")
+        return made(**arguments) if arguments else made
     except InstantiationException as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(cause, (ValueError, TypeError)):
-            raise UserError(f"{name}: {cause}") from error
-        raise
+        if not isinstance(cause, _REFUSALS):
+            raise
+    except _REFUSALS as error:
+        cause = error
+    if isinstance(cause, UserError):
+        raise cause from None
+    raise UserError(f"{name}: {cause}") from cause
 
 
 def build_data(configuration: Mapping[str, Any]) -> RaterDataModule:

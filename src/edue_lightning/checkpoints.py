@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from edue_lightning.build import ImageFormat, build_method
 from edue_lightning.configuration import check_only_ours
@@ -41,15 +44,53 @@ def checkpoint_entries(
     return {_CONFIGURATION: dict(configuration), _IMAGE_FORMAT: image_format.as_dict(), _MEMBER: member}
 
 
+class WholeFileIO(TorchCheckpointIO):
+    """Lightning's reader and writer of checkpoints; a file appears whole or not at all, and is verified when read."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ARG002
+        """Write a checkpoint, see `write_checkpoint`."""
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = None,  # noqa: ARG002
+        weights_only: bool | None = True,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Read tensors, onto the CPU, and plain values, see `read_checkpoint`."""
+        return read_checkpoint(Path(path))
+
+
 def save_method(method: SegmentationMethod, path: Path) -> None:
-    """Write a method's weights and entries; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stored = {"state_dict": method.state_dict(), **method.checkpoint_entries}
-    write_whole(path, lambda temporary: torch.save(stored, temporary))
+    """Write a method's weights and entries, see `write_checkpoint`."""
+    write_checkpoint({"state_dict": method.state_dict(), **method.checkpoint_entries}, path)
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint; the file appears whole or not at all, and is on the disk when this returns.
+
+    Raises:
+        UserError: if it cannot be written, as on a full disk; the earlier file is still there then.
+    """
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            torch.save(dict(checkpoint), file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, write)
+    # torch reports some failures to write as RuntimeError
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: cannot be written ({_first_line(error)}); free some space, and go on with resume=auto"
+        ) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's tensors and plain values.
+    """Read a checkpoint's tensors and plain values, checking that the file is as it was written.
 
     Raises:
         UserError: if there is no such file, or it is not a readable checkpoint.
@@ -57,13 +98,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file; a run keeps its own under checkpoints/best.ckpt")
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} in it is damaged")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: refused, it is damaged or holds more than weights and plain values; "
             "train again or take another checkpoint"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)})") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path}: is no checkpoint, it holds no weights")

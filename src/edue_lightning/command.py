@@ -46,11 +46,13 @@ def job_folder() -> Path:
 
 def quiet_libraries() -> None:
     """Silence what libraries print on every start and no user can act on."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for library in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     # loading happens once, from memory; more workers would not help
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
@@ -82,7 +84,7 @@ class EpochLines(pl.Callback):
         self._asked = time.monotonic()
         self._training = self._asked - self._start
         if trainer.is_last_batch:
-            pl_module.log("train/data_wait", self.data_wait, on_step=False, on_epoch=True, batch_size=1)
+            pl_module.log("train/data_wait", self.data_wait, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     @property
     def data_wait(self) -> float:

@@ -16,7 +16,7 @@ import hydra
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
-from edue_lightning.build import ImageFormat, build, build_data, build_distortions, build_metric_settings, set_inference
+from edue_lightning.build import ImageFormat, build_data, build_distortions, build_metric_settings, set_inference
 from edue_lightning.checkpoints import load_method
 from edue_lightning.command import command, job_folder, quiet_libraries
 from edue_lightning.configuration import (
@@ -26,13 +26,16 @@ from edue_lightning.configuration import (
     resolved,
 )
 from edue_lightning.data import RaterDataModule
+from edue_lightning.devices import with_free_device
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation import Evaluation
 from edue_lightning.measurement import Measurement, measure_method, measure_predictions
 from edue_lightning.prediction_folder import PredictionFolder
 from edue_lightning.prediction_writer import PredictionWriter
+from edue_lightning.processes import is_first_process, launch, quiet_unless_first
 from edue_lightning.records import write_configuration
 from edue_lightning.shift import measure_shift
+from edue_lightning.trainers import build_test_trainer
 
 log = logging.getLogger(__name__)
 
@@ -78,13 +81,17 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     if configuration.get("distortions") is not None and configuration["ckpt"] is None:
         raise UserError("distortions: predictions=DIR were made on the images as they are; give ckpt=PATH")
     pl.seed_everything(int(configuration["seed"]), workers=True, verbose=False)
-    measured = _predictions if configuration["ckpt"] is None else _checkpoint
-    evaluation = measured(configuration, folder)
+    quiet_unless_first()
+    if configuration["ckpt"] is None:
+        evaluation = _predictions(configuration, folder)
+    else:
+        with with_free_device(configuration["trainer"]) as trainer:
+            evaluation = _checkpoint(configuration, trainer, folder)
     evaluation.write(folder)
     return evaluation
 
 
-def _checkpoint(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
+def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any], folder: Path) -> Evaluation:
     path = Path(configuration["ckpt"])
     method, wanted, trained = load_method(path)
     data = _data(configuration.get("data") or trained.get("data"), str(path))
@@ -97,18 +104,12 @@ def _checkpoint(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
     distortions = build_distortions(configuration.get("distortions"))
     used = {"data": configuration.get("data") or trained["data"], "seed": trained["seed"]}
-    write_configuration({**configuration, **used}, label, data.note, folder)
+    if is_first_process():
+        write_configuration({**configuration, **used}, label, data.note, folder)
     callbacks = []
     if configuration["save_predictions"]:
         callbacks.append(PredictionWriter(folder / PREDICTIONS_FOLDER, data, measurement.split))
-    trainer = build(configuration["trainer"], "trainer")(
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    evaluation = measure_method(method, data, measurement, trainer)
+    evaluation = measure_method(method, data, measurement, build_test_trainer(trainer_node, callbacks=callbacks))
     if distortions is not None:
         measure_shift(method, data, distortions, label, measurement.split, measurement.settings).write(folder)
     return evaluation
@@ -139,14 +140,22 @@ def _measurement(
     return Measurement(label, configuration["split"], settings, int(configuration["bootstrap_resamples"]))
 
 
+def _evaluate_and_tell(configuration: Mapping[str, Any], folder: Path) -> None:
+    evaluation = evaluate(configuration, folder)
+    log.info("%s\n%s", folder, evaluation.headline())
+
+
 @hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="evaluate")
 @command
 def main(config: DictConfig) -> None:
     """Run the command."""
     quiet_libraries()
-    folder = job_folder()
-    evaluation = evaluate(resolved(config), folder)
-    log.info("%s\n%s", folder, evaluation.headline())
+    configuration = resolved(config)
+    check_configuration(configuration, EvaluateConfiguration)
+    if configuration["predictions"] is None:
+        launch(_evaluate_and_tell, configuration, job_folder())
+    else:
+        _evaluate_and_tell(configuration, job_folder())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,9 @@ class WandbSettings:
     tags: Sequence[str] = field(default_factory=tuple)
 
     def start(self, name: str, folder: Path, configuration: Mapping[str, Any]) -> wandb.Run | None:
-        """Start a run; without key, network or server it goes on offline, and at the worst without W&B.
+        """Start a run, or go on with the one of the folder.
+
+        Without key, network or server it goes on offline, and at the worst without W&B.
 
         Args:
             name: of the run.
@@ -47,6 +50,8 @@ class WandbSettings:
         """
         if self.mode == "disabled" or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             return None
+        earlier = sorted(folder.glob("wandb/*run-*-*"))
+        resumed = {"id": earlier[-1].name.rsplit("-", 1)[-1], "resume": "allow"} if earlier else {}
         modes: list[Literal["online", "offline"]] = ["online", "offline"] if self.mode == "online" else ["offline"]
         for mode in modes:
             try:
@@ -59,6 +64,7 @@ class WandbSettings:
                     group=self.group,
                     tags=list(self.tags),
                     config=dict(configuration),
+                    **resumed,  # type: ignore[arg-type]
                     reinit="finish_previous",
                     settings=wandb.Settings(
                         silent=True, console="off", init_timeout=30, login_timeout=10, finish_timeout=60
@@ -84,16 +90,64 @@ def _warn(what: str, error: Exception) -> None:
     log.warning("Weights & Biases %s: %s", what, reason)
 
 
-def training_loggers(folder: Path, run: wandb.Run | None, member: int | None) -> list[Logger]:
+def training_loggers(folder: Path, run: wandb.Run | None, member: int | None, steps: int = 0) -> list[Logger]:
     """Return the loggers of one fit.
 
     Args:
         folder: the run's folder; the curves go to `logs/metrics.csv`, for a member to `logs/member_M/metrics.csv`.
         run: the Weights & Biases run, if there is one.
         member: position in a deep ensemble, or None.
+        steps: optimiser steps after which the fit goes on; the curves up to there are kept.
     """
-    name = "" if member is None else f"member_{member}"
-    loggers: list[Logger] = [CSVLogger(folder, name="logs", version=name)]
+    name = _name(member)
+    loggers: list[Logger] = [_csv_logger(folder, name, steps)]
     if run is not None:
         loggers.append(WandbLogger(experiment=run, save_dir=folder, prefix=name))
     return loggers
+
+
+def log_curves(folder: Path, run: wandb.Run, member: int) -> None:
+    """Log the curves of a member that was trained in another process to Weights & Biases."""
+    logger = WandbLogger(experiment=run, save_dir=folder, prefix=_name(member))
+    for row in _rows(Path(CSVLogger(folder, name=_LOGS, version=_name(member)).log_dir) / _CURVES):
+        step = int(row.pop("step"))
+        logger.log_metrics({name: float(value) for name, value in row.items() if value}, step=step)
+
+
+_LOGS, _CURVES = "logs", "metrics.csv"
+
+
+def _name(member: int | None) -> str:
+    return "" if member is None else f"member_{member}"
+
+
+@rank_zero_only
+def _keep_curves(logger: CSVLogger, steps: int) -> None:
+    """Hand the curves of the first so many steps, which an earlier process wrote, to a new logger.
+
+    The logger deletes the file that it finds, so that is moved away until its content is written again.
+    """
+    written = Path(logger.log_dir) / _CURVES
+    kept = written.with_suffix(".earlier.csv")
+    rows = [row for path in (kept, written) for row in _rows(path) if int(row["step"]) < steps]
+    # of a process that was killed between writing the curves again and deleting their copy
+    rows = list({tuple(row.items()): row for row in rows}.values())
+    if written.is_file() and not kept.is_file():
+        written.replace(kept)
+    logger.experiment.metrics.extend(rows)
+    logger.save()
+    kept.unlink(missing_ok=True)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        # a line that was being written when the process was killed lacks fields
+        return [row for row in csv.DictReader(file) if None not in row.values() and (row.get("step") or "").isdigit()]
+
+
+def _csv_logger(folder: Path, name: str, steps: int) -> CSVLogger:
+    logger = CSVLogger(folder, name=_LOGS, version=name)
+    _keep_curves(logger, steps)
+    return logger

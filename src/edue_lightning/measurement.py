@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from edue_lightning.data import CaseSource, RaterDataModule, RaterSample, collate_samples
@@ -17,6 +18,7 @@ from edue_lightning.evaluation import Evaluation
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import CaseTable, MetricSettings, Summary
 from edue_lightning.prediction_folder import PredictionFolder
+from edue_lightning.processes import is_first_process
 from edue_lightning.reporting.panels import (
     Panel,
     choose_panel_cases,
@@ -53,7 +55,7 @@ class Measurement:
 def measure_method(
     method: SegmentationMethod, data: RaterDataModule, measurement: Measurement, trainer: pl.Trainer
 ) -> Evaluation:
-    """Measure a trained method on the configured device.
+    """Measure a trained method on the configured devices; every process gets the figures of all cases.
 
     Args:
         method: trained.
@@ -101,7 +103,10 @@ def _evaluation(
     summary = table.summary(measurement.resamples)
     _warn_of_undefined(summary)
     records = data.records(measurement.split)
-    panels = _panels(data, measurement.split, positions, cases["sv_star"], probabilities_of)
+    panels = []
+    # the one process that writes them
+    if is_first_process():
+        panels = _panels(data, measurement.split, positions, cases["sv_star"], probabilities_of)
     return Evaluation(
         label=measurement.label,
         data=data.name,
@@ -117,6 +122,7 @@ def _evaluation(
     )
 
 
+@rank_zero_only
 def _warn_of_undefined(summary: Summary) -> None:
     """Say which figures there are none of, and from how many cases."""
     undefined = [row for row in summary.rows if np.isnan(row.value)]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +15,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from edue_lightning.data.atomic import write_whole
 from edue_lightning.errors import UserError
 from edue_lightning.metrics import MEAN_STRUCTURE
 from edue_lightning.reporting.run_folder import (
@@ -27,12 +26,8 @@ from edue_lightning.reporting.run_folder import (
     read_table,
 )
 
-log = logging.getLogger(__name__)
-
 # what may differ between two starts of one run
-_OF_THE_START = frozenset({"label", "skip_finished", "logger"})
-# what a new training would write beside, not over
-_FOLDERS_OF_TRAINING = ("checkpoints", "logs", "wandb")
+_OF_THE_START = frozenset({"label", "resume", "logger", "members_at_once", "checkpoint_every_steps"})
 
 
 def write_configuration(configuration: Mapping[str, Any], label: str, note: str | None, folder: Path) -> None:
@@ -52,23 +47,22 @@ def write_configuration(configuration: Mapping[str, Any], label: str, note: str 
         raise UserError(f"{folder}: already holds a run, and nothing is overwritten; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     record = {**configuration, "label": label, "command": _command_line(), "commit": _commit(), "image_note": note}
-    path.write_text(yaml.safe_dump(record, sort_keys=False))
+    write_whole(path, lambda temporary: temporary.write_text(yaml.safe_dump(record, sort_keys=False)))
 
 
-def finished_value(configuration: Mapping[str, Any], folder: Path, metric: str) -> float | None:
-    """Return what a finished run of the same configuration found on its validation cases; None if there is none.
+def check_same_run(configuration: Mapping[str, Any], folder: Path) -> None:
+    """Check that a folder holds a run of a configuration.
 
     Args:
         configuration: resolved and plain.
-        folder: of the run, which need not exist.
-        metric: whose mean over structures is wanted.
+        folder: of the run.
 
     Raises:
-        UserError: if the folder holds a run of another configuration, finished or not.
+        UserError: if there is no run, or one of another configuration.
     """
     path = folder / CONFIGURATION_FILE
     if not path.is_file():
-        return None
+        raise UserError(f"{folder}: holds no run that could go on")
     recorded = read_mapping(path)
     differing = [
         name for name in configuration if name not in _OF_THE_START and configuration[name] != recorded.get(name)
@@ -76,8 +70,17 @@ def finished_value(configuration: Mapping[str, Any], folder: Path, metric: str) 
     if differing:
         raise UserError(
             f"{folder}: holds a run with another {', '.join(differing)}, and nothing is overwritten; choose another "
-            "folder, or remove that run"
+            f"folder, or go on with that run by its own command and resume=auto: {recorded.get('command')}"
         )
+
+
+def finished_value(folder: Path, metric: str) -> float | None:
+    """Return what a finished run found on its validation cases, None of one that is not finished.
+
+    Args:
+        folder: of the run.
+        metric: whose mean over structures is wanted.
+    """
     if not (folder / VALIDATION_FILE).is_file():
         return None
     found = read_table(folder / VALIDATION_FILE, METRICS_COLUMNS)
@@ -85,24 +88,9 @@ def finished_value(configuration: Mapping[str, Any], folder: Path, metric: str) 
     return float(values[MEAN_STRUCTURE] if MEAN_STRUCTURE in values else values.iloc[0])
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Remove what a run that was cut off left behind, so that it can begin again, and say so.
-
-    Args:
-        folder: of the run, see `finished_value`, which has told that it is one of the same configuration.
-    """
-    record = folder / CONFIGURATION_FILE
-    if not record.is_file():
-        return
-    log.warning("%s: holds a run that was cut off; it begins again", folder)
-    for name in _FOLDERS_OF_TRAINING:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    record.unlink()
-
-
 def write_mapping(values: Mapping[str, Any], path: Path) -> None:
     """Write keys and values as JSON."""
-    path.write_text(json.dumps(dict(values), indent=2) + "\n")
+    write_whole(path, lambda temporary: temporary.write_text(json.dumps(dict(values), indent=2) + "\n"))
 
 
 def _command_line() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,8 @@ from edue_lightning.reporting.run_folder import (
 )
 
 CASE_SCORES = (*DISTORTION_SCORES, "dice")
+
+_POSITION = "position"
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def measure_shift(
 ) -> Shift:
     """Score each case of a split once as it is, and once at each severity under one kind of distortion.
 
-    The kinds are dealt to the cases in turn, see `Distortions.kind_of`; each process measures all cases.
+    The kinds are dealt to the cases in turn, see `Distortions.kind_of`. Each process of a distributed run measures its
+    share of the cases, and gets all scores.
 
     Args:
         method: trained; left in evaluation mode.
@@ -121,10 +125,23 @@ def measure_shift(
             )
             for k, structure in enumerate(method.structures):
                 scores = {name: found[name][:, k].numpy() for name in CASE_SCORES}
-                case_ids = [ids[position] for position in batch.case_index.tolist()]
-                identity = {"case_id": case_ids, "structure": structure, "distortion": kinds, "severity": severity}
-                parts.append(pd.DataFrame({**identity, **scores}))
-    return Shift(label, data.name, split, pd.concat(parts, ignore_index=True))
+                positions = batch.case_index.tolist()
+                identity = {"structure": structure, "distortion": kinds, "severity": severity}
+                order = {_POSITION: positions, "case_id": [ids[position] for position in positions]}
+                parts.append(pd.DataFrame({**order, **identity, **scores}))
+    cases = _of_all_processes(pd.concat(parts, ignore_index=True)).drop(columns=_POSITION)
+    return Shift(label, data.name, split, cases)
+
+
+def _of_all_processes(cases: pd.DataFrame) -> pd.DataFrame:
+    """Return the cases of all processes in one order, each once at each severity."""
+    frames: list[Any] = [cases]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        frames = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(frames, cases)
+    # stable, so that the structures of a case stay in their order
+    ordered = pd.concat(frames, ignore_index=True).sort_values(["severity", _POSITION], kind="stable")
+    return ordered.drop_duplicates(["severity", _POSITION, "structure"], ignore_index=True)
 
 
 def _distorted(

@@ -7,32 +7,42 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
-import numpy as np
-import pytorch_lightning as pl
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint
 
-from edue_lightning.build import ImageFormat, build, build_data, build_distortions, build_method, build_metric_settings
-from edue_lightning.checkpoints import checkpoint_entries, read_checkpoint, save_method
-from edue_lightning.command import EpochLines, command, job_folder, quiet_libraries
+from edue_lightning.build import ImageFormat, build, build_distortions, build_method
+from edue_lightning.command import command, job_folder, quiet_libraries
 from edue_lightning.configuration import check_configuration, configuration_folder, resolved
 from edue_lightning.cost import measure_cost
 from edue_lightning.data import RaterDataModule
+from edue_lightning.devices import with_free_device
+from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
-from edue_lightning.loggers import WandbSettings, training_loggers, wandb_must_not_matter
+from edue_lightning.fitting import Experiment, fit
+from edue_lightning.folders import AUTO, folder_of, register_run_folder
+from edue_lightning.loggers import WandbSettings, wandb_must_not_matter
 from edue_lightning.measurement import Measurement, measure_method
 from edue_lightning.methods import SegmentationMethod
-from edue_lightning.metrics import LOWER_IS_BETTER, VALIDATION_METRICS
-from edue_lightning.records import clear_unfinished, finished_value, write_configuration, write_mapping
-from edue_lightning.reporting.run_folder import COST_FILE, METRICS_COLUMNS, VALIDATION_FILE, write_table
+from edue_lightning.metrics import VALIDATION_METRICS
+from edue_lightning.processes import is_first_process, launch, quiet_unless_first
+from edue_lightning.records import check_same_run, finished_value, write_configuration, write_mapping
+from edue_lightning.reporting.run_folder import (
+    CONFIGURATION_FILE,
+    COST_FILE,
+    METRICS_COLUMNS,
+    VALIDATION_FILE,
+    write_table,
+)
+from edue_lightning.resuming import StopSignals
 from edue_lightning.shift import measure_shift
+from edue_lightning.trainers import build_test_trainer
 from edue_lightning.wandb_results import log_results
 
 log = logging.getLogger(__name__)
@@ -46,7 +56,10 @@ class TrainConfiguration:
     label: str | None
     select_by: str
     test: bool
-    skip_finished: bool
+    resume: str | None
+    members_at_once: int
+    checkpoint_every_steps: int | None
+    compile: bool
     bootstrap_resamples: int
     data: dict[str, Any]
     network: dict[str, Any]
@@ -73,57 +86,117 @@ def train(configuration: Mapping[str, Any], folder: Path) -> float:
 
     Args:
         configuration: resolved and plain, as `conf/train.yaml` composes it.
-        folder: of the run, new or without results; see the README for what it will hold. With `skip_finished` a run
-            that is finished there is left as it is, and one that was cut off begins again.
+        folder: of the run; see the README for what it will hold. New or without results, unless `resume` says to go on
+            with a run that was cut off: that ends with the weights that it would have had. A finished one is left as it
+            is.
 
     Returns:
         `select_by` on the validation cases at the best checkpoint, averaged over structures: what a search for
         settings looks at.
 
     Raises:
-        UserError: for a configuration or data that cannot be used, before any training; or if the folder already
-            holds a run that must not be replaced.
+        UserError: for a configuration or data that cannot be used, before any training; or if the folder holds a run
+            that must not be replaced, or that another process is at work on.
+        SystemExit: if a scheduler stops the process, see `StopSignals`.
     """
+    _check(configuration)
+    quiet_unless_first()
+    signals = StopSignals()
+    signals.listen()
+    going_on = _goes_on(configuration, folder)
+    if going_on:
+        found = finished_value(folder, configuration["select_by"])
+        if found is not None:
+            log.info("%s: is finished, and is not run again", folder)
+            return found
+    with with_free_device(configuration["trainer"]) as trainer:
+        settings: WandbSettings = build(configuration["logger"], "logger")
+        distortions = build_distortions(configuration.get("distortions"))
+        experiment = Experiment.of(configuration)
+        with _sole_writer(folder):
+            return _run(experiment, trainer, distortions, settings, folder, signals, going_on)
+
+
+def _check(configuration: Mapping[str, Any]) -> None:
     check_configuration(configuration, TrainConfiguration)
     if configuration["select_by"] not in VALIDATION_METRICS:
         known = ", ".join(VALIDATION_METRICS)
         raise UserError(
             f"select_by={configuration['select_by']}: no metric that validation measures; those are {known}"
         )
-    if configuration["skip_finished"]:
-        found = finished_value(configuration, folder, configuration["select_by"])
-        if found is not None:
-            log.info("%s: is finished, and is not run again", folder)
-            return found
-    seed = int(configuration["seed"])
-    pl.seed_everything(seed, workers=True, verbose=False)
-    settings: WandbSettings = build(configuration["logger"], "logger")
-    distortions = build_distortions(configuration.get("distortions"))
-    data = build_data(configuration)
-    data.require("train", "val", "test")
-    method = build_method(configuration, ImageFormat.of(data.source))
-    metric_settings = build_metric_settings(configuration["metrics"], method.structures)
-    for trainee in method.trainees():
-        trainee.use_metric_settings(metric_settings)
-    method.checkpoint_entries = checkpoint_entries(configuration, ImageFormat.of(data.source))
-    label = configuration["label"] or method.label
-
-    if configuration["skip_finished"]:
-        clear_unfinished(folder)
-    write_configuration(configuration, label, data.note, folder)
-    wandb_run = settings.start(f"{label}-{data.name}-{seed}", folder, {**configuration, "label": label})
-    try:
-        seconds = _fit(method, data, configuration, folder, wandb_run)
-        trainer = build(configuration["trainer"], "trainer")(
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=sys.stderr.isatty(),
-            enable_model_summary=False,
+    for name in ("members_at_once", "checkpoint_every_steps"):
+        if configuration[name] is not None and configuration[name] < 1:
+            raise UserError(f"{name} must be at least 1, not {configuration[name]}")
+    if configuration["members_at_once"] > 1 and configuration["trainer"].get("devices") not in (1, "1"):
+        raise UserError(
+            f"members_at_once={configuration['members_at_once']}: each member is trained on one device, so "
+            "trainer.devices must be 1"
         )
+
+
+def _goes_on(configuration: Mapping[str, Any], folder: Path) -> bool:
+    """Whether the folder holds a run of this configuration that `resume` says to go on with.
+
+    Raises:
+        UserError: if there is none although a path was given, or one of another configuration.
+    """
+    resume = configuration["resume"]
+    if resume is None:
+        return False
+    if resume != AUTO and folder_of(resume).resolve() != folder.resolve():
+        raise UserError(
+            f"resume={resume}: no such run, or another folder was chosen (hydra.run.dir); give the folder of a run"
+        )
+    if resume == AUTO and not (folder / CONFIGURATION_FILE).is_file():
+        return False
+    check_same_run(configuration, folder)
+    return True
+
+
+@contextmanager
+def _sole_writer(folder: Path) -> Iterator[None]:
+    """Hold the run's folder, for the first process; a killed process lets go of it.
+
+    Raises:
+        UserError: if another run holds it.
+    """
+    if not is_first_process():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(f"{folder}: another process is at work there; wait for it, or stop it") from error
+
+
+def _run(
+    experiment: Experiment,
+    trainer_node: Mapping[str, Any],
+    distortions: Distortions | None,
+    settings: WandbSettings,
+    folder: Path,
+    signals: StopSignals,
+    going_on: bool,
+) -> float:
+    """Train, measure and write all results."""
+    configuration, data, method = experiment.configuration, experiment.data, experiment.method
+    label = configuration["label"] or method.label
+    if is_first_process() and not going_on:
+        write_configuration(configuration, label, data.note, folder)
+    wandb_run = settings.start(
+        f"{label}-{data.name}-{configuration['seed']}", folder, {**configuration, "label": label}
+    )
+    try:
+        seconds = fit(experiment, trainer_node, folder, signals, wandb_run)
+        trainer = build_test_trainer(trainer_node)
         resamples = int(configuration["bootstrap_resamples"])
+        metric_settings = experiment.metric_settings
         validation = measure_method(method, data, Measurement(label, "val", metric_settings, resamples), trainer)
-        cost = _cost(method, data, configuration, validation.members, seconds)
-        write_mapping(cost, folder / COST_FILE)
+        if is_first_process():
+            cost = _cost(method, data, configuration, validation.members, seconds)
+            write_mapping(cost, folder / COST_FILE)
         if configuration["test"]:
             evaluation = measure_method(method, data, Measurement(label, "test", metric_settings, resamples), trainer)
             detection = distorted_cases = None
@@ -136,8 +209,9 @@ def train(configuration: Mapping[str, Any], folder: Path) -> float:
                 with wandb_must_not_matter("log the evaluation"):
                     log_results(wandb_run, evaluation, detection, distorted_cases, cost)
             log.info("%s\n%s", folder, evaluation.headline())
-        # last, since its presence says that the run is finished
-        write_table(validation.metrics_frame(), METRICS_COLUMNS, folder / VALIDATION_FILE)
+        if is_first_process():
+            # last, since its presence says that the run is finished
+            write_table(validation.metrics_frame(), METRICS_COLUMNS, folder / VALIDATION_FILE)
     finally:
         if wandb_run is not None:
             failed = sys.exc_info()[0] is not None
@@ -165,67 +239,17 @@ def _cost(
     }
 
 
-def _fit(
-    method: SegmentationMethod,
-    data: RaterDataModule,
-    configuration: Mapping[str, Any],
-    folder: Path,
-    wandb_run: Any,
-) -> float:
-    """Fit every trainee, leave the method with its best weights, and return the seconds it took."""
-    start = time.monotonic()
-    trainees = method.trainees()
-    alone = trainees[0] is method
-    checkpoints = folder / "checkpoints"
-    best, last = {}, {}
-    for position, trainee in enumerate(trainees):
-        member = None if alone else position
-        own = checkpoints if alone else checkpoints / f"member_{position}"
-        if not alone:
-            # a member's order, augmentation and dropout are its own; its weights were drawn one after the other
-            member_seed = int(np.random.SeedSequence([configuration["seed"], position]).generate_state(1)[0])
-            pl.seed_everything(member_seed, workers=True, verbose=False)
-            data.set_order_seed(member_seed)
-            trainee.checkpoint_entries = checkpoint_entries(configuration, ImageFormat.of(data.source), member=position)
-            log.info("member %d of %d", position + 1, len(trainees))
-        keeper = ModelCheckpoint(
-            dirpath=own,
-            filename="best",
-            monitor=f"val/{configuration['select_by']}",
-            mode="min" if configuration["select_by"] in LOWER_IS_BETTER else "max",
-            save_last=True,
-            auto_insert_metric_name=False,
-        )
-        trainer: pl.Trainer = build(configuration["trainer"], "trainer")(
-            logger=training_loggers(folder, wandb_run, member),
-            callbacks=[keeper, EpochLines()],
-            default_root_dir=folder,
-            enable_progress_bar=sys.stderr.isatty(),
-            enable_model_summary=False,
-        )
-        trainer.fit(trainee, datamodule=data)
-        # Lightning keeps the first checkpoint where the metric is never a number
-        if keeper.best_model_score is None or not keeper.best_model_score.isfinite():
-            raise UserError(
-                f"select_by={configuration['select_by']}: undefined on the validation cases, as the variance between "
-                "members is for a single network; choose another metric, such as nll"
-            )
-        best[position] = read_checkpoint(own / "best.ckpt")["state_dict"]
-        last[position] = read_checkpoint(own / "last.ckpt")["state_dict"]
-    for name, states in (("last", last), ("best", best)):
-        for trainee, state in zip(trainees, states.values(), strict=True):
-            trainee.load_state_dict(state)
-        if not alone:
-            save_method(method, checkpoints / f"{name}.ckpt")
-    return time.monotonic() - start
+register_run_folder()
 
 
 @hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="train")
 @command
-def main(config: DictConfig) -> float:
+def main(config: DictConfig) -> float | None:
     """Run the command; a sweeper that searches gets `select_by` on the validation cases."""
     quiet_libraries()
-    return train(resolved(config), job_folder())
+    configuration = resolved(config)
+    _check(configuration)
+    return launch(train, configuration, job_folder())
 
 
 if __name__ == "__main__":

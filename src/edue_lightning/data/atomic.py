@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+_PREFIX, _SUFFIX = "unfinished-", ".tmp"
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside its place and move it there once it is complete; nothing is left behind if that fails.
@@ -15,7 +17,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         path: of the file; its folder must be there.
         write: gets the path to write to.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix="unfinished-", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX, suffix=_SUFFIX)
     os.close(handle)
     try:
         write(Path(name))
@@ -23,3 +25,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left behind in a folder, where no other process is writing."""
+    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        path.unlink(missing_ok=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from monai.data import CacheDataset
 from monai.transforms import Compose, Transform
 from torch import distributed
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from edue_lightning.data.augmentation import augment
 from edue_lightning.data.patches import PatchSampling, foreground_points
@@ -118,6 +118,9 @@ class CaseSampler(Sampler[SampleKey]):
         shuffle: draw a new order every epoch, and give every process equally many cases by repeating a few; else
             keep the order and repeat none, so that an evaluation counts each case once.
         draws: how often each case comes in an epoch.
+
+    Attributes:
+        skipped: the next time, so many of this process' cases are left out at the start.
     """
 
     def __init__(self, n_cases: int, seed: int, shuffle: bool, draws: int = 1) -> None:
@@ -126,6 +129,7 @@ class CaseSampler(Sampler[SampleKey]):
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
+        self.skipped = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next (the trainer calls this)."""
@@ -139,14 +143,43 @@ class CaseSampler(Sampler[SampleKey]):
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
             order = np.resize(order, -(-len(order) // processes) * processes)
-        return order[rank::processes]
+        own = order[rank::processes]
+        # a process without a case would not take part in what all do together; a case that comes twice counts once
+        return own if len(own) else order[:1]
 
     def __len__(self) -> int:
         return len(self._own_cases())
 
     def __iter__(self) -> Iterator[SampleKey]:
-        numbered = (divmod(int(number), self.n_cases) for number in self._own_cases())
+        skipped, self.skipped = self.skipped, 0
+        numbered = (divmod(int(number), self.n_cases) for number in self._own_cases()[skipped:])
         return (SampleKey(position, self.epoch, draw) for draw, position in numbered)
+
+
+class ResumableLoader(DataLoader[KeyedSample]):
+    """A loader that can begin within an epoch; its sampler must be a `CaseSampler`.
+
+    The trainer stores `state_dict` in its checkpoints.
+    """
+
+    _done = 0
+    _to_skip = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many batches of the epoch were handed out."""
+        return {"batches": self._done}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Begin the next epoch after so many batches, or a new one if those were all."""
+        self._to_skip = state["batches"] % len(self)
+
+    def __iter__(self) -> Iterator[RaterBatch]:  # type: ignore[override]
+        self._done, self._to_skip = self._to_skip, 0
+        # as a generator, it starts when its first batch is asked for: the trainer sets the epoch before
+        cast(CaseSampler, self.sampler).skipped = self._done * cast(int, self.batch_size)
+        for batch in super().__iter__():
+            self._done += 1
+            yield cast(RaterBatch, batch)
 
 
 def collate(keyed: Sequence[KeyedSample]) -> RaterBatch:

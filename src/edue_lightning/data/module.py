@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader
 
 from edue_lightning.data.augmentation import Augmentation
-from edue_lightning.data.loading import CaseDataset, CaseSampler, KeyedSample, collate, load_case
+from edue_lightning.data.loading import CaseDataset, CaseSampler, KeyedSample, ResumableLoader, collate, load_case
 from edue_lightning.data.patches import PatchSampling
 from edue_lightning.data.sample import RaterBatch, RaterSample
 from edue_lightning.data.source import CaseRecord, CaseSource, Subset
@@ -83,6 +84,8 @@ class RaterDataModule(pl.LightningDataModule):
             self.splits[split] = members
         self._datasets: dict[Subset, CaseDataset] = {}
         self._rated: set[Subset] = set()
+        self._train_loader: ResumableLoader | None = None
+        self._place: dict[str, int] | None = None
 
     def require(self, *splits: Subset) -> None:
         """Check that there is a case in each of some splits, and that those of the training split can be batched.
@@ -147,7 +150,20 @@ class RaterDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[KeyedSample]:
         """Return the training cases, shuffled anew each epoch."""
-        return self._loader("train", self.batch_size, shuffle=True)
+        self._train_loader = self._loader("train", self.batch_size, shuffle=True)
+        if self._place is not None:
+            self._train_loader.load_state_dict(self._place)
+            self._place = None
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the place in the epoch's order of the training cases (for the trainer's checkpoints)."""
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let the next training begin at that place."""
+        # the trainer makes its loader before it would restore the loader's own state
+        self._place = state_dict or None
 
     def val_dataloader(self) -> DataLoader[KeyedSample]:
         """Return the validation cases in their order."""
@@ -186,16 +202,19 @@ class RaterDataModule(pl.LightningDataModule):
                 "one, or leave those cases out of the data"
             )
 
-    def _loader(self, split: Subset, batch_size: int, shuffle: bool) -> DataLoader[KeyedSample]:
+    def _loader(self, split: Subset, batch_size: int, shuffle: bool) -> ResumableLoader:
         dataset = self.dataset(split)
         draws = self.patch.per_case if shuffle and self.patch is not None else 1
-        return DataLoader(
+        return ResumableLoader(
             dataset,
             batch_size=batch_size,
             sampler=CaseSampler(len(dataset), self.order_seed, shuffle, draws),
             num_workers=self.num_workers,
             collate_fn=collate,
             persistent_workers=self.num_workers > 0,
+            # starting to load must not move the global random state, which a training that goes on takes up
+            generator=torch.Generator(),
+            pin_memory=torch.cuda.is_available(),
         )
 
 

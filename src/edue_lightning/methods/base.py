@@ -111,11 +111,16 @@ class SegmentationMethod(pl.LightningModule):
         """Return what is trained, one after the other: the method itself, or the members of an ensemble."""
         return [self]
 
+    def compile_networks(self) -> None:
+        """Compile the networks in place (`torch.compile`), for training and prediction; weights keep their names."""
+        for trainee in self.trainees():
+            trainee.compile_networks()
+
     def training_step(self, batch: RaterBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Optimise `training_loss` on one batch and log its parts."""
         parts = self.training_loss(batch)
         logged = {f"train/{name}": value.detach() for name, value in parts.items()}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch))
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
         return parts["loss"]
 
     def validation_step(self, batch: RaterBatch, batch_idx: int) -> None:  # noqa: ARG002
@@ -126,7 +131,8 @@ class SegmentationMethod(pl.LightningModule):
         """Log each of `VALIDATION_METRICS`, averaged over structures, as `val/METRIC`."""
         means = self.validation_cases.summary().means()
         self.validation_cases.reset()
-        self.log_dict({f"val/{name}": value for name, value in means.items()})
+        # the same in all processes, which have gathered the cases
+        self.log_dict({f"val/{name}": value for name, value in means.items()}, sync_dist=True)
 
     def test_step(self, batch: RaterBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Add a batch to the test metrics, and return its member logits `[B, M, K, *S]` for callbacks."""
@@ -168,6 +174,10 @@ class NetworkMethod(SegmentationMethod):
         super().__init__(structures, optimizer)
         self.network = network(heads)
         self.loss = loss
+
+    def compile_networks(self) -> None:
+        """Compile the network in place."""
+        self.network.compile()
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits of every head, `[B, M, K, *S]`."""
