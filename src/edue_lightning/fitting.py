@@ -23,7 +23,7 @@ from edue_lightning.folders import CHECKPOINTS
 from edue_lightning.loggers import log_curves, training_loggers, wandb_must_not_matter
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import LOWER_IS_BETTER, MetricSettings
-from edue_lightning.processes import is_first_process, run_processes
+from edue_lightning.processes import is_first_process, process_number, run_processes
 from edue_lightning.resuming import BestCheckpoint, ResumePoint, StopSignals
 from edue_lightning.trainers import build_trainer
 
@@ -151,6 +151,9 @@ def _fit_trainee(
         data.set_order_seed(member_seed)
         trainee.checkpoint_entries = checkpoint_entries(configuration, ImageFormat.of(data.source), member=position)
         log.info("member %d of %d", position + 1, len(trainees))
+    if not is_first_process():
+        # dropout and the like are drawn by each process for itself; what is drawn for a case follows from its key
+        torch.manual_seed(torch.initial_seed() + process_number())
     own = _folder(experiment, position, folder)
     last, steps = own / _LAST, 0
     if is_first_process():

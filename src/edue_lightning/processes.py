@@ -106,7 +106,12 @@ _GRACE_SECONDS = 5.0
 
 def is_first_process() -> bool:
     """Whether this process is the one of a distributed run that writes files."""
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    return process_number() == 0
+
+
+def process_number() -> int:
+    """Return the rank of this process in a distributed run, 0 otherwise."""
+    return int(rank_zero_only.rank)  # type: ignore[attr-defined]
 
 
 def quiet_unless_first() -> None:

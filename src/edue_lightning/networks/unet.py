@@ -38,6 +38,20 @@ class HeadLayout:
             raise ValueError(f"heads per stage must be at least 1, not {self.per_stage}")
 
 
+class _UpCat(UpCat):
+    """MONAI's decoder stage, without its copy of the features where nothing is to be padded."""
+
+    def forward(self, x: Tensor, x_e: Tensor | None) -> Tensor:
+        """Return the features of this stage from those of the coarser one and those of the encoder."""
+        assert x_e is not None
+        upsampled = self.upsample(x)
+        missing = [wanted - there for wanted, there in zip(x_e.shape[2:], upsampled.shape[2:], strict=True)]
+        if any(missing):
+            padding = [width for axis in reversed(missing) for width in (0, axis)]
+            upsampled = F.pad(upsampled, padding, "replicate")
+        return self.convs(torch.cat([x_e, upsampled], dim=1))
+
+
 class MultiHeadUNet(nn.Module):
     """U-Net whose heads each segment all structures at the input's size.
 
@@ -93,7 +107,7 @@ class MultiHeadUNet(nn.Module):
         self.decoder = nn.ModuleList()
         for shallow, deep in pairwise(features):
             self.encoder.append(Down(spatial_dims, shallow, deep, **block))
-            self.decoder.insert(0, UpCat(spatial_dims, deep, shallow, shallow, **block))
+            self.decoder.insert(0, _UpCat(spatial_dims, deep, shallow, shallow, **block))
 
         widths = [*features, *reversed(features[:-1])]
         first = {"last": len(widths) - 1, "decoder": len(features), "encoder+decoder": 0}[heads.stages]
