@@ -159,9 +159,8 @@ def _fit_trainee(
     if is_first_process():
         remove_unfinished(own)
     if last.is_file():
-        checkpoint = read_checkpoint(last)
-        steps = int(checkpoint["global_step"])
-        log.info("%s: goes on after %d steps, in epoch %d", last, steps, checkpoint["epoch"] + 1)
+        steps = int(read_checkpoint(last)["global_step"])
+        log.info("%s: goes on after %d steps", last, steps)
     metric = configuration["select_by"]
     keeper = BestCheckpoint(own, metric, lower_is_better=metric in LOWER_IS_BETTER)
     trainer = build_trainer(
