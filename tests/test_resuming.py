@@ -232,6 +232,21 @@ def test_a_path_tells_which_run_goes_on(tmp_path: Path, kill_after: Callable[[in
     assert (run / "validation.csv").is_file()
 
 
+def test_another_number_of_processes_cannot_take_up_a_training(
+    tmp_path: Path, kill_after: Callable[[int], None]
+) -> None:
+    kill_after(2)
+    with pytest.raises(Killed):
+        train(configuration(), tmp_path)
+    kill_after(0)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    stored = read_checkpoint(path)
+    stored["callbacks"]["ResumePoint"]["random"] *= 2
+    write_checkpoint(stored, path)
+    with pytest.raises(UserError, match=r"was written by 2 processes, and cannot go on with 1"):
+        train(configuration(), tmp_path)
+
+
 def started(run: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
     """Start a long training, and wait for its first checkpoint within an epoch."""
     process = subprocess.Popen(

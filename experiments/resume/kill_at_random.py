@@ -26,8 +26,8 @@ from edue_lightning.reporting.run_folder import CONFIGURATION_FILE, METRICS_FILE
 
 SETTINGS = [
     *("experiment=synthetic", "data.source.n_cases=48", "data.source.size=48", "data.batch_size=4"),
-    *("network.features=[8,12,16,16]", "network.dropout=0.1", "trainer.max_epochs=8", "trainer.accelerator=cpu"),
-    *("checkpoint_every_steps=2", "bootstrap_resamples=200"),
+    *("network.features=[8,12,16,16]", "network.dropout=0.1", "trainer.max_epochs=40", "trainer.accelerator=cpu"),
+    *("checkpoint_every_steps=5", "bootstrap_resamples=200"),
 ]
 SEED = 0
 
