@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # two processes each with one thread beat one with two on the small tensors of the tests
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg WANDB_MODE=offline
 
-.PHONY: install demo test lint format bench study clean
+.PHONY: install demo test lint format bench bench-gpu study clean
 
 install: $(STAMP)
 
@@ -40,11 +40,29 @@ SEEDS ?= 3
 study: install
 	$(BIN)/python experiments/comparison/study.py compare --seeds $(SEEDS) $(if $(QUICK),--quick --folder outputs/study_quick)
 
-# speed as ratios measured side by side in one run
-bench: install
-	$(BIN)/python experiments/benchmarks/forward_cost.py
+# speed as ratios measured side by side in one run; what is compared with the framework has an environment of its own,
+# since its torchvision stands in the way of a CPU torch
+BENCH_VENV ?= .venv-bench
+BENCH_STAMP := $(BENCH_VENV)/.installed
+
+$(BENCH_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/pip install --quiet --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BENCH_VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	touch $@
+
+bench: install $(BENCH_STAMP)
+	$(BIN)/python experiments/benchmarks/step_cost.py
+	$(BENCH_VENV)/bin/python experiments/benchmarks/framework_cost.py
+	$(BIN)/python experiments/benchmarks/ensemble_cost.py
+	$(BIN)/python experiments/benchmarks/sweep_cost.py
 	$(BIN)/python experiments/benchmarks/metric_cost.py
 	$(BIN)/python experiments/benchmarks/data_wait.py
+	$(BIN)/python experiments/benchmarks/growth.py
+
+# the same on a GPU, at the sizes of real trainings
+bench-gpu: install
+	$(BIN)/python experiments/benchmarks/gpu.py
 
 clean:
-	rm -rf $(VENV) outputs multirun build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) outputs multirun build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,12 +6,11 @@ python experiments/benchmarks/data_wait.py
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
+from common import run_command
 
 SETTINGS = {
     "2D, PNG and TIFF, 256x256, 6 raters, batches of 8": (
@@ -26,19 +25,6 @@ SETTINGS = {
 EPOCHS = 3
 
 
-def run(command: str, overrides: list[str], folder: Path) -> None:
-    """Run a command in a folder, and stop with what it said if it fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"edue_lightning.{command}", *overrides],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(done.stderr)
-
-
 def main() -> None:
     """Print a table."""
     print(f"{EPOCHS} epochs of method=edue, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
@@ -47,10 +33,10 @@ def main() -> None:
     for name, (data, training) in SETTINGS.items():
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            run("convert", [*data, "output=files"], folder)
+            run_command("convert", [*data, "output=files"], folder)
             files = ["data=manifest", "data.root=files", "data.source.standardise=false"]
             short = [f"trainer.max_epochs={EPOCHS}", "bootstrap_resamples=10", "logger.mode=disabled"]
-            run("train", [*files, *training, *short, "hydra.run.dir=run"], folder)
+            run_command("train", [*files, *training, *short, "hydra.run.dir=run"], folder)
             log = (folder / "run" / "train.log").read_text()
         waits = re.findall(r"([\d.]+) % of the training steps waiting for data", log)
         print(f"| {name} | {', '.join(waits)} |")

@@ -81,13 +81,12 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
     for name in (VALIDATION_FILE, METRICS_FILE):
         if not pd.read_csv(run / name).equals(pd.read_csv(undisturbed / name)):
             found.append(name)
-    curves = [pd.read_csv(one / "logs" / "metrics.csv") for one in (run, undisturbed) if (one / "logs").is_dir()]
-    if all("val/nll" in curve for curve in curves) and not curves[0]["val/nll"].dropna().reset_index(drop=True).equals(
-        curves[1]["val/nll"].dropna().reset_index(drop=True)
-    ):
-        found.append("logs/metrics.csv")
-    leftovers = [path.name for path in run.glob("**/unfinished-*.tmp") if path.parent.name != run.name]
-    return found + leftovers
+    for path in sorted(undisturbed.glob("logs/**/metrics.csv")):
+        # the training loss of an epoch that was gone on with is that of its later steps alone
+        curves = [pd.read_csv(one / path.relative_to(undisturbed))["val/nll"].dropna() for one in (undisturbed, run)]
+        if curves[0].tolist() != curves[1].tolist():
+            found.append(str(path.relative_to(undisturbed)))
+    return found
 
 
 def main() -> None:

@@ -1,0 +1,341 @@
+"""Whether the members of a deep ensemble gain from being trained, or asked, at the same time.
+
+    python experiments/benchmarks/ensemble_cost.py
+
+One after the other on all cores; in two processes with half of the cores each; and in one process as a single
+vectorised network (`torch.func`). Two processes can at best halve the time of one thread, so the time of one thread
+against that of two bounds what they can gain; the operators' own times say why. The vectorised training is checked
+first to be the same work: in float64 it ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Self, cast
+
+import torch
+from common import CLIP, image_format, machine, method_of, parser, random_batch, ratio, table, training_step
+from torch import Tensor, multiprocessing, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.profiler import ProfilerActivity, profile
+
+from edue_lightning.cost import side_by_side
+from edue_lightning.data import RaterBatch
+from edue_lightning.methods import SegmentationMethod
+from edue_lightning.methods.base import NetworkMethod
+from edue_lightning.methods.targets import member_target
+
+PROCESSES = 2
+RATERS = 4
+OPERATORS = 8
+# of all weights after a few steps in float64, where the two orders of summation differ in the last digits alone
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, and how often it is timed.
+
+    Attributes:
+        members: of the ensemble.
+        cases: in a batch.
+        size: of an image.
+        steps: of each member in what is timed.
+        rounds: how often.
+        device: to train on.
+        precision: of the forward pass under autocast; None for float32.
+    """
+
+    members: int
+    cases: int
+    size: tuple[int, ...]
+    steps: int
+    rounds: int
+    device: str = "cpu"
+    precision: torch.dtype | None = None
+
+
+SETTINGS = (Setting(4, 16, (48, 48), steps=5, rounds=5), Setting(4, 8, (256, 256), steps=1, rounds=3))
+QUICK = (Setting(2, 2, (32, 32), steps=1, rounds=2),)
+
+
+class Ensemble:
+    """Members with weights and a batch of their own, the same in every process.
+
+    Args:
+        setting: see `Setting`.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        images = image_format(len(setting.size))
+        method = method_of(images, "method=deep_ensemble", f"method.members={setting.members}").to(setting.device)
+        self.members: Sequence[SegmentationMethod] = method.trainees()
+        self.batches = [
+            random_batch(images, setting.cases, setting.size, RATERS, seed).to(setting.device)
+            for seed in range(setting.members)
+        ]
+        self.setting = setting
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The members' networks."""
+        return [cast(NetworkMethod, member).network for member in self.members]
+
+    def training(self, positions: Sequence[int], threads: int | None = None) -> Callable[[], None]:
+        """Return a call that trains some members one after the other, on so many threads."""
+        steps = [training_step(self.members[i], self.batches[i], self.setting.precision) for i in positions]
+
+        def train() -> None:
+            if threads is not None:
+                torch.set_num_threads(threads)
+            for step in steps:
+                for _ in range(self.setting.steps):
+                    step()
+
+        return train
+
+    def vectorised_training(self, threads: int | None = None) -> Callable[[], None]:
+        """Return a call that trains all members as one network whose weights have a first axis of members."""
+        step = Vectorised(self.networks).training_step(self)
+
+        def train() -> None:
+            if threads is not None:
+                torch.set_num_threads(threads)
+            for _ in range(self.setting.steps):
+                step()
+
+        return train
+
+
+class Vectorised:
+    """Networks of one form as a single one, whose weights have a first axis of members.
+
+    Args:
+        networks: are left as they are.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        parameters, self.buffers = stack_module_state(list(networks))
+        self.parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+        self._form = copy.deepcopy(networks[0]).to("meta")
+
+    def __call__(self, images: Tensor, shared: bool = False) -> Tensor:
+        """Return the logits of every member, `[members, B, 1, K, *S]`, for its own images or the `shared` ones."""
+
+        def call(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], image: Tensor) -> Tensor:
+            logits: Tensor = functional_call(self._form, (dict(parameters), dict(buffers)), (image,))
+            return logits
+
+        result: Tensor = vmap(call, in_dims=(0, 0, None if shared else 0))(self.parameters, self.buffers, images)
+        return result
+
+    def training_step(self, ensemble: Ensemble) -> Callable[[], None]:
+        """Return a call that takes one step of every member of an ensemble, each on its own batch."""
+        settings = ensemble.members[0].optimizer_settings
+        optimiser = torch.optim.AdamW(
+            self.parameters.values(), settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        images = torch.stack([batch.image for batch in ensemble.batches])
+        target = torch.cat([member_target(batch, "majority") for batch in ensemble.batches], dim=1)
+        loss_of = cast(NetworkMethod, ensemble.members[0]).loss
+        precision = ensemble.setting.precision
+
+        def step() -> None:
+            optimiser.zero_grad()
+            with torch.autocast(images.device.type, precision, enabled=precision is not None):
+                loss = loss_of(self(images)[:, :, 0].transpose(0, 1), target).mean(dim=0).sum()
+            loss.backward()
+            self._clip()
+            optimiser.step()
+
+        return step
+
+    def _clip(self) -> None:
+        """Clip each member's gradient by its own norm."""
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        norm = sum(gradient.flatten(1).square().sum(dim=1) for gradient in gradients) ** 0.5
+        factor = (CLIP / (cast(Tensor, norm) + 1e-6)).clamp_max(1)
+        for gradient in gradients:
+            gradient.mul_(factor.reshape(-1, *[1] * (gradient.ndim - 1)))
+
+
+class Processes:
+    """Workers that train a share of the members each, and wait for the next call between."""
+
+    def __init__(self, setting: Setting) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ends: list[Connection] = []
+        self._workers = []
+        for number in range(PROCESSES):
+            own, other = context.Pipe()
+            positions = list(range(number, setting.members, PROCESSES))
+            worker = context.Process(target=_work, args=(other, setting, positions), daemon=True)
+            worker.start()
+            self._ends.append(own)
+            self._workers.append(worker)
+
+    def __call__(self) -> None:
+        """Train all members, and return when the last worker is done."""
+        for end in self._ends:
+            end.send(True)
+        for end in self._ends:
+            end.recv()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for end, worker in zip(self._ends, self._workers, strict=True):
+            end.send(False)
+            worker.join()
+
+
+def _work(end: Connection, setting: Setting, positions: Sequence[int]) -> None:
+    torch.set_num_threads(1)
+    train = Ensemble(setting).training(positions)
+    while end.recv():
+        train()
+        if setting.device != "cpu":
+            torch.cuda.synchronize()
+        end.send(True)
+
+
+def _double(batch: RaterBatch) -> RaterBatch:
+    return replace(batch, image=batch.image.double())
+
+
+def _weights(ensemble: Ensemble) -> Tensor:
+    """Return a copy of all members' weights in the order of `Vectorised.parameters`, flat."""
+    parameters, _ = stack_module_state(ensemble.networks)
+    return torch.cat([value.detach().flatten() for value in parameters.values()])
+
+
+def check_equal_work(setting: Setting) -> str:
+    """Return by how much the weights of a vectorised training in float64 differ from those of the usual one.
+
+    Raises:
+        SystemExit: if it is more than rounding.
+    """
+    ensemble = Ensemble(replace(setting, steps=3))
+    for member in ensemble.members:
+        member.double()
+    ensemble.batches = [_double(batch) for batch in ensemble.batches]
+    first = _weights(ensemble)
+    vectorised = Vectorised(ensemble.networks)
+    step = vectorised.training_step(ensemble)
+    ensemble.training(range(setting.members))()
+    for _ in range(ensemble.setting.steps):
+        step()
+    usual = _weights(ensemble)
+    at_once = torch.cat([value.detach().flatten() for value in vectorised.parameters.values()])
+    moved, apart = (float((usual - other).abs().max()) for other in (first, at_once))
+    if not apart < TOLERANCE * moved:
+        raise SystemExit(f"the vectorised training is another one: weights {apart:.1e} apart after moving {moved:.1e}")
+    return (
+        f"{ensemble.setting.steps} steps in float64 move weights by up to {moved:.1e} and leave them {apart:.1e} apart"
+    )
+
+
+def training_table(setting: Setting) -> str:
+    """Return a table of the speed-up of each way to train, and what two processes could gain at best."""
+    cores = torch.get_num_threads()
+    everyone = range(setting.members)
+    usual, single = f"one after the other, {cores} threads", "one after the other, 1 thread"
+    parallel, vectorised = f"{PROCESSES} processes, 1 thread each", f"vectorised, {cores} threads"
+    with Processes(setting) as processes:
+        calls: dict[str, Callable[[], object]] = {
+            usual: Ensemble(setting).training(everyone, cores),
+            single: Ensemble(setting).training(everyone, 1),
+            parallel: processes,
+            vectorised: Ensemble(setting).vectorised_training(cores),
+        }
+        seconds = side_by_side(calls, setting.rounds)
+    torch.set_num_threads(cores)
+    # what two threads leave to gain for two processes that do not hinder each other
+    bound = [(f"{PROCESSES} processes at best", ratio(seconds[usual], [t / PROCESSES for t in seconds[single]]))]
+    rows = [(name, ratio(seconds[usual], seconds[name])) for name in calls]
+    return table(("training", "speed-up (quartiles)"), rows + bound)
+
+
+def prediction_table(setting: Setting) -> str:
+    """Return a table of the speed-up of each way to predict by all members."""
+    cores = torch.get_num_threads()
+    ensemble = Ensemble(setting)
+    image = ensemble.batches[0].image
+    networks = [network.eval() for network in ensemble.networks]
+    vectorised = Vectorised(networks)
+
+    def one_by_one() -> None:
+        torch.set_num_threads(cores)
+        for network in networks:
+            network(image)
+
+    def at_once() -> None:
+        torch.set_num_threads(cores)
+        vectorised(image, shared=True)
+
+    # inference mode and the number of threads belong to each thread
+    @torch.inference_mode()
+    def alone(network: nn.Module) -> None:
+        torch.set_num_threads(1)
+        network(image)
+
+    with ThreadPoolExecutor(PROCESSES) as pool, torch.inference_mode():
+        calls: dict[str, Callable[[], object]] = {
+            f"one after the other, {cores} threads": one_by_one,
+            f"vectorised, {cores} threads": at_once,
+            f"{PROCESSES} members at a time, 1 thread each": lambda: list(pool.map(alone, networks)),
+        }
+        seconds = side_by_side(calls, setting.rounds)
+    torch.set_num_threads(cores)
+    usual = seconds[next(iter(calls))]
+    return table(("prediction", "speed-up (quartiles)"), [(name, ratio(usual, seconds[name])) for name in calls])
+
+
+def operator_table(setting: Setting) -> str:
+    """Return a table of the operators of a training step: their share of one thread's time, and what a second gains."""
+    cores = torch.get_num_threads()
+    train = Ensemble(setting).training([0])
+    found: dict[int, dict[str, float]] = {}
+    for threads in (1, cores):
+        torch.set_num_threads(threads)
+        train()
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            train()
+        found[threads] = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    alone, together = found[1], found[cores]
+    whole = sum(alone.values())
+    largest = sorted(alone, key=lambda name: -alone[name])[:OPERATORS]
+    rows = [
+        (name, f"{100 * alone[name] / whole:.0f} %", f"{alone[name] / max(together.get(name, 0), 1e-9):.2f}")
+        for name in largest
+    ]
+    rest = [sum(times.values()) - sum(times.get(name, 0) for name in largest) for times in (alone, together)]
+    rows.append(("all others", f"{100 * rest[0] / whole:.0f} %", f"{rest[0] / rest[1]:.2f}"))
+    rows.append(("together", "100 %", f"{whole / sum(together.values()):.2f}"))
+    return table(("operator", "share of one thread's time", f"speed-up by {cores} threads"), rows)
+
+
+def main() -> None:
+    """Print the tables of each setting."""
+    quick = parser(__doc__).parse_args().quick
+    print(machine())
+    for setting in QUICK if quick else SETTINGS:
+        size = "x".join(map(str, setting.size))
+        print(
+            f"\n{setting.members} members, batches of {setting.cases} images of {size}, "
+            f"{setting.steps} steps a member, {setting.rounds} rounds\n"
+        )
+        for part in (check_equal_work, training_table, prediction_table, operator_table):
+            print(part(setting), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

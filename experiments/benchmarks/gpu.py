@@ -1,0 +1,232 @@
+"""The cost of methods and of the framework on a GPU, at the sizes of real trainings, in one command.
+
+    make bench-gpu                                                  # writes results/gpu.md and traces beside it
+    python experiments/benchmarks/gpu.py --quick --device cpu       # whether it runs, anywhere
+
+In bf16 under autocast unless told otherwise: prediction and training step of every method against the plain U-Net, with
+torch.compile and with channels innermost; a deep ensemble's members in turn, in processes and vectorised; an epoch by
+the trainer against a bare loop; peak memory; and of one training step the costliest kernels and how often the host
+waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ensemble_cost
+import framework_cost
+import torch
+from common import RESULTS, image_format, machine, method_of, parser, random_batch, ratio, table, training_step
+from torch.profiler import ProfilerActivity, profile
+
+from edue_lightning.command import quiet_libraries
+from edue_lightning.cost import side_by_side
+from edue_lightning.data import RaterBatch
+from edue_lightning.methods import SegmentationMethod
+
+REFERENCE = "single"
+METHODS = (REFERENCE, "edue", "edue_moments", "layer_ensemble", "deep_ensemble")
+RATERS = 4
+KERNELS = 15
+# where the host reads a value of the device, or waits for it
+WAITS = ("aten::item", "aten::_local_scalar_dense", "aten::nonzero", "cudaStreamSynchronize", "cudaDeviceSynchronize")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Images of a batch, and how often each call is timed."""
+
+    cases: int
+    channels: int
+    size: tuple[int, ...]
+    rounds: int
+
+
+SETTINGS = (Setting(32, 1, (256, 256), rounds=30), Setting(2, 2, (128, 128, 128), rounds=15))
+QUICK = (Setting(2, 1, (32, 32), rounds=2), Setting(1, 2, (16, 16, 16), rounds=2))
+EPOCH = framework_cost.Setting(256, 32, steps=30, epochs=2, rounds=5)
+QUICK_EPOCH = framework_cost.Setting(32, 4, steps=3, epochs=1, rounds=1)
+
+
+class Bench:
+    """What is measured on one device in one precision.
+
+    Args:
+        device: to measure on.
+        precision: of forward pass and loss under autocast; None for float32.
+        compiled: whether to measure compiled networks too, which takes minutes.
+    """
+
+    def __init__(self, device: torch.device, precision: torch.dtype | None, compiled: bool) -> None:
+        self.device = device
+        self.precision = precision
+        self.compiled = compiled
+
+    def batch(self, setting: Setting) -> RaterBatch:
+        """Return a batch on the device."""
+        images = image_format(len(setting.size), setting.channels)
+        return random_batch(images, setting.cases, setting.size, RATERS).to(self.device)
+
+    def method(self, setting: Setting, *overrides: str) -> SegmentationMethod:
+        """Return a method on the device."""
+        return method_of(image_format(len(setting.size), setting.channels), *overrides).to(self.device)
+
+    def prediction(self, method: SegmentationMethod, batch: RaterBatch) -> Callable[[], object]:
+        """Return a call that predicts once."""
+
+        @torch.inference_mode()
+        def predict() -> object:
+            method.eval()
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+                return method(batch.image)
+
+        return predict
+
+    def step(self, method: SegmentationMethod, batch: RaterBatch) -> Callable[[], None]:
+        """Return a call that takes one training step."""
+        step = training_step(method, batch, self.precision)
+
+        def train() -> None:
+            method.train()
+            step()
+
+        return train
+
+    def peak(self, call: Callable[[], object]) -> float:
+        """Return the peak memory of a call in GiB; NaN on the CPU, which does not count it."""
+        if self.device.type != "cuda":
+            return float("nan")
+        torch.cuda.reset_peak_memory_stats(self.device)
+        call()
+        return torch.cuda.max_memory_allocated(self.device) / 2**30
+
+    def methods_table(self, setting: Setting) -> str:
+        """Return a table of every method against the plain U-Net."""
+        batch = self.batch(setting)
+        methods = {name: self.method(setting, f"method={name}") for name in METHODS}
+        predictions = {name: self.prediction(method, batch) for name, method in methods.items()}
+        steps = {name: self.step(method, batch) for name, method in methods.items()}
+        predicting = side_by_side(predictions, setting.rounds, self.device)
+        training = side_by_side(steps, setting.rounds, self.device)
+        rows = [
+            (
+                name,
+                ratio(predicting[name], predicting[REFERENCE]),
+                ratio(training[name], training[REFERENCE]),
+                f"{self.peak(steps[name]):.2f}",
+            )
+            for name in METHODS
+        ]
+        return table(("method", "prediction, ratio (quartiles)", "training step, ratio", "peak of a step, GiB"), rows)
+
+    def layouts_table(self, setting: Setting) -> str:
+        """Return a table of EDUE's speed-up by other layouts and by compiling."""
+        batch = self.batch(setting)
+        methods = {"as configured": self.method(setting, "method=edue")}
+        methods["channels_last"] = self.method(setting, "method=edue", "network.channels_last=true")
+        if self.compiled:
+            for name, more in (("compiled", []), ("channels_last, compiled", ["network.channels_last=true"])):
+                methods[name] = self.method(setting, "method=edue", *more)
+                methods[name].compile_networks()
+        predictions = {name: self.prediction(method, batch) for name, method in methods.items()}
+        steps = {name: self.step(method, batch) for name, method in methods.items()}
+        predicting = side_by_side(predictions, setting.rounds, self.device)
+        training = side_by_side(steps, setting.rounds, self.device)
+        first = "as configured"
+        rows = [
+            (name, ratio(predicting[first], predicting[name]), ratio(training[first], training[name]))
+            for name in methods
+        ]
+        return table(("edue", "speed-up of a prediction (quartiles)", "speed-up of a training step"), rows)
+
+    def profile_table(self, setting: Setting, trace: Path) -> str:
+        """Return a table of the costliest operations of EDUE's training step, and how often the host waits."""
+        step = self.step(self.method(setting, "method=edue"), self.batch(setting))
+        for _ in range(2):
+            step()
+        on_gpu = [ProfilerActivity.CUDA] if self.device.type == "cuda" else []
+        with profile(activities=[ProfilerActivity.CPU, *on_gpu]) as profiler:
+            step()
+            if on_gpu:
+                torch.cuda.synchronize(self.device)
+        profiler.export_chrome_trace(str(trace))
+        events = profiler.key_averages()
+        cost = {
+            event.key: float(event.self_device_time_total if on_gpu else event.self_cpu_time_total) for event in events
+        }
+        whole = sum(cost.values())
+        rows = [
+            (name, f"{100 * cost[name] / whole:.1f} %") for name in sorted(cost, key=lambda name: -cost[name])[:KERNELS]
+        ]
+        counts = {event.key: event.count for event in events}
+        waits = ", ".join(f"{name} {counts.get(name, 0)}" for name in WAITS)
+        # the one synchronisation of the device is our own, at the end
+        return f"{table(('operation', 'share of the step'), rows)}\n\nThe host waits, in one step: {waits}"
+
+
+@contextmanager
+def on_device(device: torch.device) -> Iterator[None]:
+    """Let the GPU be the current one, where there is one."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            yield
+    else:
+        yield
+
+
+def ensemble_settings(device: torch.device, precision: torch.dtype | None, quick: bool) -> ensemble_cost.Setting:
+    """Return what `ensemble_cost` shall measure."""
+    base = ensemble_cost.QUICK[0] if quick else ensemble_cost.Setting(5, 32, (256, 256), steps=5, rounds=5)
+    return replace(base, device=str(device), precision=precision)
+
+
+def report(bench: Bench, quick: bool, folder: Path) -> Iterator[str]:
+    """Yield the parts of the report, one after the other, as they are measured."""
+    name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "CPU"
+    precision = "float32" if bench.precision is None else str(bench.precision).removeprefix("torch.")
+    yield f"# On {name}\n\n{machine()}, {precision}"
+    for number, setting in enumerate(QUICK if quick else SETTINGS):
+        size = "x".join(map(str, setting.size))
+        yield f"## {setting.cases} x {setting.channels} x {size}, {RATERS} raters, {setting.rounds} rounds"
+        yield bench.methods_table(setting)
+        yield bench.layouts_table(setting)
+        yield bench.profile_table(setting, folder / f"trace_{number}.json")
+    ensemble = ensemble_settings(bench.device, bench.precision, quick)
+    yield f"## A deep ensemble of {ensemble.members} members, batches of {ensemble.cases} images of {ensemble.size}"
+    yield ensemble_cost.training_table(ensemble)
+    yield ensemble_cost.prediction_table(ensemble)
+    epoch = QUICK_EPOCH if quick else EPOCH
+    work = framework_cost.Work(epoch, bench.device, "32-true" if bench.precision is None else "bf16-mixed")
+    yield f"## An epoch by the trainer and by a bare loop, {epoch.steps} steps of {epoch.batch} images"
+    yield framework_cost.training_table(work, epoch.rounds, other=False)
+
+
+def main() -> None:
+    """Print the report part by part, and write it to a file."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--device", default="cuda")
+    arguments.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
+    arguments.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
+    arguments.add_argument("--folder", type=Path, default=RESULTS, help="for gpu.md and the traces")
+    asked = arguments.parse_args()
+    device = torch.device(asked.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        arguments.error("there is no GPU here; --quick --device cpu shows whether the script runs")
+    quiet_libraries()
+    precision = torch.bfloat16 if asked.precision == "bfloat16" else None
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    written = asked.folder / "gpu.md"
+    written.unlink(missing_ok=True)
+    with on_device(device):
+        for part in report(Bench(device, precision, not asked.no_compile), asked.quick, asked.folder):
+            print(f"{part}\n", flush=True)
+            # what is measured is kept, should a later part fail
+            with written.open("a") as file:
+                file.write(f"{part}\n\n")
+
+
+if __name__ == "__main__":
+    main()

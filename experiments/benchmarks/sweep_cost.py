@@ -1,0 +1,61 @@
+"""What a sweep gains from two runs at a time: trainings by the joblib launcher against one after the other.
+
+    python experiments/benchmarks/sweep_cost.py
+
+The same sweep of two seeds through the command, from start to end: with two threads, one run after the other; and with
+both runs at a time, one thread each. One run alone on one thread says what the second core is worth at best: were the
+two not to hinder each other, both would take as long together as one alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from common import machine, parser, ratio, run_command, table
+
+JOBS = 2
+FULL = ("experiment=synthetic", "data.source.n_cases=200", "trainer.max_epochs=8")
+SHORT = (
+    *("experiment=synthetic", "data.source.n_cases=12", "data.source.size=32"),
+    *("network.features=[4,6,8]", "trainer.max_epochs=1", "bootstrap_resamples=10"),
+)
+AT_A_TIME = ("hydra/launcher=joblib", f"hydra.launcher.n_jobs={JOBS}")
+
+
+def sweep(overrides: tuple[str, ...], threads: int) -> None:
+    """Run a sweep, each of its processes on so many threads."""
+    with tempfile.TemporaryDirectory() as folder:
+        silent = ["logger.mode=disabled", "hydra.sweep.dir=sweep"]
+        run_command("train", ["-m", *overrides, *silent], Path(folder), OMP_NUM_THREADS=str(threads))
+
+
+def main() -> None:
+    """Print the table."""
+    quick = parser(__doc__).parse_args().quick
+    settings, rounds = (SHORT, 1) if quick else (FULL, 3)
+    two = (*settings, "seed=0,1")
+    calls: dict[str, Callable[[], object]] = {
+        f"{JOBS} runs, one after the other, {JOBS} threads": partial(sweep, two, JOBS),
+        f"{JOBS} runs at a time, 1 thread each": partial(sweep, (*two, *AT_A_TIME), 1),
+        "one run alone, 1 thread": partial(sweep, (*settings, "seed=0"), 1),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(rounds):
+        for name in list(calls)[:: 1 if round_ % 2 == 0 else -1]:
+            start = time.perf_counter()
+            calls[name]()
+            seconds[name].append(time.perf_counter() - start)
+    usual, at_a_time, alone = seconds.values()
+    print(f"{machine()}\n\n{' '.join(settings)}, {rounds} rounds\n")
+    header = ("", "time of the sweep, of one after the other (quartiles)")
+    print(table(header, [(name, ratio(seconds[name], usual)) for name in calls]))
+    print(f"\nspeed-up by {JOBS} runs at a time: {ratio(usual, at_a_time)}")
+    print(f"share of what {JOBS} cores could give, were the runs not to hinder each other: {ratio(alone, at_a_time)}")
+
+
+if __name__ == "__main__":
+    main()
