@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# A real SLURM of two nodes on this one machine, on loopback, to try scripts with: start FOLDER | stop FOLDER
+#
+# Debian and Ubuntu: apt-get install slurm-wlm munge; nothing of them needs to run. Without systemd and cgroups, as
+# root. FOLDER, new or empty, takes the configuration, logs and state of the daemons. Then
+#   export SLURM_CONF=FOLDER/slurm.conf
+# makes sbatch, srun, squeue and scontrol talk to it. Partitions: `low` (the default), whose jobs are preempted and
+# requeued for those of `high`.
+set -euo pipefail
+
+usage() {
+  echo "usage: $0 start|stop FOLDER" >&2
+  exit 2
+}
+
+start() {
+  local command
+  for command in munged slurmctld slurmd sbatch; do
+    command -v "$command" >/dev/null || {
+      echo "error: no $command; install the packages slurm-wlm and munge" >&2
+      exit 1
+    }
+  done
+  if ((EUID != 0)); then
+    echo "error: to be run as root, in whose name slurmd starts jobs" >&2
+    exit 1
+  fi
+  # munge wants a path that nobody else can write to, and that everybody can read
+  mkdir -p "$folder"/{state,munge}
+  chmod 755 "$folder" "$folder/munge"
+  (umask 077 && head -c 128 /dev/urandom >"$folder/munge.key")
+  munged --key-file "$folder/munge.key" --socket "$folder/munge/socket" --pid-file "$folder/munged.pid" \
+    --log-file "$folder/munged.log" --seed-file "$folder/munge.seed"
+
+  local host
+  host=$(hostname -s)
+  cat >"$folder/slurm.conf" <<EOF
+ClusterName=trial
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=26817
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+SlurmUser=root
+AuthType=auth/munge
+# a requeued job waits until the credential of its last start has expired, two minutes unless told
+AuthInfo=socket=$folder/munge/socket,cred_expire=5
+StateSaveLocation=$folder/state
+SlurmdSpoolDir=$folder/spool-%n
+SlurmctldPidFile=$folder/slurmctld.pid
+SlurmdPidFile=$folder/slurmd-%n.pid
+SlurmctldLogFile=$folder/slurmctld.log
+SlurmdLogFile=$folder/slurmd-%n.log
+
+# no cgroups
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=2,sched_interval=2
+# refuse at once what could never run
+EnforcePartLimits=ALL
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+ReturnToService=2
+
+# two nodes with as many cores as we say, on the one machine
+SlurmdParameters=config_overrides
+NodeName=n[1-2] NodeHostname=$host NodeAddr=127.0.0.1 Port=[26821-26822] CPUs=2 State=UNKNOWN
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF
+EOF
+  export SLURM_CONF="$folder/slurm.conf"
+  slurmctld
+  slurmd -N n1
+  slurmd -N n2
+  for _ in {1..30}; do
+    if [[ $(sinfo --noheader --Node --states=idle --partition=low 2>/dev/null | wc -l) == 2 ]]; then
+      echo "export SLURM_CONF=$SLURM_CONF"
+      return
+    fi
+    sleep 1
+  done
+  echo "error: the nodes are not ready; see the logs in $folder" >&2
+  exit 1
+}
+
+stop() {
+  local name
+  for name in slurmd-n1 slurmd-n2 slurmctld munged; do
+    # the daemons write these files themselves
+    if [[ -f "$folder/$name.pid" ]]; then kill "$(<"$folder/$name.pid")" || true; fi
+  done
+}
+
+[[ $# == 2 && $1 =~ ^(start|stop)$ ]] || usage
+folder=$(realpath --canonicalize-missing "$2")
+"$1"
