@@ -272,22 +272,33 @@ def started(run: Path, *overrides: str, **environment: str) -> subprocess.Popen[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
-def test_a_scheduler_can_stop_a_training_and_its_job_comes_back(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "state", "array"),
+    [
+        (signal.SIGUSR1, "RUNNING", {}),
+        (signal.SIGTERM, "RUNNING", {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}),
+        (signal.SIGTERM, "CANCELLED", {}),
+    ],
+    ids=["time is up", "preempted task of an array", "cancelled"],
+)
+def test_a_scheduler_can_stop_a_training_and_its_job_comes_back(
+    tmp_path: Path, number: signal.Signals, state: str, array: dict[str, str]
+) -> None:
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/called"\n')
+    scontrol.write_text(f'#!/bin/sh\necho "JobState={state}"; echo "$@" >> "{tmp_path}/called"\n')
     scontrol.chmod(scontrol.stat().st_mode | stat.S_IEXEC)
     job = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     path = f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}"
-    process = started(tmp_path / "run", SLURM_JOB_NAME="edue", SLURM_JOB_NODELIST="n1", PATH=path, **job)
+    process = started(tmp_path / "run", SLURM_JOB_NAME="edue", SLURM_JOB_NODELIST="n1", PATH=path, **job, **array)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == resuming.STOPPED_STATUS, output
     assert "told to stop" in output
     assert "Traceback" not in output
-    called = (tmp_path / "called").read_text() if (tmp_path / "called").exists() else ""
-    assert called == ("requeue 77\n" if number == signal.SIGUSR1 else "")
+    name = "77_3" if array else "77"
+    expected = [f"show job {name}", *([f"requeue {name}"] if state == "RUNNING" else [])]
+    assert (tmp_path / "called").read_text().splitlines() == expected
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] > 0
 
 

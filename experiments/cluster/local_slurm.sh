@@ -90,6 +90,13 @@ EOF
 
 stop() {
   local name
+  export SLURM_CONF="$folder/slurm.conf"
+  # jobs would outlive the daemons
+  scancel --user root || true
+  for _ in {1..30}; do
+    [[ -n $(squeue --noheader) ]] || break
+    sleep 1
+  done
   for name in slurmd-n1 slurmd-n2 slurmctld munged; do
     # the daemons write these files themselves
     if [[ -f "$folder/$name.pid" ]]; then kill "$(<"$folder/$name.pid")" || true; fi

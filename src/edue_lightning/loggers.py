@@ -90,6 +90,22 @@ def _warn(what: str, error: Exception) -> None:
     log.warning("Weights & Biases %s: %s", what, reason)
 
 
+class _HarmlessWandbLogger(WandbLogger):
+    """Logs no more after it has failed once: a signal to stop may end the service before the training has saved."""
+
+    _lost = False
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics, if possible."""
+        if self._lost:
+            return
+        self._lost = True
+        with wandb_must_not_matter("log the curves"):
+            super().log_metrics(metrics, step)
+            self._lost = False
+
+
 def training_loggers(folder: Path, run: wandb.Run | None, member: int | None, steps: int = 0) -> list[Logger]:
     """Return the loggers of one fit.
 
@@ -102,13 +118,13 @@ def training_loggers(folder: Path, run: wandb.Run | None, member: int | None, st
     name = _name(member)
     loggers: list[Logger] = [_csv_logger(folder, name, steps)]
     if run is not None:
-        loggers.append(WandbLogger(experiment=run, save_dir=folder, prefix=name))
+        loggers.append(_HarmlessWandbLogger(experiment=run, save_dir=folder, prefix=name))
     return loggers
 
 
 def log_curves(folder: Path, run: wandb.Run, member: int) -> None:
     """Log the curves of a member that was trained in another process to Weights & Biases."""
-    logger = WandbLogger(experiment=run, save_dir=folder, prefix=_name(member))
+    logger = _HarmlessWandbLogger(experiment=run, save_dir=folder, prefix=_name(member))
     for row in _rows(Path(CSVLogger(folder, name=_LOGS, version=_name(member)).log_dir) / _CURVES):
         step = int(row.pop("step"))
         logger.log_metrics({name: float(value) for name, value in row.items() if value}, step=step)

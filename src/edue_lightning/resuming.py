@@ -61,8 +61,8 @@ class BestCheckpoint(ModelCheckpoint):
 class StopSignals:
     """Ends this process when a scheduler needs the machine, at once or, in a training, where that can go on.
 
-    SIGTERM and SIGUSR1 are such signals. The second tells of the end of a job's time on a SLURM cluster, so there the
-    job is put back into the queue. The process ends with `STOPPED_STATUS`.
+    SIGTERM and SIGUSR1 are such signals. A SLURM job is put back into the queue, which the cluster itself does for no
+    job that leaves before its time is up, or when it is preempted. The process ends with `STOPPED_STATUS`.
 
     Attributes:
         deferred: a training will look at `received` after each step; otherwise the process ends at once.
@@ -71,12 +71,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.deferred = False
-        self._number: int | None = None
-
-    @property
-    def received(self) -> bool:
-        """Whether a signal came."""
-        return self._number is not None
+        self.received = False
 
     def listen(self) -> None:
         """Take up the signals, from whoever did before (of the main thread alone, as Python has it)."""
@@ -86,14 +81,28 @@ class StopSignals:
 
     def end(self) -> NoReturn:
         """End the process."""
-        if self._number == signal.SIGUSR1 and is_first_process() and "SLURM_JOB_ID" in os.environ:
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+        if is_first_process() and "SLURM_JOB_ID" in os.environ:
+            _requeue()
         sys.exit(STOPPED_STATUS)
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self._number = number
+        self.received = True
         if not self.deferred:
             self.end()
+
+
+def _requeue() -> None:
+    """Put this SLURM job back into the queue, unless it is there already, or was cancelled."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        # the last task of an array has the number of the whole array
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False).stdout
+        if "JobState=RUNNING" in shown:
+            subprocess.run(["scontrol", "requeue", job], check=False)
+    except OSError as error:
+        log.warning("job %s is not requeued: %s", job, error)
 
 
 class ResumePoint(Checkpoint):
