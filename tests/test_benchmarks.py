@@ -18,7 +18,8 @@ BENCHMARKS = Path(__file__).parents[1] / "experiments" / "benchmarks"
     [
         ("step_cost.py", "| deep_ensemble |"),
         ("framework_cost.py", "| ours |"),
-        ("ensemble_cost.py", "| vectorised, 1 threads |"),
+        ("ensemble_cost.py", "| vectorised |"),
+        ("sweep_cost.py", "| one run alone, 1 thread |"),
         ("growth.py --folder {folder}", "| raters | training step |"),
         ("gpu.py --device cpu --no-compile --folder {folder}", "The host waits, in one step:"),
     ],

@@ -14,6 +14,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Self, cast
@@ -33,6 +34,7 @@ from edue_lightning.methods.targets import member_target
 PROCESSES = 2
 RATERS = 4
 OPERATORS = 8
+USUAL, ONE_THREAD = "one after the other", "one after the other, 1 thread"
 # of all weights after a few steps in float64, where the two orders of summation differ in the last digits alone
 TOLERANCE = 1e-6
 
@@ -244,24 +246,26 @@ def check_equal_work(setting: Setting) -> str:
 
 
 def training_table(setting: Setting) -> str:
-    """Return a table of the speed-up of each way to train, and what two processes could gain at best."""
+    """Return a table of the speed-up of each way to train; on the CPU also of what two processes could gain at best."""
     cores = torch.get_num_threads()
     everyone = range(setting.members)
-    usual, single = f"one after the other, {cores} threads", "one after the other, 1 thread"
-    parallel, vectorised = f"{PROCESSES} processes, 1 thread each", f"vectorised, {cores} threads"
+    on_cpu = setting.device == "cpu"
     with Processes(setting) as processes:
         calls: dict[str, Callable[[], object]] = {
-            usual: Ensemble(setting).training(everyone, cores),
-            single: Ensemble(setting).training(everyone, 1),
-            parallel: processes,
-            vectorised: Ensemble(setting).vectorised_training(cores),
+            USUAL: Ensemble(setting).training(everyone, cores),
+            f"{PROCESSES} processes, 1 thread each": processes,
+            "vectorised": Ensemble(setting).vectorised_training(cores),
         }
-        seconds = side_by_side(calls, setting.rounds)
+        if on_cpu:
+            calls[ONE_THREAD] = Ensemble(setting).training(everyone, 1)
+        seconds = side_by_side(calls, setting.rounds, torch.device(setting.device))
     torch.set_num_threads(cores)
-    # what two threads leave to gain for two processes that do not hinder each other
-    bound = [(f"{PROCESSES} processes at best", ratio(seconds[usual], [t / PROCESSES for t in seconds[single]]))]
-    rows = [(name, ratio(seconds[usual], seconds[name])) for name in calls]
-    return table(("training", "speed-up (quartiles)"), rows + bound)
+    rows = [(name, ratio(seconds[USUAL], seconds[name])) for name in calls]
+    if on_cpu:
+        # that of processes which do not hinder each other
+        best = [alone / PROCESSES for alone in seconds[ONE_THREAD]]
+        rows.append((f"{PROCESSES} processes at best", ratio(seconds[USUAL], best)))
+    return table(("training", "speed-up (quartiles)"), rows)
 
 
 def prediction_table(setting: Setting) -> str:
@@ -271,32 +275,26 @@ def prediction_table(setting: Setting) -> str:
     image = ensemble.batches[0].image
     networks = [network.eval() for network in ensemble.networks]
     vectorised = Vectorised(networks)
+    autocast = partial(torch.autocast, image.device.type, setting.precision, enabled=setting.precision is not None)
 
-    def one_by_one() -> None:
-        torch.set_num_threads(cores)
-        for network in networks:
+    # the number of threads, inference mode and autocast belong to the thread that sets them
+    @torch.inference_mode()
+    def predict(threads: int, network: Callable[[Tensor], Tensor]) -> None:
+        torch.set_num_threads(threads)
+        with autocast():
             network(image)
 
-    def at_once() -> None:
-        torch.set_num_threads(cores)
-        vectorised(image, shared=True)
-
-    # inference mode and the number of threads belong to each thread
-    @torch.inference_mode()
-    def alone(network: nn.Module) -> None:
-        torch.set_num_threads(1)
-        network(image)
-
-    with ThreadPoolExecutor(PROCESSES) as pool, torch.inference_mode():
+    with ThreadPoolExecutor(PROCESSES) as pool:
         calls: dict[str, Callable[[], object]] = {
-            f"one after the other, {cores} threads": one_by_one,
-            f"vectorised, {cores} threads": at_once,
-            f"{PROCESSES} members at a time, 1 thread each": lambda: list(pool.map(alone, networks)),
+            USUAL: lambda: [predict(cores, network) for network in networks],
+            "vectorised": lambda: predict(cores, partial(vectorised, shared=True)),
         }
-        seconds = side_by_side(calls, setting.rounds)
+        if setting.device == "cpu":
+            calls[f"{PROCESSES} at a time, 1 thread each"] = lambda: list(pool.map(partial(predict, 1), networks))
+        seconds = side_by_side(calls, setting.rounds, image.device)
     torch.set_num_threads(cores)
-    usual = seconds[next(iter(calls))]
-    return table(("prediction", "speed-up (quartiles)"), [(name, ratio(usual, seconds[name])) for name in calls])
+    rows = [(name, ratio(seconds[USUAL], seconds[name])) for name in calls]
+    return table(("prediction", "speed-up (quartiles)"), rows)
 
 
 def operator_table(setting: Setting) -> str:
@@ -320,7 +318,7 @@ def operator_table(setting: Setting) -> str:
     rest = [sum(times.values()) - sum(times.get(name, 0) for name in largest) for times in (alone, together)]
     rows.append(("all others", f"{100 * rest[0] / whole:.0f} %", f"{rest[0] / rest[1]:.2f}"))
     rows.append(("together", "100 %", f"{whole / sum(together.values()):.2f}"))
-    return table(("operator", "share of one thread's time", f"speed-up by {cores} threads"), rows)
+    return table(("operator", "share of one thread's time", f"speed-up, {cores} threads"), rows)
 
 
 def main() -> None:

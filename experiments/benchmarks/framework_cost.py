@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
 from common import CLIP, configuration, machine, parser, ratio, table
 from pytorch_lightning.loggers import CSVLogger
@@ -40,8 +39,12 @@ from edue_lightning.data import RaterBatch, RaterDataModule
 from edue_lightning.data.loading import CaseSampler, KeyedSample, collate
 from edue_lightning.methods.base import NetworkMethod
 from edue_lightning.methods.targets import member_target
+from edue_lightning.trainers import build_test_trainer, build_trainer
 
 OURS, BARE, OTHER = "ours", "bare PyTorch", "torch-uncertainty"
+# the bare loop does not see to it that a training can be repeated to the last digit
+FREE = "ours, trainer.deterministic=false"
+SILENT = {"enable_checkpointing": False, "enable_progress_bar": False}
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Setting:
         steps: of an epoch.
         epochs: of a training.
         rounds: how often each training is timed.
+        workers: processes that load the data.
     """
 
     size: int
@@ -61,6 +65,7 @@ class Setting:
     steps: int
     epochs: int
     rounds: int
+    workers: int = 0
 
 
 SETTINGS = (Setting(64, 16, steps=15, epochs=2, rounds=7), Setting(256, 8, steps=5, epochs=1, rounds=5))
@@ -77,11 +82,16 @@ class Work:
     """
 
     def __init__(self, setting: Setting, device: torch.device, precision: str = "32-true") -> None:
-        cases = [f"data.source.n_cases={3 * setting.batch * setting.steps // 2}", f"data.source.size={setting.size}"]
-        shares = ["data.fractions.val=0.1666667", "data.fractions.test=0.1666667", f"data.batch_size={setting.batch}"]
-        trainer = [f"trainer.max_epochs={setting.epochs}", f"trainer.precision={precision}"]
         self.configuration = configuration(
-            "data=synthetic", *cases, *shares, *trainer, "method=single", "loss.dice=0", "optimizer.schedule=one_cycle"
+            *("method=single", "loss.dice=0", "optimizer.schedule=one_cycle", "data=synthetic"),
+            # a sixth of the cases each
+            *("data.fractions.val=0.1666667", "data.fractions.test=0.1666667"),
+            f"data.source.n_cases={3 * setting.batch * setting.steps // 2}",
+            f"data.source.size={setting.size}",
+            f"data.batch_size={setting.batch}",
+            f"data.num_workers={setting.workers}",
+            f"trainer.max_epochs={setting.epochs}",
+            f"trainer.precision={precision}",
         )
         self.device = device
         self.epochs = setting.epochs
@@ -95,11 +105,9 @@ class Work:
         method = build_method(self.configuration, ImageFormat.of(self.data.source))
         return cast(NetworkMethod, method.to(self.device))
 
-    def trainer_settings(self) -> dict[str, Any]:
-        """Return what both frameworks' trainers are told."""
-        configured = {key: value for key, value in self.configuration["trainer"].items() if not key.startswith("_")}
-        own = {"accelerator": self.device.type, "devices": 1, "enable_progress_bar": False}
-        return {**configured, **own, "enable_model_summary": False, "enable_checkpointing": False}
+    def trainer_node(self) -> dict[str, Any]:
+        """Return the configuration of the trainer, on this device."""
+        return {**self.configuration["trainer"], "accelerator": self.device.type, "devices": 1}
 
 
 @dataclass
@@ -122,11 +130,12 @@ class StepClock:
         self.seconds.append((marks[-1] - marks[-steps]) / (steps - 1))
 
 
-def train_ours(work: Work, clock: StepClock) -> NetworkMethod:
-    """Train as `edue_lightning.train` does, without validation and checkpoints."""
+def train_ours(work: Work, clock: StepClock, **options: Any) -> NetworkMethod:
+    """Train as `edue_lightning.train` does, without validation and checkpoints, but for options of the trainer."""
     method = work.method()
     with tempfile.TemporaryDirectory() as folder, clock.timing(method.network, work.steps):
-        trainer = pl.Trainer(**work.trainer_settings(), logger=CSVLogger(folder), callbacks=[EpochLines()])
+        node = {**work.trainer_node(), **options}
+        trainer = build_trainer(node, logger=CSVLogger(folder), callbacks=[EpochLines()], **SILENT)
         trainer.fit(method, train_dataloaders=work.data.train_dataloader())
     return method
 
@@ -138,10 +147,10 @@ def train_bare(work: Work, clock: StepClock) -> None:
     settings = method.optimizer_settings
     optimiser = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     scheduler = OneCycleLR(optimiser, settings.learning_rate, total_steps=work.epochs * work.steps, pct_start=0.1)
+    loader = work.data.train_dataloader()
     network.train()
     with clock.timing(network, work.steps):
         for epoch in range(work.epochs):
-            loader = work.data.train_dataloader()
             cast(CaseSampler, loader.sampler).set_epoch(epoch)
             total = torch.zeros((), device=work.device)
             for batch in loader:
@@ -175,7 +184,7 @@ def evaluate_bare(work: Work, method: NetworkMethod) -> None:
 
 def evaluate_ours(work: Work, method: NetworkMethod, all_metrics: bool) -> None:
     """Predict every test case, and compute all metrics or those of the validation."""
-    trainer = pl.Trainer(**work.trainer_settings(), logger=False)
+    trainer = build_test_trainer(work.trainer_node())
     if all_metrics:
         trainer.test(method, work.data.test_dataloader(), verbose=False)
         method.test_cases.summary()
@@ -228,12 +237,15 @@ def other_routine(work: Work, method: NetworkMethod, **options: Any) -> Any:
 def other_trainer(work: Work, folder: str) -> Any:
     """Return torch-uncertainty's trainer, which logs to a folder."""
     logger = importlib.import_module("lightning.pytorch.loggers").CSVLogger(folder)
-    return importlib.import_module("torch_uncertainty").TUTrainer(**work.trainer_settings(), logger=logger)
+    settings = {key: value for key, value in work.trainer_node().items() if not key.startswith("_")}
+    trainer = importlib.import_module("torch_uncertainty").TUTrainer
+    return trainer(**settings, logger=logger, enable_model_summary=False, **SILENT)
 
 
 def sides(other: bool) -> dict[str, Callable[[Work, StepClock], object]]:
     """Return the ways to train, the one that the others are held against first."""
     own: dict[str, Callable[[Work, StepClock], object]] = {BARE: train_bare, OURS: train_ours}
+    own[FREE] = partial(train_ours, deterministic=False)
     return {**own, OTHER: train_other} if other else own
 
 
@@ -254,7 +266,7 @@ def training_table(work: Work, rounds: int, other: bool) -> str:
     trainings = side_by_side(calls, rounds, work.device)
     # the first ones were the warm-up's
     steps = {name: clock.seconds[-rounds:] for name, clock in clocks.items()}
-    references = [name for name in calls if name != OURS]
+    references = [name for name in calls if name in (BARE, OTHER)]
     header = ["", *(f"{what}, of {name}'s" for name in references for what in ("step", "whole training"))]
     rows = [
         [
@@ -297,8 +309,8 @@ def main() -> None:
     for setting in QUICK if quick else SETTINGS:
         work = Work(setting, torch.device("cpu"))
         print(
-            f"\nbatches of {setting.batch} images of 3 x {setting.size}x{setting.size}, {setting.epochs} epochs of "
-            f"{work.steps} steps, {setting.rounds} rounds\n"
+            f"\nbatches of {setting.batch} images of 3 x {setting.size}x{setting.size}, trainings of "
+            f"{setting.epochs} x {work.steps} steps, {setting.rounds} rounds\n"
         )
         print(training_table(work, setting.rounds, other))
         print(f"\nevaluation of {len(work.data.records('test'))} cases\n")

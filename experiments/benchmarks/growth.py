@@ -1,148 +1,190 @@
-"""How cost grows with the size of an image, the members, the raters and the cases.
+"""How cost grows with the size of an image, the heads or members, the raters and the cases.
 
     python experiments/benchmarks/growth.py
 
-One of the four is varied at a time. Each series is fitted by a power law (least squares on the logarithms) over its
-upper half, where fixed costs matter least; the exponent is 1 where twice as much costs twice the time. Writes
+One of them is varied at a time. Each series is fitted by a power law (least squares on the logarithms) over its upper
+half, where fixed costs matter least; the exponent is 1 where twice as much costs twice the time. Writes
 results/growth.csv and results/growth.png.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+import framework_cost
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from common import RESULTS, image_format, machine, method_of, parser, random_batch, table, training_step
+from torch import Tensor
 
+from edue_lightning.command import quiet_libraries
 from edue_lightning.cost import side_by_side
 from edue_lightning.data import RaterBatch
+from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import CaseTable
 
 CASES, SIZE, RATERS = 4, 128, 4
 SIZES, QUICK_SIZES = (32, 64, 128, 256, 512), (16, 32)
-HEADS, QUICK_HEADS = (1, 2, 4, 8, 16), (1, 2)
-RATER_COUNTS, QUICK_RATER_COUNTS = (1, 2, 4, 8, 16), (2, 4)
-CASE_COUNTS, QUICK_CASE_COUNTS = (32, 64, 128, 256, 512, 1024), (4, 8)
-# of the images of which many are measured
-SMALL = 32
+HEADS, QUICK_HEADS = (1, 2, 4), (1, 2)
+MEMBERS, QUICK_MEMBERS = (2, 3, 5, 10), (2, 3)
+RATER_COUNTS, QUICK_RATER_COUNTS = (1, 2, 4, 8, 12), (2, 4)
+CASE_COUNTS, QUICK_CASE_COUNTS = (32, 64, 128, 256, 512, 1024), (32, 64)
+# of the images of which many are trained on and measured, and how many at a time
+SMALL, BATCH = 32, 16
 RESAMPLES = 1000
+ROUNDS, QUICK_ROUNDS = 3, 1
+EDUE = "method=edue"
+MEMORY = "memory kept for the gradient, MiB"
 
+Calls = dict[str, Callable[[], object]]
 Series = dict[tuple[str, str], dict[int, float]]
-"""Median seconds by number, for what is varied and what is timed."""
+"""Milliseconds (median), or MiB, by number, for what is varied and what is measured."""
 
 
-def training_and_prediction(heads: int, batch: RaterBatch) -> dict[str, Callable[[], object]]:
-    """Return calls that train EDUE for a step and that predict, with so many heads on each decoder stage."""
-    images = image_format(batch.image.ndim - 2)
-    training, predicting = (method_of(images, "method=edue", f"method.heads.per_stage={heads}") for _ in range(2))
-    predicting.eval()
+def training_and_prediction(batch: RaterBatch, *overrides: str) -> Calls:
+    """Return calls that train a method for a step and that predict."""
+    method = method_of(image_format(batch.image.ndim - 2), *overrides)
+    step = training_step(method, batch)
+
+    def train() -> None:
+        method.train()
+        step()
 
     @torch.inference_mode()
-    def predict() -> object:
-        return predicting(batch.image)
+    def predict() -> None:
+        method.eval()
+        method(batch.image)
 
-    return {"training step": training_step(training, batch), "prediction": predict}
+    return {"training step": train, "prediction": predict}
 
 
-def measuring(batch: RaterBatch) -> dict[str, Callable[[], object]]:
-    """Return a call that computes every test metric of a batch's cases."""
-    probabilities = torch.rand(len(batch), 3, 1, *batch.image.shape[2:], generator=torch.Generator().manual_seed(0))
+def kept_for_gradient(batch: RaterBatch, *overrides: str) -> float:
+    """Return the MiB of the tensors that the forward pass of a training step keeps for the backward pass."""
+    method: SegmentationMethod = method_of(image_format(batch.image.ndim - 2), *overrides)
+    kept: dict[int, int] = {}
 
-    def measure() -> object:
-        cases = CaseTable(["structure"], contents="probabilities")
-        cases.update(probabilities, batch.masks, batch.valid, batch.spacing, batch.case_index)
-        return cases
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        # the loss lives until the sum is taken, and with it all that is kept
+        loss = method.training_loss(batch)["loss"]
+    total = sum(kept.values())
+    del loss
+    return total / 2**20
+
+
+def measuring(batch: RaterBatch) -> Calls:
+    """Return a call that computes every test metric of a batch's cases for three members."""
+    cases = CaseTable(["structure"])
+    members = logits_of_members(len(batch), batch.image.shape[2:])
+
+    def measure() -> None:
+        cases.update(members, batch.masks, batch.valid, batch.spacing, batch.case_index)
+        cases.reset()
 
     return {"all metrics of the cases": measure}
 
 
-def summarising(cases: int) -> dict[str, Callable[[], object]]:
-    """Return calls that summarise measured cases, without and with intervals."""
-    table_ = CaseTable(["structure"], contents="probabilities")
-    generator = torch.Generator().manual_seed(0)
-    for start in range(0, cases, CASES):
-        batch = random_batch(image_format(2), CASES, (SMALL, SMALL), RATERS, seed=start)
-        probabilities = torch.rand(CASES, 3, 1, SMALL, SMALL, generator=generator)
-        table_.update(probabilities, batch.masks, batch.valid, batch.spacing, batch.case_index + start)
+def logits_of_members(cases: int, size: Sequence[int], seed: int = 1) -> Tensor:
+    """Return the logits of three members, `[cases, 3, 1, *size]`, each sure of discs of its own."""
+    return 8 * random_batch(image_format(len(size)), cases, size, 3, seed).masks.float() - 4
+
+
+def epoch_and_summary(cases: int) -> Calls:
+    """Return calls that train for an epoch, and that summarise measured cases without and with intervals."""
+    setting = framework_cost.Setting(SMALL, BATCH, cases // BATCH, epochs=1, rounds=1)
+    work = framework_cost.Work(setting, torch.device("cpu"))
+    measured = CaseTable(["structure"])
+    batch = random_batch(image_format(2), cases, (SMALL, SMALL), RATERS)
+    members = logits_of_members(cases, (SMALL, SMALL))
+    measured.update(members, batch.masks, batch.valid, batch.spacing, batch.case_index)
     return {
-        "summary of the cases": table_.summary,
-        f"summary with {RESAMPLES} resamples": lambda: table_.summary(RESAMPLES),
+        "an epoch": partial(framework_cost.train_ours, work, framework_cost.StepClock()),
+        "summary": measured.summary,
+        f"summary, {RESAMPLES} resamples": partial(measured.summary, RESAMPLES),
     }
 
 
 def measured(quick: bool) -> Series:
-    """Return the median seconds of every series."""
-    sizes, heads, raters, cases = (
-        (QUICK_SIZES, QUICK_HEADS, QUICK_RATER_COUNTS, QUICK_CASE_COUNTS)
-        if quick
-        else (SIZES, HEADS, RATER_COUNTS, CASE_COUNTS)
-    )
-    usual, rounds = (32, 2) if quick else (SIZE, 5)
+    """Return every series."""
+    usual = 32 if quick else SIZE
     images = image_format(2)
-
-    def batch(size: int = usual, count: int = RATERS) -> RaterBatch:
-        return random_batch(images, CASES, (size, size), count)
-
-    calls: dict[str, Mapping[int, Mapping[str, Callable[[], object]]]] = {
+    sizes = {size: random_batch(images, CASES, (size, size), RATERS) for size in (QUICK_SIZES if quick else SIZES)}
+    of_raters = {
+        count: random_batch(images, CASES, (usual, usual), count)
+        for count in (QUICK_RATER_COUNTS if quick else RATER_COUNTS)
+    }
+    batch = random_batch(images, CASES, (usual, usual), RATERS)
+    heads = {
+        # a head on each of three stages
+        3 * count: f"method.heads.per_stage={count}"
+        for count in (QUICK_HEADS if quick else HEADS)
+    }
+    calls: dict[str, dict[int, Calls]] = {
         "pixels along an edge": {
-            size: {**training_and_prediction(1, batch(size)), **measuring(batch(size))} for size in sizes
+            size: training_and_prediction(one, EDUE) | measuring(one) for size, one in sizes.items()
         },
-        "heads on each of 3 stages": {count: training_and_prediction(count, batch()) for count in heads},
-        "raters": {
-            count: {**training_and_prediction(1, batch(count=count)), **measuring(batch(count=count))}
-            for count in raters
+        "heads": {count: training_and_prediction(batch, EDUE, override) for count, override in heads.items()},
+        "members of a deep ensemble": {
+            count: training_and_prediction(batch, "method=deep_ensemble", f"method.members={count}")
+            for count in (QUICK_MEMBERS if quick else MEMBERS)
         },
-        "cases": {count: summarising(count) for count in cases},
+        "raters": {count: training_and_prediction(one, EDUE) | measuring(one) for count, one in of_raters.items()},
+        "cases": {count: epoch_and_summary(count) for count in (QUICK_CASE_COUNTS if quick else CASE_COUNTS)},
     }
     result: Series = {}
     for varied, by_number in calls.items():
         for what in next(iter(by_number.values())):
+            rounds = QUICK_ROUNDS if quick else ROUNDS
             seconds = side_by_side({str(number): own[what] for number, own in by_number.items()}, rounds)
-            result[varied, what] = {int(number): float(np.median(found)) for number, found in seconds.items()}
-    return result
+            result[varied, what] = {int(number): 1000 * float(np.median(found)) for number, found in seconds.items()}
+    memory = {
+        "pixels along an edge": {size: kept_for_gradient(one, EDUE) for size, one in sizes.items()},
+        "heads": {count: kept_for_gradient(batch, EDUE, override) for count, override in heads.items()},
+        "raters": {count: kept_for_gradient(one, EDUE) for count, one in of_raters.items()},
+    }
+    return result | {(varied, MEMORY): series for varied, series in memory.items()}
 
 
-def exponent(seconds: Mapping[int, float]) -> float:
-    """Return the slope of log time over log number in the upper half of a series."""
-    numbers = np.array(list(seconds))
-    kept = slice(len(numbers) // 2 - (len(numbers) == 2), None)
-    slope, _ = np.polyfit(np.log(numbers[kept]), np.log(list(seconds.values())[kept]), 1)
-    return float(slope)
+def exponent(series: Mapping[int, float]) -> float:
+    """Return the slope of the logarithms in the upper half of a series, to two digits."""
+    numbers = np.array(list(series))
+    kept = slice(min(len(numbers) // 2, len(numbers) - 2), None)
+    slope, _ = np.polyfit(np.log(numbers[kept]), np.log(list(series.values())[kept]), 1)
+    # no negative zero
+    return round(float(slope), 2) + 0.0
 
 
-def draw(series: Series, path: Path) -> None:
+def draw(found: Series, path: Path) -> None:
     """Draw a panel for each thing that is varied, each series relative to its first value."""
-    varied = list(dict.fromkeys(name for name, _ in series))
-    figure, axes = plt.subplots(1, len(varied), figsize=(4.2 * len(varied), 3.8), layout="constrained")
-    for name, axis in zip(varied, axes, strict=True):
-        for (of, what), seconds in series.items():
-            if of != name:
-                continue
-            times = np.array(list(seconds.values()))
-            axis.plot(list(seconds), times / times[0], marker="o", label=f"{what}: {exponent(seconds):.2f}")
-        axis.set(xscale="log", yscale="log", xlabel=name, ylabel="time, of the smallest's")
-        axis.set_xticks(list(seconds), [str(number) for number in seconds], minor=False)
-        axis.set_xticks([], minor=True)
-        axis.legend(title="exponent of the growth", fontsize=8, title_fontsize=8)
+    varied = list(dict.fromkeys(name for name, _ in found))
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7.5), layout="constrained")
+    for axis in axes.flat[len(varied) :]:
+        axis.set_axis_off()
+    for name, axis in zip(varied, axes.flat, strict=False):
+        own = {what: series for (of, what), series in found.items() if of == name}
+        for what, series in own.items():
+            values = np.array(list(series.values()))
+            axis.plot(list(series), values / values[0], marker="o", label=f"{exponent(series):.2f}  {what}")
+        numbers = list(next(iter(own.values())))
+        axis.set(xscale="log", yscale="log", xlabel=name, ylabel="cost, of the first's")
+        # a cost that hardly grows must not look as if it did
+        axis.set_ylim(min(axis.get_ylim()[0], 0.5), max(axis.get_ylim()[1], 10))
+        axis.set_xticks(numbers, [str(number) for number in numbers])
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+        axis.legend(title="exponent", fontsize=8, title_fontsize=8, loc="upper left")
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
-
-
-def rows(series: Series) -> Sequence[Sequence[str]]:
-    """Return a row a series for the table."""
-    return [
-        (
-            varied,
-            what,
-            ", ".join(f"{number}: {1000 * time:.3g}" for number, time in seconds.items()),
-            f"{exponent(seconds):.2f}",
-        )
-        for (varied, what), seconds in series.items()
-    ]
+    plt.close(figure)
 
 
 def main() -> None:
@@ -150,17 +192,22 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--folder", type=Path, default=RESULTS, help="for growth.csv and growth.png")
     asked = arguments.parse_args()
+    quiet_libraries()
+    warnings.simplefilter("ignore")
     asked.folder.mkdir(parents=True, exist_ok=True)
-    series = measured(asked.quick)
-    flat = [(*key, number, time) for key, seconds in series.items() for number, time in seconds.items()]
-    pd.DataFrame(flat, columns=["varied", "timed", "number", "seconds"]).to_csv(
+    found = measured(asked.quick)
+    flat = [(*names, number, value) for names, series in found.items() for number, value in series.items()]
+    pd.DataFrame(flat, columns=["varied", "measured", "number", "milliseconds_or_mib"]).to_csv(
         asked.folder / "growth.csv", index=False
     )
-    draw(series, asked.folder / "growth.png")
-    print(
-        f"{machine()}; EDUE, batches of {CASES} images of {SIZE}x{SIZE}, {RATERS} raters, where these are not varied\n"
-    )
-    print(table(("varied", "timed", "milliseconds", "exponent"), rows(series)))
+    draw(found, asked.folder / "growth.png")
+    rows = [
+        (*names, ", ".join(f"{number}: {value:.3g}" for number, value in series.items()), f"{exponent(series):.2f}")
+        for names, series in found.items()
+    ]
+    print(f"{machine()}; EDUE, batches of {CASES} images of {SIZE}x{SIZE}, {RATERS} raters where these are not varied;")
+    print(f"cases of {SMALL}x{SMALL}, trained on in batches of {BATCH} by the plain U-Net; {ROUNDS} rounds\n")
+    print(table(("varied", "measured", "milliseconds, or MiB", "exponent"), rows))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Setting:
     steps: int
 
 
-SETTINGS = (Setting(8, 1, (256, 256), predictions=15, steps=7), Setting(1, 2, (48, 48, 48), predictions=15, steps=7))
+SETTINGS = (Setting(8, 1, (256, 256), predictions=7, steps=4), Setting(1, 2, (48, 48, 48), predictions=7, steps=4))
 QUICK = (Setting(2, 1, (64, 64), predictions=3, steps=3), Setting(1, 2, (16, 16, 16), predictions=3, steps=3))
 
 

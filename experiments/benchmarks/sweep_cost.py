@@ -1,4 +1,4 @@
-"""What a sweep gains from two runs at a time: trainings by the joblib launcher against one after the other.
+"""What a sweep gains from two runs at a time: trainings by the launcher `local` against one after the other.
 
     python experiments/benchmarks/sweep_cost.py
 
@@ -18,12 +18,12 @@ from pathlib import Path
 from common import machine, parser, ratio, run_command, table
 
 JOBS = 2
-FULL = ("experiment=synthetic", "data.source.n_cases=200", "trainer.max_epochs=8")
+FULL = ("experiment=synthetic", "data.source.n_cases=200", "trainer.max_epochs=6")
 SHORT = (
     *("experiment=synthetic", "data.source.n_cases=12", "data.source.size=32"),
-    *("network.features=[4,6,8]", "trainer.max_epochs=1", "bootstrap_resamples=10"),
+    *("network.features=[4,6,8]", "trainer.max_epochs=1", "test=false", "bootstrap_resamples=10"),
 )
-AT_A_TIME = ("hydra/launcher=joblib", f"hydra.launcher.n_jobs={JOBS}")
+AT_A_TIME = ("hydra/launcher=local", f"hydra.launcher.n_jobs={JOBS}")
 
 
 def sweep(overrides: tuple[str, ...], threads: int) -> None:
@@ -36,10 +36,10 @@ def sweep(overrides: tuple[str, ...], threads: int) -> None:
 def main() -> None:
     """Print the table."""
     quick = parser(__doc__).parse_args().quick
-    settings, rounds = (SHORT, 1) if quick else (FULL, 3)
+    settings, threads, rounds = (SHORT, 1, 1) if quick else (FULL, JOBS, 2)
     two = (*settings, "seed=0,1")
     calls: dict[str, Callable[[], object]] = {
-        f"{JOBS} runs, one after the other, {JOBS} threads": partial(sweep, two, JOBS),
+        f"{JOBS} runs, one after the other, on {JOBS} cores": partial(sweep, two, threads),
         f"{JOBS} runs at a time, 1 thread each": partial(sweep, (*two, *AT_A_TIME), 1),
         "one run alone, 1 thread": partial(sweep, (*settings, "seed=0"), 1),
     }

@@ -22,11 +22,12 @@ from edue_lightning.command import command, job_folder, quiet_libraries
 from edue_lightning.configuration import check_configuration, configuration_folder, resolved
 from edue_lightning.cost import measure_cost
 from edue_lightning.data import RaterDataModule
+from edue_lightning.data.atomic import remove_unfinished, write_whole
 from edue_lightning.devices import with_free_device
 from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
 from edue_lightning.fitting import Experiment, fit
-from edue_lightning.folders import AUTO, folder_of, register_run_folder
+from edue_lightning.folders import AUTO, CHECKPOINTS, folder_of, register_run_folder
 from edue_lightning.loggers import WandbSettings, wandb_must_not_matter
 from edue_lightning.measurement import Measurement, measure_method
 from edue_lightning.methods import SegmentationMethod
@@ -166,6 +167,8 @@ def _sole_writer(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
+            for place in (folder, folder / CHECKPOINTS):
+                remove_unfinished(place)
             yield
     except Timeout as error:
         raise UserError(f"{folder}: another process is at work there; wait for it, or stop it") from error
@@ -210,8 +213,9 @@ def _run(
                     log_results(wandb_run, evaluation, detection, distorted_cases, cost)
             log.info("%s\n%s", folder, evaluation.headline())
         if is_first_process():
-            # last, since its presence says that the run is finished
-            write_table(validation.metrics_frame(), METRICS_COLUMNS, folder / VALIDATION_FILE)
+            # last, and whole, since its presence says that the run is finished
+            table = validation.metrics_frame()
+            write_whole(folder / VALIDATION_FILE, lambda path: write_table(table, METRICS_COLUMNS, path))
     finally:
         if wandb_run is not None:
             failed = sys.exc_info()[0] is not None

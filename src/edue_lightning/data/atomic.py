@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 _PREFIX, _SUFFIX = "unfinished-", ".tmp"
 
@@ -17,13 +16,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         path: of the file; its folder must be there.
         write: gets the path to write to.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX, suffix=_SUFFIX)
-    os.close(handle)
+    temporary = path.parent / f"{_PREFIX}{uuid4().hex}{_SUFFIX}"
     try:
-        write(Path(name))
-        Path(name).replace(path)
+        write(temporary)
+        temporary.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

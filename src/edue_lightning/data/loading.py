@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
@@ -180,6 +183,24 @@ class ResumableLoader(DataLoader[KeyedSample]):
         for batch in super().__iter__():
             self._done += 1
             yield cast(RaterBatch, batch)
+
+
+def leave_stopping_to_the_training(worker: int) -> None:  # noqa: ARG001
+    """Let this process of a loader outlive the signals by which a scheduler stops all processes of a job.
+
+    The training loads on until it has saved; then it ends its loaders, and by SIGTERM those that do not listen.
+    """
+    signals = {signal.SIGTERM, signal.SIGUSR1}
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+
+    def wait() -> None:
+        while signal.sigwaitinfo(signals).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def collate(keyed: Sequence[KeyedSample]) -> RaterBatch:

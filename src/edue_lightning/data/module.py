@@ -9,7 +9,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from edue_lightning.data.augmentation import Augmentation
-from edue_lightning.data.loading import CaseDataset, CaseSampler, KeyedSample, ResumableLoader, collate, load_case
+from edue_lightning.data.loading import (
+    CaseDataset,
+    CaseSampler,
+    KeyedSample,
+    ResumableLoader,
+    collate,
+    leave_stopping_to_the_training,
+    load_case,
+)
 from edue_lightning.data.patches import PatchSampling
 from edue_lightning.data.sample import RaterBatch, RaterSample
 from edue_lightning.data.source import CaseRecord, CaseSource, Subset
@@ -211,6 +219,7 @@ class RaterDataModule(pl.LightningDataModule):
             sampler=CaseSampler(len(dataset), self.order_seed, shuffle, draws),
             num_workers=self.num_workers,
             collate_fn=collate,
+            worker_init_fn=leave_stopping_to_the_training,
             persistent_workers=self.num_workers > 0,
             # starting to load must not move the global random state, which a training that goes on takes up
             generator=torch.Generator(),
