@@ -1,5 +1,9 @@
 """Splitting, caching, augmenting and batching, on a source made for the test."""
 
+import multiprocessing
+import os
+import signal
+import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
@@ -19,7 +23,7 @@ from edue_lightning.data import (
     collate_samples,
     split_cases,
 )
-from edue_lightning.data.loading import CaseSampler
+from edue_lightning.data.loading import CaseSampler, ResumableLoader, leave_stopping_to_the_training
 from edue_lightning.errors import UserError
 
 
@@ -228,3 +232,67 @@ def test_processes_share_training_evenly_and_evaluation_exactly(
     assert all(drawn[False])
     assert set(chain(*drawn[False])) == set(range(n_cases))
     assert len(list(chain(*drawn[False]))) == max(n_cases, processes)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_begins_within_an_epoch_and_the_next_one_is_whole(workers: int) -> None:
+    whole = [[b.draw_key.tolist() for b in epoch_of(module().train_dataloader(), epoch)] for epoch in (1, 2)]
+    for done in range(len(whole[0])):
+        data = module(num_workers=workers)
+        loader = data.train_dataloader()
+        assert isinstance(loader, ResumableLoader)
+        loader.load_state_dict({"batches": done})
+        assert [b.draw_key.tolist() for b in epoch_of(loader, 1)] == whole[0][done:]
+        assert [b.draw_key.tolist() for b in epoch_of(loader, 2)] == whole[1]
+
+
+def test_the_place_of_a_loader_counts_batches_that_were_handed_out() -> None:
+    data = module(num_workers=2)
+    loader = data.train_dataloader()
+    assert data.state_dict() == {"batches": 0}
+    batches = iter(loader)
+    for number in range(1, 4):
+        next(batches)
+        # however many the loader's processes have prepared
+        assert data.state_dict() == {"batches": number}
+    data.load_state_dict(data.state_dict())
+    again = iter(data.train_dataloader())
+    assert next(again).draw_key.tolist() == next(batches).draw_key.tolist()
+    assert data.state_dict() == {"batches": 4}
+
+
+def test_after_the_last_batch_a_new_epoch_begins() -> None:
+    loader = module().train_dataloader()
+    assert isinstance(loader, ResumableLoader)
+    whole = [b.draw_key.tolist() for b in epoch_of(loader, 1)]
+    loader.load_state_dict({"batches": len(whole)})
+    assert [b.draw_key.tolist() for b in epoch_of(loader, 1)] == whole
+
+
+def test_making_a_loader_and_loading_leave_the_random_state_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    for workers in (0, 2):
+        data = module(num_workers=workers)
+        epoch_of(data.train_dataloader(), 0)
+        epoch_of(data.test_dataloader(), 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def _sleep_as_a_loader() -> None:
+    leave_stopping_to_the_training(0)
+    time.sleep(60)
+
+
+def test_a_loader_ends_when_the_training_says_so_and_not_when_a_scheduler_does() -> None:
+    loader = multiprocessing.get_context("fork").Process(target=_sleep_as_a_loader)
+    loader.start()
+    assert loader.pid is not None
+    time.sleep(0.5)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.system(f"kill -{int(number)} {loader.pid}")
+    loader.join(1)
+    assert loader.is_alive()
+    loader.terminate()
+    loader.join(20)
+    assert loader.exitcode == 0
