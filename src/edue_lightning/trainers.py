@@ -28,8 +28,8 @@ def build_trainer(node: Mapping[str, Any], **arguments: Any) -> pl.Trainer:
     if SLURMEnvironment.detect():
         # a stopped job is put back into the queue by `StopSignals`, which knows of all trainers of a run
         plugins.append(SLURMEnvironment(auto_requeue=False))
-    # what `deterministic` switches on too: to fill memory before it is written to, which costs a tenth of a step and
-    # would show an error that is none of ours, memory that is read unwritten
+    # what `deterministic` switches on too: to fill memory before it is written to, which costs some per cent of a
+    # step and would show an error that is none of ours, memory that is read unwritten
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     trainer: pl.Trainer = build(node, "trainer", plugins=plugins, enable_model_summary=False, **arguments)
     return trainer
