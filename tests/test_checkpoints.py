@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from edue_lightning.checkpoints import load_method, read_checkpoint
+from edue_lightning.checkpoints import load_method, read_checkpoint, write_checkpoint
+from edue_lightning.data.atomic import remove_unfinished, write_whole
 from edue_lightning.errors import UserError
 
 
@@ -57,6 +58,10 @@ def _truncated(original: Path, path: Path) -> None:
     path.write_bytes(original.read_bytes()[:2000])
 
 
+def _almost_whole(original: Path, path: Path) -> None:
+    path.write_bytes(original.read_bytes()[:-20])
+
+
 def _text(original: Path, path: Path) -> None:
     path.write_text("not a checkpoint")
 
@@ -90,7 +95,10 @@ def _one_member(original: Path, path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [_truncated, _text, _empty, _other_archive, _other_program, _only_numbers, _other_weights, _one_member],
+    [
+        *(_truncated, _almost_whole, _text, _empty),
+        *(_other_archive, _other_program, _only_numbers, _other_weights, _one_member),
+    ],
 )
 def test_a_damaged_checkpoint_is_named_in_one_line(trained_run: Path, tmp_path: Path, damage: Any) -> None:
     path = tmp_path / "broken.ckpt"
@@ -103,3 +111,80 @@ def test_a_damaged_checkpoint_is_named_in_one_line(trained_run: Path, tmp_path: 
 def test_a_missing_checkpoint_is_named() -> None:
     with pytest.raises(UserError, match=r"nowhere.ckpt: no such checkpoint"):
         load_method(Path("nowhere.ckpt"))
+
+
+STATE = {"weight": torch.arange(200.0), "bias": torch.ones(3)}
+STEPS = [1, {"name": "text"}]
+
+
+def is_whole(found: dict[str, Any]) -> bool:
+    state = found["state_dict"]
+    same = state.keys() == STATE.keys() and all(torch.equal(state[name], STATE[name]) for name in STATE)
+    return same and found["steps"] == STEPS and len(found) == 2
+
+
+@pytest.mark.parametrize("bit", [0, 3, 7])
+def test_a_changed_byte_is_told_or_changes_nothing(tmp_path: Path, bit: int) -> None:
+    path = tmp_path / "last.ckpt"
+    write_checkpoint({"state_dict": STATE, "steps": STEPS}, path)
+    content = path.read_bytes()
+    told = 0
+    # the remainder moves with the bit, so that other bytes are met
+    for place in range(bit, len(content), 4):
+        changed = bytearray(content)
+        changed[place] ^= 1 << bit
+        path.write_bytes(changed)
+        try:
+            # what can be read is what was written: the byte lay between the parts of the archive
+            assert is_whole(read_checkpoint(path)), place
+        except UserError:
+            told += 1
+    assert told > len(content) / 4 / 2
+
+
+def test_a_file_that_is_cut_short_anywhere_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    write_checkpoint({"state_dict": STATE}, path)
+    content = path.read_bytes()
+    for length in range(0, len(content), 17):
+        path.write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"last\.ckpt"):
+            read_checkpoint(path)
+
+
+def test_others_may_read_what_the_user_lets_them_read(tmp_path: Path) -> None:
+    earlier = os.umask(0o027)
+    try:
+        write_checkpoint({"state_dict": STATE}, tmp_path / "last.ckpt")
+    finally:
+        os.umask(earlier)
+    assert (tmp_path / "last.ckpt").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_before_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    write_whole(path, lambda temporary: temporary.write_text("whole"))
+
+    def half(temporary: Path) -> None:
+        temporary.write_text("ha")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, half)
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_killed_processes_left_behind_is_removed(tmp_path: Path) -> None:
+    left: list[Path] = []
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("whole")
+        left.append(temporary)
+
+    write_whole(tmp_path / "last.ckpt", write)
+    left[0].write_text("ha")
+    (tmp_path / "of the user.tmp").touch()
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "of the user.tmp"]
+    remove_unfinished(tmp_path / "nothing")

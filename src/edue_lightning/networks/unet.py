@@ -45,10 +45,10 @@ class _UpCat(UpCat):
         """Return the features of this stage from those of the coarser one and those of the encoder."""
         assert x_e is not None
         upsampled = self.upsample(x)
-        missing = [wanted - there for wanted, there in zip(x_e.shape[2:], upsampled.shape[2:], strict=True)]
-        if any(missing):
-            padding = [width for axis in reversed(missing) for width in (0, axis)]
-            upsampled = F.pad(upsampled, padding, "replicate")
+        for axis in range(2, x_e.ndim):
+            # what `pad` does too, but with deterministic algorithms its gradient cannot be compiled (torch 2.13)
+            if x_e.shape[axis] != upsampled.shape[axis]:
+                upsampled = torch.cat([upsampled, upsampled.narrow(axis, -1, 1)], dim=axis)
         return self.convs(torch.cat([x_e, upsampled], dim=1))
 
 
@@ -149,13 +149,17 @@ class MultiHeadUNet(nn.Module):
         for stage, skip in zip(self.decoder, reversed(stages[:-1]), strict=True):
             x = stage(x, skip)
             stages.append(x)
-        logits = [
-            self._resize(head(features), size)
-            for head, features in zip(self.heads, stages[self._first_head_stage :], strict=True)
-        ]
+        logits = [head(features) for head, features in zip(self.heads, stages[self._first_head_stage :], strict=True)]
+        if any(of_head.shape[2:] != size for of_head in logits):
+            logits = _resized(logits, size, self._mode)
         return torch.cat(logits, dim=1).unflatten(1, (-1, self.structures))
 
-    def _resize(self, logits: Tensor, size: torch.Size) -> Tensor:
-        if logits.shape[2:] == size:
-            return logits
-        return F.interpolate(logits, size=size, mode=self._mode, align_corners=False)
+
+# not compiled: with deterministic algorithms, as trainings ask for, the compiler of torch 2.13 loses gradients of an
+# interpolation without a word
+@torch.compiler.disable
+def _resized(logits: list[Tensor], size: torch.Size, mode: str) -> list[Tensor]:
+    return [
+        of_head if of_head.shape[2:] == size else F.interpolate(of_head, size=size, mode=mode, align_corners=False)
+        for of_head in logits
+    ]
