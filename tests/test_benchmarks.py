@@ -16,6 +16,7 @@ BENCHMARKS = Path(__file__).parents[1] / "experiments" / "benchmarks"
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
+        ("allocator.py", "| 2 x 1 x 32x32 |"),
         ("step_cost.py", "| deep_ensemble |"),
         ("framework_cost.py", "| ours |"),
         ("ensemble_cost.py", "| vectorised |"),

@@ -25,6 +25,7 @@ from torch import Tensor, multiprocessing, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.profiler import ProfilerActivity, profile
 
+from edue_lightning.command import keep_freed_memory
 from edue_lightning.cost import side_by_side
 from edue_lightning.data import RaterBatch
 from edue_lightning.methods import SegmentationMethod
@@ -200,6 +201,7 @@ class Processes:
 
 
 def _work(end: Connection, setting: Setting, positions: Sequence[int]) -> None:
+    keep_freed_memory()
     torch.set_num_threads(1)
     train = Ensemble(setting).training(positions)
     while end.recv():
@@ -324,6 +326,7 @@ def operator_table(setting: Setting) -> str:
 def main() -> None:
     """Print the tables of each setting."""
     quick = parser(__doc__).parse_args().quick
+    keep_freed_memory()
     print(machine())
     for setting in QUICK if quick else SETTINGS:
         size = "x".join(map(str, setting.size))

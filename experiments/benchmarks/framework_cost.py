@@ -33,7 +33,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 
 from edue_lightning.build import ImageFormat, build_data, build_method
-from edue_lightning.command import EpochLines, quiet_libraries
+from edue_lightning.command import EpochLines, keep_freed_memory, quiet_libraries
 from edue_lightning.cost import side_by_side
 from edue_lightning.data import RaterBatch, RaterDataModule
 from edue_lightning.data.loading import CaseSampler, KeyedSample, collate
@@ -298,6 +298,7 @@ def evaluation_table(work: Work, rounds: int, other: bool) -> str:
 def main() -> None:
     """Print the tables of each setting."""
     quick = parser(__doc__).parse_args().quick
+    keep_freed_memory()
     quiet_libraries()
     other = importlib.util.find_spec("torch_uncertainty") is not None
     if other:

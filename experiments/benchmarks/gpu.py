@@ -24,7 +24,7 @@ from common import RESULTS, image_format, machine, method_of, parser, random_bat
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from edue_lightning.command import quiet_libraries
+from edue_lightning.command import keep_freed_memory, quiet_libraries
 from edue_lightning.cost import side_by_side
 from edue_lightning.data import RaterBatch
 from edue_lightning.methods import SegmentationMethod
@@ -130,6 +130,8 @@ class Bench:
         batch = self.batch(setting)
         rows = []
         for name in LAYOUT_METHODS:
+            # else the compiler, after so many networks of one kind, would let the next ones run as they are
+            torch.compiler.reset()
             methods = {}
             for layout, override in (("as configured", "false"), ("channels_last", "true")):
                 chosen = (f"method={name}", f"network.channels_last={override}")
@@ -228,8 +230,10 @@ def main() -> None:
     device = torch.device(asked.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         arguments.error("there is no GPU here; --quick --device cpu shows whether the script runs")
+    keep_freed_memory()
     quiet_libraries()
     warnings.simplefilter("ignore")
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     precision = torch.bfloat16 if asked.precision == "bfloat16" else None
     asked.folder.mkdir(parents=True, exist_ok=True)
     written = asked.folder / "gpu.md"

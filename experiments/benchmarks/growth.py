@@ -22,7 +22,7 @@ import torch
 from common import RESULTS, image_format, machine, method_of, parser, random_batch, table, training_step
 from torch import Tensor
 
-from edue_lightning.command import quiet_libraries
+from edue_lightning.command import keep_freed_memory, quiet_libraries
 from edue_lightning.cost import side_by_side
 from edue_lightning.data import RaterBatch
 from edue_lightning.methods import SegmentationMethod
@@ -192,6 +192,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--folder", type=Path, default=RESULTS, help="for growth.csv and growth.png")
     asked = arguments.parse_args()
+    keep_freed_memory()
     quiet_libraries()
     warnings.simplefilter("ignore")
     asked.folder.mkdir(parents=True, exist_ok=True)

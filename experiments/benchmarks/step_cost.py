@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from common import image_format, machine, method_of, parser, random_batch, ratio, table, training_step
 
+from edue_lightning.command import keep_freed_memory
 from edue_lightning.cost import side_by_side
 from edue_lightning.methods import parameter_count
 
@@ -68,6 +69,7 @@ def measure(setting: Setting) -> str:
 def main() -> None:
     """Print a table for images and one for volumes."""
     quick = parser(__doc__).parse_args().quick
+    keep_freed_memory()
     print(machine())
     for setting in QUICK if quick else SETTINGS:
         size = "x".join(map(str, setting.size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import math
@@ -21,12 +22,16 @@ from edue_lightning.errors import UserError
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
+# of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
 
 def command(function: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
     """Turn a `UserError` into its message on standard error and exit status 2, an interrupt into one line and 130."""
 
     @functools.wraps(function)
     def run(config: DictConfig) -> Result:
+        keep_freed_memory()
         try:
             return function(config)
         except UserError as error:
@@ -37,6 +42,18 @@ def command(function: Callable[[DictConfig], Result]) -> Callable[[DictConfig], 
             sys.exit(130)
 
     return run
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep large blocks of memory that it has freed, as it soon needs their like again.
+
+    Otherwise glibc gives each back to the system and gets it anew, page by page filled with zeros, which on a CPU takes
+    a third of a training step (`experiments/benchmarks/allocator.py`). Does nothing with another C library.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for threshold in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            mallopt(threshold, 2**31 - 1)
 
 
 def job_folder() -> Path:

@@ -26,7 +26,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException, start_processes
 
 from edue_lightning.build import build
-from edue_lightning.command import quiet_libraries
+from edue_lightning.command import keep_freed_memory, quiet_libraries
 from edue_lightning.devices import FREE
 from edue_lightning.errors import UserError
 
@@ -175,6 +175,7 @@ def _guarded(
     """Call work with the logging of the process that started this one, and leave its result or refusal in a mailbox."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    keep_freed_memory()
     quiet_libraries()
     if hydra is not None:
         HydraConfig.instance().cfg = hydra  # type: ignore[assignment]

@@ -126,7 +126,7 @@ def _area(score: Array, risk: Array, weights: Array) -> Array:
 
 def _by_score(score: Array, values: Array, weights: Array) -> tuple[Array, Array]:
     """Return the weights and the weighted values of the cases of each distinct score, ascending, each `[W, G]`."""
-    distinct, group = np.unique(score, return_inverse=True)
-    member = np.zeros((len(score), len(distinct)))
-    member[np.arange(len(score)), group] = 1
-    return weights @ member, (weights * values) @ member
+    order = np.argsort(score, kind="stable")
+    _, starts = np.unique(score[order], return_index=True)
+    ordered = weights[:, order]
+    return np.add.reduceat(ordered, starts, axis=1), np.add.reduceat(ordered * values[order], starts, axis=1)

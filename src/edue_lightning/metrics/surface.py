@@ -1,11 +1,13 @@
-"""Distances between the surfaces of two masks, by MONAI."""
+"""Distances between the surfaces of two masks, those of MONAI, whose cropping costs small images ten times as much."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from monai.metrics.utils import get_edge_surface_distance
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 HAUSDORFF_PERCENTILE = 0.95
@@ -28,8 +30,19 @@ def surface_distances(predicted: Tensor, reference: Tensor, spacing: Tensor) -> 
     """
     if not (predicted.any() and reference.any()):
         return None
-    _, distances, _ = get_edge_surface_distance(predicted, reference, spacing=spacing.tolist(), symmetric=True)
-    return SurfaceDistances(*(part.double() for part in distances))
+    masks = predicted.cpu().numpy(), reference.cpu().numpy()
+    # no surface lies outside the box of both
+    (box,) = ndimage.find_objects((masks[0] | masks[1]).astype(np.uint8))
+    surfaces = [_surface(mask[box]) for mask in masks]
+    away = [ndimage.distance_transform_edt(~surface, sampling=spacing.tolist()) for surface in surfaces]
+    found = away[1][surfaces[0]], away[0][surfaces[1]]
+    return SurfaceDistances(*(torch.from_numpy(part).to(predicted.device) for part in found))
+
+
+def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    # what lies beyond the array counts as outside the mask
+    inner: NDArray[np.bool_] = ndimage.binary_erosion(mask)
+    return mask & ~inner
 
 
 def hausdorff_distance_95(distances: SurfaceDistances) -> Tensor:
