@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from edue_lightning.configuration import check_only_ours
 from edue_lightning.data import CaseSource, RaterDataModule
+from edue_lightning.data.preparation import Preparation
 from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
 from edue_lightning.methods import Inference, SegmentationMethod
@@ -86,6 +88,19 @@ def build_data(configuration: Mapping[str, Any]) -> RaterDataModule:
     """Make the data module of a configuration, reading the list of its cases."""
     data: RaterDataModule = build(configuration["data"], "data")
     return data
+
+
+def build_preparation(configuration: Mapping[str, Any]) -> Preparation:
+    """Return how the data set of a configuration prepares its images, without the data set being there.
+
+    Raises:
+        UserError: if the configuration names no data set of ours.
+    """
+    node = dict((configuration.get("data") or {}).get("source") or {})
+    check_only_ours(node, "data.source")
+    source: type[CaseSource] = get_class(str(node.pop("_target_", "")))
+    preparation: Preparation = source.preparation(node)
+    return preparation
 
 
 def build_distortions(node: Mapping[str, Any] | None) -> Distortions | None:

@@ -22,14 +22,19 @@ from edue_lightning.methods import SegmentationMethod
 _CONFIGURATION = "edue_configuration"
 _IMAGE_FORMAT = "edue_image_format"
 _MEMBER = "edue_ensemble_member"
+_TRIAGE = "edue_triage"
 
 
 class LoadedMethod(NamedTuple):
-    """A trained method in evaluation mode, what it was built for, and the configuration of its training."""
+    """A trained method in evaluation mode, what it was built for, and the configuration of its training.
+
+    `triage` is what `add_triage` added, or None.
+    """
 
     method: SegmentationMethod
     image_format: ImageFormat
     configuration: dict[str, Any]
+    triage: Mapping[str, Any] | None
 
 
 def checkpoint_entries(
@@ -65,6 +70,11 @@ class WholeFileIO(TorchCheckpointIO):
 def save_method(method: SegmentationMethod, path: Path) -> None:
     """Write a method's weights and entries, see `write_checkpoint`."""
     write_checkpoint({"state_dict": method.state_dict(), **method.checkpoint_entries}, path)
+
+
+def add_triage(path: Path, triage: Mapping[str, Any]) -> None:
+    """Add to a checkpoint what its validation and training cases tell of new ones, plain values and tensors."""
+    write_checkpoint({**read_checkpoint(path), _TRIAGE: dict(triage)}, path)
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
@@ -141,7 +151,7 @@ def load_method(path: Path) -> LoadedMethod:
         method.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise UserError(f"{path}: weights do not fit the network of its settings ({_first_line(error)})") from error
-    return LoadedMethod(method.eval(), image_format, configuration)
+    return LoadedMethod(method.eval(), image_format, configuration, checkpoint.get(_TRIAGE))
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,10 +14,30 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from edue_lightning.errors import UserError
+
 log = logging.getLogger(__name__)
 
 FREE = "free"
 """Value of `trainer.devices` for one GPU that no other run of this machine holds."""
+
+
+def chosen_device(name: str) -> torch.device:
+    """Return the device of a name such as `cpu` or `cuda:1`; for `auto` the accelerator if there is one.
+
+    Raises:
+        UserError: if there is no such device.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    # torch says differently of each kind what is missing
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"device={name}: is not there ({reason}); take auto or cpu") from error
+    return device
 
 
 @contextmanager

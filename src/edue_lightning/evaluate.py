@@ -93,7 +93,7 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
 
 def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any], folder: Path) -> Evaluation:
     path = Path(configuration["ckpt"])
-    method, wanted, trained = load_method(path)
+    method, wanted, trained, _ = load_method(path)
     data = _data(configuration.get("data") or trained.get("data"), str(path))
     found = ImageFormat.of(data.source)
     if found != wanted:

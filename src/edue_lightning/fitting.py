@@ -19,7 +19,7 @@ from edue_lightning.command import EpochLines
 from edue_lightning.data import RaterDataModule
 from edue_lightning.data.atomic import remove_unfinished
 from edue_lightning.errors import UserError
-from edue_lightning.folders import CHECKPOINTS
+from edue_lightning.folders import BEST, CHECKPOINTS, LAST
 from edue_lightning.loggers import log_curves, training_loggers, wandb_must_not_matter
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import LOWER_IS_BETTER, MetricSettings
@@ -28,8 +28,6 @@ from edue_lightning.resuming import BestCheckpoint, ResumePoint, StopSignals
 from edue_lightning.trainers import build_trainer
 
 log = logging.getLogger(__name__)
-
-_BEST, _LAST = "best.ckpt", "last.ckpt"
 
 
 @dataclass(frozen=True)
@@ -96,15 +94,15 @@ def fit(
         for position in range(len(trainees)):
             _fit_trainee(experiment, position, trainer, folder, signals, wandb_run)
     seconds = 0.0
-    states: dict[str, list[Mapping[str, Any]]] = {_BEST: [], _LAST: []}
+    states: dict[str, list[Mapping[str, Any]]] = {BEST: [], LAST: []}
     for position in range(len(trainees)):
         for name, found in states.items():
             checkpoint = read_checkpoint(_folder(experiment, position, folder) / name)
             found.append(checkpoint["state_dict"])
-            if name == _LAST:
+            if name == LAST:
                 seconds += checkpoint["callbacks"][ResumePoint.__qualname__]["seconds"]
     # the best ones last, since they are the ones to keep
-    for name in (_LAST, _BEST):
+    for name in (LAST, BEST):
         for trainee, state in zip(trainees, states[name], strict=True):
             trainee.load_state_dict(state)
         if trainees[0] is not method and is_first_process():
@@ -155,7 +153,7 @@ def _fit_trainee(
         # dropout and the like are drawn by each process for itself; what is drawn for a case follows from its key
         torch.manual_seed(torch.initial_seed() + process_number())
     own = _folder(experiment, position, folder)
-    last, steps = own / _LAST, 0
+    last, steps = own / LAST, 0
     if is_first_process():
         remove_unfinished(own)
     if last.is_file():

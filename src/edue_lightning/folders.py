@@ -1,22 +1,27 @@
-"""Which folder a training writes to, so that a run that was cut off finds its own again."""
+"""Which folder a command writes to, so that one that was cut off finds its own again, and that no two write there."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from edue_lightning.data.atomic import remove_unfinished
 from edue_lightning.errors import UserError
+from edue_lightning.processes import is_first_process
 from edue_lightning.reporting.run_folder import CONFIGURATION_FILE, VALIDATION_FILE
 
 AUTO = "auto"
 """Value of `resume` for the run that this very command began, if there is one."""
 
 CHECKPOINTS = "checkpoints"
+BEST, LAST = "best.ckpt", "last.ckpt"
 
 # overrides that do not make another run
 _OF_THE_START = ("resume=", "logger", "hydra", "members_at_once=", "checkpoint_every_steps=")
@@ -64,6 +69,31 @@ def folder_of(path: str) -> Path:
     if not inside:
         raise UserError(f"resume={path}: does not lie in the checkpoints of a run; give the run's folder")
     return inside[0].parent
+
+
+@contextmanager
+def sole_writer(*folders: Path) -> Iterator[None]:
+    """Hold a folder, for the first process; a killed process lets go of it, and what it left half written is removed.
+
+    Args:
+        folders: the one that is held, made if need be, and those below it that are written to.
+
+    Raises:
+        UserError: if another process holds it, or it cannot be made.
+    """
+    if not is_first_process():
+        yield
+        return
+    try:
+        folders[0].mkdir(parents=True, exist_ok=True)
+        with FileLock(folders[0] / ".lock", timeout=0):
+            for place in folders:
+                remove_unfinished(place)
+            yield
+    except Timeout as error:
+        raise UserError(f"{folders[0]}: another process is at work there; wait for it, or stop it") from error
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"{folders[0]}: cannot be made a folder ({error.strerror}); choose another one") from error
 
 
 def _job() -> str | None:

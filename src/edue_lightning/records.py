@@ -46,7 +46,7 @@ def write_configuration(configuration: Mapping[str, Any], label: str, note: str 
     if path.exists():
         raise UserError(f"{folder}: already holds a run, and nothing is overwritten; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    record = {**configuration, "label": label, "command": _command_line(), "commit": _commit(), "image_note": note}
+    record = {**configuration, "label": label, "command": command_line(), "commit": _commit(), "image_note": note}
     write_whole(path, lambda temporary: temporary.write_text(yaml.safe_dump(record, sort_keys=False)))
 
 
@@ -93,7 +93,7 @@ def write_mapping(values: Mapping[str, Any], path: Path) -> None:
     write_whole(path, lambda temporary: temporary.write_text(json.dumps(dict(values), indent=2) + "\n"))
 
 
-def _command_line() -> str:
+def command_line() -> str:
     """Return the command that makes this run, for one run of many the one that makes it alone."""
     if not HydraConfig.initialized():
         return shlex.join(["python", *sys.argv])

@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from edue_lightning.build import ImageFormat, build, build_distortions, build_method
+from edue_lightning.checkpoints import add_triage
 from edue_lightning.command import command, job_folder, quiet_libraries
 from edue_lightning.configuration import check_configuration, configuration_folder, resolved
 from edue_lightning.cost import measure_cost
 from edue_lightning.data import RaterDataModule
-from edue_lightning.data.atomic import remove_unfinished, write_whole
+from edue_lightning.data.atomic import write_whole
 from edue_lightning.devices import with_free_device
 from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
 from edue_lightning.fitting import Experiment, fit
-from edue_lightning.folders import AUTO, CHECKPOINTS, folder_of, register_run_folder
+from edue_lightning.folders import AUTO, BEST, CHECKPOINTS, folder_of, register_run_folder, sole_writer
 from edue_lightning.loggers import WandbSettings, wandb_must_not_matter
 from edue_lightning.measurement import Measurement, measure_method
 from edue_lightning.methods import SegmentationMethod
@@ -44,6 +43,7 @@ from edue_lightning.reporting.run_folder import (
 from edue_lightning.resuming import StopSignals
 from edue_lightning.shift import measure_shift
 from edue_lightning.trainers import build_test_trainer
+from edue_lightning.triage import fit_triage
 from edue_lightning.wandb_results import log_results
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class TrainConfiguration:
     checkpoint_every_steps: int | None
     compile: bool
     bootstrap_resamples: int
+    triage_sensitivity: float
     data: dict[str, Any]
     network: dict[str, Any]
     method: dict[str, Any]
@@ -114,7 +115,7 @@ def train(configuration: Mapping[str, Any], folder: Path) -> float:
         settings: WandbSettings = build(configuration["logger"], "logger")
         distortions = build_distortions(configuration.get("distortions"))
         experiment = Experiment.of(configuration)
-        with _sole_writer(folder):
+        with sole_writer(folder, folder / CHECKPOINTS):
             return _run(experiment, trainer, distortions, settings, folder, signals, going_on)
 
 
@@ -128,6 +129,10 @@ def _check(configuration: Mapping[str, Any]) -> None:
     for name in ("members_at_once", "checkpoint_every_steps"):
         if configuration[name] is not None and configuration[name] < 1:
             raise UserError(f"{name} must be at least 1, not {configuration[name]}")
+    if not 0 < configuration["triage_sensitivity"] <= 1:
+        raise UserError(
+            f"triage_sensitivity must lie above 0 and be at most 1, not {configuration['triage_sensitivity']}"
+        )
     if configuration["members_at_once"] > 1 and configuration["trainer"].get("devices") not in (1, "1"):
         raise UserError(
             f"members_at_once={configuration['members_at_once']}: each member is trained on one device, so "
@@ -154,26 +159,6 @@ def _goes_on(configuration: Mapping[str, Any], folder: Path) -> bool:
     return True
 
 
-@contextmanager
-def _sole_writer(folder: Path) -> Iterator[None]:
-    """Hold the run's folder, for the first process; a killed process lets go of it.
-
-    Raises:
-        UserError: if another run holds it.
-    """
-    if not is_first_process():
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            for place in (folder, folder / CHECKPOINTS):
-                remove_unfinished(place)
-            yield
-    except Timeout as error:
-        raise UserError(f"{folder}: another process is at work there; wait for it, or stop it") from error
-
-
 def _run(
     experiment: Experiment,
     trainer_node: Mapping[str, Any],
@@ -197,7 +182,10 @@ def _run(
         resamples = int(configuration["bootstrap_resamples"])
         metric_settings = experiment.metric_settings
         validation = measure_method(method, data, Measurement(label, "val", metric_settings, resamples), trainer)
+        sensitivity = float(configuration["triage_sensitivity"])
+        triage = fit_triage(method, data, validation.cases, metric_settings, sensitivity, trainer)
         if is_first_process():
+            add_triage(folder / CHECKPOINTS / BEST, triage.as_dict())
             cost = _cost(method, data, configuration, validation.members, seconds)
             write_mapping(cost, folder / COST_FILE)
         if configuration["test"]:

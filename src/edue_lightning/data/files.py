@@ -308,15 +308,6 @@ def stack_case(
     )
 
 
-def standardised(channel: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return an image channel with mean 0 and standard deviation 1; a constant one becomes 0."""
-    # a deviation that is rounding alone must not be blown up
-    if channel.min() == channel.max():
-        return np.zeros_like(channel)
-    values = channel.astype(np.float64)
-    return ((values - values.mean()) / values.std()).astype(np.float32)
-
-
 def problem_line(file: str, case_id: str, problem: str) -> str:
     """Return the one line that tells of a problem."""
     return f"{file}: case {case_id!r}: {problem}"

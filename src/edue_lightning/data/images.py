@@ -74,6 +74,16 @@ class ImageHeader:
     affine: NDArray[np.float64] | None = None
 
 
+def header_of(path: Path) -> nibabel.Nifti1Header:
+    """Return the header of a NIfTI file that can be read (that of NIfTI 2 is a kind of NIfTI 1's).
+
+    Raises:
+        ImageError: if it is none.
+    """
+    with _decoding(path):
+        return _open_volume(path)[0].header
+
+
 def same_affine(first: ArrayLike, second: ArrayLike) -> bool:
     """Tell whether two affines place their voxels alike, to a thousandth of a millimetre an entry."""
     return np.allclose(first, second, rtol=0, atol=AFFINE_TOLERANCE)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
-
-import numpy as np
+from typing import Any
 
 from edue_lightning.data.files import (
     CaseError,
@@ -16,10 +15,10 @@ from edue_lightning.data.files import (
     NamedImage,
     compare_grids,
     stack_case,
-    standardised,
 )
 from edue_lightning.data.images import ImageError, ImageFile, read_image, read_mask
 from edue_lightning.data.manifest_table import ManifestCase, read_table
+from edue_lightning.data.preparation import Stacked
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.errors import UserError
 
@@ -56,12 +55,17 @@ class ManifestSource(FileSource):
         if structures is not None and not structures:
             raise UserError("data.source.structures: names none; name at least one, or set it to null")
         table = read_table(self.root / file, structures)
-        self.standardise = standardise
+        self._stacked = self.preparation({"standardise": standardise})
         self.raters: tuple[str, ...] = table.raters
         self.structures = table.structures
         self._rows = dict(table.cases)
         settings = {"standardise": standardise, "raters": list(table.raters), "structures": list(table.structures)}
         self.check([self._file_case(case, self.root / file) for case in table.cases.values()], table.problems, settings)
+
+    @classmethod
+    def preparation(cls, settings: Mapping[str, Any]) -> Stacked:
+        """Return how image files become channels, see `CaseSource.preparation`."""
+        return Stacked(standardise=bool(settings.get("standardise", True)))
 
     def _file_case(self, case: ManifestCase, manifest: Path) -> FileCase:
         details = {
@@ -73,7 +77,7 @@ class ManifestSource(FileSource):
         for name in (*case.images, *case.masks.values()):
             # what is wrong with the others is told when the case is read
             with suppress(ImageError):
-                files[name] = _locate(self.root, name)
+                files[name] = locate(self.root, name)
         return FileCase(case.record, files or {"": manifest}, details)
 
     def _read(self, case: FileCase) -> RaterSample:
@@ -91,10 +95,9 @@ class ManifestSource(FileSource):
         if not all(rows.images):
             # the check of the table has told so already
             raise CaseError(())
-        image = np.concatenate([file.array for file in found])
         return stack_case(
             case.record.case_id,
-            np.stack([standardised(channel) for channel in image]) if self.standardise else image,
+            self._stacked.channels(found),
             {key: None if file is None else file.image.array for key, file in masks.items()},
             self.raters,
             self.structures,
@@ -104,7 +107,7 @@ class ManifestSource(FileSource):
 
     def _file(self, reading: CaseReading, name: str, read: Callable[[Path], ImageFile]) -> NamedImage | None:
         try:
-            path = _locate(self.root, name)
+            path = locate(self.root, name)
         except ImageError as error:
             reading.report(name, str(error))
             return None
@@ -112,7 +115,7 @@ class ManifestSource(FileSource):
         return None if image is None else NamedImage(name, image)
 
 
-def _locate(folder: Path, file: str) -> Path:
+def locate(folder: Path, file: str) -> Path:
     """Return the path of a file that the manifest names, which must not lead out of the manifest's folder.
 
     Raises:

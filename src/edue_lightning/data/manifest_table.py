@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 REQUIRED = ("case_id", "image", "mask", "rater", "structure")
 OPTIONAL = ("split", "patient", "spacing")
 PARQUET = ".parquet"
+TABLES = (".csv", PARQUET)
 _FILE_NAME = re.compile(r"[\w\- ][\w.\- ]*")
 _SPACING_BREAK = re.compile(r"\s*x\s*|\s+")
 
@@ -76,12 +77,10 @@ def read_table(path: Path, structures: Sequence[str] | None) -> ManifestTable:
         structures: the ones to keep, in this order; None for all, in order of first appearance.
     """
     try:
-        columns, all_rows = _read_rows(path)
+        columns, all_rows = _read_rows(path, REQUIRED)
     except ValueError as error:
         return ManifestTable({}, (), (), [f"{path.name}: {error}"])
-    image_columns = ["image"]
-    while (column := f"image{len(image_columns) + 1}") in columns:
-        image_columns.append(column)
+    image_columns = _image_columns(columns)
     problems = _Problems(path.name)
     _check_columns(columns, image_columns, problems)
 
@@ -113,6 +112,52 @@ def read_table(path: Path, structures: Sequence[str] | None) -> ManifestTable:
     return ManifestTable(cases, tuple(raters), chosen, problems.lines)
 
 
+@dataclass(frozen=True)
+class ImageRows:
+    """The images that a table names.
+
+    Attributes:
+        cases: files of each case, as paths from the table, and its spacing or None.
+        problems: case or line, and what is wrong with it.
+    """
+
+    cases: Mapping[str, tuple[tuple[str, ...], tuple[float, ...] | None]]
+    problems: Sequence[tuple[str, str]]
+
+
+def read_images(path: Path) -> ImageRows:
+    """Read the columns `case_id, image[, image2...]` and `spacing` of a table, whatever else it holds.
+
+    Rows of one case, as a manifest has one a mask, must agree.
+
+    Args:
+        path: of the CSV or Parquet file.
+
+    Raises:
+        ValueError: with the reason, if it cannot be read.
+    """
+    columns, rows = _read_rows(path, ("case_id", "image"))
+    image_columns = _image_columns(columns)
+    cases: dict[str, tuple[tuple[str, ...], tuple[float, ...] | None]] = {}
+    problems: dict[str, str] = {}
+    for row in rows:
+        name = row["case_id"] or f"line {row.line}"
+        images = tuple(row[column] for column in image_columns)
+        if not _FILE_NAME.fullmatch(row["case_id"]):
+            problems[name] = "its case_id cannot be a file name; use letters, digits, '.', '_', '-' and blanks"
+        elif not all(images):
+            problems[name] = f"{image_columns[images.index('')]} is empty; name its file"
+        else:
+            try:
+                found = images, parse_spacing(row["spacing"])
+            except ValueError as error:
+                problems[name] = f"spacing is {error}"
+                continue
+            if cases.setdefault(name, found) != found:
+                problems[name] = "its rows differ in image or spacing; write the same in all"
+    return ImageRows({name: case for name, case in cases.items() if name not in problems}, list(problems.items()))
+
+
 def parse_spacing(text: str) -> tuple[float, ...] | None:
     """Read a spacing in mm, such as `0.7x0.7` or `0.7 0.7 3`; None if there is none.
 
@@ -139,7 +184,14 @@ class _Problems:
         self.lines.append(f"{self.manifest}: " + (f"case {case_id!r}: " if case_id is not None else "") + problem)
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
+def _image_columns(columns: Sequence[str]) -> list[str]:
+    found = ["image"]
+    while (column := f"image{len(found) + 1}") in columns:
+        found.append(column)
+    return found
+
+
+def _read_rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[_Row]]:
     """Return the columns and the rows, stripped and without blank ones.
 
     Raises:
@@ -150,7 +202,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
     except FileNotFoundError as error:
         raise ValueError("not found; set data.root to the folder with this file") from error
     header, *lines = ([field.strip() for field in fields] for fields in fields_of_line)
-    missing = [column for column in REQUIRED if column not in header]
+    missing = [column for column in required if column not in header]
     if missing:
         raise ValueError(f"has no column {', '.join(missing)} among {', '.join(header)}; add it, with commas")
     twice = [column for column, count in Counter(header).items() if count > 1 and column]
@@ -160,7 +212,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
         _Row(number, dict(zip(header, fields, strict=True))) for number, fields in enumerate(lines, 2) if any(fields)
     ]
     if not rows:
-        raise ValueError("has no rows; write one a mask")
+        raise ValueError(f"has no rows; write one a {'mask' if 'mask' in required else 'case'}")
     return header, rows
 
 

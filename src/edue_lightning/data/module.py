@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytorch_lightning as pl
 import torch
+from monai.transforms import Compose
 from torch.utils.data import DataLoader
 
 from edue_lightning.data.augmentation import Augmentation
@@ -130,16 +131,13 @@ class RaterDataModule(pl.LightningDataModule):
         return self.splits[split]
 
     def dataset(self, split: Subset) -> CaseDataset:
-        """Return a split's cases, loading those that are cached on the first call."""
+        """Return a split's cases, loading those to be cached on the first call; of training as training sees them."""
         if split not in self._datasets:
             transform = None
             if split == "train" and self.augmentation is not None:
                 transform = self.augmentation.transform(self.source.spatial_dims)
             patch = self.patch if split == "train" else None
-            ids = [record.case_id for record in self.records(split)]
-            self._datasets[split] = CaseDataset(
-                self.source, ids, self.order_seed, self.cache_cases, transform, patch, self.raters_seen(split)
-            )
+            self._datasets[split] = self._cases(split, self.cache_cases, transform, patch)
         return self._datasets[split]
 
     def raters_seen(self, split: Subset) -> tuple[int, ...] | None:
@@ -158,7 +156,7 @@ class RaterDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[KeyedSample]:
         """Return the training cases, shuffled anew each epoch."""
-        self._train_loader = self._loader("train", self.batch_size, shuffle=True)
+        self._train_loader = self._loader(self.dataset("train"), self.batch_size, shuffle=True)
         if self._place is not None:
             self._train_loader.load_state_dict(self._place)
             self._place = None
@@ -182,8 +180,10 @@ class RaterDataModule(pl.LightningDataModule):
         return self.evaluation_dataloader("test")
 
     def evaluation_dataloader(self, split: Subset) -> DataLoader[KeyedSample]:
-        """Return the cases of any split in their order, each once."""
-        return self._loader(split, 1 if self.source.mixed_sizes else self.eval_batch_size, shuffle=False)
+        """Return the cases of any split in their order, each once and whole, none of them augmented."""
+        # those of training are seen so once, if ever
+        dataset = self._cases(split, cache=0) if split == "train" else self.dataset(split)
+        return self._loader(dataset, 1 if self.source.mixed_sizes else self.eval_batch_size, shuffle=False)
 
     def single_batch(self, split: Subset, index: int) -> RaterBatch:
         """Return one `sample` as a batch of its own."""
@@ -210,8 +210,13 @@ class RaterDataModule(pl.LightningDataModule):
                 "one, or leave those cases out of the data"
             )
 
-    def _loader(self, split: Subset, batch_size: int, shuffle: bool) -> ResumableLoader:
-        dataset = self.dataset(split)
+    def _cases(
+        self, split: Subset, cache: int, transform: Compose | None = None, patch: PatchSampling | None = None
+    ) -> CaseDataset:
+        ids = [record.case_id for record in self.records(split)]
+        return CaseDataset(self.source, ids, self.order_seed, cache, transform, patch, self.raters_seen(split))
+
+    def _loader(self, dataset: CaseDataset, batch_size: int, shuffle: bool) -> ResumableLoader:
         draws = self.patch.per_case if shuffle and self.patch is not None else 1
         return ResumableLoader(
             dataset,

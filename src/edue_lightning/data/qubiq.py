@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from edue_lightning.data.files import (
     CaseReading,
@@ -15,9 +14,9 @@ from edue_lightning.data.files import (
     compare_grids,
     relative_name,
     stack_case,
-    standardised,
 )
 from edue_lightning.data.images import ImageFile, read_image, read_mask
+from edue_lightning.data.preparation import Stacked, as_slice
 from edue_lightning.data.qubiq_layout import list_qubiq
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseRecord
@@ -55,6 +54,11 @@ class QubiqSource(FileSource):
             files.append(FileCase(record, {"image": case.image, **masks}))
         self.check(files, problems, {"raters": list(self.raters), "structures": list(self.structures)})
 
+    @classmethod
+    def preparation(cls, settings: Mapping[str, Any]) -> Stacked:  # noqa: ARG003
+        """Return how image files become channels, see `CaseSource.preparation`."""
+        return Stacked(standardise=True)
+
     def _read(self, case: FileCase) -> RaterSample:
         files = self._cases[case.record.case_id]
         reading = CaseReading(case.record.case_id, self.root)
@@ -69,14 +73,14 @@ class QubiqSource(FileSource):
         image = reading.file(files.image, read_image)
         found = [mask for mask in masks.values() if mask is not None]
         if image is not None and found and len(found[0].image.shape) == _SLICES:
-            image = _as_slice(image)
+            image = as_slice(image)
         named = self._named(files.image, image)
         compare_grids(reading, [file for file in (named, *found) if file is not None])
         reading.finish()
         assert image is not None, "else something was noted"
         return stack_case(
             case.record.case_id,
-            np.stack([standardised(channel) for channel in image.array]),
+            self.preparation({}).channels([image]),
             {key: None if mask is None else mask.image.array for key, mask in masks.items()},
             self.raters,
             self.structures,
@@ -86,11 +90,3 @@ class QubiqSource(FileSource):
 
     def _named(self, path: Path, image: ImageFile | None) -> NamedImage | None:
         return None if image is None else NamedImage(relative_name(path, self.root), image)
-
-
-def _as_slice(image: ImageFile) -> ImageFile:
-    """Return a volume whose third axis counts modalities, as brain-tumor's does, as a slice with channels."""
-    if len(image.shape) == _SLICES or len(image.array) > 1:
-        return image
-    spacing = None if image.spacing is None else image.spacing[:_SLICES]
-    return replace(image, array=np.moveaxis(image.array[0], -1, 0), spacing=spacing)

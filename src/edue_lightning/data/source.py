@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from edue_lightning.data.preparation import Preparation, Stacked
 from edue_lightning.data.sample import RaterSample
 
 Split = Literal["train", "val", "test"]
@@ -49,6 +50,15 @@ class CaseSource(ABC):
     raters: tuple[str, ...] | None = None
     problems: Sequence[str] = ()
     mixed_sizes: bool = False
+
+    @classmethod
+    def preparation(cls, settings: Mapping[str, Any]) -> Preparation:  # noqa: ARG003
+        """Return how image files become the channels of this source's cases, for images without raters.
+
+        Args:
+            settings: arguments of the source, as its configuration gives them.
+        """
+        return Stacked()
 
     @abstractmethod
     def cases(self) -> Sequence[CaseRecord]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from itertools import groupby
 
-from monai.inferers import sliding_window_inference
+import torch
+from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import Tensor
+from torch.nn import functional as F
+
+# of a window's weight in its corners: a voxel that only one window sees must not be divided by nothing
+_LEAST_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,13 @@ class Inference:
             raise ValueError(f"inference.batch_size must be at least 1, not {self.batch_size}")
 
     def __call__(self, network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-        """Return member logits `[B, M, K, *S]` for images `[B, C, *S]` of any size.
+        """Return member logits `[B, M, K, *S]` for images `[B, C, *S]` of any size, see `slabs`."""
+        return torch.cat(list(self.slabs(network, image)), dim=3)
+
+    def slabs(self, network: Callable[[Tensor], Tensor], image: Tensor) -> Iterator[Tensor]:
+        """Yield the logits as slabs `[B, M, K, s, ...]` along the first spatial axis, as soon as each is complete.
+
+        So the memory that they take does not grow with the length of that axis.
 
         Args:
             network: `[N, C, *window]` to logits `[N, M, K, *window]`.
@@ -48,18 +59,48 @@ class Inference:
             ValueError: if the window has another number of axes than the image.
         """
         if self.window is None:
-            return network(image)
-        if len(self.window) != image.ndim - 2:
-            raise ValueError(f"inference.window={list(self.window)}: the images are {image.ndim - 2}D")
-        members = 0
+            yield network(image)
+            return
+        window = tuple(self.window)
+        if len(window) != image.ndim - 2:
+            raise ValueError(f"inference.window={list(window)}: the images are {image.ndim - 2}D")
+        missing = [max(wanted - there, 0) for wanted, there in zip(window, image.shape[2:], strict=True)]
+        kept = [slice(gap // 2, gap // 2 + length) for gap, length in zip(missing, image.shape[2:], strict=True)]
+        padded = F.pad(image, [width for gap in reversed(missing) for width in (gap // 2, gap - gap // 2)])
+        yield from (slab[:, :, :, *kept] for slab in self._padded_slabs(network, padded, window))
 
-        def flat(part: Tensor) -> Tensor:
-            nonlocal members
-            logits = network(part)
-            members = logits.shape[1]
-            return logits.flatten(1, 2)
+    def _padded_slabs(
+        self, network: Callable[[Tensor], Tensor], image: Tensor, window: tuple[int, ...]
+    ) -> Iterator[Tensor]:
+        step = [
+            edge if edge == length else max(int(edge * (1 - self.overlap)), 1)
+            for edge, length in zip(window, image.shape[2:], strict=True)
+        ]
+        weight = compute_importance_map(window, mode="gaussian", device=image.device).clamp_min(_LEAST_WEIGHT)
+        places = dense_patch_slices(image.shape[2:], window, step)
+        total = counted = None
+        done = 0
+        for start, group in groupby(places, key=lambda place: place[0].start):
+            if total is not None and counted is not None:
+                # no later window reaches back to these
+                ready = start - done
+                yield total[:, :, :, :ready] / counted[:ready]
+                total = torch.cat([total[:, :, :, ready:], torch.zeros_like(total[:, :, :, :ready])], dim=3)
+                counted = torch.cat([counted[ready:], torch.zeros_like(counted[:ready])])
+                done = start
+            for part in _batches(list(group), self.batch_size):
+                logits = network(torch.cat([image[:, :, *place] for place in part])) * weight
+                if total is None or counted is None:
+                    shape = (len(image), *logits.shape[1:3], window[0], *image.shape[3:])
+                    total, counted = logits.new_zeros(shape), weight.new_zeros(shape[3:])
+                for place, found in zip(part, logits.split(len(image)), strict=True):
+                    # along the first axis, the sums begin where the windows of this group do
+                    total[:, :, :, :, *place[1:]] += found
+                    counted[:, *place[1:]] += weight
+        assert total is not None
+        assert counted is not None
+        yield total / counted
 
-        logits = sliding_window_inference(
-            image, list(self.window), self.batch_size, flat, overlap=self.overlap, mode="gaussian"
-        )
-        return cast(Tensor, logits).unflatten(1, (members, -1))
+
+def _batches(places: list[tuple[slice, ...]], size: int) -> Iterator[list[tuple[slice, ...]]]:
+    return (places[first : first + size] for first in range(0, len(places), size))

@@ -36,6 +36,7 @@ class CaseTable(Metric):
         structures: names of the K structures.
         metrics: names of the metrics that will be asked for; what only others need is not computed. None for all of
             them and every statistic.
+        statistics: names of statistics that are kept beside what the metrics need.
         settings: see `MetricSettings`.
         contents: what the members hold that `update` gets.
 
@@ -55,11 +56,14 @@ class CaseTable(Metric):
         metrics: Sequence[str] | None = None,
         settings: MetricSettings | None = None,
         contents: Members = "logits",
+        statistics: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.structures = tuple(structures)
         self.metric_names = tuple(METRICS) if metrics is None else tuple(metrics)
-        self.statistic_names = STATISTIC_NAMES if metrics is None else statistics_needed(self.metric_names)
+        self.statistic_names = STATISTIC_NAMES
+        if metrics is not None:
+            self.statistic_names = tuple(dict.fromkeys((*statistics_needed(self.metric_names), *statistics)))
         self.settings = settings or MetricSettings()
         self.settings.check(self.structures)
         self.contents: Members = contents

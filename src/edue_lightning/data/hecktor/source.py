@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,27 +14,22 @@ from edue_lightning.data.files import CaseError, CaseReading, FileCase, FileSour
 from edue_lightning.data.geometry import (
     closest_canonical,
     cropped,
-    grid_of,
     grid_spacing,
     largest_shift,
     overlap_share,
     resample,
-    respaced,
     same_grid,
     share_inside,
 )
 from edue_lightning.data.hecktor.layout import BoundingBox, HecktorCase, LabelFiles, list_cases, read_bounding_boxes
-from edue_lightning.data.images import ImageFile, read_image, read_label_map, read_mask
+from edue_lightning.data.hecktor.preparation import PetCt, affine_of, file_grid, require_suv
+from edue_lightning.data.images import ImageError, ImageFile, read_image, read_label_map, read_mask
 from edue_lightning.data.sample import Grid, RaterSample
 from edue_lightning.data.source import CaseRecord
 from edue_lightning.errors import UserError
 
 Structure = Literal["GTVp", "GTVn"]
 LABELS = {1: "GTVp", 2: "GTVn"}
-MOST_PLAUSIBLE_SUV = 1000.0
-"""A PET that exceeds it is not in standardised uptake values: the bladder reaches about 200."""
-
-_AIR = -1024.0
 _MOST_OUTSIDE = 0.01
 """Share of a structure's voxels that may lie outside of what is read: the rounding of a box, and no more."""
 
@@ -83,9 +78,7 @@ class HecktorSource(FileSource):
             if len(window) != 2 or window[0] >= window[1]:
                 raise UserError(f"data.source.{name}={list(window)}: give the value that becomes 0 and a larger one")
         self.structures = tuple(structures)
-        self.spacing = spacing
-        self.ct_window = ct_window
-        self.suv_window = suv_window
+        self._images = PetCt(spacing, ct_window, suv_window)
         listed, problems = list_cases(self.root, leave_out_unlabelled)
         boxes, box_problems = self._boxes(bounding_boxes, listed)
         self._boxed = bounding_boxes is not None
@@ -101,6 +94,12 @@ class HecktorSource(FileSource):
         }
         problems += [*box_problems, *self._unlabelled_structures(listed)]
         self.check([self._file_case(case) for case in listed], problems, settings)
+
+    @classmethod
+    def preparation(cls, settings: Mapping[str, Any]) -> PetCt:
+        """Return how image files become channels, see `CaseSource.preparation`; scans are taken whole."""
+        known = {field.name for field in fields(PetCt)}
+        return PetCt(**{name: value for name, value in settings.items() if name in known})
 
     def _boxes(
         self, bounding_boxes: str | None, listed: Sequence[HecktorCase]
@@ -139,33 +138,33 @@ class HecktorSource(FileSource):
         files = self._cases[case.record.case_id]
         reading = CaseReading(case.record.case_id, self.root)
         ct, pet = (_volume(reading, path) for path in (files.ct, files.pet))
-        if pet is not None and pet.array.max() > MOST_PLAUSIBLE_SUV:
-            reading.report(files.pet, f"reaches {pet.array.max():g}, which is no SUV; convert it from Bq/ml")
+        if pet is not None:
+            try:
+                require_suv(pet)
+            except ImageError as error:
+                reading.report(files.pet, str(error))
         labels = {rater: self._label(reading, rater, label) for rater, label in files.labels.items()}
-        grid = None if ct is None else self._grid(reading, files, _grid(ct))
+        grid = None if ct is None else self._grid(reading, files, file_grid(ct))
         if ct is None or pet is None or grid is None:
             # something was noted, so this raises
             reading.finish()
             raise CaseError(())
-        ct_grid = _grid(ct)
-        if overlap_share(grid, _grid(pet)) == 0:
+        ct_grid = file_grid(ct)
+        if overlap_share(grid, file_grid(pet)) == 0:
             reading.report(files.pet, f"lies nowhere on {files.ct.name}; correct the affine of one")
         masks = {}
         for rater, parts in labels.items():
             for structure, (path, mask) in parts.items():
                 if mask is not None:
-                    if mask.shape == ct_grid.shape and largest_shift(_grid(mask), ct_grid) > 0.5:
+                    if mask.shape == ct_grid.shape and largest_shift(file_grid(mask), ct_grid) > 0.5:
                         reading.report(
                             path, f"has the shape of {files.ct.name} but another affine; correct one of them"
                         )
                     masks[rater, structure] = self._on_grid(reading, path, mask, structure, grid)
         reading.finish()
-        ct_values = resample(ct.array[0], _affine(ct), grid, fill=_AIR)
-        pet_values = resample(pet.array[0], _affine(pet), grid, fill=0.0)
-        image = np.stack([_windowed(ct_values, self.ct_window), _windowed(pet_values, self.suv_window)])
         sample = stack_case(
             case.record.case_id,
-            image,
+            self._images.channels(ct, pet, grid),
             masks,
             self.raters,
             self.structures,
@@ -181,7 +180,7 @@ class HecktorSource(FileSource):
             grid = cropped(grid, box.low, box.high)
             if grid is None:
                 reading.report(files.ct, "lies outside of its bounding box; correct the box or the affine")
-        return grid if grid is None or self.spacing is None else respaced(grid, self.spacing)
+        return None if grid is None else self._images.respaced(grid)
 
     def _label(
         self, reading: CaseReading, rater: str, label: LabelFiles
@@ -205,12 +204,12 @@ class HecktorSource(FileSource):
     def _on_grid(
         self, reading: CaseReading, path: Path, mask: ImageFile, structure: str, grid: Grid
     ) -> NDArray[np.bool_]:
-        inside = share_inside(mask.array > 0, _affine(mask), grid)
+        inside = share_inside(mask.array > 0, affine_of(mask), grid)
         if inside < 1 - _MOST_OUTSIDE:
             where = "its bounding box" if self._boxed else "the CT"
             lost = f"{100 * (1 - inside):.0f} % of {structure} lies outside of {where}"
             reading.report(path, f"{lost}; correct the affine" + (" or the box" if self._boxed else ""))
-        moved = resample(mask.array.astype(np.float32), _affine(mask), grid, fill=0.0) >= 0.5
+        moved = resample(mask.array.astype(np.float32), affine_of(mask), grid, fill=0.0) >= 0.5
         if mask.array.any() and inside == 1 and not moved.any():
             reading.report(path, f"{structure} vanishes between voxels this large; set a smaller data.source.spacing")
         return moved
@@ -234,17 +233,3 @@ def _three_axes(reading: CaseReading, path: Path, read: Callable[[Path], ImageFi
 
 def _read_labels(path: Path) -> ImageFile:
     return read_label_map(path, LABELS)
-
-
-def _affine(image: ImageFile) -> NDArray[np.float64]:
-    assert image.affine is not None, "NIfTI has an affine"
-    return image.affine
-
-
-def _grid(image: ImageFile) -> Grid:
-    return grid_of(image.shape, _affine(image))
-
-
-def _windowed(values: NDArray[np.float32], window: Sequence[float]) -> NDArray[np.float32]:
-    low, high = window
-    return ((values - low) / (high - low)).clip(0, 1).astype(np.float32)

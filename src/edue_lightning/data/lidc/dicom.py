@@ -36,6 +36,9 @@ from pydicom.uid import (
 from edue_lightning.data.images import ImageError
 from edue_lightning.errors import UserError
 
+AIR_TO_WATER = 1000.0
+"""Hounsfield units between the two."""
+
 Z_TOLERANCE_MM = 0.1
 """Largest distance between the z that is wanted and the header's; slices of LIDC-IDRI lie at least 0.45 mm apart."""
 
@@ -181,7 +184,7 @@ def lies_at(path: Path, series: str, z: float) -> bool:
 
 def to_image_scale(hu: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return HU on the scale of rendered images, (HU + 1000) / 1000: 0 is air, 1 water."""
-    return (hu + np.float32(1000)) / np.float32(1000)
+    return (hu + np.float32(AIR_TO_WATER)) / np.float32(AIR_TO_WATER)
 
 
 class _Search:

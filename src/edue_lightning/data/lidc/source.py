@@ -25,9 +25,10 @@ from edue_lightning.data.lidc.contours import (
     rasterise,
     read_nodules,
 )
-from edue_lightning.data.lidc.dicom import find_slices, lies_at, read_slice, to_image_scale
+from edue_lightning.data.lidc.dicom import AIR_TO_WATER, find_slices, lies_at, read_slice, to_image_scale
 from edue_lightning.data.lidc.render import render
 from edue_lightning.data.patches import cut_square
+from edue_lightning.data.preparation import Stacked
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseRecord, CaseSource
 from edue_lightning.errors import UserError
@@ -202,6 +203,11 @@ class LidcScans(FileSource):
             if path is not None:
                 cases.append(FileCase(record, {"slice": path}, _described(nodule)))
         self.check(cases, problems, {"existence": existence, "size": size})
+
+    @classmethod
+    def preparation(cls, settings: Mapping[str, Any]) -> Stacked:  # noqa: ARG003
+        """Return how slices in Hounsfield units become channels, see `CaseSource.preparation`."""
+        return Stacked(offset=AIR_TO_WATER, scale=AIR_TO_WATER)
 
     def _read(self, case: FileCase) -> RaterSample:
         case_id = case.record.case_id

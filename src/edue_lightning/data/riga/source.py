@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 
 from edue_lightning.data.files import (
@@ -24,6 +23,7 @@ from edue_lightning.data.files import (
 )
 from edue_lightning.data.images import ImageError, read_colours
 from edue_lightning.data.patches import cut_square
+from edue_lightning.data.preparation import SquarePicture, resized
 from edue_lightning.data.riga.drawings import Drawing, recover
 from edue_lightning.data.riga.releases import RATERS, RigaCase, list_riga
 from edue_lightning.data.sample import RaterSample
@@ -99,6 +99,14 @@ class RigaSource(FileSource):
         if lost:
             log.warning("%d drawings are left out; data.source.leave_out_unusable=false lists them", lost)
 
+    @classmethod
+    def preparation(cls, settings: Mapping[str, Any]) -> SquarePicture:
+        """Return how photographs become channels, see `CaseSource.preparation`; they are taken whole.
+
+        Without raters nothing tells where the disc lies: photographs must be cut around it as those of training were.
+        """
+        return SquarePicture(int(settings.get("size", 256)))
+
     def _read(self, case: FileCase) -> RaterSample:
         files = self._cases[case.record.case_id]
         reading = CaseReading(files.case_id, self.root)
@@ -125,8 +133,9 @@ class RigaSource(FileSource):
             raise CaseError(())
         if files.drawn:
             photograph, masks = self._around_disc(photograph, masks)
-        image = np.stack([_resized(channel, self.size) for channel in np.moveaxis(photograph, -1, 0)])
-        scaled = {key: _resized(mask, self.size) >= 0.5 for key, mask in masks.items() if key[1] in self.structures}
+        image = self.preparation({"size": self.size}).channels(np.moveaxis(photograph.astype(np.float32), -1, 0))
+        square = (self.size, self.size)
+        scaled = {key: resized(mask, square) >= 0.5 for key, mask in masks.items() if key[1] in self.structures}
         return stack_case(files.case_id, image / np.float32(255), scaled, self.raters, self.structures)
 
     def _outlines(self, photograph: NDArray[np.uint8], path: Path, drawn: bool) -> Drawing:
@@ -188,8 +197,3 @@ def _disc_and_cup(colours: NDArray[np.uint8]) -> Drawing:
         raise ImageError("its two values lie along the background alike; correct the mask")
     cup = labels[int(np.argmin(along))]
     return Drawing(disc, values == cup)
-
-
-def _resized(channel: NDArray, size: int) -> NDArray[np.float32]:
-    picture = Image.fromarray(channel.astype(np.float32))
-    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR), dtype=np.float32)

@@ -1,0 +1,73 @@
+"""One prediction over its image: what a reader is shown of a new case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from edue_lightning.reporting.figures import COLOURS, LARGEST_VARIANCE
+
+_CELL = 3.6
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A picture or a slice.
+
+    Attributes:
+        image: `[H, W]` or `[H, W, 3]` in [0, 1].
+        probability: mean over the members, `[H, W]`.
+        disagreement: variance, `[H, W]`.
+        aspect: height of a pixel over its width.
+        where: which slice it is, empty of a picture.
+    """
+
+    image: NDArray[np.float32]
+    probability: NDArray[np.float32]
+    disagreement: NDArray[np.float32]
+    aspect: float
+    where: str
+
+
+def overlay_figure(overlay: Overlay, title: str, variance: str) -> Figure:
+    """Draw the image with the mask's outline, the mean probability, and the disagreement over the image.
+
+    Args:
+        overlay: what is drawn.
+        title: line above.
+        variance: what the disagreement is called.
+    """
+    height, width = overlay.probability.shape
+    edge = _CELL * min(max(height * overlay.aspect / width, 0.4), 2.5)
+    figure = Figure(figsize=(3 * _CELL + 1.2, edge + 0.9), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for one in axes:
+        one.imshow(overlay.image, cmap="gray", vmin=0, vmax=1, aspect=overlay.aspect, interpolation="nearest")
+        one.set_xticks([])
+        one.set_yticks([])
+    mask = overlay.probability >= 0.5
+    if mask.any() and not mask.all():
+        axes[0].contour(mask, levels=[0.5], colors=COLOURS[1], linewidths=1.2)
+    axes[0].set_title("mask" if mask.any() else "mask: empty here", fontsize=9)
+    shown = (
+        (axes[1], overlay.probability, 1.0, "viridis", "mean probability"),
+        (axes[2], overlay.disagreement, LARGEST_VARIANCE, "magma", variance.replace("_", " ")),
+    )
+    for one, values, largest, colours, name in shown:
+        # where there is next to nothing, the image stays visible
+        drawn = one.imshow(
+            values,
+            cmap=colours,
+            vmin=0,
+            vmax=largest,
+            alpha=np.clip(values / (0.2 * largest), 0, 0.85),
+            aspect=overlay.aspect,
+            interpolation="nearest",
+        )
+        one.set_title(name, fontsize=9)
+        figure.colorbar(drawn, ax=one, shrink=0.8)
+    figure.suptitle(title + (f"\n{overlay.where}" if overlay.where else ""), fontsize=9)
+    return figure
