@@ -1,5 +1,28 @@
 """Segmentation models whose heads disagree where experts disagree (EDUE), and the baselines to compare with."""
 
+from __future__ import annotations
+
 from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edue_lightning.model import Model
 
 __version__ = version("edue-lightning")
+
+
+def load_model(checkpoint: Path | str, device: str = "auto") -> Model:
+    """Load a trained model for new images, see `edue_lightning.model.Model`.
+
+    Args:
+        checkpoint: `checkpoints/best.ckpt` of a run.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+
+    Raises:
+        UserError: if the checkpoint cannot be used, or the device is not there.
+    """
+    # the commands do not need it, and importing it takes seconds
+    from edue_lightning.model import Model
+
+    return Model(checkpoint, device)

@@ -17,28 +17,22 @@ from typing import Any
 
 import hydra
 import pandas as pd
-import torch
 import yaml
 from omegaconf import DictConfig
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from edue_lightning.build import build_preparation, set_inference
-from edue_lightning.checkpoints import LoadedMethod, load_method
 from edue_lightning.command import command, quiet_libraries
 from edue_lightning.configuration import check_configuration, configuration_folder, resolved
 from edue_lightning.data.atomic import write_whole
 from edue_lightning.data.images import ImageError
-from edue_lightning.data.preparation import PreparedImage
-from edue_lightning.data.unlabelled import ImageCase, find_images, read_case
-from edue_lightning.devices import chosen_device
+from edue_lightning.data.unlabelled import ImageCase, find_images
 from edue_lightning.errors import UserError
-from edue_lightning.estimate import Estimate, estimate
 from edue_lightning.estimate_files import write_estimate
 from edue_lightning.folders import sole_writer
+from edue_lightning.model import Model
 from edue_lightning.records import command_line
-from edue_lightning.triage import Triage
-from edue_lightning.triage_table import triage_frame, triage_rows
+from edue_lightning.triage_table import triage_frame
 
 log = logging.getLogger(__name__)
 
@@ -90,11 +84,11 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
     for name in ("ckpt", "input", "output"):
         if configuration[name] is None:
             raise UserError(f"{name}: not set; give ckpt=PATH input=FILE|FOLDER|TABLE output=DIR")
-    sensitivity = configuration["sensitivity"]
-    if sensitivity is not None and not 0 < sensitivity <= 1:
-        raise UserError(f"sensitivity must lie above 0 and be at most 1, not {sensitivity}")
-    model = _Model.load(Path(configuration["ckpt"]), configuration)
-    found = find_images(Path(configuration["input"]), model.loaded.image_format.channels, folder)
+    path = Path(configuration["ckpt"])
+    model = Model(path, configuration["device"], configuration.get("inference"), configuration["sensitivity"])
+    if model.triage is None:
+        log.warning("%s: tells nothing of its validation cases, so no case is flagged; train it to its end", path)
+    found = find_images(Path(configuration["input"]), model.image_format.channels, folder)
     failed = dict(found.problems)
     for name, reason in failed.items():
         log.error("%s: %s", name, reason)
@@ -110,45 +104,10 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
     return Predicted(frame, failed)
 
 
-@dataclass(frozen=True)
-class _Model:
-    """A loaded checkpoint and what it needs to see an image."""
-
-    loaded: LoadedMethod
-    triage: Triage | None
-    sensitivity: float | None
-
-    @classmethod
-    def load(cls, path: Path, configuration: Mapping[str, Any]) -> _Model:
-        loaded = load_method(path)
-        if configuration.get("inference") is not None:
-            set_inference(loaded.method, configuration["inference"], loaded.image_format)
-        triage = None if loaded.triage is None else Triage.from_dict(loaded.triage, str(path))
-        if triage is None:
-            log.warning("%s: tells nothing of its validation cases, so no case is flagged; train again", path)
-        elif set(triage.structures) != set(loaded.image_format.structures):
-            raise UserError(f"{path}: its validation cases are of other structures")
-        sensitivity = configuration["sensitivity"]
-        if sensitivity is None and triage is not None:
-            sensitivity = triage.sensitivity
-        loaded.method.to(chosen_device(configuration["device"]))
-        return cls(loaded, triage, sensitivity)
-
-    def read(self, case: ImageCase) -> PreparedImage:
-        wanted = self.loaded.image_format
-        preparation = build_preparation(self.loaded.configuration)
-        return read_case(case, preparation, wanted.spatial_dims, wanted.channels)
-
-    def rows(self, case: ImageCase, prepared: PreparedImage, found: Estimate) -> list[dict[str, Any]]:
-        return triage_rows(
-            case.case_id, prepared, found, self.loaded.image_format.structures, self.triage, self.sensitivity
-        )
-
-
 class _Work:
     """Predicts the cases that a folder does not hold yet."""
 
-    def __init__(self, model: _Model, folder: Path, overwrite: bool) -> None:
+    def __init__(self, model: Model, folder: Path, overwrite: bool) -> None:
         self.model = model
         self.folder = folder
         self.overwrite = overwrite
@@ -179,10 +138,13 @@ class _Work:
                 "overwritten; choose another output, or overwrite=true"
             )
         prepared = self.model.read(case)
-        found = _estimated(self.model, case, prepared)
-        rows = self.model.rows(case, prepared, found)
+        try:
+            found = self.model.estimate(prepared)
+        except ImageError as error:
+            raise ImageError(f"{case.files[0].name}: {error}") from error
+        rows = self.model.rows(case.case_id, prepared, found)
         titles = {row["structure"]: _title(row) for row in rows}
-        names = write_estimate(self.folder, case, prepared, found, self.model.loaded.image_format.structures, titles)
+        names = write_estimate(self.folder, case, prepared, found, self.model.structures, titles)
         content = json.dumps({"images": digest, "files": names, "rows": rows}, indent=1)
         # last, since its presence says that the case is finished
         write_whole(record, lambda path: path.write_text(content))
@@ -226,25 +188,6 @@ def _begin(configuration: Mapping[str, Any], folder: Path) -> None:
         record.unlink()
     content = yaml.safe_dump({**configuration, **settings, "command": command_line()}, sort_keys=False)
     write_whole(path, lambda temporary: temporary.write_text(content))
-
-
-def _estimated(model: _Model, case: ImageCase, prepared: PreparedImage) -> Estimate:
-    name = case.files[0].name
-    try:
-        found = estimate(model.loaded.method, prepared.image, prepared.voxel_size)
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise ImageError(
-            f"{name}: does not fit the device's memory; set inference=default inference.window="
-        ) from error
-    # what a network says of an image that it cannot halve often enough
-    except (RuntimeError, ValueError) as error:
-        size = "x".join(map(str, prepared.image.shape[1:]))
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ImageError(f"{name}: the model cannot see an image of {size} ({reason})") from error
-    if not torch.isfinite(found.probability).all():
-        raise ImageError(f"{name}: the model predicts NaN")
-    return found
 
 
 def _told(cases: Sequence[ImageCase]) -> Iterator[ImageCase]:
