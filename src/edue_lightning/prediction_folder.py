@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
+import io
+import math
 import re
 import zipfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +21,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edue_lightning.data import CaseRecord, CaseSource, Grid, RaterSample
+from edue_lightning.data.files import one_line
 from edue_lightning.data.geometry import grid_of, resample, same_grid
-from edue_lightning.data.images import ImageError, read_image
+from edue_lightning.data.images import MOST_INFLATION, ImageError, read_image, require_memory
 from edue_lightning.errors import UserError, counted
 
 _NIFTI_NAME = re.compile(r"(?P<case>.+?)__member(?P<member>\d+)(?:__(?P<structure>.+))?\.nii(?:\.gz)?")
 ARRAY = "members"
 """Name of the array in an archive."""
+
+_ENTRY = f"{ARRAY}.npy"
+_MOST_HEADER_BYTES = 2**16
 
 Member = tuple[int, str]
 """Number of a member and name of a structure."""
@@ -93,7 +98,7 @@ class PredictionFolder:
                 problems.append(f"{record.case_id}: missing; add {record.case_id}.npz")
                 continue
             try:
-                members[record.case_id] = len(self.load(source.load(record.case_id)))
+                members[record.case_id] = len(self._load(source.load(record.case_id)))
             except _PredictionError as error:
                 problems.append(f"{record.case_id}: {error}")
         if members:
@@ -105,10 +110,20 @@ class PredictionFolder:
             ]
             problems += odd
         if problems:
-            raise UserError("\n  ".join([f"{self}: {counted(problems)}", *problems]))
+            raise UserError("\n  ".join([f"{self}: {counted(problems)}", *map(one_line, problems)]))
 
     def load(self, sample: RaterSample) -> Tensor:
-        """Return the member probabilities of a case, `[M, K, *S]`."""
+        """Return the member probabilities of a case, `[M, K, *S]`.
+
+        Raises:
+            UserError: if a file was removed or damaged since the check.
+        """
+        try:
+            return self._load(sample)
+        except _PredictionError as error:
+            raise UserError(one_line(f"{self}: {sample.case_id}: {error}")) from error
+
+    def _load(self, sample: RaterSample) -> Tensor:
         size = tuple(sample.image.shape[1:])
         archive, images = self._archives.get(sample.case_id), self._images.get(sample.case_id, {})
         if archive is not None and images:
@@ -122,33 +137,48 @@ class PredictionFolder:
         return torch.from_numpy(values)
 
     def _read_archive(self, path: Path, size: tuple[int, ...]) -> NDArray[np.floating]:
+        # a pipe would be waited for
+        if not path.is_file():
+            raise _PredictionError(f"{path.name}: is no regular file; put the archive itself there")
         try:
-            shape, dtype = _announced(path)
+            shape, dtype, bytes_there = _announced(path)
             if len(shape) < 2 or shape[0] < 1 or shape[1:] != (len(self.structures), *size):
                 wanted = ", ".join(map(str, (len(self.structures), *size)))
                 raise _PredictionError(f"{path.name}: {ARRAY} has shape {list(shape)}, wanted [M, {wanted}]")
             if dtype.kind not in "fbui":
                 raise _PredictionError(f"{path.name}: {ARRAY} holds {dtype}, wanted floating-point numbers")
+            claimed = math.prod(shape) * dtype.itemsize
+            if claimed > bytes_there:
+                raise ValueError(f"it claims {claimed} bytes and holds {bytes_there}")
+            require_memory(claimed)
             with np.load(path, allow_pickle=False) as archive:
-                values: NDArray[np.floating] = archive[ARRAY]
+                # of the entry that was looked at, whatever others are called
+                values: NDArray[np.floating] = archive[_ENTRY]
         except KeyError as error:
             raise _PredictionError(f"{path.name}: holds no array named {ARRAY!r}") from error
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise _PredictionError(f"{path.name}: cannot be read ({error})") from error
-        return values if values.dtype in (np.float32, np.float64) else values.astype(np.float32)
+        except _PredictionError:
+            raise
+        except ImageError as error:
+            raise _PredictionError(f"{path.name}: {error}") from error
+        # a decoder raises whatever it stumbles over in a damaged file: BadZipFile, zlib.error, TokenError, ...
+        except Exception as error:
+            raise _PredictionError(f"{path.name}: cannot be read ({error or type(error).__name__})") from error
+        # numbers beyond those of float32 become infinite, and are told then
+        with np.errstate(all="ignore"):
+            return values if values.dtype in (np.float32, np.float64) else values.astype(np.float32)
 
     def _read_images(self, files: dict[Member, Path], sample: RaterSample) -> NDArray[np.float32]:
         members = 1 + max(member for member, _ in files)
-        wanted = [(member, structure) for member in range(members) for structure in self.structures]
-        surplus = [path.name for key, path in files.items() if key not in wanted]
+        surplus = [path.name for (_, structure), path in files.items() if structure not in self.structures]
         if surplus:
             raise _PredictionError(f"{surplus[0]}: names no structure of {', '.join(self.structures)}")
-        missing = [
-            f"{structure} of member {member}" for member, structure in wanted if (member, structure) not in files
-        ]
-        if missing:
-            raise _PredictionError(f"lacks a file for {missing[0]}")
-        arrays = [_read_member(files[key], sample) for key in wanted]
+        arrays = []
+        # one by one: a name may tell of any number of members
+        for member in range(members):
+            for structure in self.structures:
+                if (member, structure) not in files:
+                    raise _PredictionError(f"lacks a file for {structure} of member {member}")
+                arrays.append(_read_member(files[member, structure], sample))
         return np.stack(arrays).reshape(members, len(self.structures), *sample.image.shape[1:])
 
 
@@ -156,15 +186,22 @@ class _PredictionError(Exception):
     """What is wrong with one case's prediction."""
 
 
-def _announced(path: Path) -> tuple[tuple[int, ...], np.dtype]:
-    """Return shape and type that an archive's array claims to have, before anything of that size is made."""
-    with zipfile.ZipFile(path) as archive, archive.open(f"{ARRAY}.npy") as file:
+def _announced(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Return shape and type that an archive's array claims to have, before anything of that size is made.
+
+    The last is how many bytes of it there can be.
+    """
+    with zipfile.ZipFile(path) as archive, archive.open(_ENTRY) as member:
+        entry = archive.getinfo(_ENTRY)
+        there = min(entry.file_size, path.stat().st_size * MOST_INFLATION)
+        # the header may claim, and unpack to, any size of its own
+        file = io.BytesIO(member.read(_MOST_HEADER_BYTES))
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         version = np.lib.format.read_magic(file)
         if version not in read:
             raise ValueError(f"version {version} of the array format is not known")
         shape, _, dtype = read[version](file)
-    return shape, dtype
+    return shape, dtype, there
 
 
 def _read_member(path: Path, sample: RaterSample) -> NDArray[np.float32]:

@@ -133,8 +133,8 @@ class Triage:
                 name: {
                     "score": one.score,
                     "poor_dice": one.poor_dice,
-                    "dice": torch.from_numpy(one.dice),
-                    "uncertainties": torch.from_numpy(one.uncertainties),
+                    "dice": torch.from_numpy(one.dice.copy()),
+                    "uncertainties": torch.from_numpy(one.uncertainties.copy()),
                     "ranges": {score: list(ends) for score, ends in one.ranges.items()},
                 }
                 for name, one in self.structures.items()
@@ -157,19 +157,27 @@ class Triage:
                 str(name): StructureTriage(
                     str(one["score"]),
                     float(one["poor_dice"]),
-                    one["dice"].double().numpy(),
-                    one["uncertainties"].double().numpy(),
+                    _column(one["dice"]),
+                    _column(one["uncertainties"]),
                     _ranges(one["ranges"]),
                 )
                 for name, one in stored["structures"].items()
             }
-            unknown = [one.score for one in structures.values() if one.score not in CANDIDATES]
-            if unknown:
-                raise ValueError(f"no score {unknown[0]!r}")
+            for one in structures.values():
+                unknown = [*({one.score} - {*CANDIDATES}), *({*one.ranges} - {*RANGE_SCORES})]
+                if unknown:
+                    raise ValueError(f"no score {unknown[0]!r}")
+                if len(one.dice) != len(one.uncertainties):
+                    raise ValueError(f"{len(one.dice)} Dice for {len(one.uncertainties)} cases")
             ranges = _ranges(stored["intensities"])
-            return cls(float(stored["sensitivity"]), structures, ranges, int(stored["training_cases"]))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{where}: what it tells of its validation cases is damaged ({error})") from error
+            sensitivity = float(stored["sensitivity"])
+            if not 0 < sensitivity <= 1:
+                raise ValueError(f"sensitivity {sensitivity}")
+            return cls(sensitivity, structures, ranges, int(stored["training_cases"]))
+        # what values of any type at any place make the code stumble over
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"{where}: what it tells of its validation cases is damaged ({reason})") from error
 
 
 def fit_triage(
@@ -199,7 +207,7 @@ def fit_triage(
     structures = {}
     for k, name in enumerate(names):
         columns = {score: validation[score][:, k].cpu().numpy() for score in (*CANDIDATES, "dice")}
-        score = _best_score(columns)
+        score = best_score(columns)
         ranges = {one: _range(training[one][:, k].cpu().numpy()) for one in RANGE_SCORES}
         structures[name] = StructureTriage(
             score, settings.poor_dice_of(name), columns["dice"], _uncertainty(columns[score], score), _finite(ranges)
@@ -226,7 +234,7 @@ def scores_of(estimate: Estimate, structure: int) -> dict[str, float]:
     return {name: float(values[structure]) for name, values in estimate.scores.items()}
 
 
-def _best_score(columns: Mapping[str, Array]) -> str:
+def best_score(columns: Mapping[str, Array]) -> str:
     """Return the score whose order of the cases has the smallest area under the risk-coverage curve.
 
     A score that no case defines, as the variance between the members of a single network, is none.
@@ -257,12 +265,19 @@ def _ranges(stored: Mapping[str, Sequence[float]]) -> dict[str, Range]:
     return {str(name): (float(low), float(high)) for name, (low, high) in stored.items()}
 
 
+def _column(stored: Tensor) -> Array:
+    """Return one number a case; a tensor that repeats a few numbers could claim any size."""
+    if stored.ndim != 1 or not stored.is_contiguous():
+        raise ValueError(f"no column of numbers: {list(stored.shape)}")
+    return stored.detach().double().numpy()
+
+
 def _outside(values: Mapping[str, float], ranges: Mapping[str, Range]) -> list[str]:
     lines = []
     for name, (low, high) in ranges.items():
         margin = MARGIN * (high - low)
-        value = values[name]
         # an undefined score, as of an empty mask, is told by others
+        value = values.get(name, math.nan)
         if value < low - margin or value > high + margin:
             lines.append(f"{name} {value:.4g} outside {low:.4g} to {high:.4g}")
     return lines

@@ -13,7 +13,16 @@ from edue_lightning.triage import Triage, scores_of
 
 COLUMNS = (
     *("case", "structure", "flagged", "uncertainty", "score", "score_value", "threshold"),
-    *("out_of_distribution", "sv", "sv_normalised", "layer_agreement", "aula", "model_agreement", "entropy"),
+    *(
+        "out_of_distribution",
+        "sv",
+        "sv_total",
+        "sv_normalised",
+        "layer_agreement",
+        "aula",
+        "model_agreement",
+        "entropy",
+    ),
     *("volume", "volume_low", "volume_high", "unit"),
 )
 _WITHOUT_TRIAGE = "sv_total"

@@ -16,6 +16,7 @@ from edue_lightning.data import (
     Augmentation,
     CaseRecord,
     CaseSource,
+    PatchSampling,
     RaterBatch,
     RaterDataModule,
     RaterSample,
@@ -296,3 +297,19 @@ def test_a_loader_ends_when_the_training_says_so_and_not_when_a_scheduler_does()
     loader.terminate()
     loader.join(20)
     assert loader.exitcode == 0
+
+
+def test_training_cases_are_evaluated_whole_and_as_they_are() -> None:
+    source = NumberedCases(n_cases=12)
+    data = RaterDataModule(
+        "numbered", source, augmentation=Augmentation(flip=1.0), patch=PatchSampling(size=[4, 4]), eval_batch_size=3
+    )
+    seen = {}
+    for batch in data.evaluation_dataloader("train"):
+        assert batch.image.shape[2:] == (8, 8)
+        seen |= dict(zip(batch.case_index.tolist(), batch.image, strict=True))
+    records = data.records("train")
+    assert sorted(seen) == list(range(len(records)))
+    for position, record in enumerate(records):
+        assert torch.equal(seen[position], source.load(record.case_id).image)
+    assert next(iter(data.train_dataloader())).image.shape[2:] == (4, 4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from edue_lightning.methods import Inference
@@ -63,3 +64,49 @@ def test_settings_that_are_none(arguments: dict[str, object], message: str) -> N
 def test_a_window_of_another_dimension_is_refused() -> None:
     with pytest.raises(ValueError, match="the images are 2D"):
         Inference([4, 4, 4])(members_of, torch.zeros(1, 1, 8, 8))
+
+
+def blurred(image: Tensor) -> Tensor:
+    """Return three members of one structure that depend on each voxel's neighbours, `[B, 3, 1, *S]`."""
+    convolve = torch.conv2d if image.ndim == 4 else torch.conv3d
+    kernels = torch.randn(3, image.shape[1], *[3] * (image.ndim - 2), generator=torch.Generator().manual_seed(1))
+    return convolve(image, kernels, padding=1)[:, :, None]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.lists(st.integers(3, 14), min_size=2, max_size=3),
+    window=st.lists(st.integers(2, 9), min_size=3, max_size=3),
+    overlap=st.sampled_from([0.0, 0.25, 0.6]),
+    batch_size=st.integers(1, 4),
+)
+def test_windows_are_blended_as_monai_blends_them(
+    shape: list[int], window: list[int], overlap: float, batch_size: int
+) -> None:
+    image = torch.randn(2, 2, *shape, generator=torch.Generator().manual_seed(0))
+    window = window[: len(shape)]
+    expected = sliding_window_inference(
+        image, window, batch_size, lambda part: blurred(part)[:, :, 0], overlap=overlap, mode="gaussian"
+    )
+    assert isinstance(expected, Tensor)
+    found = Inference(window, overlap, batch_size)(blurred, image)
+    torch.testing.assert_close(found[:, :, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_slab_is_given_as_soon_as_no_window_reaches_it() -> None:
+    seen = 0
+
+    def network(part: Tensor) -> Tensor:
+        nonlocal seen
+        seen += len(part)
+        return members_of(part)
+
+    lengths = []
+    windows = []
+    for slab in Inference([8, 8], overlap=0.5, batch_size=3).slabs(network, torch.zeros(1, 1, 40, 16)):
+        lengths.append(slab.shape[3])
+        windows.append(seen)
+    assert sum(lengths) == 40
+    assert max(lengths) <= 8
+    # three windows side by side, a new row of them every four voxels
+    assert windows[:3] == [3, 6, 9]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from abc import abstractmethod
 from collections import Counter
@@ -29,6 +30,10 @@ log = logging.getLogger(__name__)
 MOST_PROBLEMS_LISTED = 50
 _MOST_THREADS = 4
 _SECONDS_BETWEEN_LINES = 20.0
+_LONGEST_LINE = 1000
+# ends of lines, what a terminal obeys, and halves of characters, as names of files may have
+_BREAKS_LINE = re.compile("[\x01-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_MOST_NAME_BYTES = 160  # of the 255 that a file system takes; the ending of a result needs some
 
 
 @dataclass(frozen=True)
@@ -182,7 +187,8 @@ class FileSource(CaseSource):
 
     def _key(self, case: FileCase) -> str | None:
         """Return the name of the prepared case, or None where there is none to be."""
-        if self._prepared is None:
+        # a pipe would be waited for; reading the case will tell
+        if self._prepared is None or not all(path.is_file() for path in case.files.values()):
             return None
         try:
             settings = {**self._settings, "case": case.record.case_id, "details": dict(case.details)}
@@ -310,7 +316,19 @@ def stack_case(
 
 def problem_line(file: str, case_id: str, problem: str) -> str:
     """Return the one line that tells of a problem."""
-    return f"{file}: case {case_id!r}: {problem}"
+    return one_line(f"{file}: case {case_id!r}: {problem}")
+
+
+def one_line(text: str) -> str:
+    """Return a text with names from strangers' files as one line that can be shown and written anywhere."""
+    shown = _BREAKS_LINE.sub("?", text)
+    half = _LONGEST_LINE // 2
+    return shown if len(shown) <= _LONGEST_LINE else f"{shown[:half]} ... {shown[-half:]}"
+
+
+def can_be_in_file_name(text: str) -> bool:
+    """Tell whether a name can be a part of one file's name, wherever results are written."""
+    return text != "" and text.isprintable() and len(text.encode()) <= _MOST_NAME_BYTES and not {*"/\\"} & {*text}
 
 
 def relative_name(path: Path, root: Path) -> str:

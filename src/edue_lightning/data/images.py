@@ -7,6 +7,7 @@ allocated, and what could be read in two ways is refused instead of guessed.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 from nibabel.affines import voxel_sizes
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.openers import ImageOpener
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
@@ -23,13 +26,20 @@ VOLUMES = (".nii", ".nii.gz")
 MOST_VOXELS = 2**31
 """Voxels that a NIfTI header may claim; for pictures Pillow's own, lower limit holds."""
 
+MOST_INFLATION = 1032
+"""Times its own size that a file which is packed by deflate, as gzip and ZIP do, can unpack to."""
+
 AFFINE_TOLERANCE = 1e-3
 """Largest difference of any entry, in mm, between affines that count as one."""
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA", "I", "I;16", "I;16B", "F")
+_TOO_LARGE = "does not fit this machine's memory; cut it up"
 _ORIENTATION_TAG = 0x0112
 _MM = {"meter": 1000.0, "micron": 0.001}
+_VOXEL_SIZES = (1e-6, 1e4)  # mm, from a nanometre on
+_SMALLEST_SINE = 1e-6  # of the angle between two axes of a volume
+_MOST_BYTES_BEFORE_VOXELS = 2**26
 _MOST_VALUES_LISTED = 6
 
 
@@ -81,7 +91,17 @@ def header_of(path: Path) -> nibabel.Nifti1Header:
         ImageError: if it is none.
     """
     with _decoding(path):
-        return _open_volume(path)[0].header
+        return _open_volume(path)[0]
+
+
+def require_memory(size: int) -> None:
+    """Refuse what would take more bytes than this machine has memory: the system would end the process instead.
+
+    Raises:
+        ImageError: if it does.
+    """
+    if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise ImageError(_TOO_LARGE)
 
 
 def same_affine(first: ArrayLike, second: ArrayLike) -> bool:
@@ -171,9 +191,16 @@ def _is_volume(path: Path) -> bool:
 def _decoding(path: Path) -> Iterator[None]:
     """Tell whatever goes wrong in a decoder as an `ImageError`."""
     try:
-        yield
+        # a pipe would be waited for, a device may have no end
+        if path.exists() and not path.is_file():
+            raise ImageError("is no regular file; put the image itself there")
+        # values that are out of range become infinite, and are told then
+        with np.errstate(all="ignore"):
+            yield
     except ImageError:
         raise
+    except MemoryError as error:
+        raise ImageError(_TOO_LARGE) from error
     except Image.DecompressionBombError as error:
         raise ImageError("its header claims more pixels than Pillow's limit; save it again, or cut it up") from error
     # a decoder raises whatever it stumbles over in a damaged file: OSError, SyntaxError, struct.error, ...
@@ -229,32 +256,61 @@ def _colours(picture: Image.Image) -> NDArray:
     return np.moveaxis(stored, -1, 0)[: len(picture.getbands()) - ("A" in picture.getbands())]
 
 
-def _open_volume(path: Path) -> tuple[nibabel.Nifti1Image, ImageHeader]:
+def _open_volume(path: Path) -> tuple[nibabel.Nifti1Header, ImageHeader]:
     """Check what a NIfTI file claims; none of its voxels are read."""
-    volume = nibabel.load(path, mmap=False)
-    if not isinstance(volume, nibabel.Nifti1Image):
-        raise ImageError("is not NIfTI; convert it")
-    claimed = "x".join(map(str, volume.shape))
-    if len(volume.shape) not in (2, 3, 4) or min(volume.shape) < 1:
+    header = _header(path)
+    stored = header.get_data_shape()
+    claimed = "x".join(map(str, stored))
+    if len(stored) not in (2, 3, 4) or min(stored) < 1:
         raise ImageError(f"its header claims the shape {claimed}; give it 2 or 3 axes, and one more for channels")
-    if math.prod(volume.shape) > MOST_VOXELS:
+    if math.prod(stored) > MOST_VOXELS:
         raise ImageError(f"its header claims {claimed} voxels, more than 2^31; save it again, or cut it up")
-    if volume.get_data_dtype().kind not in "iuf":
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
         raise ImageError("holds colours or complex numbers; save plain numbers, channels along the fourth axis")
-    shape = volume.shape[:2] if volume.shape[2:3] == (1,) else volume.shape[:3]
-    affine = np.array(volume.affine, dtype=np.float64)
-    affine[:3] *= _MM.get(volume.header.get_xyzt_units()[0], 1.0)
+    _require_bytes(path, header.get_data_offset(), math.prod(stored) * dtype.itemsize)
+    # as they are stored, and as numbers of up to 8 bytes
+    require_memory(math.prod(stored) * (dtype.itemsize + 8))
+    shape = stored[:2] if stored[2:3] == (1,) else stored[:3]
+    affine = np.array(header.get_best_affine(), dtype=np.float64)
+    affine[:3] *= _MM.get(header.get_xyzt_units()[0], 1.0)
     spacing = tuple(float(size) for size in voxel_sizes(affine)[: len(shape)])
-    if not np.isfinite(affine).all() or min(spacing) <= 0:
+    if not np.isfinite(affine).all() or not all(_VOXEL_SIZES[0] <= size <= _VOXEL_SIZES[1] for size in spacing):
         raise ImageError("its header gives no valid voxel size; correct its affine")
-    channels = volume.shape[3] if len(volume.shape) == 4 else 1
-    return volume, ImageHeader(shape, channels, spacing, affine)
+    if np.linalg.matrix_rank(affine[:3, : len(shape)] / spacing, tol=_SMALLEST_SINE) < len(shape):
+        raise ImageError("its header gives two axes one direction; correct its affine")
+    channels = stored[3] if len(stored) == 4 else 1
+    return header, ImageHeader(shape, channels, spacing, affine)
+
+
+def _header(path: Path) -> nibabel.Nifti1Header:
+    """Return what a NIfTI file begins with, without the extensions behind it, which may claim, and unpack to, any size.
+
+    Raises:
+        ValueError: if it is no NIfTI file.
+    """
+    kinds = (nibabel.Nifti1Header, nibabel.Nifti2Header)
+    with ImageOpener(str(path)) as file:
+        start = file.read(max(kind.template_dtype.itemsize for kind in kinds))
+    for kind in kinds:
+        if kind.may_contain_header(start):
+            return kind(start[: kind.template_dtype.itemsize])
+    raise ValueError("no NIfTI header")
+
+
+def _require_bytes(path: Path, before: int, voxels: int) -> None:
+    """Check that a file can hold what its header claims: memory for the voxels is filled before they are read."""
+    if before > _MOST_BYTES_BEFORE_VOXELS:
+        raise ValueError(f"its header claims {before} bytes before the voxels")
+    most = path.stat().st_size * (MOST_INFLATION if path.name.lower().endswith(".gz") else 1)
+    if before + voxels > most:
+        raise ValueError("the file is shorter than its header claims")
 
 
 def _read_volume(path: Path, dtype: type[np.float32] | None) -> ImageFile:
     """Return `[C, *S]` values through the slope, in `dtype` or as stored."""
-    volume, header = _open_volume(path)
-    values = np.asarray(volume.dataobj, dtype=dtype)
+    stored, header = _open_volume(path)
+    values = np.asarray(ArrayProxy(path, stored, mmap=False), dtype=dtype)
     array = np.moveaxis(values.reshape(*header.shape, header.channels), -1, 0)
     return ImageFile(array, header.spacing, header.affine)
 

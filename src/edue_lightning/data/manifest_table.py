@@ -14,6 +14,7 @@ from typing import cast, get_args
 import numpy as np
 import pandas as pd
 
+from edue_lightning.data.files import can_be_in_file_name, one_line
 from edue_lightning.data.source import CaseRecord, Split
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def read_table(path: Path, structures: Sequence[str] | None) -> ManifestTable:
     try:
         columns, all_rows = _read_rows(path, REQUIRED)
     except ValueError as error:
-        return ManifestTable({}, (), (), [f"{path.name}: {error}"])
+        return ManifestTable({}, (), (), [one_line(f"{path.name}: {error}")])
     image_columns = _image_columns(columns)
     problems = _Problems(path.name)
     _check_columns(columns, image_columns, problems)
@@ -99,7 +100,7 @@ def read_table(path: Path, structures: Sequence[str] | None) -> ManifestTable:
 
     cases = {}
     for case_id, members in rows_of_case.items():
-        if not _FILE_NAME.fullmatch(case_id):
+        if not _can_be_case_id(case_id):
             problems.add(
                 "cannot be a file name; use letters, digits, '.', '_', '-' and blanks, and no '.' in front", case_id
             )
@@ -143,7 +144,7 @@ def read_images(path: Path) -> ImageRows:
     for row in rows:
         name = row["case_id"] or f"line {row.line}"
         images = tuple(row[column] for column in image_columns)
-        if not _FILE_NAME.fullmatch(row["case_id"]):
+        if not _can_be_case_id(row["case_id"]):
             problems[name] = "its case_id cannot be a file name; use letters, digits, '.', '_', '-' and blanks"
         elif not all(images):
             problems[name] = f"{image_columns[images.index('')]} is empty; name its file"
@@ -155,7 +156,10 @@ def read_images(path: Path) -> ImageRows:
                 continue
             if cases.setdefault(name, found) != found:
                 problems[name] = "its rows differ in image or spacing; write the same in all"
-    return ImageRows({name: case for name, case in cases.items() if name not in problems}, list(problems.items()))
+    return ImageRows(
+        {name: case for name, case in cases.items() if name not in problems},
+        [(one_line(name), one_line(problem)) for name, problem in problems.items()],
+    )
 
 
 def parse_spacing(text: str) -> tuple[float, ...] | None:
@@ -181,7 +185,12 @@ class _Problems:
         self.lines: list[str] = []
 
     def add(self, problem: str, case_id: str | None = None) -> None:
-        self.lines.append(f"{self.manifest}: " + (f"case {case_id!r}: " if case_id is not None else "") + problem)
+        case = f"case {case_id!r}: " if case_id is not None else ""
+        self.lines.append(one_line(f"{self.manifest}: {case}{problem}"))
+
+
+def _can_be_case_id(text: str) -> bool:
+    return _FILE_NAME.fullmatch(text) is not None and can_be_in_file_name(text)
 
 
 def _image_columns(columns: Sequence[str]) -> list[str]:
@@ -197,6 +206,9 @@ def _read_rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[_Ro
     Raises:
         ValueError: with the reason, if there are no rows to check.
     """
+    # a pipe would be waited for, a device may have no end
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError("is no regular file; put the table itself there")
     try:
         fields_of_line = _read_parquet(path) if path.suffix == PARQUET else _read_csv(path)
     except FileNotFoundError as error:
@@ -302,6 +314,10 @@ def _check_structures(chosen: Sequence[str], found: Mapping[str, None], problems
     absent = [name for name in chosen if name not in found]
     if absent:
         problems.add(f"no row of data.source.structures {', '.join(absent)}; there are {', '.join(found)}")
+    odd = [name for name in chosen if not can_be_in_file_name(name)]
+    if odd:
+        listed = ", ".join(map(repr, odd))
+        problems.add(f"structure {listed} cannot be a part of a file name; use letters, digits, '_', '-' and blanks")
     if len(set(chosen)) != len(chosen):
         problems.add("data.source.structures names one twice; name each once")
 

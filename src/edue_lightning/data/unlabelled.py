@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edue_lightning.data.files import can_be_in_file_name, one_line
 from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, read_image
 from edue_lightning.data.listing import ListingProblems, find_files
 from edue_lightning.data.manifest import locate
@@ -18,10 +19,11 @@ from edue_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
+_NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 # how a data set names the files of one case: HECKTOR's CT and PET, nnU-Net's channels, those that `convert` writes
 _CHANNEL_NAMES = (
     (re.compile(r"(?P<case>.+?)_{1,2}(?P<channel>CT|PT|ct|pt)"), ("ct", "pt")),
-    (re.compile(r"(?P<case>.+)_(?P<channel>\d{4})"), tuple(f"{number:04d}" for number in range(100))),
+    (_NUMBERED, tuple(f"{number:04d}" for number in range(100))),
     (re.compile(r"(?P<case>.+)__(?P<channel>[1-9])"), tuple(map(str, range(1, 10)))),
 )
 
@@ -58,9 +60,9 @@ def find_images(place: Path, channels: int, leave_out: Path | None = None) -> Im
     """List the cases that a path leads to.
 
     In a folder each file is a case, named by its stem. Where the network wants several channels, files that are named
-    like a data set's (`CASE__CT` and `CASE__PT`, `CASE_0000` and `CASE_0001`, `CASE__1` and `CASE__2`) are one case,
-    and files beside such, as labels are, are passed over. A table has the columns `case_id, image[, image2...]` and,
-    if you like, `spacing`; others, as those of a manifest with masks, are not read.
+    like a data set's (`CASE__CT` and `CASE__PT`, of NIfTI `CASE_0000` and `CASE_0001`, `CASE__1` and `CASE__2`) are one
+    case, and files beside such, as labels are, are passed over. A table has the columns `case_id, image[, image2...]`
+    and, if you like, `spacing`; others, as those of a manifest with masks, are not read.
 
     Args:
         place: of an image, a folder or a table (CSV, Parquet).
@@ -83,7 +85,9 @@ def find_images(place: Path, channels: int, leave_out: Path | None = None) -> Im
         raise UserError(f"input={place}: has none of the endings {endings}; give an image, a folder or a table")
     if not found.cases and not found.problems:
         raise UserError(f"input={place}: holds no image with one of the endings {', '.join(PICTURES + VOLUMES)}")
-    return found
+    refused = {case.case_id: reason for case in found.cases if (reason := _refusal(case)) is not None}
+    told = [(one_line(name), one_line(reason)) for name, reason in (*found.problems, *refused.items())]
+    return ImageCases([case for case in found.cases if case.case_id not in refused], told)
 
 
 def read_case(case: ImageCase, preparation: Preparation, spatial_dims: int, channels: int) -> PreparedImage:
@@ -97,12 +101,15 @@ def read_case(case: ImageCase, preparation: Preparation, spatial_dims: int, chan
         try:
             files.append(read_image(path))
         except ImageError as error:
-            raise ImageError(f"{path.name}: {error}") from error
+            raise ImageError(one_line(f"{path.name}: {error}")) from error
     first = case.files[0].name
     try:
         prepared = preparation.prepare(files, spatial_dims)
     except ImageError as error:
         raise ImageError(f"{first}: {error}") from error
+    # on another grid it may be of any size
+    except MemoryError as error:
+        raise ImageError(f"{first}: does not fit the memory as the model sees it; correct its affine") from error
     if len(prepared.image) != channels:
         raise ImageError(f"{first}: has {len(prepared.image)} channels, but the model sees {channels}")
     if case.spacing is None:
@@ -112,13 +119,24 @@ def read_case(case: ImageCase, preparation: Preparation, spatial_dims: int, chan
     return prepared.with_spacing(case.spacing)
 
 
+def _refusal(case: ImageCase) -> str | None:
+    """Return why the files of a case are not even opened, or None where they are."""
+    if not can_be_in_file_name(case.case_id):
+        return "cannot be the name of a result; rename it, with fewer and plainer characters"
+    # a pipe would be waited for, a device may have no end
+    if not all(path.is_file() for path in case.files):
+        return "is no regular file; put the image itself there"
+    return None
+
+
 def _of_file(path: Path, channels: int) -> ImageCases:
     named = _channel_of(path) if channels > 1 else None
     if named is None:
         return ImageCases([ImageCase(_stem(path), (path,))], [])
     beside = [other for other in sorted(path.parent.iterdir()) if other.name.lower().endswith(PICTURES + VOLUMES)]
     parts = [other for other in beside if (found := _channel_of(other)) is not None and found[0] == named[0]]
-    return _grouped(parts, path.parent)
+    grouped = _grouped(parts, path.parent, channels)
+    return ImageCases([case for case in grouped.cases if path in case.files], grouped.problems)
 
 
 def _in_folder(folder: Path, channels: int, leave_out: Path | None) -> ImageCases:
@@ -134,7 +152,7 @@ def _in_folder(folder: Path, channels: int, leave_out: Path | None) -> ImageCase
         parts = [path for path in files if _channel_of(path) is not None]
         if len(parts) < len(files):
             log.info("%s: %d files are named like no channel and are passed over", folder, len(files) - len(parts))
-        found = _grouped(parts, folder.resolve())
+        found = _grouped(parts, folder.resolve(), channels)
         return ImageCases(found.cases, [*told, *found.problems])
     return ImageCases(_named([((path,), _stem(path)) for path in files], folder.resolve()), told)
 
@@ -143,7 +161,7 @@ def _nothing(folder: str) -> bool:  # noqa: ARG001
     return False
 
 
-def _grouped(parts: Sequence[Path], root: Path) -> ImageCases:
+def _grouped(parts: Sequence[Path], root: Path, channels: int) -> ImageCases:
     """Return the cases whose files are named by channel; files of one case lie in one folder."""
     groups: defaultdict[tuple[Path, str], dict[int, Path]] = defaultdict(dict)
     problems: list[tuple[str, str]] = []
@@ -154,9 +172,13 @@ def _grouped(parts: Sequence[Path], root: Path) -> ImageCases:
         if named[1] in group:
             problems.append((named[0], f"{path.name} and {group[named[1]].name} are the same channel; remove one"))
         group[named[1]] = path
-    cases = []
+    cases: list[tuple[tuple[Path, ...], str]] = []
     for (_, case_id), files in groups.items():
-        if sorted(files) != list(range(len(files))) or len(files) < 2:
+        if sorted(files) != list(range(channels)):
+            if all(_NUMBERED.fullmatch(_stem(path)) for path in files.values()):
+                # numbers of cases, not of channels
+                cases += [((path,), _stem(path)) for path in files.values()]
+                continue
             listed = ", ".join(path.name for path in files.values())
             problems.append((case_id, f"lacks a channel: there is {listed} alone"))
         else:
@@ -180,7 +202,7 @@ def _in_table(path: Path) -> ImageCases:
     try:
         rows = read_images(path)
     except ValueError as error:
-        raise UserError(f"input={path}: {error}") from error
+        raise UserError(one_line(f"input={path}: {error}")) from error
     cases: list[ImageCase] = []
     problems: list[tuple[str, str]] = [*rows.problems]
     for case_id, (names, spacing) in rows.cases.items():
@@ -198,7 +220,9 @@ def _channel_of(path: Path) -> tuple[str, int] | None:
     stem = _stem(path)
     for pattern, channels in _CHANNEL_NAMES:
         named = pattern.fullmatch(stem)
-        if named is not None:
+        # pictures, which hold their colours in one file, are often numbered like that
+        is_number = pattern is _NUMBERED and path.name.lower().endswith(PICTURES)
+        if named is not None and not is_number and named["channel"].lower() in channels:
             return named["case"], channels.index(named["channel"].lower())
     return None
 

@@ -69,5 +69,6 @@ def overlay_figure(overlay: Overlay, title: str, variance: str) -> Figure:
         )
         one.set_title(name, fontsize=9)
         figure.colorbar(drawn, ax=one, shrink=0.8)
-    figure.suptitle(title + (f"\n{overlay.where}" if overlay.where else ""), fontsize=9)
+    # a case may have any name, and no formula in it is meant
+    figure.suptitle(title + (f"\n{overlay.where}" if overlay.where else ""), fontsize=9, parse_math=False)
     return figure

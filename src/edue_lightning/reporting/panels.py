@@ -149,6 +149,7 @@ def load_panels(path: Path) -> list[Panel]:
                 values = {field.name: archive[f"{number}/{field.name}"] for field in fields(Panel)}
                 scalars = {name: value.item() for name, value in values.items() if value.ndim == 0}
                 panels.append(Panel(**{**values, **scalars}))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    # a decoder raises whatever it stumbles over in a damaged file
+    except Exception as error:
         raise UserError(f"{path}: cannot be read ({error}); run the evaluation again") from error
     return panels

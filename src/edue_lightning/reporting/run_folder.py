@@ -207,7 +207,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         text = path.read_text()
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: cannot be read ({_in_one_line(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold keys and values")
     return content
@@ -228,6 +228,13 @@ def _read_replicates(path: Path) -> Replicates:
             case_ids = tuple(str(case) for case in archive["case_ids"])
             names = [name for name in archive.files if name != "case_ids"]
             values = {(name.partition("/")[0], name.partition("/")[2]): archive[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run the evaluation again") from error
+        if not all(isinstance(value, np.ndarray) for value in values.values()):
+            raise ValueError("holds more than arrays")
+    # a decoder raises whatever it stumbles over in a damaged file: BadZipFile, zlib.error, TokenError, ...
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read ({_in_one_line(error)}); run the evaluation again") from error
     return Replicates(case_ids, values)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
