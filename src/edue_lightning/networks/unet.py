@@ -136,7 +136,8 @@ class MultiHeadUNet(nn.Module):
             ValueError: if the image is too small for the number of stages.
         """
         size = image.shape[2:]
-        if min(size) < self.stride or max(size) < 2 * self.stride:
+        # axis by axis: the smaller one of two could not be asked for in a graph for images of any size
+        if any(length < self.stride for length in size) or all(length < 2 * self.stride for length in size):
             raise ValueError(
                 f"image of size {list(size)} is too small for a U-Net that halves it to 1/{self.stride}: "
                 "pad the image or give the network fewer features"
