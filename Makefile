@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # two processes each with one thread beat one with two on the small tensors of the tests
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg WANDB_MODE=offline
 
-.PHONY: install demo test lint format bench bench-gpu study clean
+.PHONY: install demo test lint format docs bench bench-gpu study clean
 
 install: $(STAMP)
 
@@ -34,6 +34,10 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# the pages of docs/ as a site in site/; whatever is worth a warning is an error
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # the whole comparison: methods x data sets x SEEDS; QUICK=1 for short trainings; goes on where it was cut off
 SEEDS ?= 3

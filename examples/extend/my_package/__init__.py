@@ -1,0 +1,1 @@
+"""A method and a data set of one's own, see docs/extend.md."""
