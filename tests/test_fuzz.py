@@ -628,7 +628,7 @@ def good_checkpoint(folder: Path) -> Path:
         method.checkpoint_entries = checkpoint_entries(settings, images)
         save_method(method, path)
         one = StructureTriage("entropy", 0.8, np.array([0.5, 0.9]), np.array([1.0, 0.0]), {"entropy": (0.0, 9.0)})
-        triage = Triage(0.9, {"disc": one}, {"percentile 50 of channel 1": (-9.0, 9.0)}, 5)
+        triage = Triage(0.9, {"disc": one}, {"percentile 50 of channel 1": (-9.0, 9.0)}, 5, spaced=True)
         write_checkpoint({**read_checkpoint(path), "edue_triage": triage.as_dict()}, path)
     return path
 

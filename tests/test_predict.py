@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def asked(checkpoint: Path, source: Path, output: Path, *overrides: str) -> dict
 
 def triage_of(structures: tuple[str, ...], threshold: float) -> Triage:
     one = StructureTriage("sv_total", 0.8, np.array([0.5, 0.9]), np.array([threshold, 0.0]), {"sv_total": (0.0, 1e9)})
-    return Triage(1.0, dict.fromkeys(structures, one), {"percentile 50 of channel 1": (-9.0, 9.0)}, 5)
+    return Triage(1.0, dict.fromkeys(structures, one), {"percentile 50 of channel 1": (-9.0, 9.0)}, 5, spaced=True)
 
 
 def untrained(path: Path, images: ImageFormat, *overrides: str, threshold: float = 1.0) -> Path:
@@ -337,3 +338,22 @@ def test_records_are_plain_and_damaged_ones_are_told(petct: Path, tmp_path: Path
     record.write_text("{")
     found = predict(asked(petct, scans, output), output)
     assert "is damaged; remove it, or overwrite=true" in found.failed["CHUM-001"]
+
+
+@pytest.mark.slow
+def test_the_trial_of_triage_runs(tmp_path: Path) -> None:
+    overrides = ("experiment=synthetic_petct", "inference.window=[48,48,16]", "inference.overlap=0")
+    checkpoint = untrained(tmp_path / "best.ckpt", ImageFormat(3, 2, ("GTVn",)), *overrides)
+    script = Path(__file__).parents[1] / "experiments" / "triage" / "held_out.py"
+    options = [f"ckpt={checkpoint}", "--volumes", "--cases", "5", "--folder", str(tmp_path / "trial")]
+    done = subprocess.run(
+        [sys.executable, str(script), *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "voxels that differ from the network's own mask, of 5 cases: 0" in done.stdout
+    assert "times its share" in done.stdout

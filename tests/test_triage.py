@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edue_lightning.errors import UserError
+from edue_lightning.expected_dice import ExpectedDice, Term
 from edue_lightning.metrics import CaseStatistics
 from edue_lightning.triage import CANDIDATES, RANGE_SCORES, StructureTriage, Triage, best_score, intensities_of
 
@@ -60,13 +61,25 @@ def test_relative_uncertainty_counts_interquartile_ranges_above_the_median() -> 
 def test_the_score_that_orders_the_validation_cases_best_is_chosen() -> None:
     rng = np.random.default_rng(0)
     dice = rng.random(40)
-    columns = {name: rng.random(40) for name in CANDIDATES}
-    columns["model_agreement"] = dice + rng.normal(scale=0.01, size=40)
-    columns["sv"] = np.full(40, np.nan)
-    assert best_score({**columns, "dice": dice}) == "model_agreement"
+    uncertainties = {name: rng.random(40) for name in CANDIDATES}
+    uncertainties["model_agreement"] = -dice + rng.normal(scale=0.01, size=40)
+    uncertainties["sv"] = np.full(40, np.inf)
+    assert best_score(uncertainties, dice) == "model_agreement"
     # the other way round it is as bad as can be
-    columns["model_agreement"] = -columns["model_agreement"]
-    assert best_score({**columns, "dice": dice}) != "model_agreement"
+    uncertainties["model_agreement"] = -uncertainties["model_agreement"]
+    assert best_score(uncertainties, dice) not in ("model_agreement", "sv")
+
+
+def test_the_dice_that_the_scores_let_expect_is_a_score() -> None:
+    known = replace(
+        structure([0.5], [-0.5], "expected_dice"),
+        expected_dice=ExpectedDice(0.2, {"layer_agreement": Term(0.5, 0.0, 0.9)}),
+    )
+    scores = dict.fromkeys(RANGE_SCORES, 1.0)
+    assert known.value(scores) == pytest.approx(0.2 + 0.5 * 0.9)
+    assert known.uncertainty(scores) == pytest.approx(-0.65)
+    assert known.measured(-0.65) == pytest.approx(0.65)
+    assert known.uncertainty({**scores, "predicted_area": 0.0, "layer_agreement": math.nan}) == math.inf
 
 
 def test_what_lies_a_little_outside_is_not_told() -> None:
@@ -88,9 +101,20 @@ def test_intensities_are_percentiles_of_each_channel() -> None:
     assert found["percentile 50 of channel 2"] == pytest.approx(float(image[1].median()), abs=0.1)
 
 
+def test_another_unit_is_told() -> None:
+    inside = torch.full((1, 4, 4), 0.5)
+    assert whole().outside(inside, spaced=True) == []
+    (line,) = whole().outside(inside, spaced=False)
+    assert line == "voxel size not known, in training it was known: scores are not alike"
+
+
 def whole() -> Triage:
     one = structure([0.5, 0.9], [2.0, math.inf], "entropy", sv=(1.0, 2.0))
-    return Triage(0.9, {"disc": one, "cup": replace(one, score="aula")}, {"percentile 1 of channel 1": (0.0, 1.0)}, 7)
+    regression = ExpectedDice(
+        0.1, {"layer_agreement": Term(0.5, 0.0, 0.9), "log(predicted_area)": Term(-0.1, 1.0, 2.0)}
+    )
+    other = replace(one, score="expected_dice", expected_dice=regression)
+    return Triage(0.9, {"disc": one, "cup": other}, {"percentile 1 of channel 1": (0.0, 1.0)}, 7, spaced=True)
 
 
 def test_what_is_stored_comes_back() -> None:
@@ -101,6 +125,7 @@ def test_what_is_stored_comes_back() -> None:
     for name, one in whole().structures.items():
         found = again.structures[name]
         assert (found.score, found.poor_dice, found.ranges) == (one.score, one.poor_dice, one.ranges)
+        assert found.expected_dice == one.expected_dice
         np.testing.assert_array_equal(found.dice, one.dice)
         np.testing.assert_array_equal(found.uncertainties, one.uncertainties)
 
@@ -115,6 +140,11 @@ def test_what_is_stored_comes_back() -> None:
         lambda stored: stored["structures"]["disc"].update(dice="none"),
         lambda stored: stored["structures"]["disc"].update(ranges={"sv": [1.0]}),
         lambda stored: stored.update(sensitivity=None),
+        lambda stored: stored["structures"]["disc"].update(score="expected_dice"),
+        lambda stored: stored["structures"]["cup"].update(expected_dice=None),
+        lambda stored: stored["structures"]["cup"]["expected_dice"].update(intercept=math.nan),
+        lambda stored: stored["structures"]["cup"]["expected_dice"]["terms"].update(other=[1.0, 0.0, 1.0]),
+        lambda stored: stored["structures"]["cup"]["expected_dice"].update(terms={"layer_agreement": [1.0]}),
     ],
 )
 def test_what_is_damaged_is_told_in_one_line(damage: Any) -> None:
@@ -126,4 +156,4 @@ def test_what_is_damaged_is_told_in_one_line(damage: Any) -> None:
 
 def test_every_score_has_its_statistic() -> None:
     names = set(CaseStatistics({name: torch.zeros(1, 1) for name in RANGE_SCORES}).columns)
-    assert names == {*CANDIDATES, "predicted_area"}
+    assert names == {*CANDIDATES, "predicted_area"} - {"expected_dice"}

@@ -167,10 +167,12 @@ def _plain(triage: Triage) -> dict[str, Any]:
             "dice": _finite(one.dice.tolist()),
             "scores": _finite([one.measured(value) for value in one.uncertainties.tolist()]),
             "ranges": {score: list(ends) for score, ends in one.ranges.items()},
+            "expected_dice": None if one.expected_dice is None else one.expected_dice.as_dict(),
         }
     return {
         "sensitivity": triage.sensitivity,
         "training_cases": triage.training_cases,
+        "spaced": triage.spaced,
         "structures": structures,
         "intensities": {name: _finite(list(ends)) for name, ends in triage.intensities.items()},
     }

@@ -67,7 +67,7 @@ class Predicted:
 
 
 def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
-    """Predict new images as a configuration says; see the README for what the folder will hold.
+    """Predict new images as a configuration says; see `docs/predict.md` for what the folder will hold.
 
     Cases that the folder already holds are not predicted again, so that a prediction that was cut off goes on.
 

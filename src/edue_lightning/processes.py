@@ -175,6 +175,8 @@ def _guarded(
     """Call work with the logging of the process that started this one, and leave its result or refusal in a mailbox."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    # torch tells these processes by SIGINT that the one that started them is gone; background jobs of a shell ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     keep_freed_memory()
     quiet_libraries()
     if hydra is not None:

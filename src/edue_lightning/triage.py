@@ -1,9 +1,9 @@
 """Which cases a human must look at: a threshold that validation cases set, and the range of the training cases.
 
 Quality control finds poor segmentations, whose Dice is too low, by their uncertainty (Abutalip et al., Fig. 2). On the
-validation cases, whose Dice is known, the score that orders them best is chosen, and the threshold from which on the
-wanted share of the poor ones lies. Both travel in the checkpoint, with the scores of these cases, so that another share
-can be asked for later.
+validation cases, whose Dice is known, the score that orders them best is chosen, be it a score of uncertainty or the
+Dice that all of them together let expect, and the threshold from which on the wanted share of the poor ones lies. Both
+travel in the checkpoint, with the scores of these cases, so that another share can be asked for later.
 """
 
 from __future__ import annotations
@@ -22,16 +22,21 @@ from torch import Tensor
 from edue_lightning.data import RaterDataModule
 from edue_lightning.errors import UserError
 from edue_lightning.estimate import Estimate
+from edue_lightning.expected_dice import ExpectedDice, fit_expected_dice
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import SCORES, CaseStatistics, CaseTable, MetricSettings
 from edue_lightning.metrics.selective import risk_coverage
 
 Array = NDArray[np.float64]
 
-CANDIDATES: Mapping[str, int] = {**dict(SCORES.values()), "layer_agreement": -1}
-"""Scores that may order the cases, and their sign: -1 where a small one tells of a poor segmentation."""
+MEASURED: Mapping[str, int] = {**dict(SCORES.values()), "layer_agreement": -1}
+"""Scores of uncertainty, and their sign: -1 where a small one tells of a poor segmentation."""
 
-RANGE_SCORES = (*CANDIDATES, "predicted_area")
+EXPECTED_DICE = "expected_dice"
+CANDIDATES: Mapping[str, int] = {**MEASURED, EXPECTED_DICE: -1}
+"""All that may order the cases: the scores, and the Dice that they let expect."""
+
+RANGE_SCORES = (*MEASURED, "predicted_area")
 INTENSITY_PERCENTILES = (1, 50, 99)
 MARGIN = 0.1
 """Share of the training cases' range by which a value may lie beyond it before it counts as outside."""
@@ -66,6 +71,7 @@ class StructureTriage:
         uncertainties: of the same cases, `[N]`; high for a poor one, infinite where the score is not defined, as of an
             empty mask.
         ranges: smallest and largest value of each score among the training cases.
+        expected_dice: what tells the score of that name, else None.
     """
 
     score: str
@@ -73,10 +79,15 @@ class StructureTriage:
     dice: Array
     uncertainties: Array
     ranges: Mapping[str, Range]
+    expected_dice: ExpectedDice | None = None
+
+    def value(self, scores: Mapping[str, float]) -> float:
+        """Return the score of a case as it is measured; NaN where it is not defined."""
+        return scores[self.score] if self.expected_dice is None else self.expected_dice(scores)
 
     def uncertainty(self, scores: Mapping[str, float]) -> float:
         """Return the score of a case with its sign turned such that poor cases have a high one."""
-        return float(_uncertainty(np.array(scores[self.score]), self.score))
+        return float(_uncertainty(np.array(self.value(scores)), self.score))
 
     def measured(self, uncertainty: float) -> float:
         """Return the value of the score that an uncertainty is of."""
@@ -112,22 +123,34 @@ class Triage:
         structures: by name.
         intensities: range of the percentiles of each channel among the training cases, by name, see `intensities_of`.
         training_cases: how many there were.
+        spaced: whether their voxel size was known, so that sums and sizes are in mm² or mm³.
     """
 
     sensitivity: float
     structures: Mapping[str, StructureTriage]
     intensities: Mapping[str, Range]
     training_cases: int
+    spaced: bool
 
-    def outside(self, image: Tensor) -> list[str]:
-        """Return which intensities of an image `[C, *S]` lie outside of the training cases' range, in words."""
-        return _outside(intensities_of(image), self.intensities)
+    def outside(self, image: Tensor, spaced: bool) -> list[str]:
+        """Return what of an image lies outside of the training cases' range, in words.
+
+        Args:
+            image: `[C, *S]`, as it was prepared.
+            spaced: whether its voxel size is known.
+        """
+        lines = _outside(intensities_of(image), self.intensities)
+        if spaced != self.spaced:
+            known = ("not known", "known")
+            lines.append(f"voxel size {known[spaced]}, in training it was {known[self.spaced]}: scores are not alike")
+        return lines
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values and tensors, for a checkpoint."""
         return {
             "sensitivity": self.sensitivity,
             "training_cases": self.training_cases,
+            "spaced": self.spaced,
             "intensities": {name: list(ends) for name, ends in self.intensities.items()},
             "structures": {
                 name: {
@@ -136,6 +159,7 @@ class Triage:
                     "dice": torch.from_numpy(one.dice.copy()),
                     "uncertainties": torch.from_numpy(one.uncertainties.copy()),
                     "ranges": {score: list(ends) for score, ends in one.ranges.items()},
+                    "expected_dice": None if one.expected_dice is None else one.expected_dice.as_dict(),
                 }
                 for name, one in self.structures.items()
             },
@@ -160,6 +184,7 @@ class Triage:
                     _column(one["dice"]),
                     _column(one["uncertainties"]),
                     _ranges(one["ranges"]),
+                    None if one.get("expected_dice") is None else ExpectedDice.from_dict(one["expected_dice"]),
                 )
                 for name, one in stored["structures"].items()
             }
@@ -167,13 +192,15 @@ class Triage:
                 unknown = [*({one.score} - {*CANDIDATES}), *({*one.ranges} - {*RANGE_SCORES})]
                 if unknown:
                     raise ValueError(f"no score {unknown[0]!r}")
+                if (one.score == EXPECTED_DICE) != (one.expected_dice is not None):
+                    raise ValueError(f"score {one.score!r} and its regression")
                 if len(one.dice) != len(one.uncertainties):
                     raise ValueError(f"{len(one.dice)} Dice for {len(one.uncertainties)} cases")
             ranges = _ranges(stored["intensities"])
             sensitivity = float(stored["sensitivity"])
             if not 0 < sensitivity <= 1:
                 raise ValueError(f"sensitivity {sensitivity}")
-            return cls(sensitivity, structures, ranges, int(stored["training_cases"]))
+            return cls(sensitivity, structures, ranges, int(stored["training_cases"]), bool(stored.get("spaced", True)))
         # what values of any type at any place make the code stumble over
         except Exception as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -206,16 +233,27 @@ def fit_triage(
     training = method.test_cases.cases().statistics
     structures = {}
     for k, name in enumerate(names):
-        columns = {score: validation[score][:, k].cpu().numpy() for score in (*CANDIDATES, "dice")}
-        score = best_score(columns)
-        ranges = {one: _range(training[one][:, k].cpu().numpy()) for one in RANGE_SCORES}
+        columns = {name: validation[name][:, k].cpu().numpy() for name in (*RANGE_SCORES, "dice")}
+        uncertainties = {score: _uncertainty(columns[score], score) for score in MEASURED}
+        fitted = fit_expected_dice(columns, columns["dice"])
+        if fitted is not None:
+            uncertainties[EXPECTED_DICE] = _uncertainty(fitted.left_out, EXPECTED_DICE)
+        score = best_score(uncertainties, columns["dice"])
         structures[name] = StructureTriage(
-            score, settings.poor_dice_of(name), columns["dice"], _uncertainty(columns[score], score), _finite(ranges)
+            score,
+            settings.poor_dice_of(name),
+            columns["dice"],
+            uncertainties[score],
+            _finite({one: _range(training[one][:, k].cpu().numpy()) for one in RANGE_SCORES}),
+            fitted.expected_dice if fitted is not None and score == EXPECTED_DICE else None,
         )
     cases = data.records("train")
-    found = [intensities_of(data.source.load(case.case_id).image) for case in cases]
+    samples = (data.source.load(case.case_id) for case in cases)
+    found, spaced = zip(
+        *((intensities_of(sample.image), sample.spacing is not None) for sample in samples), strict=True
+    )
     intensities = {name: _range(np.array([one[name] for one in found])) for name in found[0]}
-    return Triage(sensitivity, structures, intensities, len(cases))
+    return Triage(sensitivity, structures, intensities, len(cases), all(spaced))
 
 
 def intensities_of(image: Tensor) -> dict[str, float]:
@@ -234,17 +272,21 @@ def scores_of(estimate: Estimate, structure: int) -> dict[str, float]:
     return {name: float(values[structure]) for name, values in estimate.scores.items()}
 
 
-def best_score(columns: Mapping[str, Array]) -> str:
+def best_score(uncertainties: Mapping[str, Array], dice: Array) -> str:
     """Return the score whose order of the cases has the smallest area under the risk-coverage curve.
 
     A score that no case defines, as the variance between the members of a single network, is none.
+
+    Args:
+        uncertainties: `[N]` by score, infinite where it is not defined.
+        dice: `[N]`.
     """
-    areas = {}
-    risk = 1 - columns["dice"]
-    for score in CANDIDATES:
-        if not np.isnan(columns[score]).all():
-            uncertainty = _uncertainty(columns[score], score)
-            areas[score] = float(risk_coverage(uncertainty, risk, np.ones((1, len(risk)))).area[0])
+    one_each = np.ones((1, len(dice)))
+    areas = {
+        score: float(risk_coverage(uncertainty, 1 - dice, one_each).area[0])
+        for score, uncertainty in uncertainties.items()
+        if np.isfinite(uncertainty).any()
+    }
     return min(areas, key=lambda score: areas[score])
 
 

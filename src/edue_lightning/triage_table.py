@@ -54,7 +54,7 @@ def triage_rows(
         sensitivity: share of the poor cases to be flagged, or None without `triage`.
     """
     rows = []
-    intensities = [] if triage is None else triage.outside(prepared.image)
+    intensities = [] if triage is None else triage.outside(prepared.image, prepared.spacing is not None)
     for k, structure in enumerate(structures):
         scores = scores_of(estimate, k)
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
@@ -68,7 +68,7 @@ def triage_rows(
             threshold = known.threshold(sensitivity).value
             row |= {
                 "score": known.score,
-                "score_value": scores[known.score],
+                "score_value": known.value(scores),
                 "uncertainty": known.relative(uncertainty),
                 "threshold": None if threshold is None else known.measured(threshold),
                 "flagged": None if threshold is None else uncertainty >= threshold,

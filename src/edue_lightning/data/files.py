@@ -105,7 +105,7 @@ class FileSource(CaseSource):
         found, lines = self._survey(cases)
         lines = [*problems, *lines, *_odd_ones(found, self.root)]
         if not found and not lines:
-            lines = [f"{self._named_root}: holds no case of this data set; see the README for the layouts it can have"]
+            lines = [f"{self._named_root}: holds no case of this data set; docs/data.md tells the layouts it can have"]
         self.problems = tuple(lines)
         self._found = {one.case.record.case_id: one for one in found}
         # an arbitrary format where there is no case: the problems are told before anybody asks
