@@ -88,8 +88,8 @@ def train(configuration: Mapping[str, Any], folder: Path) -> float:
 
     Args:
         configuration: resolved and plain, as `conf/train.yaml` composes it.
-        folder: of the run, see `docs/train.md`. New or without results, unless `resume` says to go on with a run that was
-            cut off: that ends with the weights that it would have had. A finished one is left as it is.
+        folder: of the run, see `docs/train.md`. New or without results, unless `resume` says to go on with a run that
+            was cut off: that ends with the weights that it would have had. A finished one is left as it is.
 
     Returns:
         `select_by` on the validation cases at the best checkpoint, averaged over structures: what a search for
