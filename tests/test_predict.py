@@ -225,7 +225,12 @@ def test_a_prediction_that_is_interrupted_says_one_word(trained_run: Path, tmp_p
     photographs(tmp_path / "pictures", cases=60)
     overrides = [f"ckpt={trained_run}/checkpoints/best.ckpt", "input=pictures", "output=out", "device=cpu"]
     started = subprocess.Popen(
-        [sys.executable, "-m", "edue_lightning.predict", *overrides], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "edue_lightning.predict", *overrides],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # tests in the background of a shell inherit that interrupts are ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     records = tmp_path / "out" / "records"
     while started.poll() is None and not list(records.glob("*.json")):

@@ -78,8 +78,13 @@ def save_method(method: SegmentationMethod, path: Path) -> None:
 
 
 def add_triage(path: Path, triage: Mapping[str, Any]) -> None:
-    """Add to a checkpoint what its validation and training cases tell of new ones, plain values and tensors."""
-    write_checkpoint({**read_checkpoint(path), _TRIAGE: dict(triage)}, path)
+    """Add to a checkpoint what its validation and training cases tell of new ones, plain values and tensors.
+
+    One that has it is left as it is, as that of a run that is gone on with after its training.
+    """
+    checkpoint = read_checkpoint(path)
+    if _TRIAGE not in checkpoint:
+        write_checkpoint({**checkpoint, _TRIAGE: dict(triage)}, path)
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
