@@ -58,6 +58,7 @@ TRAIN_QUICKLY = [
 QUICK_DATA = {
     "lidc": ["data.source.size=32", "data.batch_size=4", "data.root={data}/lidc"],
     "synthetic": ["data.source.n_cases=16", "data.source.size=32", "data.batch_size=4"],
+    "synthetic_petct": ["data.source.n_cases=16", "data.source.size=16", "data.batch_size=4"],
     "riga": ["data.source.size=64", "data.batch_size=2"],
     "hecktor": ["data.patch.size=[16,16,8]", "inference.window=[16,16,8]", "data.batch_size=2"],
     "manifest": ["data.batch_size=4"],
