@@ -70,4 +70,4 @@ bench-gpu: install
 	$(BIN)/python experiments/benchmarks/gpu.py
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) outputs multirun build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) site outputs multirun build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
