@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # two processes each with one thread beat one with two on the small tensors of the tests
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg WANDB_MODE=offline
 
-.PHONY: install demo test lint format docs bench bench-gpu study clean
+.PHONY: install demo test test-exhaustive lint format docs bench bench-gpu study clean
 
 install: $(STAMP)
 
@@ -24,6 +24,10 @@ demo: install
 	$(BIN)/python -m edue_lightning.report runs=$(DEMO)
 
 test: install
+	$(TEST_ENV) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not exhaustive"
+
+# with further moments to be killed at, and long work
+test-exhaustive: install
 	$(TEST_ENV) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 lint: install

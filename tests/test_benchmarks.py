@@ -16,11 +16,11 @@ BENCHMARKS = Path(__file__).parents[1] / "experiments" / "benchmarks"
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        ("allocator.py", "| 2 x 1 x 32x32 |"),
+        pytest.param("allocator.py", "| 2 x 1 x 32x32 |", marks=pytest.mark.exhaustive),
         ("step_cost.py", "| deep_ensemble |"),
         ("framework_cost.py", "| ours |"),
         ("ensemble_cost.py", "| vectorised |"),
-        ("sweep_cost.py", "| one run alone, 1 thread |"),
+        pytest.param("sweep_cost.py", "| one run alone, 1 thread |", marks=pytest.mark.exhaustive),
         ("growth.py --folder {folder}", "| raters | training step |"),
         ("gpu.py --device cpu --no-compile --folder {folder}", "The host waits, in one step:"),
     ],

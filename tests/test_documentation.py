@@ -209,7 +209,14 @@ THAT_RUN = [name for name, page in zip(NAMES, PAGES, strict=True) if any(map(run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", THAT_RUN)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # what was tried, whose scripts other tests run
+        pytest.param(name, marks=pytest.mark.exhaustive) if name.startswith("experiments/") else name
+        for name in THAT_RUN
+    ],
+)
 def test_a_page_runs(workplace: Workplace, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     page = ROOT / name
     if name == PLAIN_PAGE:

@@ -57,16 +57,16 @@ def undisturbed_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "moments",
     [
-        [Moment("data")],
-        [Moment("training_step", 1)],
-        [Moment("moved", 7)],
+        pytest.param([Moment("data")], marks=pytest.mark.exhaustive),
+        pytest.param([Moment("training_step", 1)], marks=pytest.mark.exhaustive),
+        pytest.param([Moment("moved", 7)], marks=pytest.mark.exhaustive),
         [Moment("training_step", 9), Moment("training_step", 2), Moment("training_step", 1)],
-        [Moment("validation_step", 2)],
-        [Moment("moved", 2, file="best.ckpt")],
-        [Moment("half", 1)],
+        pytest.param([Moment("validation_step", 2)], marks=pytest.mark.exhaustive),
+        pytest.param([Moment("moved", 2, file="best.ckpt")], marks=pytest.mark.exhaustive),
+        pytest.param([Moment("half", 1)], marks=pytest.mark.exhaustive),
         [Moment("half", 8), Moment("unmoved", 1), Moment("half", 2, file="best.ckpt")],
-        [Moment("moved", 10), Moment("unmoved", 5)],
-        [Moment("moved", 15)],
+        pytest.param([Moment("moved", 10), Moment("unmoved", 5)], marks=pytest.mark.exhaustive),
+        pytest.param([Moment("moved", 15)], marks=pytest.mark.exhaustive),
         [Moment("test_step", 1)],
     ],
     ids=[
@@ -95,10 +95,10 @@ def test_a_training_killed_at_any_moment_ends_as_if_it_never_had_been(
 @pytest.mark.parametrize(
     "moments",
     [
-        [Moment("training_step", 18)],
+        pytest.param([Moment("training_step", 18)], marks=pytest.mark.exhaustive),
         [Moment("moved", 15), Moment("moved", 10)],
-        [Moment("half", 31)],
-        [Moment("moved", 31), Moment("test_step", 1)],
+        pytest.param([Moment("half", 31)], marks=pytest.mark.exhaustive),
+        pytest.param([Moment("moved", 31), Moment("test_step", 1)], marks=pytest.mark.exhaustive),
     ],
     ids=["second member", "between members", "half the whole", "after training"],
 )
@@ -119,10 +119,10 @@ def test_an_ensemble_killed_at_any_moment_ends_as_if_it_never_had_been(
     ("moment", "status", "steps"),
     [
         (Moment("training_step", 5), -signal.SIGKILL, 4),
-        (Moment("validation_step", 2), -signal.SIGKILL, 5),
-        (Moment("training_step", 5, signal.SIGTERM), STOPPED_STATUS, 5),
+        pytest.param(Moment("validation_step", 2), -signal.SIGKILL, 5, marks=pytest.mark.exhaustive),
+        pytest.param(Moment("training_step", 5, signal.SIGTERM), STOPPED_STATUS, 5, marks=pytest.mark.exhaustive),
         (Moment("training_step", 5, signal.SIGTERM, rank=1), STOPPED_STATUS, 5),
-        (Moment("validation_step", 1, signal.SIGUSR1), STOPPED_STATUS, 3),
+        pytest.param(Moment("validation_step", 1, signal.SIGUSR1), STOPPED_STATUS, 3, marks=pytest.mark.exhaustive),
     ],
     ids=["killed in a step", "killed in validation", "stopped in a step", "one stopped", "stopped in validation"],
 )
@@ -151,12 +151,12 @@ def scheduler(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("moment", "steps"),
     [
-        (Moment("data", 1, signal.SIGUSR1), None),
-        (Moment("training_step", 7, signal.SIGTERM), 7),
+        pytest.param(Moment("data", 1, signal.SIGUSR1), None, marks=pytest.mark.exhaustive),
+        pytest.param(Moment("training_step", 7, signal.SIGTERM), 7, marks=pytest.mark.exhaustive),
         (Moment("training_step", 7, signal.SIGUSR1), 7),
-        (Moment("training_step", 10, signal.SIGTERM), 10),
+        pytest.param(Moment("training_step", 10, signal.SIGTERM), 10, marks=pytest.mark.exhaustive),
         (Moment("validation_step", 2, signal.SIGUSR1), 10),
-        (Moment("moved", 2, signal.SIGTERM, file="best.ckpt"), 10),
+        pytest.param(Moment("moved", 2, signal.SIGTERM, file="best.ckpt"), 10, marks=pytest.mark.exhaustive),
         (Moment("test_step", 1, signal.SIGUSR1), 15),
     ],
     ids=["start", "step, TERM", "step, USR1", "last step of an epoch", "validation", "best written", "measurement"],

@@ -345,7 +345,7 @@ def test_records_are_plain_and_damaged_ones_are_told(petct: Path, tmp_path: Path
     assert "is damaged; remove it, or overwrite=true" in found.failed["CHUM-001"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_trial_of_triage_runs(tmp_path: Path) -> None:
     overrides = ("experiment=synthetic_petct", "inference.window=[48,48,16]", "inference.overlap=0")
     checkpoint = untrained(tmp_path / "best.ckpt", ImageFormat(3, 2, ("GTVn",)), *overrides)
