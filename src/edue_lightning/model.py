@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from edue_lightning.build import ImageFormat, build_preparation, set_inference
 from edue_lightning.checkpoints import load_method
 from edue_lightning.data.images import ImageError, ImageFile
-from edue_lightning.data.preparation import PreparedImage
+from edue_lightning.data.preparation import PreparedImage, require_channels
 from edue_lightning.data.unlabelled import ImageCase, read_case
 from edue_lightning.devices import chosen_device
 from edue_lightning.errors import UserError
@@ -114,7 +114,7 @@ class Model:
         files = [ImageFile(channel[None], None if spacing is None else tuple(spacing), placed) for channel in array]
         try:
             prepared = self._preparation.prepare(self._as_files(files), self.image_format.spatial_dims)
-            self._require_channels(prepared)
+            require_channels(prepared, self.image_format.channels)
             found = self.estimate(prepared)
         except ImageError as error:
             raise UserError(f"image: {error}") from error
@@ -174,10 +174,6 @@ class Model:
         if self.image_format.spatial_dims == 2:
             return [ImageFile(np.concatenate([channel.array for channel in channels]), channels[0].spacing)]
         return channels
-
-    def _require_channels(self, prepared: PreparedImage) -> None:
-        if len(prepared.image) != self.image_format.channels:
-            raise ImageError(f"has {len(prepared.image)} channels, but the model sees {self.image_format.channels}")
 
     def _prediction(self, case_id: str, prepared: PreparedImage, found: Estimate) -> Prediction:
         probability, disagreement = (

@@ -66,13 +66,13 @@ def find_files(
     return sorted(found, key=lambda path: path.parts)
 
 
-def volume_stem(path: Path) -> str:
-    """Return a NIfTI file's name without its ending.
+def stem_of(path: Path, endings: tuple[str, ...] = VOLUMES) -> str:
+    """Return a file's name without its ending, which must be one of those given, by default NIfTI's.
 
-    >>> volume_stem(Path("imagesTr/CHUM-001__CT.nii.gz"))
+    >>> stem_of(Path("imagesTr/CHUM-001__CT.nii.gz"))
     'CHUM-001__CT'
     """
-    ending = next(ending for ending in sorted(VOLUMES, key=len, reverse=True) if path.name.lower().endswith(ending))
+    ending = next(ending for ending in sorted(endings, key=len, reverse=True) if path.name.lower().endswith(ending))
     return path.name[: -len(ending)]
 
 

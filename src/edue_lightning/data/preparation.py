@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from edue_lightning.data.geometry import grid_of, resample
-from edue_lightning.data.images import ImageError, ImageFile
+from edue_lightning.data.images import ImageError, ImageFile, same_affine
 from edue_lightning.data.sample import Grid
 
 
@@ -39,10 +39,6 @@ class PreparedImage:
     def voxel_size(self) -> float:
         """Size of a voxel in mm² or mm³; 1 where it is not known."""
         return float(np.prod(self.spacing)) if self.spacing else 1.0
-
-    def with_spacing(self, spacing: tuple[float, ...]) -> PreparedImage:
-        """Return the image with another voxel size, as somebody knows it who wrote a table."""
-        return replace(self, spacing=spacing)
 
     def on_file(self, values: Tensor) -> NDArray[np.float32]:
         """Return a map `[*S]` on the voxels of the file, `[*F]`; 0 where the network saw nothing."""
@@ -100,7 +96,7 @@ class Stacked(Preparation):
         if any(file.shape != first.shape for file in files):
             raise ImageError("the images of the case differ in size; resample them to one grid")
         placed = [file.affine for file in files if file.affine is not None]
-        if any(not np.allclose(affine, placed[0], rtol=0, atol=1e-3) for affine in placed):
+        if not all(same_affine(affine, placed[0]) for affine in placed):
             raise ImageError("the images of the case have different affines; resample them to one grid")
         grid = grid_of(first.shape, placed[0]) if placed and spatial_dims == 3 else None
         spacing = next((file.spacing for file in files if file.spacing), None)
@@ -147,6 +143,16 @@ def require_axes(files: Sequence[ImageFile], spatial_dims: int) -> None:
     for file in files:
         if len(file.shape) != spatial_dims:
             raise ImageError(f"is {len(file.shape)}D, but the model sees {spatial_dims}D images")
+
+
+def require_channels(prepared: PreparedImage, channels: int) -> None:
+    """Check the number of channels.
+
+    Raises:
+        ImageError: if there is another one.
+    """
+    if len(prepared.image) != channels:
+        raise ImageError(f"has {len(prepared.image)} channels, but the model sees {channels}")
 
 
 def standardised(channel: NDArray[np.float32]) -> NDArray[np.float32]:

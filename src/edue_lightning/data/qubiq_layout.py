@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edue_lightning.data.listing import ListingProblems, find_files, volume_stem
+from edue_lightning.data.listing import ListingProblems, find_files, stem_of
 
 _MASK = re.compile(r"(?:task(?P<task>[0-9]+)|case[0-9]+(?:-[0-9]+)?)_seg(?P<rater>[0-9]+)", re.IGNORECASE)
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -161,12 +161,12 @@ def _case(folder: _Folder, problems: ListingProblems) -> QubiqCase | None:
 
 
 def _is_image(path: Path) -> bool:
-    return volume_stem(path).lower() == "image"
+    return stem_of(path).lower() == "image"
 
 
 def _mask_key(path: Path) -> tuple[str, str] | None:
     """Return rater and task of a mask, or None; where there is one task, some copies name masks after the case."""
-    match = _MASK.fullmatch(volume_stem(path))
+    match = _MASK.fullmatch(stem_of(path))
     return (f"{int(match['rater']):02d}", f"task{int(match['task'] or 1):02d}") if match else None
 
 

@@ -6,19 +6,20 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edue_lightning.data.files import can_be_in_file_name, one_line
 from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, read_image
-from edue_lightning.data.listing import ListingProblems, find_files
+from edue_lightning.data.listing import ListingProblems, find_files, stem_of
 from edue_lightning.data.manifest import locate
 from edue_lightning.data.manifest_table import TABLES, read_images
-from edue_lightning.data.preparation import Preparation, PreparedImage
+from edue_lightning.data.preparation import Preparation, PreparedImage, require_channels
 from edue_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
+_IMAGES = PICTURES + VOLUMES
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 # how a data set names the files of one case: HECKTOR's CT and PET, nnU-Net's channels, those that `convert` writes
 _CHANNEL_NAMES = (
@@ -78,13 +79,13 @@ def find_images(place: Path, channels: int, leave_out: Path | None = None) -> Im
         raise UserError(f"input={place}: no such file or folder")
     elif place.name.lower().endswith(TABLES):
         found = _in_table(place)
-    elif place.name.lower().endswith(PICTURES + VOLUMES):
+    elif place.name.lower().endswith(_IMAGES):
         found = _of_file(place, channels)
     else:
         endings = ", ".join((*PICTURES, *VOLUMES, *TABLES))
         raise UserError(f"input={place}: has none of the endings {endings}; give an image, a folder or a table")
     if not found.cases and not found.problems:
-        raise UserError(f"input={place}: holds no image with one of the endings {', '.join(PICTURES + VOLUMES)}")
+        raise UserError(f"input={place}: holds no image with one of the endings {', '.join(_IMAGES)}")
     refused = {case.case_id: reason for case in found.cases if (reason := _refusal(case)) is not None}
     told = [(one_line(name), one_line(reason)) for name, reason in (*found.problems, *refused.items())]
     return ImageCases([case for case in found.cases if case.case_id not in refused], told)
@@ -105,18 +106,17 @@ def read_case(case: ImageCase, preparation: Preparation, spatial_dims: int, chan
     first = case.files[0].name
     try:
         prepared = preparation.prepare(files, spatial_dims)
+        require_channels(prepared, channels)
     except ImageError as error:
         raise ImageError(f"{first}: {error}") from error
     # on another grid it may be of any size
     except MemoryError as error:
         raise ImageError(f"{first}: does not fit the memory as the model sees it; correct its affine") from error
-    if len(prepared.image) != channels:
-        raise ImageError(f"{first}: has {len(prepared.image)} channels, but the model sees {channels}")
     if case.spacing is None:
         return prepared
     if len(case.spacing) != spatial_dims:
         raise ImageError(f"{first}: spacing has {len(case.spacing)} numbers for {spatial_dims} axes")
-    return prepared.with_spacing(case.spacing)
+    return replace(prepared, spacing=case.spacing)
 
 
 def _refusal(case: ImageCase) -> str | None:
@@ -132,8 +132,8 @@ def _refusal(case: ImageCase) -> str | None:
 def _of_file(path: Path, channels: int) -> ImageCases:
     named = _channel_of(path) if channels > 1 else None
     if named is None:
-        return ImageCases([ImageCase(_stem(path), (path,))], [])
-    beside = [other for other in sorted(path.parent.iterdir()) if other.name.lower().endswith(PICTURES + VOLUMES)]
+        return ImageCases([ImageCase(stem_of(path, _IMAGES), (path,))], [])
+    beside = [other for other in sorted(path.parent.iterdir()) if other.name.lower().endswith(_IMAGES)]
     parts = [other for other in beside if (found := _channel_of(other)) is not None and found[0] == named[0]]
     grouped = _grouped(parts, path.parent, channels)
     return ImageCases([case for case in grouped.cases if path in case.files], grouped.problems)
@@ -143,9 +143,7 @@ def _in_folder(folder: Path, channels: int, leave_out: Path | None) -> ImageCase
     problems = ListingProblems(folder.resolve())
     outside = None if leave_out is None else leave_out.resolve()
     files = [
-        path
-        for path in find_files(problems, _nothing, PICTURES + VOLUMES)
-        if outside is None or not path.is_relative_to(outside)
+        path for path in find_files(problems, _nothing, _IMAGES) if outside is None or not path.is_relative_to(outside)
     ]
     told = [(line.partition(": ")[0], line.partition(": ")[2]) for line in problems.lines]
     if channels > 1 and any(_channel_of(path) is not None for path in files):
@@ -154,7 +152,7 @@ def _in_folder(folder: Path, channels: int, leave_out: Path | None) -> ImageCase
             log.info("%s: %d files are named like no channel and are passed over", folder, len(files) - len(parts))
         found = _grouped(parts, folder.resolve(), channels)
         return ImageCases(found.cases, [*told, *found.problems])
-    return ImageCases(_named([((path,), _stem(path)) for path in files], folder.resolve()), told)
+    return ImageCases(_named([((path,), stem_of(path, _IMAGES)) for path in files], folder.resolve()), told)
 
 
 def _nothing(folder: str) -> bool:  # noqa: ARG001
@@ -175,9 +173,9 @@ def _grouped(parts: Sequence[Path], root: Path, channels: int) -> ImageCases:
     cases: list[tuple[tuple[Path, ...], str]] = []
     for (_, case_id), files in groups.items():
         if sorted(files) != list(range(channels)):
-            if all(_NUMBERED.fullmatch(_stem(path)) for path in files.values()):
+            if all(_NUMBERED.fullmatch(stem_of(path, _IMAGES)) for path in files.values()):
                 # numbers of cases, not of channels
-                cases += [((path,), _stem(path)) for path in files.values()]
+                cases += [((path,), stem_of(path, _IMAGES)) for path in files.values()]
                 continue
             listed = ", ".join(path.name for path in files.values())
             problems.append((case_id, f"lacks a channel: there is {listed} alone"))
@@ -217,7 +215,7 @@ def _in_table(path: Path) -> ImageCases:
 
 def _channel_of(path: Path) -> tuple[str, int] | None:
     """Return the case and the number of the channel that a file's name tells, or None."""
-    stem = _stem(path)
+    stem = stem_of(path, _IMAGES)
     for pattern, channels in _CHANNEL_NAMES:
         named = pattern.fullmatch(stem)
         # pictures, which hold their colours in one file, are often numbered like that
@@ -225,10 +223,3 @@ def _channel_of(path: Path) -> tuple[str, int] | None:
         if named is not None and not is_number and named["channel"].lower() in channels:
             return named["case"], channels.index(named["channel"].lower())
     return None
-
-
-def _stem(path: Path) -> str:
-    ending = next(
-        ending for ending in sorted(PICTURES + VOLUMES, key=len, reverse=True) if path.name.lower().endswith(ending)
-    )
-    return path.name[: -len(ending)]

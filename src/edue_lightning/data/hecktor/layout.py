@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Literal
 
 from edue_lightning.data.files import relative_name
-from edue_lightning.data.listing import ListingProblems, find_files, volume_stem
+from edue_lightning.data.listing import ListingProblems, find_files, stem_of
 from edue_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ def _parts(files: Iterable[Path], problems: ListingProblems) -> list[_Part]:
         image = _image(path)
         if image is not None:
             images.append(image)
-        elif not _OF_OTHER_TASKS.fullmatch(volume_stem(path)):
+        elif not _OF_OTHER_TASKS.fullmatch(stem_of(path)):
             others.append(path)
     places = {(image.path.parent, image.case_id) for image in images}
     labels = [_label(path, places, problems) for path in others]
@@ -199,7 +199,7 @@ def _parts(files: Iterable[Path], problems: ListingProblems) -> list[_Part]:
 
 
 def _image(path: Path) -> _Part | None:
-    match = _IMAGE.fullmatch(volume_stem(path))
+    match = _IMAGE.fullmatch(stem_of(path))
     if match is None:
         return None
     is_ct = (match["upper"] or match["lower"]).upper() == "CT"
@@ -214,7 +214,7 @@ def _label(path: Path, places: Collection[tuple[Path, str]], problems: ListingPr
         places: folder and name of each case with an image.
         problems: takes the note.
     """
-    match = _LABEL.fullmatch(volume_stem(path))
+    match = _LABEL.fullmatch(stem_of(path))
     if match is None:
         names = "CASE__CT, CASE__PT, CASE or CASE__raterNAME"
         problems.add(path, f"has a name of none of the releases; call it {names}, or move it out of the data set")
