@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from edue_lightning.reporting.curves import quality_control
 from edue_lightning.reporting.figures import panel_figure, quality_control_figure, reliability_figure
 from edue_lightning.reporting.panels import load_panels
-from edue_lightning.reporting.run_folder import read_run
+from edue_lightning.runs.files import read_run
 
 HERE = Path(__file__).parent
 METHOD, STRUCTURE, SCORE = "edue", "nodule", "sv"

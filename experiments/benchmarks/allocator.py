@@ -1,4 +1,4 @@
-"""What it saves on a CPU to keep freed memory, as every command does (`edue_lightning.command.keep_freed_memory`).
+"""Time that a CPU saves by keeping freed memory (`edue_lightning.runtime.startup.keep_freed_memory`).
 
     python experiments/benchmarks/allocator.py
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from common import image_format, machine, method_of, parser, random_batch, ratio, table, training_step
 
-from edue_lightning.command import keep_freed_memory
+from edue_lightning.runtime.startup import keep_freed_memory
 
 
 @dataclass(frozen=True)

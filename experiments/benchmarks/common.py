@@ -16,8 +16,8 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 from torch.optim import Optimizer
 
-from edue_lightning.build import ImageFormat, build_method
-from edue_lightning.configuration import configuration_folder, resolved
+from edue_lightning.config.build import ImageFormat, build_method
+from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data.sample import RaterBatch
 from edue_lightning.methods import SegmentationMethod
 

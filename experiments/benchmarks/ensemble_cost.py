@@ -25,12 +25,12 @@ from torch import Tensor, multiprocessing, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.profiler import ProfilerActivity, profile
 
-from edue_lightning.command import keep_freed_memory
-from edue_lightning.cost import side_by_side
 from edue_lightning.data import RaterBatch
+from edue_lightning.evaluation.cost import side_by_side
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.methods.base import NetworkMethod
 from edue_lightning.methods.targets import member_target
+from edue_lightning.runtime.startup import keep_freed_memory
 
 PROCESSES = 2
 RATERS = 4

@@ -32,14 +32,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 
-from edue_lightning.build import ImageFormat, build_data, build_method
-from edue_lightning.command import EpochLines, keep_freed_memory, quiet_libraries
-from edue_lightning.cost import side_by_side
+from edue_lightning.config.build import ImageFormat, build_data, build_method
 from edue_lightning.data import RaterBatch, RaterDataModule
 from edue_lightning.data.loading import CaseSampler, KeyedSample, collate
+from edue_lightning.evaluation.cost import side_by_side
 from edue_lightning.methods.base import NetworkMethod
 from edue_lightning.methods.targets import member_target
-from edue_lightning.trainers import build_test_trainer, build_trainer
+from edue_lightning.runs.trainer import build_test_trainer, build_trainer
+from edue_lightning.runtime.startup import keep_freed_memory, quiet_libraries
+from edue_lightning.training.progress import EpochLines
 
 OURS, BARE, OTHER = "ours", "bare PyTorch", "torch-uncertainty"
 # the bare loop does not see to it that a training can be repeated to the last digit

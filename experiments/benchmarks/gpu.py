@@ -24,10 +24,10 @@ from common import RESULTS, image_format, machine, method_of, parser, random_bat
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from edue_lightning.command import keep_freed_memory, quiet_libraries
-from edue_lightning.cost import side_by_side
 from edue_lightning.data import RaterBatch
+from edue_lightning.evaluation.cost import side_by_side
 from edue_lightning.methods import SegmentationMethod
+from edue_lightning.runtime.startup import keep_freed_memory, quiet_libraries
 
 REFERENCE = "single"
 METHODS = (REFERENCE, "edue", "edue_moments", "layer_ensemble", "deep_ensemble")

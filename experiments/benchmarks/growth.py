@@ -22,11 +22,11 @@ import torch
 from common import RESULTS, image_format, machine, method_of, parser, random_batch, table, training_step
 from torch import Tensor
 
-from edue_lightning.command import keep_freed_memory, quiet_libraries
-from edue_lightning.cost import side_by_side
 from edue_lightning.data import RaterBatch
+from edue_lightning.evaluation.cost import side_by_side
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import CaseTable
+from edue_lightning.runtime.startup import keep_freed_memory, quiet_libraries
 
 CASES, SIZE, RATERS = 4, 128, 4
 SIZES, QUICK_SIZES = (32, 64, 128, 256, 512), (16, 32)

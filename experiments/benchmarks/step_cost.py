@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/step_cost.py
 
-Each round times every method once (`edue_lightning.cost.side_by_side`), so that a noisy machine is noisy to all; a
-ratio is the median over rounds of the two times within a round. A step of a deep ensemble is one of each member.
+Each round times every method once (`edue_lightning.evaluation.cost.side_by_side`), so that a noisy machine is noisy to
+all; a ratio is the median over rounds of the two times within a round. A step of a deep ensemble is one of each member.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from functools import partial
 import torch
 from common import image_format, machine, method_of, parser, random_batch, ratio, table, training_step
 
-from edue_lightning.command import keep_freed_memory
-from edue_lightning.cost import side_by_side
+from edue_lightning.evaluation.cost import side_by_side
 from edue_lightning.methods import parameter_count
+from edue_lightning.runtime.startup import keep_freed_memory
 
 REFERENCE = "single"
 METHODS = (REFERENCE, "edue", "edue_moments", "layer_ensemble", "deep_ensemble")

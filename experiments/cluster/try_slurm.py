@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from edue_lightning.reporting.run_folder import CONFIGURATION_FILE, METRICS_FILE, VALIDATION_FILE
+from edue_lightning.runs.files import CONFIGURATION_FILE, METRICS_FILE, VALIDATION_FILE
 
 HERE = Path(__file__).resolve().parent
 EPOCHS = 40

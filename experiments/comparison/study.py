@@ -23,7 +23,7 @@ import yaml
 
 from edue_lightning.metrics import MEAN_STRUCTURE
 from edue_lightning.reporting.comparison import to_markdown
-from edue_lightning.reporting.run_folder import (
+from edue_lightning.runs.files import (
     METRICS_COLUMNS,
     METRICS_FILE,
     VALIDATION_FILE,

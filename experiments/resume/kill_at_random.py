@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from edue_lightning.reporting.run_folder import CONFIGURATION_FILE, METRICS_FILE, VALIDATION_FILE
+from edue_lightning.runs.files import CONFIGURATION_FILE, METRICS_FILE, VALIDATION_FILE
 
 SETTINGS = [
     *("experiment=synthetic", "data.source.n_cases=48", "data.source.size=48", "data.batch_size=4"),

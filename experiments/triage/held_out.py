@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from edue_lightning.build import build_data, build_metric_settings
-from edue_lightning.checkpoints import load_method
+from edue_lightning.config.build import build_data, build_metric_settings
 from edue_lightning.data import RaterSample, SyntheticPetCt
 from edue_lightning.data.images import same_affine
-from edue_lightning.triage import Triage
+from edue_lightning.prediction.triage import Triage
+from edue_lightning.runs.checkpoints import load_method
 from edue_lightning.uncertainty import rater_mean
 
 NEW_SEED, NEW_CASES, SIZE, SPACING = 2000, 200, 48, 2.0

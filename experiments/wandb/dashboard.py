@@ -3,7 +3,7 @@
     python experiments/wandb/dashboard.py --entity E --project P
     python experiments/wandb/dashboard.py --entity E --project P --dry-run
 
-All keys come from `edue_lightning.wandb_results`, which logs them.
+All keys come from `edue_lightning.evaluation.wandb_results`, which logs them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces.reports.v2.interface import PanelTypes
 
-from edue_lightning.metrics import SCORES
-from edue_lightning.metrics.summary import MEAN_STRUCTURE
-from edue_lightning.reporting.run_folder import DISTORTION_SCORES
-from edue_lightning.wandb_results import (
+from edue_lightning.evaluation.wandb_results import (
     BOX,
     BOX_GROUPS,
     BOXES_TABLE,
@@ -40,6 +37,9 @@ from edue_lightning.wandb_results import (
     media_key,
     metric_key,
 )
+from edue_lightning.metrics import SCORES
+from edue_lightning.metrics.summary import MEAN_STRUCTURE
+from edue_lightning.runs.files import DISTORTION_SCORES
 
 SPLIT = "test"
 NAME = "Methods compared"

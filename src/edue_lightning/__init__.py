@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edue_lightning.model import Model
+    from edue_lightning.prediction.model import Model
 
 __version__ = version("edue-lightning")
 
 
 def load_model(checkpoint: Path | str, device: str = "auto") -> Model:
-    """Load a trained model for new images, see `edue_lightning.model.Model`.
+    """Load a trained model for new images, see `edue_lightning.prediction.model.Model`.
 
     Args:
         checkpoint: `checkpoints/best.ckpt` of a run.
@@ -23,6 +23,6 @@ def load_model(checkpoint: Path | str, device: str = "auto") -> Model:
         UserError: if the checkpoint cannot be used, or the device is not there.
     """
     # the commands do not need it, and importing it takes seconds
-    from edue_lightning.model import Model
+    from edue_lightning.prediction.model import Model
 
     return Model(checkpoint, device)

@@ -7,158 +7,25 @@ The exit status is 0 for data that can be trained on, 1 for data that cannot, 2 
 
 from __future__ import annotations
 
-import logging
 import sys
-import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, get_args
 
 import hydra
-import numpy as np
 from omegaconf import DictConfig
 
-from edue_lightning.build import build
-from edue_lightning.command import command, job_folder, quiet_libraries
-from edue_lightning.configuration import check_configuration, configuration_folder, resolved
-from edue_lightning.data import CaseSource, RaterDataModule
-from edue_lightning.data.source import Split
-from edue_lightning.data_overview import CASES_COLUMNS, CaseOverview, DataOverview, measure_case, number_text
-from edue_lightning.errors import UserError, counted
-from edue_lightning.records import write_configuration
-from edue_lightning.reporting.contact_sheet import SheetPanel, choose_sheet_cases, contact_sheet, sheet_panel
-from edue_lightning.reporting.run_folder import CASES_FILE, write_table
+from edue_lightning.config.command import command, job_folder
+from edue_lightning.config.schema import configuration_folder, resolved
+from edue_lightning.reporting.data_check import SHEET_FILE, SUMMARY_FILE, check
+from edue_lightning.runs.files import CASES_FILE
+from edue_lightning.runtime.startup import start_process
 
-log = logging.getLogger(__name__)
-
-SUMMARY_FILE = "summary.txt"
-SHEET_FILE = "contact_sheet.png"
-_SECONDS_BETWEEN_LINES = 20.0
-
-
-@dataclass
-class CheckConfiguration:
-    """Top level of `conf/check.yaml`."""
-
-    seed: int
-    output: str
-    data: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check found.
-
-    Attributes:
-        overview: of the cases that could be read.
-        problems: why the data cannot be trained on, one line each; empty if it can.
-    """
-
-    overview: DataOverview
-    problems: Sequence[str]
-
-    def problems_text(self) -> str:
-        """Return how many problems there are, and all of them."""
-        return "\n".join([f"{counted(self.problems)}, so this data cannot be trained on:", *self.problems])
-
-
-def check(configuration: Mapping[str, Any], folder: Path) -> Finding:
-    """Look at all cases of a data set, and write summary, table and contact sheet; one case is in memory at a time.
-
-    Args:
-        configuration: resolved and plain, as `conf/check.yaml` composes it.
-        folder: for the results, new or without results.
-
-    Raises:
-        UserError: if the configuration is invalid, the source cannot be opened at all, or the folder holds results.
-    """
-    check_configuration(configuration, CheckConfiguration)
-    data = configuration.get("data")
-    if data is None:
-        known = ", ".join(sorted(path.stem for path in Path(configuration_folder(), "data").glob("*.yaml")))
-        raise UserError(f"no data set to check; give one with data=NAME, one of {known}")
-    # the source is handed over and not built again, which would read all files twice
-    make_module = build({key: data[key] for key in data if key != "source"} | {"_partial_": True}, "data")
-    source: CaseSource = build(data["source"], "data.source")
-    note = data.get("note")
-    write_configuration(configuration, data["name"], note, folder)
-    problems = list(source.problems)
-    splits: dict[str, Split] = {}
-    if not problems:
-        try:
-            module: RaterDataModule = make_module(source=source)
-            splits = {record.case_id: split for split in get_args(Split) for record in module.splits[split]}
-            module.require(*get_args(Split))
-        except UserError as error:
-            problems.append(str(error))
-    cases = _measure(source, problems)
-    overview = DataOverview(data["name"], note, source.structures, source.raters, cases, splits)
-    finding = Finding(overview, problems)
-    _write(finding, source, folder)
-    return finding
-
-
-def _measure(source: CaseSource, problems: list[str]) -> list[CaseOverview]:
-    """Measure the cases that can be read, and add to the problems those that cannot.
-
-    Cases of another kind (axes, channels) than most are among the problems already, and no figure could cover both.
-    """
-    records = source.healthy()
-    cases = []
-    told = time.monotonic()
-    for number, record in enumerate(records, start=1):
-        try:
-            cases.append(measure_case(record, source.load(record.case_id)))
-        except UserError as error:
-            problems += str(error).splitlines()
-        if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
-            log.info("measured %d of %d cases", number, len(records))
-    usual = Counter(case.kind for case in cases).most_common(1)
-    return [case for case in cases if case.kind == usual[0][0]]
-
-
-def _write(finding: Finding, source: CaseSource, folder: Path) -> None:
-    overview = finding.overview
-    write_table(overview.cases_frame(), CASES_COLUMNS, folder / CASES_FILE)
-    if overview.cases:
-        _draw(overview, source, folder / SHEET_FILE)
-    text = overview.text()
-    if finding.problems:
-        text += "\n\n" + finding.problems_text()
-    (folder / SUMMARY_FILE).write_text(text + "\n")
-
-
-def _draw(overview: DataOverview, source: CaseSource, path: Path) -> None:
-    disagreement = np.array([case.sv_star.sum() for case in overview.cases])
-    panels = [_panel(overview.cases[position], source) for position in choose_sheet_cases(disagreement)]
-    raters = source.raters or [f"rater {slot}" for slot in range(1, len(panels[0].masks) + 1)]
-    notes = [] if source.raters else ["a colour is another person in each case"]
-    notes += [overview.note] if overview.note else []
-    contact_sheet(panels, raters, overview.structures, notes).savefig(path, dpi=150)
-
-
-def _panel(case: CaseOverview, source: CaseSource) -> SheetPanel:
-    sample = source.load(case.record.case_id)
-    raters = "1 rater" if case.n_raters == 1 else f"{case.n_raters} raters"
-    return sheet_panel(
-        case_id=sample.case_id,
-        caption=f"{raters}, SV* {number_text(case.sv_star.sum())} {case.unit}" if case.n_raters >= 2 else raters,
-        image=sample.image.numpy(),
-        masks=sample.masks.numpy(),
-        valid=sample.valid.numpy(),
-        spacing=sample.spacing,
-        affine=None if sample.affine is None else sample.affine.numpy(),
-    )
+__all__ = ["check", "main"]
 
 
 @hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="check")
 @command
 def main(config: DictConfig) -> None:
     """Run the command."""
-    quiet_libraries()
+    start_process()
     folder = job_folder()
     finding = check(resolved(config), folder)
     print(finding.overview.text())
@@ -169,4 +36,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # launchers hand the function to other processes, which find its module by this name alone
+    from edue_lightning.check import main as importable_main
+
+    importable_main()

@@ -8,139 +8,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import hydra
-import pytorch_lightning as pl
 from omegaconf import DictConfig
 
-from edue_lightning.build import ImageFormat, build_data, build_distortions, build_metric_settings, set_inference
-from edue_lightning.checkpoints import load_method
-from edue_lightning.command import command, job_folder, quiet_libraries
-from edue_lightning.configuration import (
-    check_configuration,
-    check_only_ours,
-    configuration_folder,
-    resolved,
-)
-from edue_lightning.data import RaterDataModule
-from edue_lightning.devices import with_free_device
-from edue_lightning.errors import UserError
-from edue_lightning.evaluation import Evaluation
-from edue_lightning.measurement import Measurement, measure_method, measure_predictions
-from edue_lightning.prediction_folder import PredictionFolder
-from edue_lightning.prediction_writer import PredictionWriter
-from edue_lightning.processes import is_first_process, launch, quiet_unless_first
-from edue_lightning.records import write_configuration
-from edue_lightning.shift import measure_shift
-from edue_lightning.trainers import build_test_trainer
+from edue_lightning.config.command import command, job_folder
+from edue_lightning.config.schema import check_configuration, configuration_folder, resolved
+from edue_lightning.evaluation.run import EvaluateConfiguration, evaluate
+from edue_lightning.runtime.processes import launch
+from edue_lightning.runtime.startup import start_process
+
+__all__ = ["evaluate", "main"]
 
 log = logging.getLogger(__name__)
 
-PREDICTIONS_FOLDER = "predictions"
 
-
-@dataclass
-class EvaluateConfiguration:
-    """Top level of `conf/evaluate.yaml`."""
-
-    ckpt: str | None
-    predictions: str | None
-    split: Literal["train", "val", "test", "all"]
-    output: str
-    save_predictions: bool
-    label: str | None
-    seed: int
-    bootstrap_resamples: int
-    trainer: dict[str, Any]
-    metrics: dict[str, Any] | None = None
-    inference: dict[str, Any] | None = None
-    data: dict[str, Any] | None = None
-    distortions: dict[str, Any] | None = None
-
-
-def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
-    """Measure a checkpoint or a folder of predictions, as a configuration says.
-
-    Args:
-        configuration: resolved and plain, as `conf/evaluate.yaml` composes it; without `data` or `metrics`, the
-            checkpoint's own.
-        folder: for the results, new or without results.
-
-    Raises:
-        UserError: if the checkpoint, the predictions or the data cannot be used, do not fit each other, or the folder
-            holds results.
-    """
-    check_configuration(configuration, EvaluateConfiguration)
-    if (configuration["ckpt"] is None) == (configuration["predictions"] is None):
-        raise UserError("give one of ckpt=PATH (a trained model) and predictions=DIR (the predictions of any model)")
-    if configuration["save_predictions"] and configuration["ckpt"] is None:
-        raise UserError("save_predictions=true: the predictions of predictions=DIR are saved already; give ckpt=PATH")
-    if configuration.get("distortions") is not None and configuration["ckpt"] is None:
-        raise UserError("distortions: predictions=DIR were made on the images as they are; give ckpt=PATH")
-    pl.seed_everything(int(configuration["seed"]), workers=True, verbose=False)
-    quiet_unless_first()
-    if configuration["ckpt"] is None:
-        evaluation = _predictions(configuration, folder)
-    else:
-        with with_free_device(configuration["trainer"]) as trainer:
-            evaluation = _checkpoint(configuration, trainer, folder)
-    evaluation.write(folder)
-    return evaluation
-
-
-def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any], folder: Path) -> Evaluation:
-    path = Path(configuration["ckpt"])
-    method, wanted, trained, _ = load_method(path)
-    data = _data(configuration.get("data") or trained.get("data"), str(path))
-    found = ImageFormat.of(data.source)
-    if found != wanted:
-        raise UserError(f"{path}: was trained for {wanted}, but data={data.name} has {found}")
-    if configuration.get("inference") is not None:
-        set_inference(method, configuration["inference"], wanted)
-    label = configuration["label"] or trained.get("label") or method.label
-    measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
-    distortions = build_distortions(configuration.get("distortions"))
-    used = {"data": configuration.get("data") or trained["data"], "seed": trained["seed"]}
-    if is_first_process():
-        write_configuration({**configuration, **used}, label, data.note, folder)
-    callbacks = []
-    if configuration["save_predictions"]:
-        callbacks.append(PredictionWriter(folder / PREDICTIONS_FOLDER, data, measurement.split))
-    evaluation = measure_method(method, data, measurement, build_test_trainer(trainer_node, callbacks=callbacks))
-    if distortions is not None:
-        measure_shift(method, data, distortions, label, measurement.split, measurement.settings).write(folder)
-    return evaluation
-
-
-def _predictions(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
-    path = Path(configuration["predictions"])
-    data = _data(configuration.get("data"), f"predictions={path}")
-    predictions = PredictionFolder(path, data.source.structures)
-    label = configuration["label"] or path.resolve().name
-    measurement = _measurement(configuration, configuration.get("metrics"), label, data)
-    predictions.check(data.records(measurement.split), data.records("all"), data.source)
-    write_configuration(configuration, label, data.note, folder)
-    return measure_predictions(predictions, data, measurement)
-
-
-def _data(configuration: Mapping[str, Any] | None, where: str) -> RaterDataModule:
-    if configuration is None:
-        raise UserError(f"{where}: no data set to measure it on; give one with data=NAME")
-    check_only_ours(configuration, where)
-    return build_data({"data": configuration})
-
-
-def _measurement(
-    configuration: Mapping[str, Any], metrics: Mapping[str, Any] | None, label: str, data: RaterDataModule
-) -> Measurement:
-    settings = build_metric_settings(metrics, data.source.structures)
-    return Measurement(label, configuration["split"], settings, int(configuration["bootstrap_resamples"]))
-
-
-def _evaluate_and_tell(configuration: Mapping[str, Any], folder: Path) -> None:
+def _evaluate_and_log(configuration: Mapping[str, Any], folder: Path) -> None:
     evaluation = evaluate(configuration, folder)
     log.info("%s\n%s", folder, evaluation.headline())
 
@@ -149,13 +34,13 @@ def _evaluate_and_tell(configuration: Mapping[str, Any], folder: Path) -> None:
 @command
 def main(config: DictConfig) -> None:
     """Run the command."""
-    quiet_libraries()
+    start_process()
     configuration = resolved(config)
     check_configuration(configuration, EvaluateConfiguration)
     if configuration["predictions"] is None:
-        launch(_evaluate_and_tell, configuration, job_folder())
+        launch(_evaluate_and_log, configuration, job_folder())
     else:
-        _evaluate_and_tell(configuration, job_folder())
+        _evaluate_and_log(configuration, job_folder())
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from edue_lightning.command import command
-from edue_lightning.configuration import check_configuration, configuration_folder, resolved
+from edue_lightning.config.command import command
+from edue_lightning.config.schema import check_configuration, configuration_folder, resolved
 from edue_lightning.reporting import ReportPaths, write_report
+from edue_lightning.runtime.startup import start_process
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +45,13 @@ def report(configuration: Mapping[str, Any]) -> ReportPaths:
 @command
 def main(config: DictConfig) -> None:
     """Run the command."""
+    start_process()
     paths = report(resolved(config))
     log.info("\n%s\nfigures: %s\nreport: %s", paths.markdown.read_text(), paths.figures, paths.html)
 
 
 if __name__ == "__main__":
-    main()
+    # launchers hand the function to other processes, which find its module by this name alone
+    from edue_lightning.report import main as importable_main
+
+    importable_main()

@@ -19,8 +19,8 @@ from riga_files import save as save_picture
 
 from edue_lightning.data import CaseSource, HecktorSource, ManifestSource, QubiqSource, RigaSource
 from edue_lightning.data.images import ImageError, ImageFile
+from edue_lightning.data.new_images import ImageCase, read_case
 from edue_lightning.data.preparation import Preparation, PreparedImage, SquarePicture, Stacked
-from edue_lightning.data.unlabelled import ImageCase, read_case
 
 
 def seen_anew(source: CaseSource, settings: Mapping[str, Any], *files: Path) -> PreparedImage:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from edue_lightning.data import Grid, ManifestSource, RaterSample
-from edue_lightning.data.files import FileCase
+from edue_lightning.data.file_source import FileCase
 from edue_lightning.data.prepared import PreparedCases
 from edue_lightning.errors import UserError
 

@@ -9,14 +9,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from edue_lightning.build import ImageFormat, build_method
-from edue_lightning.checkpoints import checkpoint_entries, load_method, save_method
-from edue_lightning.configuration import configuration_folder, resolved
+from edue_lightning.config.build import ImageFormat, build_method
+from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data import RaterBatch, RaterDataModule, SyntheticFundus
 from edue_lightning.losses import SegmentationLoss
 from edue_lightning.methods import Inference, MonteCarloDropout, OptimizerSettings
 from edue_lightning.methods.targets import member_target
 from edue_lightning.networks import HeadLayout, MultiHeadUNet
+from edue_lightning.runs.checkpoints import checkpoint_entries, load_method, save_method
 
 STRUCTURES = ("disc", "cup")
 

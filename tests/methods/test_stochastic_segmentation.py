@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from edue_lightning.build import ImageFormat, build_method
-from edue_lightning.checkpoints import checkpoint_entries, load_method, save_method
-from edue_lightning.configuration import configuration_folder, resolved
+from edue_lightning.config.build import ImageFormat, build_method
+from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data import RaterBatch, RaterDataModule, SyntheticFundus
 from edue_lightning.losses import SegmentationLoss
 from edue_lightning.methods import Inference, OptimizerSettings, StochasticSegmentation
 from edue_lightning.methods.stochastic_segmentation import LogitDistribution, negative_log_likelihood
 from edue_lightning.methods.targets import member_target
 from edue_lightning.networks import HeadLayout, MultiHeadUNet
+from edue_lightning.runs.checkpoints import checkpoint_entries, load_method, save_method
 
 STRUCTURES = ("disc", "cup")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from reporting.run_files import write_cost, write_distortions, write_run, write_validation
+from run_files import write_cost, write_distortions, write_run, write_validation
 
 from edue_lightning.reporting import Run, read_run
 from edue_lightning.reporting.curves import (
@@ -17,14 +17,14 @@ from edue_lightning.reporting.curves import (
     pooled_reliability,
     quality_control,
 )
-from edue_lightning.reporting.run_folder import (
+from edue_lightning.reporting.tables import cost_table, detection_table
+from edue_lightning.runs.files import (
     DISTORTED_CASES_COLUMNS,
     DISTORTED_CASES_FILE,
     DISTORTION_SCORES,
     QUALITY_CONTROL_COLUMNS,
     write_table,
 )
-from edue_lightning.reporting.tables import cost_table, detection_table
 
 
 @pytest.fixture

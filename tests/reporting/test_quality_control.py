@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from edue_lightning.evaluation import Evaluation
+from edue_lightning.evaluation.result import Evaluation
 from edue_lightning.metrics import SCORES, MetricSettings, case_statistics, quality_control_curve, summarise
-from edue_lightning.reporting.run_folder import QUALITY_CONTROL_COLUMNS
+from edue_lightning.runs.files import QUALITY_CONTROL_COLUMNS
 
 STRUCTURES = ("disc", "cup")
 CASES = 6

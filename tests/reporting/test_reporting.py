@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from reporting.run_files import (
+from run_files import (
     METRICS,
     RESAMPLES,
     panel,
@@ -39,7 +39,7 @@ from edue_lightning.reporting.panels import (
     most_disputed_slice,
     save_panels,
 )
-from edue_lightning.reporting.run_folder import CASES_COLUMNS, METRICS_COLUMNS
+from edue_lightning.runs.files import CASES_COLUMNS, METRICS_COLUMNS
 
 
 @pytest.fixture

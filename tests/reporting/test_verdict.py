@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from reporting.run_files import RESAMPLES, write_cost, write_values
+from run_files import RESAMPLES, write_cost, write_values
 
 from edue_lightning.reporting import judge, read_run
 from edue_lightning.reporting.comparison import paired_difference, replicates_over_seeds
 from edue_lightning.reporting.findings import Finding, Verdict
-from edue_lightning.reporting.run_folder import METRICS_COLUMNS, Replicates, Run, write_replicates, write_table
 from edue_lightning.reporting.verdict_text import sentence, sentences, summary, table
+from edue_lightning.runs.files import METRICS_COLUMNS, Replicates, Run, write_replicates, write_table
 
 NOTHING = dict.fromkeys(("image_pearson", "pixel_pearson"), 0.5)
 

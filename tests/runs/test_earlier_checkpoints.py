@@ -16,11 +16,11 @@ import pytest
 from numpy.typing import NDArray
 
 import edue_lightning
-from edue_lightning.build import build_data, build_metric_settings
-from edue_lightning.checkpoints import load_method
-from edue_lightning.configuration import check_only_ours
-from edue_lightning.measurement import Measurement, measure_method
-from edue_lightning.trainers import build_test_trainer
+from edue_lightning.config.build import build_data, build_metric_settings
+from edue_lightning.config.schema import check_only_ours, with_current_targets
+from edue_lightning.evaluation.measure import Measurement, measure_method
+from edue_lightning.runs.checkpoints import load_method
+from edue_lightning.runs.trainer import build_test_trainer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "earlier_layout"
 FIGURES: dict[str, dict[str, Any]] = json.loads((FIXTURES / "figures.json").read_text())
@@ -73,4 +73,4 @@ def test_every_earlier_target_still_leads_to_a_class() -> None:
     assert len(targets) == 28
     for target in targets:
         if target.startswith("edue_lightning."):
-            check_only_ours({"_target_": target}, "earlier configuration")
+            check_only_ours(with_current_targets({"_target_": target}), "earlier configuration")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edue_lightning.data import CaseRecord, RaterSample
-from edue_lightning.data.files import CaseReading, FileCase, FileSource, NamedImage, compare_grids, stack_case
+from edue_lightning.data.file_source import CaseReading, FileCase, FileSource, NamedImage, compare_grids, stack_case
 from edue_lightning.data.images import read_image, read_mask
 from edue_lightning.data.preparation import Stacked
 

@@ -1,17 +1,17 @@
 """Multi-rater data: one contract, one data module, and the sources that know where cases come from."""
 
 from edue_lightning.data.augmentation import Augmentation
-from edue_lightning.data.hecktor import HecktorSource
-from edue_lightning.data.lidc import LidcContours, LidcScans
-from edue_lightning.data.manifest import ManifestSource
 from edue_lightning.data.module import RaterDataModule
 from edue_lightning.data.patches import PatchSampling
-from edue_lightning.data.qubiq import QubiqSource
-from edue_lightning.data.riga import RigaSource
 from edue_lightning.data.sample import Grid, RaterBatch, RaterSample, collate_samples
 from edue_lightning.data.source import CaseRecord, CaseSource
+from edue_lightning.data.sources.hecktor import HecktorSource
+from edue_lightning.data.sources.lidc import LidcContours, LidcScans
+from edue_lightning.data.sources.manifest.source import ManifestSource
+from edue_lightning.data.sources.qubiq.source import QubiqSource
+from edue_lightning.data.sources.riga import RigaSource
+from edue_lightning.data.sources.synthetic import SyntheticFundus, SyntheticPetCt
 from edue_lightning.data.splits import SplitFractions, split_cases
-from edue_lightning.data.synthetic import SyntheticFundus, SyntheticPetCt
 
 __all__ = [
     "Augmentation",

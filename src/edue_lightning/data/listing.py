@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from edue_lightning.data.files import problem_line, relative_name
+from edue_lightning.data.file_source import problem_line, relative_name
 from edue_lightning.data.images import VOLUMES
 
 DEEPEST = 6

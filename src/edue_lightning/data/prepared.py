@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from edue_lightning.data.atomic import write_whole
+from edue_lightning.atomic import write_whole
 from edue_lightning.data.sample import Grid, RaterSample
 from edue_lightning.errors import UserError
+from edue_lightning.text import first_line
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class PreparedCases:
             write_whole(path, lambda temporary: torch.save(stored, temporary))
         # torch reports a full disk as RuntimeError
         except (OSError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(
                 f"{path}: cannot be written ({reason}); free some space, or choose another data.cache"
             ) from error

@@ -6,10 +6,10 @@ EDUE, layer ensembles, deep ensembles, Monte Carlo dropout, stochastic segmentat
 from edue_lightning.methods.base import NetworkFactory, OptimizerSettings, SegmentationMethod, parameter_count
 from edue_lightning.methods.deep_ensemble import DeepEnsemble
 from edue_lightning.methods.edue import EDUE
-from edue_lightning.methods.inference import Inference
 from edue_lightning.methods.layer_ensemble import LayerEnsemble
 from edue_lightning.methods.monte_carlo_dropout import MonteCarloDropout
 from edue_lightning.methods.single import SingleNetwork
+from edue_lightning.methods.sliding_window import Inference
 from edue_lightning.methods.stochastic_segmentation import StochasticSegmentation
 
 __all__ = [

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from edue_lightning.data.sample import RaterBatch
 from edue_lightning.losses import SegmentationLoss
-from edue_lightning.methods.inference import Inference
+from edue_lightning.methods.sliding_window import Inference
 from edue_lightning.metrics import VALIDATION_METRICS, CaseTable, MetricSettings
 from edue_lightning.networks import HeadLayout
 

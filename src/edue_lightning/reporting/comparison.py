@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edue_lightning.errors import UserError
 from edue_lightning.metrics import LOWER_IS_BETTER, interval
-from edue_lightning.reporting.run_folder import METRICS_COLUMNS, Run
+from edue_lightning.runs.files import METRICS_COLUMNS, Run
 
 COMPARISON_COLUMNS = (*METRICS_COLUMNS, "seeds")
 DIFFERENCE_COLUMNS = (

@@ -10,8 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from edue_lightning.metrics import SCORES
-from edue_lightning.reporting.run_folder import CLEAN, POOLED_KINDS, POOLED_SEVERITY, Run
 from edue_lightning.reporting.selection import best_metric
+from edue_lightning.runs.files import CLEAN, POOLED_KINDS, POOLED_SEVERITY, Run
 
 Array = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edue_lightning.metrics import LOWER_IS_BETTER
-from edue_lightning.reporting.run_folder import Run
+from edue_lightning.runs.files import Run
 
 
 def validation_mean(runs: Sequence[Run], structure: str, metric: str) -> float:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from edue_lightning.reporting.comparison import group_by_subject
 from edue_lightning.reporting.curves import auroc_by_kind
-from edue_lightning.reporting.run_folder import POOLED_KINDS, Run
+from edue_lightning.runs.files import POOLED_KINDS, Run
 
 DIFFERENCE_METRICS = ("dice", "nll", "ece", "image_pearson", "image_spearman_normalised", "pixel_pearson")
 DETECTION_SCORES = ("sv", "model_agreement", "entropy")

@@ -21,8 +21,8 @@ from edue_lightning.reporting.comparison import (
     replicates_over_seeds,
 )
 from edue_lightning.reporting.findings import OVER_DATA, TEST, UNDEFINED, Answer, Finding, Measure, Verdict, listed
-from edue_lightning.reporting.run_folder import Run
 from edue_lightning.reporting.selection import best_metric, goodness, validation_mean
+from edue_lightning.runs.files import Run
 
 Array = NDArray[np.float64]
 

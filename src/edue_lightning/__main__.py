@@ -1,0 +1,44 @@
+"""The console script: `edue COMMAND ...` does what `python -m edue_lightning.COMMAND ...` does."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from edue_lightning import __version__
+
+COMMANDS = {
+    "check": "look at a data set: what there is, and everything that is wrong",
+    "train": "train a method on a data set, and measure it",
+    "evaluate": "measure a checkpoint, or the predictions of any model",
+    "predict": "write masks, disagreement maps and the list of cases to look at, for new images",
+    "report": "compare all runs below a folder",
+    "convert": "write any data set as a folder with a manifest",
+    "export": "export a model as ONNX, as a program of torch.export, or as a MONAI bundle",
+}
+"""What each command does, by its name."""
+
+
+def usage() -> str:
+    """Return the text of `edue --help`."""
+    lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: edue COMMAND [OVERRIDE ...]", "", *lines, "", "edue COMMAND --help shows its choices."])
+
+
+def main() -> None:
+    """Run the command that the first argument names, with the arguments after it."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(usage())
+    elif name == "--version":
+        print(f"edue-lightning {__version__}")
+    elif name in COMMANDS:
+        sys.argv[:] = [f"{sys.argv[0]} {name}", *sys.argv[2:]]
+        import_module(f"edue_lightning.{name}").main()
+    else:
+        print(f"error: unknown command {name!r}\n\n{usage()}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

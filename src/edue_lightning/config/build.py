@@ -1,0 +1,171 @@
+"""From a checked configuration to objects."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from edue_lightning.config.schema import check_only_ours
+from edue_lightning.data import CaseSource, RaterDataModule
+from edue_lightning.data.preparation import Preparation
+from edue_lightning.distortions import Distortions
+from edue_lightning.errors import UserError
+from edue_lightning.methods import Inference, SegmentationMethod
+from edue_lightning.metrics import MetricSettings
+from edue_lightning.networks import HeadLayout
+
+# what a call raises that does not like its arguments
+_REFUSALS = (UserError, ValueError, TypeError, MisconfigurationException)
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """What a network must know of the images.
+
+    Attributes:
+        spatial_dims: 2 or 3.
+        channels: C.
+        structures: names of the K structures.
+    """
+
+    spatial_dims: int
+    channels: int
+    structures: tuple[str, ...]
+
+    @classmethod
+    def of(cls, source: CaseSource) -> ImageFormat:
+        """Return the format of a source's images."""
+        return cls(source.spatial_dims, source.channels, tuple(source.structures))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ImageFormat:
+        """Return the format that `as_dict` described."""
+        return cls(int(values["spatial_dims"]), int(values["channels"]), tuple(values["structures"]))
+
+    def __str__(self) -> str:
+        return f"{self.spatial_dims}D images of {self.channels} channels with {', '.join(self.structures)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the format as plain values."""
+        return {**dataclasses.asdict(self), "structures": list(self.structures)}
+
+
+def build(node: Mapping[str, Any], name: str, **arguments: Any) -> Any:
+    """Make the object that a configuration node describes.
+
+    Args:
+        node: resolved, with its `_target_`.
+        name: of the node, for the message.
+        arguments: for a node with `_partial_`, which is called with them; without any it is left for later.
+
+    Raises:
+        UserError: if the described call refuses its arguments.
+    """
+    try:
+        made = instantiate(dict(node), _convert_="all")
+        return made(**arguments) if arguments else made
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if not isinstance(cause, _REFUSALS):
+            raise
+    except _REFUSALS as error:
+        cause = error
+    if isinstance(cause, UserError):
+        raise cause from None
+    raise UserError(f"{name}: {cause}") from cause
+
+
+def build_data(configuration: Mapping[str, Any]) -> RaterDataModule:
+    """Make the data module of a configuration, reading the list of its cases."""
+    data: RaterDataModule = build(configuration["data"], "data")
+    return data
+
+
+def build_preparation(configuration: Mapping[str, Any]) -> Preparation:
+    """Return how the data set of a configuration prepares its images, without the data set being there.
+
+    Raises:
+        UserError: if the configuration names no data set of ours.
+    """
+    node = dict((configuration.get("data") or {}).get("source") or {})
+    check_only_ours(node, "data.source")
+    source: type[CaseSource] = get_class(str(node.pop("_target_", "")))
+    preparation: Preparation = source.preparation(node)
+    return preparation
+
+
+def build_distortions(node: Mapping[str, Any] | None) -> Distortions | None:
+    """Make the distortions of a configuration, or none where there is no node."""
+    if node is None:
+        return None
+    distortions: Distortions = build(node, "distortions")
+    return distortions
+
+
+def build_metric_settings(node: Mapping[str, Any] | None, structures: Sequence[str]) -> MetricSettings:
+    """Make the settings of the metrics, or the default ones where there is no node, and check them.
+
+    Raises:
+        UserError: if a setting does not fit the structures.
+    """
+    settings: MetricSettings = MetricSettings() if node is None else build(node, "metrics")
+    try:
+        settings.check(tuple(structures))
+    except ValueError as error:
+        raise UserError(f"metrics: {error}") from error
+    return settings
+
+
+def build_method(configuration: Mapping[str, Any], image_format: ImageFormat) -> SegmentationMethod:
+    """Make the method of a configuration, its networks freshly initialised.
+
+    Args:
+        configuration: with the nodes `method`, `network`, `loss` and `optimizer`, and `inference` unless whole images
+            are seen at once.
+        image_format: what the networks are made for.
+    """
+    make_network = build(configuration["network"], "network")
+
+    def network(heads: HeadLayout) -> nn.Module:
+        module: nn.Module = make_network(
+            spatial_dims=image_format.spatial_dims,
+            in_channels=image_format.channels,
+            structures=len(image_format.structures),
+            heads=heads,
+        )
+        return module
+
+    make_method = build(configuration["method"], "method")
+    try:
+        method: SegmentationMethod = make_method(
+            network=network,
+            structures=image_format.structures,
+            loss=build(configuration["loss"], "loss"),
+            optimizer=build(configuration["optimizer"], "optimizer"),
+        )
+    except ValueError as error:
+        raise UserError(f"method: {error}") from error
+    set_inference(method, configuration.get("inference"), image_format)
+    return method
+
+
+def set_inference(method: SegmentationMethod, node: Mapping[str, Any] | None, image_format: ImageFormat) -> None:
+    """Choose how a method (and each of its trainees) sees whole images: as a node says, or at once without one.
+
+    Raises:
+        UserError: if the node cannot be used with such images.
+    """
+    inference: Inference = Inference() if node is None else build(node, "inference")
+    if inference.window is not None and len(inference.window) != image_format.spatial_dims:
+        raise UserError(f"inference.window={list(inference.window)}: the images are {image_format.spatial_dims}D")
+    for part in (method, *method.trainees()):
+        part.inference = inference

@@ -1,0 +1,94 @@
+"""Any data set as a folder with a manifest, in files that every program opens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import nibabel
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from edue_lightning.data.module import RaterDataModule
+from edue_lightning.data.sample import RaterSample
+from edue_lightning.data.source import CaseRecord, Split
+from edue_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.csv"
+
+
+def write_manifest(data: RaterDataModule, folder: Path) -> int:
+    """Write every case of a data set, one in memory at a time, and the manifest last.
+
+    Images are written as the loader gives them (float32: TIFF, one file per channel, in 2D; NIfTI in 3D), masks as PNG
+    or NIfTI. The manifest keeps patients, splits (as drawn, where they are drawn), spacings and missing raters; read it
+    with `data=manifest data.source.standardise=false`, and it gives the same samples.
+
+    Args:
+        data: the data set.
+        folder: place for the files, new or empty.
+
+    Returns:
+        the number of cases.
+
+    Raises:
+        UserError: if the folder holds something, or a file cannot be written.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"output={folder}: is not empty, and nothing is overwritten; choose another folder")
+    split_of = {record.case_id: split for split in get_args(Split) for record in data.splits[split]}
+    source = data.source
+    rows: list[dict[str, str]] = []
+    try:
+        for kind in ("images", "masks"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+        for number, record in enumerate(source.cases(), 1):
+            sample = source.load(record.case_id)
+            raters = source.raters or [f"slot {slot}" for slot in range(1, len(sample.valid) + 1)]
+            rows += _write_case(folder, record, split_of[record.case_id], sample, raters, source.structures)
+            log.info("%d of %d cases: %s", number, len(data.splits["all"]), record.case_id)
+        pd.DataFrame(rows).to_csv(folder / MANIFEST, index=False)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
+    return len(data.splits["all"])
+
+
+def _write_case(
+    folder: Path,
+    record: CaseRecord,
+    split: Split,
+    sample: RaterSample,
+    raters: tuple[str, ...] | list[str],
+    structures: tuple[str, ...],
+) -> Iterator[dict[str, str]]:
+    """Write a case's files, and give its rows of the manifest."""
+    row = {"case_id": record.case_id, "patient": record.group, "split": split}
+    if sample.spacing is not None:
+        row["spacing"] = "x".join(repr(float(size)) for size in sample.spacing)
+    for channel, values in enumerate(sample.image.numpy(), 1):
+        column = "image" if channel == 1 else f"image{channel}"
+        row[column] = _save(folder, f"images/{record.case_id}__{channel}", values, sample)
+    for slot, rater in enumerate(raters):
+        for k, structure in enumerate(structures):
+            if sample.valid[slot]:
+                mask = sample.masks[slot, k].numpy()
+                name = f"masks/{record.case_id}__{slot + 1}__{k + 1}"
+                # an empty field says that the rater outlined nothing
+                file = _save(folder, name, mask * np.uint8(255), sample) if mask.any() else ""
+                yield {**row, "mask": file, "rater": rater, "structure": structure}
+
+
+def _save(folder: Path, name: str, array: np.ndarray, sample: RaterSample) -> str:
+    if array.ndim == 3:
+        file = f"{name}.nii.gz"
+        affine = np.diag([*(sample.spacing or (1, 1, 1)), 1]) if sample.affine is None else sample.affine.numpy()
+        nibabel.save(nibabel.Nifti1Image(array, affine), folder / file)
+    else:
+        file = f"{name}.tif" if array.dtype == np.float32 else f"{name}.png"
+        Image.fromarray(array).save(folder / file)
+    return file

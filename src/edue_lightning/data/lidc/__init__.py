@@ -1,5 +1,0 @@
-"""LIDC-IDRI: outlines of up to four radiologists on one slice of each nodule."""
-
-from edue_lightning.data.lidc.source import LidcContours, LidcScans
-
-__all__ = ["LidcContours", "LidcScans"]

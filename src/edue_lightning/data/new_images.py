@@ -1,0 +1,225 @@
+"""New images without raters: one file, a folder of them, or a table that names them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, read_image
+from edue_lightning.data.listing import ListingProblems, find_files, stem_of
+from edue_lightning.data.preparation import Preparation, PreparedImage, require_channels
+from edue_lightning.data.sources.manifest.source import locate
+from edue_lightning.data.sources.manifest.table import TABLES, read_images
+from edue_lightning.errors import UserError
+from edue_lightning.text import can_be_in_file_name, one_line
+
+log = logging.getLogger(__name__)
+
+_IMAGES = PICTURES + VOLUMES
+_NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+# how a data set names the files of one case: HECKTOR's CT and PET, nnU-Net's channels, those that `convert` writes
+_CHANNEL_NAMES = (
+    (re.compile(r"(?P<case>.+?)_{1,2}(?P<channel>CT|PT|ct|pt)"), ("ct", "pt")),
+    (_NUMBERED, tuple(f"{number:04d}" for number in range(100))),
+    (re.compile(r"(?P<case>.+)__(?P<channel>[1-9])"), tuple(map(str, range(1, 10)))),
+)
+
+
+@dataclass(frozen=True)
+class ImageCase:
+    """A case of which there is nothing but images.
+
+    Attributes:
+        case_id: unique among the cases.
+        files: in the order of the channels.
+        spacing: mm along each axis, where a table tells; else the files do.
+    """
+
+    case_id: str
+    files: tuple[Path, ...]
+    spacing: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ImageCases:
+    """What was found.
+
+    Attributes:
+        cases: in the order of their names, or of the table.
+        problems: by name of a file or case, what is wrong with it; these are no cases.
+    """
+
+    cases: Sequence[ImageCase]
+    problems: Sequence[tuple[str, str]]
+
+
+def find_images(place: Path, channels: int, leave_out: Path | None = None) -> ImageCases:
+    """List the cases that a path leads to.
+
+    In a folder each file is a case, named by its stem. Where the network wants several channels, files that are named
+    like a data set's (`CASE__CT` and `CASE__PT`, of NIfTI `CASE_0000` and `CASE_0001`, `CASE__1` and `CASE__2`) are one
+    case, and files beside such, as labels are, are passed over. A table has the columns `case_id, image[, image2...]`
+    and, if you like, `spacing`; others, as those of a manifest with masks, are not read.
+
+    Args:
+        place: of an image, a folder or a table (CSV, Parquet).
+        channels: that the network wants.
+        leave_out: folder whose files are none of them.
+
+    Raises:
+        UserError: if there is nothing there, or a table cannot be read.
+    """
+    if place.is_dir():
+        found = _in_folder(place, channels, leave_out)
+    elif not place.is_file():
+        raise UserError(f"input={place}: no such file or folder")
+    elif place.name.lower().endswith(TABLES):
+        found = _in_table(place)
+    elif place.name.lower().endswith(_IMAGES):
+        found = _of_file(place, channels)
+    else:
+        endings = ", ".join((*PICTURES, *VOLUMES, *TABLES))
+        raise UserError(f"input={place}: has none of the endings {endings}; give an image, a folder or a table")
+    if not found.cases and not found.problems:
+        raise UserError(f"input={place}: holds no image with one of the endings {', '.join(_IMAGES)}")
+    refused = {case.case_id: reason for case in found.cases if (reason := _refusal(case)) is not None}
+    told = [(one_line(name), one_line(reason)) for name, reason in (*found.problems, *refused.items())]
+    return ImageCases([case for case in found.cases if case.case_id not in refused], told)
+
+
+def read_case(case: ImageCase, preparation: Preparation, spatial_dims: int, channels: int) -> PreparedImage:
+    """Read and prepare the images of a case.
+
+    Raises:
+        ImageError: naming the file, if one cannot be used.
+    """
+    files: list[ImageFile] = []
+    for path in case.files:
+        try:
+            files.append(read_image(path))
+        except ImageError as error:
+            raise ImageError(one_line(f"{path.name}: {error}")) from error
+    first = case.files[0].name
+    try:
+        prepared = preparation.prepare(files, spatial_dims)
+        require_channels(prepared, channels)
+    except ImageError as error:
+        raise ImageError(f"{first}: {error}") from error
+    # on another grid it may be of any size
+    except MemoryError as error:
+        raise ImageError(f"{first}: does not fit the memory as the model sees it; correct its affine") from error
+    if case.spacing is None:
+        return prepared
+    if len(case.spacing) != spatial_dims:
+        raise ImageError(f"{first}: spacing has {len(case.spacing)} numbers for {spatial_dims} axes")
+    return replace(prepared, spacing=case.spacing)
+
+
+def _refusal(case: ImageCase) -> str | None:
+    """Return why the files of a case are not even opened, or None where they are."""
+    if not can_be_in_file_name(case.case_id):
+        return "cannot be the name of a result; rename it, with fewer and plainer characters"
+    # a pipe would be waited for, a device may have no end
+    if not all(path.is_file() for path in case.files):
+        return "is no regular file; put the image itself there"
+    return None
+
+
+def _of_file(path: Path, channels: int) -> ImageCases:
+    named = _channel_of(path) if channels > 1 else None
+    if named is None:
+        return ImageCases([ImageCase(stem_of(path, _IMAGES), (path,))], [])
+    beside = [other for other in sorted(path.parent.iterdir()) if other.name.lower().endswith(_IMAGES)]
+    parts = [other for other in beside if (found := _channel_of(other)) is not None and found[0] == named[0]]
+    grouped = _grouped(parts, path.parent, channels)
+    return ImageCases([case for case in grouped.cases if path in case.files], grouped.problems)
+
+
+def _in_folder(folder: Path, channels: int, leave_out: Path | None) -> ImageCases:
+    problems = ListingProblems(folder.resolve())
+    outside = None if leave_out is None else leave_out.resolve()
+    files = [
+        path for path in find_files(problems, _nothing, _IMAGES) if outside is None or not path.is_relative_to(outside)
+    ]
+    told = [(line.partition(": ")[0], line.partition(": ")[2]) for line in problems.lines]
+    if channels > 1 and any(_channel_of(path) is not None for path in files):
+        parts = [path for path in files if _channel_of(path) is not None]
+        if len(parts) < len(files):
+            log.info("%s: %d files are named like no channel and are passed over", folder, len(files) - len(parts))
+        found = _grouped(parts, folder.resolve(), channels)
+        return ImageCases(found.cases, [*told, *found.problems])
+    return ImageCases(_named([((path,), stem_of(path, _IMAGES)) for path in files], folder.resolve()), told)
+
+
+def _nothing(folder: str) -> bool:  # noqa: ARG001
+    return False
+
+
+def _grouped(parts: Sequence[Path], root: Path, channels: int) -> ImageCases:
+    """Return the cases whose files are named by channel; files of one case lie in one folder."""
+    groups: defaultdict[tuple[Path, str], dict[int, Path]] = defaultdict(dict)
+    problems: list[tuple[str, str]] = []
+    for path in parts:
+        named = _channel_of(path)
+        assert named is not None
+        group = groups[path.parent, named[0]]
+        if named[1] in group:
+            problems.append((named[0], f"{path.name} and {group[named[1]].name} are the same channel; remove one"))
+        group[named[1]] = path
+    cases: list[tuple[tuple[Path, ...], str]] = []
+    for (_, case_id), files in groups.items():
+        if sorted(files) != list(range(channels)):
+            if all(_NUMBERED.fullmatch(stem_of(path, _IMAGES)) for path in files.values()):
+                # numbers of cases, not of channels
+                cases += [((path,), stem_of(path, _IMAGES)) for path in files.values()]
+                continue
+            listed = ", ".join(path.name for path in files.values())
+            problems.append((case_id, f"lacks a channel: there is {listed} alone"))
+        else:
+            cases.append((tuple(files[number] for number in sorted(files)), case_id))
+    broken = {name for name, _ in problems}
+    return ImageCases(_named([case for case in cases if case[1] not in broken], root), problems)
+
+
+def _named(cases: Sequence[tuple[tuple[Path, ...], str]], root: Path) -> list[ImageCase]:
+    """Return the cases, those of one name in several folders or formats told apart by their paths."""
+    count: defaultdict[str, int] = defaultdict(int)
+    for _, name in cases:
+        count[name] += 1
+    return [
+        ImageCase(name if count[name] == 1 else "_".join(files[0].relative_to(root).parts), files)
+        for files, name in cases
+    ]
+
+
+def _in_table(path: Path) -> ImageCases:
+    try:
+        rows = read_images(path)
+    except ValueError as error:
+        raise UserError(one_line(f"input={path}: {error}")) from error
+    cases: list[ImageCase] = []
+    problems: list[tuple[str, str]] = [*rows.problems]
+    for case_id, (names, spacing) in rows.cases.items():
+        try:
+            files = tuple(locate(path.parent.resolve(), name) for name in names)
+        except ImageError as error:
+            problems.append((case_id, f"{', '.join(names)}: {error}"))
+        else:
+            cases.append(ImageCase(case_id, files, spacing))
+    return ImageCases(cases, problems)
+
+
+def _channel_of(path: Path) -> tuple[str, int] | None:
+    """Return the case and the number of the channel that a file's name tells, or None."""
+    stem = stem_of(path, _IMAGES)
+    for pattern, channels in _CHANNEL_NAMES:
+        named = pattern.fullmatch(stem)
+        # pictures, which hold their colours in one file, are often numbered like that
+        is_number = pattern is _NUMBERED and path.name.lower().endswith(PICTURES)
+        if named is not None and not is_number and named["channel"].lower() in channels:
+            return named["case"], channels.index(named["channel"].lower())
+    return None

@@ -1,5 +1,0 @@
-"""RIGA: fundus photographs with six ophthalmologists' outlines of optic disc and cup."""
-
-from edue_lightning.data.riga.source import RigaSource
-
-__all__ = ["RigaSource"]

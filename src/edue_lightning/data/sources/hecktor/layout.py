@@ -1,0 +1,356 @@
+"""Where the cases of the HECKTOR releases lie (Andrearczyk, Oreiller et al., 2020-2025); no image is opened here.
+
+Known layouts, at the data set's folder or below it:
+
+- 2020 (`hecktor_nii/CHGJ007/CHGJ007_ct.nii.gz`, `_pt`, `_ct_gtvt`) and 2021 (`hecktor_nii/CHGJ007_ct.nii.gz`, `_pt`,
+  `_gtvt`), the primary tumour alone, with a table of bounding boxes;
+- 2022 (`imagesTr/CHUM-001__CT.nii.gz`, `__PT`, `labelsTr/CHUM-001.nii.gz`);
+- 2025 (a folder a case, `CHUM-001/CHUM-001__CT.nii.gz`, `CHUM-001__PT.nii.gz`, `CHUM-001.nii.gz`, in one release below
+  `Task 1` with copies of the images below `Task 2` and `Task 3`).
+
+Sources: the organisers' repositories github.com/voreille/hecktor (2020-2022) and
+github.com/BioMedIA-MBZUAI/HECKTOR2025, the pages hecktor.grand-challenge.org/Data and
+hecktor25.grand-challenge.org/dataset, and for 2020 github.com/iantsen/hecktor (src/data/make_dataset.py).
+
+Labels of further raters lie beside the release's, as `CASE__raterNAME.nii.gz`, or in folders of their own beside
+`labelsTr`, as `labelsTr_NAME/CASE.nii.gz`.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from edue_lightning.data.file_source import relative_name
+from edue_lightning.data.listing import ListingProblems, find_files, stem_of
+from edue_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+RELEASE = "release"
+"""Name of the rater whose labels the organisers distribute."""
+
+_CASE = r"(?P<case>(?P<centre>[A-Za-z]+)-?[0-9]+)"
+_IMAGE = re.compile(_CASE + r"(?:__(?P<upper>CT|PT)|_(?P<lower>ct|pt))")
+_LABEL = re.compile(_CASE + r"(?:_(?:ct_)?(?P<structure>gtvt|gtvn))?(?:__rater(?P<rater>.+))?")
+_OF_OTHER_TASKS = re.compile(_CASE + r"__(?:CTPlanning|RTDOSE|dosimetry_CT|radiotherapy_dosemaps)")
+_LABEL_FOLDER = re.compile(r"labelsTr(?:_(?P<name>.+))?")
+_FOLDER_WITHOUT_LABELS = re.compile(
+    r"(?:images|labels)Ts(?:_.*)?|.*(?<![a-z])test(?:ing)?(?![a-z]).*|task[ _-]?[23]", re.IGNORECASE
+)
+_STRUCTURES = {"gtvt": "GTVp", "gtvn": "GTVn"}
+_CORNERS = ("x1", "x2", "y1", "y2", "z1", "z2")
+
+
+@dataclass(frozen=True)
+class LabelFiles:
+    """What one rater outlined in a case: one file for all structures, or one for each.
+
+    Attributes:
+        combined: file of integer labels, 0 background, 1 GTVp (primary tumour), 2 GTVn (lymph nodes), or None.
+        structures: file of each of GTVp and GTVn, 0 background and 1 inside; none where `combined` is given. The
+            releases of 2020 and 2021 have none of GTVn: nobody looked for it.
+    """
+
+    combined: Path | None = None
+    structures: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HecktorCase:
+    """The files of a case, their paths absolute.
+
+    Attributes:
+        case_id: the organisers' name, such as CHUM-001.
+        centre: the hospital, the letters that the name begins with.
+        ct: in Hounsfield units.
+        pet: in standardised uptake values, on a grid of its own.
+        labels: of each rater, the organisers' under `RELEASE`.
+    """
+
+    case_id: str
+    centre: str
+    ct: Path
+    pet: Path
+    labels: Mapping[str, LabelFiles]
+
+
+@dataclass(frozen=True)
+class BoundingBox:
+    """The part of space that a case of 2020 or 2021 is cropped to.
+
+    Attributes:
+        low: smallest x, y and z in mm, in the RAS world coordinates of NIfTI affines.
+        high: largest x, y and z.
+    """
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a file is by its name and folder.
+
+    Attributes:
+        rater: of a label.
+        structure: of a label that outlines this one alone; empty where it outlines all.
+        old: of an image, whether it is named as in 2020 and 2021.
+    """
+
+    path: Path
+    case_id: str
+    centre: str
+    kind: Literal["CT", "PET", "label"]
+    rater: str = ""
+    structure: str = ""
+    old: bool | None = None
+
+    @property
+    def role(self) -> tuple[str, str, str]:
+        """What there may be only one of in a case."""
+        return (self.kind, self.rater, self.structure)
+
+    def __str__(self) -> str:
+        if self.kind != "label":
+            return f"the {self.kind}"
+        return f"the label of rater {self.rater!r}" + (f" for {self.structure}" if self.structure else "")
+
+
+def list_cases(root: Path, leave_out_unlabelled: bool = False) -> tuple[list[HecktorCase], list[str]]:
+    """Find the cases that have labels.
+
+    Folders of test images and, of 2025, those of the tasks without labels are passed over.
+
+    Args:
+        root: folder with any of the layouts in it, or at most `DEEPEST` levels below.
+        leave_out_unlabelled: cases without any label, as 2025 has for its other tasks, are left out, with a line in the
+            log; else they are a problem.
+
+    Returns:
+        the complete cases, sorted by name, whatever the order on the disk, and a line for each thing that is wrong:
+        file from `root`, case, problem and mend. Nothing is found and nothing wrong in an empty folder.
+    """
+    problems = ListingProblems(root.resolve())
+    parts = _parts(find_files(problems, lambda name: bool(_FOLDER_WITHOUT_LABELS.fullmatch(name))), problems)
+    _check_editions(parts, problems)
+    parts_of_case: defaultdict[str, list[_Part]] = defaultdict(list)
+    for part in parts:
+        parts_of_case[part.case_id].append(part)
+    if leave_out_unlabelled:
+        left_out = [name for name, parts in parts_of_case.items() if all(part.kind != "label" for part in parts)]
+        log.info("%d cases without a label are left out: %s", len(left_out), ", ".join(sorted(left_out)))
+        for name in left_out:
+            del parts_of_case[name]
+    cases = [_case(parts_of_case[case_id], problems) for case_id in sorted(parts_of_case)]
+    return [case for case in cases if case is not None], problems.lines
+
+
+def read_bounding_boxes(path: Path) -> dict[str, BoundingBox]:
+    """Read the table `bbox.csv` (2020) or `hecktor2021_bbox_training.csv`: PatientID, x1, x2, y1, y2, z1, z2 in mm.
+
+    The file's coordinates are LPS and are turned into RAS: the organisers' src/data/bounding_box.py adds indices times
+    spacing to SimpleITK's `GetOrigin()`, and src/resampling/resample_with_boundingbox.py takes (x1, y1, z1) for the
+    origin, which is the centre of the first voxel, of a SimpleITK image whose direction is the identity
+    (github.com/voreille/hecktor; SimpleITK's physical coordinates are LPS).
+
+    Returns:
+        the box of each case.
+
+    Raises:
+        UserError: with a line for each thing that is wrong.
+    """
+    boxes: dict[str, BoundingBox] = {}
+    lines = []
+    for number, row in _rows(path):
+        case_id = row["PatientID"]
+        try:
+            if not case_id:
+                raise ValueError("PatientID is empty; fill it in")
+            if case_id in boxes:
+                raise ValueError("has a box already; remove one")
+            boxes[case_id] = _box(row)
+        except ValueError as error:
+            lines.append(f"{path.name}: line {number}: case {case_id!r}: {error}")
+    if lines:
+        raise UserError("\n".join(lines))
+    return boxes
+
+
+def _parts(files: Iterable[Path], problems: ListingProblems) -> list[_Part]:
+    """Return what the files are; those without a place in any layout are noted."""
+    images, others = [], []
+    for path in files:
+        image = _image(path)
+        if image is not None:
+            images.append(image)
+        elif not _OF_OTHER_TASKS.fullmatch(stem_of(path)):
+            others.append(path)
+    places = {(image.path.parent, image.case_id) for image in images}
+    labels = [_label(path, places, problems) for path in others]
+    return [*images, *(label for label in labels if label is not None)]
+
+
+def _image(path: Path) -> _Part | None:
+    match = _IMAGE.fullmatch(stem_of(path))
+    if match is None:
+        return None
+    is_ct = (match["upper"] or match["lower"]).upper() == "CT"
+    return _Part(path, match["case"], match["centre"], "CT" if is_ct else "PET", old=match["upper"] is None)
+
+
+def _label(path: Path, places: Collection[tuple[Path, str]], problems: ListingProblems) -> _Part | None:
+    """Return what a label file is, or None if that cannot be told, which is noted.
+
+    Args:
+        path: of the file.
+        places: folder and name of each case with an image.
+        problems: takes the note.
+    """
+    match = _LABEL.fullmatch(stem_of(path))
+    if match is None:
+        names = "CASE__CT, CASE__PT, CASE or CASE__raterNAME"
+        problems.add(path, f"has a name of none of the releases; call it {names}, or move it out of the data set")
+        return None
+    case_id, of_file = match["case"], match["rater"]
+    if not _LABEL_FOLDER.fullmatch(path.parent.name) and (path.parent, case_id) not in places:
+        problems.add(path, "is neither in labelsTr nor beside its images; move it there, or remove it", case_id)
+        return None
+    of_folder = _rater_of_folder(path.parent)
+    if of_file and of_folder != RELEASE:
+        problems.add(path, f"is of rater {of_file!r} in the folder of {of_folder!r}; keep one of the names", case_id)
+        return None
+    return _Part(
+        path,
+        case_id,
+        match["centre"],
+        "label",
+        rater=of_file or of_folder,
+        structure=_STRUCTURES.get(match["structure"], ""),
+    )
+
+
+def _rater_of_folder(folder: Path) -> str:
+    match = _LABEL_FOLDER.fullmatch(folder.name)
+    name = match["name"] if match else None
+    # a resampled or cropped copy of the release, as the organisers' scripts write, is no rater
+    if name is None or (folder.parent / f"imagesTr_{name}").is_dir():
+        return RELEASE
+    return name
+
+
+def _check_editions(parts: Sequence[_Part], problems: ListingProblems) -> None:
+    """Note that there are two editions: they hold the same patients, which would be trained and tested on."""
+    old = next((part.path for part in parts if part.old is True), None)
+    new = next((part.path for part in parts if part.old is False), None)
+    if old and new:
+        other = relative_name(new, problems.root)
+        editions = f"is named as in 2020 and 2021, but {other} as in 2022 and later"
+        problems.add(old, f"{editions}: the same patients under other names; set data.root to one edition")
+
+
+def _case(parts: Sequence[_Part], problems: ListingProblems) -> HecktorCase | None:
+    """Put a case together; None if something is wrong with it, which is noted."""
+    before = len(problems.lines)
+    by_role: dict[tuple[str, str, str], _Part] = {}
+    for part in parts:
+        first = by_role.setdefault(part.role, part)
+        if first is not part:
+            problems.add_twice(part.path, first.path, str(part), part.case_id)
+    ct, pet = by_role.get(("CT", "", "")), by_role.get(("PET", "", ""))
+    labels = [part for part in by_role.values() if part.kind == "label"]
+    _check_complete(ct, pet, labels, problems)
+    files = _label_files(labels, problems)
+    if ct is None or pet is None or len(problems.lines) > before:
+        return None
+    return HecktorCase(ct.case_id, ct.centre, ct.path, pet.path, files)
+
+
+def _check_complete(ct: _Part | None, pet: _Part | None, labels: Sequence[_Part], problems: ListingProblems) -> None:
+    if ct and not pet:
+        problems.add(ct.path, "is a CT without a PET; add the PET, or remove the case", ct.case_id)
+    if pet and not ct:
+        problems.add(pet.path, "is a PET without a CT; add the CT, or remove the case", pet.case_id)
+    if ct and pet and not labels:
+        mend = "add it to labelsTr or beside the CT, or set data.source.leave_out_unlabelled=true"
+        problems.add(ct.path, f"has no label; {mend}", ct.case_id)
+    if not ct and not pet:
+        for label in labels:
+            problems.add(label.path, "labels a case without images; add its CT and PET, or remove it", label.case_id)
+
+
+def _label_files(labels: Sequence[_Part], problems: ListingProblems) -> dict[str, LabelFiles]:
+    """Return each rater's files; a rater with both kinds is noted."""
+    files = {}
+    for rater in sorted({label.rater for label in labels}):
+        of_structure = {label.structure: label for label in labels if label.rater == rater}
+        combined = of_structure.pop("", None)
+        single = next(iter(of_structure.values()), None)
+        if combined and single:
+            other = relative_name(single.path, problems.root)
+            both = f"outlines all structures for rater {rater!r}, and {other} {single.structure} alone"
+            problems.add(combined.path, f"{both}; keep one kind", combined.case_id)
+        structures = {name: of_structure[name].path for name in _STRUCTURES.values() if name in of_structure}
+        files[rater] = LabelFiles(combined.path if combined else None, structures)
+    return files
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Return the rows of a table of boxes with the numbers of their lines.
+
+    Raises:
+        UserError: if it has none to check.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            lines = [(reader.line_num, [text.strip() for text in texts]) for texts in reader if any(texts)]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name}: is not UTF-8; save it as CSV UTF-8") from error
+    except (OSError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path.name}: cannot be read as CSV ({reason}); correct it, or its name") from error
+    missing = [name for name in ("PatientID", *_CORNERS) if name not in header]
+    if missing:
+        first_line = ",".join(("PatientID", *_CORNERS))
+        raise UserError(f"{path.name}: has no column {', '.join(missing)}; its first line must be {first_line}")
+    if not lines:
+        raise UserError(f"{path.name}: has no rows; write one a case")
+    # a row that is cut short lacks numbers, which is told with its line
+    return [(number, defaultdict(str, zip(header, texts, strict=False))) for number, texts in lines]
+
+
+def _box(row: Mapping[str, str]) -> BoundingBox:
+    """Return a row's box in RAS.
+
+    Raises:
+        ValueError: with the reason and the mend, if it is none.
+    """
+    corners = {name: _number(name, row[name]) for name in _CORNERS}
+    for axis in "xyz":
+        low, high = corners[f"{axis}1"], corners[f"{axis}2"]
+        if high <= low:
+            raise ValueError(f"{axis}2 is {high:g}, not above {axis}1, which is {low:g}; correct them")
+    # x and y point the other way in RAS, so that the largest becomes the smallest
+    return BoundingBox(
+        low=(-corners["x2"], -corners["y2"], corners["z1"]),
+        high=(-corners["x1"], -corners["y1"], corners["z2"]),
+    )
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {text!r}, not a number; correct it")
+    return number

@@ -1,0 +1,241 @@
+"""HECKTOR's head-and-neck PET/CT as a source of multi-rater cases (Andrearczyk, Oreiller et al., 2020-2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edue_lightning.data.file_source import CaseError, CaseReading, FileCase, FileSource, stack_case
+from edue_lightning.data.geometry import (
+    closest_canonical,
+    cropped,
+    grid_spacing,
+    largest_shift,
+    overlap_share,
+    resample,
+    same_grid,
+    share_inside,
+)
+from edue_lightning.data.images import ImageError, ImageFile, read_image, read_label_map, read_mask
+from edue_lightning.data.sample import Grid, RaterSample
+from edue_lightning.data.source import CaseRecord
+from edue_lightning.data.sources.hecktor.layout import (
+    BoundingBox,
+    HecktorCase,
+    LabelFiles,
+    list_cases,
+    read_bounding_boxes,
+)
+from edue_lightning.data.sources.hecktor.preparation import PetCt, affine_of, file_grid, require_suv
+from edue_lightning.errors import UserError
+
+Structure = Literal["GTVp", "GTVn"]
+LABELS = {1: "GTVp", 2: "GTVn"}
+_MOST_OUTSIDE = 0.01
+"""Share of a structure's voxels that may lie outside of what is read: the rounding of a box, and no more."""
+
+
+class HecktorSource(FileSource):
+    """CT and PET on one grid, as two channels in [0, 1], with every rater's outlines of the primary tumour and nodes.
+
+    The grid is the CT's own, its axes turned to run to the right, anterior and superior, cut to the case's bounding box
+    where there are such, and with `spacing` other voxels over the same box. CT, PET and labels are brought onto it by
+    their affines: copied where their voxels lie on it, else interpolated linearly, labels then cut at one half. Each
+    sample says by `origin` where the CT's voxels lie. Metrics are taken on the grid: without `spacing` on voxels of the
+    CT.
+
+    Args:
+        root: folder with a release, see `layout`.
+        structures: of GTVp and GTVn, in this order.
+        spacing: mm to the right, anterior and superior; None for the CT's own voxels.
+        bounding_boxes: the table of boxes that comes with 2020 and 2021, its path absolute or from `root`; None for
+            whole scans.
+        ct_window: Hounsfield units that become 0 and 1; what lies beyond is clipped.
+        suv_window: standardised uptake values that become 0 and 1.
+        leave_out_unlabelled: leave out cases that nobody labelled, as 2025 has for its other tasks.
+        cache: see `FileSource`.
+
+    Raises:
+        UserError: if there is no such folder, or a setting cannot be used.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        structures: Sequence[Structure] = ("GTVn",),
+        spacing: Sequence[float] | None = None,
+        bounding_boxes: str | None = None,
+        ct_window: Sequence[float] = (-250.0, 250.0),
+        suv_window: Sequence[float] = (0.0, 25.0),
+        leave_out_unlabelled: bool = False,
+        cache: str | None = None,
+    ) -> None:
+        super().__init__(root, cache)
+        if not structures or not set(structures) <= set(LABELS.values()) or len(set(structures)) < len(structures):
+            raise UserError(f"data.source.structures={list(structures)}: take GTVp, GTVn or both, each once")
+        if spacing is not None and (len(spacing) != 3 or min(spacing) <= 0):
+            raise UserError(f"data.source.spacing={list(spacing)}: give three positive numbers, mm, or null")
+        for name, window in (("ct_window", ct_window), ("suv_window", suv_window)):
+            if len(window) != 2 or window[0] >= window[1]:
+                raise UserError(f"data.source.{name}={list(window)}: give the value that becomes 0 and a larger one")
+        self.structures = tuple(structures)
+        self._images = PetCt(spacing, ct_window, suv_window)
+        listed, problems = list_cases(self.root, leave_out_unlabelled)
+        boxes, box_problems = self._boxes(bounding_boxes, listed)
+        self._boxed = bounding_boxes is not None
+        self._cases = {case.case_id: case for case in listed}
+        self._box_of_case = boxes
+        self.raters: tuple[str, ...] = tuple(sorted({rater for case in listed for rater in case.labels}))
+        settings = {
+            "structures": list(structures),
+            "spacing": None if spacing is None else list(spacing),
+            "ct_window": list(ct_window),
+            "suv_window": list(suv_window),
+            "raters": list(self.raters),
+        }
+        problems += [*box_problems, *self._unlabelled_structures(listed)]
+        self.check([self._file_case(case) for case in listed], problems, settings)
+
+    @classmethod
+    def preparation(cls, settings: Mapping[str, Any]) -> PetCt:
+        """Return how image files become channels, see `CaseSource.preparation`; scans are taken whole."""
+        known = {field.name for field in fields(PetCt)}
+        return PetCt(**{name: value for name, value in settings.items() if name in known})
+
+    def _boxes(
+        self, bounding_boxes: str | None, listed: Sequence[HecktorCase]
+    ) -> tuple[Mapping[str, BoundingBox], list[str]]:
+        if bounding_boxes is None:
+            return {}, []
+        path = self.root / bounding_boxes
+        try:
+            boxes = read_bounding_boxes(path)
+        except UserError as error:
+            return {}, str(error).splitlines()
+        missing = [case.case_id for case in listed if case.case_id not in boxes]
+        return boxes, [f"{path.name}: case {name!r}: has no box; add its row" for name in missing]
+
+    def _unlabelled_structures(self, listed: Sequence[HecktorCase]) -> list[str]:
+        """Return a line for each structure that is outlined nowhere, as nobody looked for GTVn in 2020 and 2021."""
+        lines = []
+        for structure in self.structures:
+            labels = [label for case in listed for label in case.labels.values()]
+            if labels and not any(label.combined or structure in label.structures for label in labels):
+                others = ", ".join(sorted({name for label in labels for name in label.structures}))
+                lines.append(f"{self.root.name}: holds no label of {structure}; set data.source.structures=[{others}]")
+        return lines
+
+    def _file_case(self, case: HecktorCase) -> FileCase:
+        files = {"ct": case.ct, "pet": case.pet}
+        for rater, label in case.labels.items():
+            if label.combined:
+                files[f"label {rater}"] = label.combined
+            files |= {f"label {rater} {structure}": path for structure, path in label.structures.items()}
+        box = self._box_of_case.get(case.case_id)
+        details = {"box": None if box is None else [*box.low, *box.high]}
+        return FileCase(CaseRecord(case.case_id, case.case_id, stratum=case.centre), files, details)
+
+    def _read(self, case: FileCase) -> RaterSample:
+        files = self._cases[case.record.case_id]
+        reading = CaseReading(case.record.case_id, self.root)
+        ct, pet = (_volume(reading, path) for path in (files.ct, files.pet))
+        if pet is not None:
+            try:
+                require_suv(pet)
+            except ImageError as error:
+                reading.report(files.pet, str(error))
+        labels = {rater: self._label(reading, rater, label) for rater, label in files.labels.items()}
+        grid = None if ct is None else self._grid(reading, files, file_grid(ct))
+        if ct is None or pet is None or grid is None:
+            # something was noted, so this raises
+            reading.finish()
+            raise CaseError(())
+        ct_grid = file_grid(ct)
+        if overlap_share(grid, file_grid(pet)) == 0:
+            reading.report(files.pet, f"lies nowhere on {files.ct.name}; correct the affine of one")
+        masks = {}
+        for rater, parts in labels.items():
+            for structure, (path, mask) in parts.items():
+                if mask is not None:
+                    if mask.shape == ct_grid.shape and largest_shift(file_grid(mask), ct_grid) > 0.5:
+                        reading.report(
+                            path, f"has the shape of {files.ct.name} but another affine; correct one of them"
+                        )
+                    masks[rater, structure] = self._on_grid(reading, path, mask, structure, grid)
+        reading.finish()
+        sample = stack_case(
+            case.record.case_id,
+            self._images.channels(ct, pet, grid),
+            masks,
+            self.raters,
+            self.structures,
+            spacing=grid_spacing(grid),
+            affine=grid.affine.numpy(),
+        )
+        return sample if same_grid(grid, ct_grid) else replace(sample, origin=ct_grid)
+
+    def _grid(self, reading: CaseReading, files: HecktorCase, ct_grid: Grid) -> Grid | None:
+        grid: Grid | None = closest_canonical(ct_grid)
+        box = self._box_of_case.get(files.case_id)
+        if grid is not None and box is not None:
+            grid = cropped(grid, box.low, box.high)
+            if grid is None:
+                reading.report(files.ct, "lies outside of its bounding box; correct the box or the affine")
+        return None if grid is None else self._images.respaced(grid)
+
+    def _label(
+        self, reading: CaseReading, rater: str, label: LabelFiles
+    ) -> Mapping[str, tuple[Path, ImageFile | None]]:
+        """Return file and mask of each structure that a rater looked for."""
+        if label.combined is None:
+            missing = [name for name in self.structures if name not in label.structures]
+            if missing:
+                first = next(iter(label.structures.values()))
+                mend = f"add it, or set data.source.structures to {', '.join(label.structures)} alone"
+                reading.report(first, f"rater {rater!r} has no label of {', '.join(missing)}; {mend}")
+            named = {name: path for name, path in label.structures.items() if name in self.structures}
+            return {name: (path, _three_axes(reading, path, read_mask)) for name, path in named.items()}
+        found = _three_axes(reading, label.combined, _read_labels)
+        numbers = {name: number for number, name in LABELS.items()}
+        return {
+            name: (label.combined, None if found is None else replace(found, array=found.array == numbers[name]))
+            for name in self.structures
+        }
+
+    def _on_grid(
+        self, reading: CaseReading, path: Path, mask: ImageFile, structure: str, grid: Grid
+    ) -> NDArray[np.bool_]:
+        inside = share_inside(mask.array > 0, affine_of(mask), grid)
+        if inside < 1 - _MOST_OUTSIDE:
+            where = "its bounding box" if self._boxed else "the CT"
+            lost = f"{100 * (1 - inside):.0f} % of {structure} lies outside of {where}"
+            reading.report(path, f"{lost}; correct the affine" + (" or the box" if self._boxed else ""))
+        moved = resample(mask.array.astype(np.float32), affine_of(mask), grid, fill=0.0) >= 0.5
+        if mask.array.any() and inside == 1 and not moved.any():
+            reading.report(path, f"{structure} vanishes between voxels this large; set a smaller data.source.spacing")
+        return moved
+
+
+def _volume(reading: CaseReading, path: Path) -> ImageFile | None:
+    found = _three_axes(reading, path, read_image)
+    if found is not None and len(found.array) > 1:
+        reading.report(path, f"has {len(found.array)} channels; save one volume")
+        return None
+    return found
+
+
+def _three_axes(reading: CaseReading, path: Path, read: Callable[[Path], ImageFile]) -> ImageFile | None:
+    found = reading.file(path, read)
+    if found is not None and len(found.shape) != 3:
+        reading.report(path, f"is {len(found.shape)}D; save a volume")
+        return None
+    return found
+
+
+def _read_labels(path: Path) -> ImageFile:
+    return read_label_map(path, LABELS)

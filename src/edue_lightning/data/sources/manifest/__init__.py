@@ -1,0 +1,1 @@
+"""A folder with a table of its images and masks."""

@@ -1,0 +1,388 @@
+"""The rows of a manifest, grouped into cases: what the text alone tells; the files it names are not opened here."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+import numpy as np
+import pandas as pd
+
+from edue_lightning.data.source import CaseRecord, Split
+from edue_lightning.text import can_be_in_file_name, one_line
+
+log = logging.getLogger(__name__)
+
+REQUIRED = ("case_id", "image", "mask", "rater", "structure")
+OPTIONAL = ("split", "patient", "spacing")
+PARQUET = ".parquet"
+TABLES = (".csv", PARQUET)
+_FILE_NAME = re.compile(r"[\w\- ][\w.\- ]*")
+_SPACING_BREAK = re.compile(r"\s*x\s*|\s+")
+
+
+@dataclass(frozen=True)
+class ManifestCase:
+    """One case as the manifest has it, its files as paths from the manifest.
+
+    Attributes:
+        record: its name, patient and prescribed split.
+        images: files whose channels are stacked in this order.
+        masks: file of each rater and structure; the empty string where the rater outlined nothing.
+        spacing: mm along each spatial axis, or None where the manifest does not tell.
+    """
+
+    record: CaseRecord
+    images: tuple[str, ...]
+    masks: Mapping[tuple[str, str], str]
+    spacing: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class ManifestTable:
+    """A whole manifest.
+
+    Attributes:
+        cases: by their names, in order of first appearance; incomplete if there are problems.
+        raters: all names, sorted.
+        structures: the chosen ones.
+        problems: one line each, with the file, the case and the mend.
+    """
+
+    cases: Mapping[str, ManifestCase]
+    raters: tuple[str, ...]
+    structures: tuple[str, ...]
+    problems: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Row:
+    line: int
+    fields: Mapping[str, str]
+
+    def __getitem__(self, column: str) -> str:
+        return self.fields.get(column, "")
+
+
+def read_table(path: Path, structures: Sequence[str] | None) -> ManifestTable:
+    """Read a manifest and check all that can be checked without opening another file.
+
+    Args:
+        path: of the CSV file, or of a Parquet file with the same columns.
+        structures: the ones to keep, in this order; None for all, in order of first appearance.
+    """
+    try:
+        columns, all_rows = _read_rows(path, REQUIRED)
+    except ValueError as error:
+        return ManifestTable({}, (), (), [one_line(f"{path.name}: {error}")])
+    image_columns = _image_columns(columns)
+    problems = _Problems(path.name)
+    _check_columns(columns, image_columns, problems)
+
+    rows = _complete_rows(all_rows, problems)
+    found = dict.fromkeys(row["structure"] for row in rows)
+    chosen = tuple(found if structures is None else structures)
+    _check_structures(chosen, found, problems)
+    rows_of_case: defaultdict[str, list[_Row]] = defaultdict(list)
+    for row in rows:
+        members = rows_of_case[row["case_id"]]
+        if row["structure"] in chosen:
+            members.append(row)
+    left_out = len(rows) - sum(map(len, rows_of_case.values()))
+    if left_out:
+        log.info("%s: %d rows of structures other than %s are left out", path.name, left_out, ", ".join(chosen))
+
+    cases = {}
+    for case_id, members in rows_of_case.items():
+        if not _can_be_case_id(case_id):
+            problems.add(
+                "cannot be a file name; use letters, digits, '.', '_', '-' and blanks, and no '.' in front", case_id
+            )
+        if members:
+            cases[case_id] = _case(case_id, members, image_columns, chosen, problems)
+        else:
+            problems.add(f"no rater has a row of {', '.join(chosen)}; add one, or remove the case", case_id)
+    _check_across_cases(list(cases.values()), problems)
+    raters = sorted({rater for case in cases.values() for rater, _ in case.masks})
+    return ManifestTable(cases, tuple(raters), chosen, problems.lines)
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """The images that a table names.
+
+    Attributes:
+        cases: files of each case, as paths from the table, and its spacing or None.
+        problems: case or line, and what is wrong with it.
+    """
+
+    cases: Mapping[str, tuple[tuple[str, ...], tuple[float, ...] | None]]
+    problems: Sequence[tuple[str, str]]
+
+
+def read_images(path: Path) -> ImageRows:
+    """Read the columns `case_id, image[, image2...]` and `spacing` of a table, whatever else it holds.
+
+    Rows of one case, as a manifest has one a mask, must agree.
+
+    Args:
+        path: of the CSV or Parquet file.
+
+    Raises:
+        ValueError: with the reason, if it cannot be read.
+    """
+    columns, rows = _read_rows(path, ("case_id", "image"))
+    image_columns = _image_columns(columns)
+    cases: dict[str, tuple[tuple[str, ...], tuple[float, ...] | None]] = {}
+    problems: dict[str, str] = {}
+    for row in rows:
+        name = row["case_id"] or f"line {row.line}"
+        images = tuple(row[column] for column in image_columns)
+        if not _can_be_case_id(row["case_id"]):
+            problems[name] = "its case_id cannot be a file name; use letters, digits, '.', '_', '-' and blanks"
+        elif not all(images):
+            problems[name] = f"{image_columns[images.index('')]} is empty; name its file"
+        else:
+            try:
+                found = images, parse_spacing(row["spacing"])
+            except ValueError as error:
+                problems[name] = f"spacing is {error}"
+                continue
+            if cases.setdefault(name, found) != found:
+                problems[name] = "its rows differ in image or spacing; write the same in all"
+    return ImageRows(
+        {name: case for name, case in cases.items() if name not in problems},
+        [(one_line(name), one_line(problem)) for name, problem in problems.items()],
+    )
+
+
+def parse_spacing(text: str) -> tuple[float, ...] | None:
+    """Read a spacing in mm, such as `0.7x0.7` or `0.7 0.7 3`; None if there is none.
+
+    >>> parse_spacing("0.7x0.7")
+    (0.7, 0.7)
+
+    Raises:
+        ValueError: if it is not two or three positive numbers.
+    """
+    if not text:
+        return None
+    spacing = tuple(float(part) for part in _SPACING_BREAK.split(text.strip().lower()))
+    if len(spacing) not in (2, 3) or not all(0 < size < math.inf for size in spacing):
+        raise ValueError(f"not two or three positive numbers: {text!r}")
+    return spacing
+
+
+class _Problems:
+    def __init__(self, manifest: str) -> None:
+        self.manifest = manifest
+        self.lines: list[str] = []
+
+    def add(self, problem: str, case_id: str | None = None) -> None:
+        case = f"case {case_id!r}: " if case_id is not None else ""
+        self.lines.append(one_line(f"{self.manifest}: {case}{problem}"))
+
+
+def _can_be_case_id(text: str) -> bool:
+    return _FILE_NAME.fullmatch(text) is not None and can_be_in_file_name(text)
+
+
+def _image_columns(columns: Sequence[str]) -> list[str]:
+    found = ["image"]
+    while (column := f"image{len(found) + 1}") in columns:
+        found.append(column)
+    return found
+
+
+def _read_rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[_Row]]:
+    """Return the columns and the rows, stripped and without blank ones.
+
+    Raises:
+        ValueError: with the reason, if there are no rows to check.
+    """
+    # a pipe would be waited for, a device may have no end
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError("is no regular file; put the table itself there")
+    try:
+        fields_of_line = _read_parquet(path) if path.suffix == PARQUET else _read_csv(path)
+    except FileNotFoundError as error:
+        raise ValueError("not found; set data.root to the folder with this file") from error
+    header, *lines = ([field.strip() for field in fields] for fields in fields_of_line)
+    missing = [column for column in required if column not in header]
+    if missing:
+        raise ValueError(f"has no column {', '.join(missing)} among {', '.join(header)}; add it, with commas")
+    twice = [column for column, count in Counter(header).items() if count > 1 and column]
+    if twice:
+        raise ValueError(f"has two columns {', '.join(twice)}; remove one")
+    rows = [
+        _Row(number, dict(zip(header, fields, strict=True))) for number, fields in enumerate(lines, 2) if any(fields)
+    ]
+    if not rows:
+        raise ValueError(f"has no rows; write one a {'mask' if 'mask' in required else 'case'}")
+    return header, rows
+
+
+def _read_csv(path: Path) -> list[list[str]]:
+    """Return the fields of all lines, the header's first.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: with the reason, if it cannot be read.
+    """
+    try:
+        # the header is read as a row: pandas would rename columns of one name, and cut rows that are too long
+        frame = pd.read_csv(
+            path,
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            na_filter=False,
+            # blank lines count, so that the line numbers are right
+            skip_blank_lines=False,
+            encoding="utf-8-sig",
+        )
+    except FileNotFoundError:
+        raise
+    except pd.errors.EmptyDataError as error:
+        raise ValueError(f"is empty; its first line must be {','.join(REQUIRED)}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError("is not UTF-8; save it as CSV UTF-8") from error
+    except (OSError, pd.errors.ParserError) as error:
+        raise ValueError(f"cannot be read as CSV ({' '.join(str(error).split())}); correct it") from error
+    return [[str(field) for field in fields] for fields in frame.to_numpy()]
+
+
+def _read_parquet(path: Path) -> list[list[str]]:
+    """Return the names of the columns and the fields of all rows as the text that a CSV file would hold.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: with the reason, if it cannot be read.
+    """
+    try:
+        # whole numbers must stay such beside missing ones
+        frame = pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
+    except FileNotFoundError:
+        raise
+    except ImportError as error:
+        raise ValueError(
+            'needs the package pyarrow; pip install "edue-lightning[parquet]", or save it as CSV'
+        ) from error
+    # pyarrow has errors of its own, of several unrelated kinds
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot be read as Parquet ({reason}); save it again") from error
+    return [[str(name) for name in frame.columns], *([_text(field) for field in row] for row in frame.to_numpy(object))]
+
+
+def _text(field: object) -> str:
+    if isinstance(field, (list, tuple, np.ndarray)):
+        # a spacing
+        return "x".join(str(number) for number in field)
+    return "" if pd.isna(field) else str(field)  # type: ignore[call-overload]
+
+
+def _check_columns(columns: Sequence[str], image_columns: Sequence[str], problems: _Problems) -> None:
+    unknown = [column for column in columns if column and column not in (*REQUIRED, *OPTIONAL, *image_columns)]
+    strays = [column for column in unknown if re.fullmatch(r"image\d+", column)]
+    if strays:
+        problems.add(f"column {', '.join(strays)} does not follow {image_columns[-1]}; number images 2, 3, ...")
+    ignored = [column for column in unknown if column not in strays]
+    if ignored:
+        log.warning("%s: unknown columns are ignored: %s", problems.manifest, ", ".join(ignored))
+
+
+def _complete_rows(rows: Sequence[_Row], problems: _Problems) -> list[_Row]:
+    """Return the rows that can be assigned to a case, rater and structure."""
+    complete = []
+    for row in rows:
+        empty = [column for column in ("case_id", "rater", "structure") if not row[column]]
+        if empty:
+            problems.add(f"line {row.line}: {', '.join(empty)} is empty; fill it in", row["case_id"] or None)
+        else:
+            complete.append(row)
+    return complete
+
+
+def _check_structures(chosen: Sequence[str], found: Mapping[str, None], problems: _Problems) -> None:
+    absent = [name for name in chosen if name not in found]
+    if absent:
+        problems.add(f"no row of data.source.structures {', '.join(absent)}; there are {', '.join(found)}")
+    odd = [name for name in chosen if not can_be_in_file_name(name)]
+    if odd:
+        listed = ", ".join(map(repr, odd))
+        problems.add(f"structure {listed} cannot be a part of a file name; use letters, digits, '_', '-' and blanks")
+    if len(set(chosen)) != len(chosen):
+        problems.add("data.source.structures names one twice; name each once")
+
+
+def _case(
+    case_id: str, rows: Sequence[_Row], image_columns: Sequence[str], structures: Sequence[str], problems: _Problems
+) -> ManifestCase:
+    def shared(column: str) -> str:
+        values = list(dict.fromkeys(row[column] for row in rows))
+        if len(values) > 1:
+            listed = ", ".join(map(repr, values))
+            problems.add(f"its rows differ in {column} ({listed}); write the same in all", case_id)
+        elif column in image_columns and not values[0]:
+            problems.add(f"{column} is empty; name its file", case_id)
+        return values[0]
+
+    split = shared("split")
+    if split not in ("", *get_args(Split)):
+        problems.add(f"split {split!r} is none of {', '.join(get_args(Split))}; correct it or leave it empty", case_id)
+    spacing = None
+    try:
+        spacing = parse_spacing(text := shared("spacing"))
+    except ValueError:
+        problems.add(f"spacing {text!r} is not in mm like 0.7x0.7; correct it or leave it empty", case_id)
+    return ManifestCase(
+        record=CaseRecord(case_id, shared("patient") or case_id, cast(Split, split) if split else None),
+        images=tuple(shared(column) for column in image_columns),
+        masks=_masks(case_id, rows, structures, problems),
+        spacing=spacing,
+    )
+
+
+def _masks(
+    case_id: str, rows: Sequence[_Row], structures: Sequence[str], problems: _Problems
+) -> dict[tuple[str, str], str]:
+    masks: dict[tuple[str, str], str] = {}
+    lines: dict[tuple[str, str], int] = {}
+    for row in rows:
+        key = (row["rater"], row["structure"])
+        if key in masks:
+            whose = f"rater {key[0]!r}, structure {key[1]!r}"
+            problems.add(f"lines {lines[key]} and {row.line} are both {whose}; remove one", case_id)
+            continue
+        masks[key], lines[key] = row["mask"], row.line
+    for rater in sorted({rater for rater, _ in masks}):
+        absent = [structure for structure in structures if (rater, structure) not in masks]
+        if absent:
+            mend = "add it, with an empty mask field if the rater outlined nothing, or remove the rater from the case"
+            problems.add(f"rater {rater!r} has no row of {', '.join(absent)}; {mend}", case_id)
+    return masks
+
+
+def _check_across_cases(cases: Sequence[ManifestCase], problems: _Problems) -> None:
+    """Report what would put the same picture or patient into training and test."""
+    cases_of_image: defaultdict[Path, list[str]] = defaultdict(list)
+    splits_of_group: defaultdict[str, set[str]] = defaultdict(set)
+    for case in cases:
+        if case.images[0]:
+            cases_of_image[Path(case.images[0])].append(case.record.case_id)
+        splits_of_group[case.record.group].add(case.record.split or "none")
+    for image, case_ids in cases_of_image.items():
+        if len(case_ids) > 1:
+            listed = ", ".join(map(repr, case_ids))
+            problems.add(f"cases {listed} share the image {image}; give its rows one case_id")
+    for group, splits in splits_of_group.items():
+        if len(splits) > 1:
+            listed = ", ".join(sorted(splits))
+            problems.add(f"cases of patient {group!r} differ in split ({listed}); write the same in all")

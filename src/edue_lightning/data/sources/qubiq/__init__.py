@@ -1,0 +1,1 @@
+"""QUBIQ: several tasks with several raters."""

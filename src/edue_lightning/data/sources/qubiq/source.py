@@ -1,0 +1,92 @@
+"""One of QUBIQ's data sets as a source of multi-rater cases (Menze et al., 2020 and 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edue_lightning.data.file_source import (
+    CaseReading,
+    FileCase,
+    FileSource,
+    NamedImage,
+    compare_grids,
+    relative_name,
+    stack_case,
+)
+from edue_lightning.data.images import ImageFile, read_image, read_mask
+from edue_lightning.data.preparation import Stacked, as_slice
+from edue_lightning.data.sample import RaterSample
+from edue_lightning.data.source import CaseRecord
+from edue_lightning.data.sources.qubiq.layout import list_qubiq
+
+_SLICES = 2
+"""Axes of a mask of a single slice."""
+
+
+class QubiqSource(FileSource):
+    """The cases of one data set, a structure for each of its tasks.
+
+    Its Validation part, the only other one with masks, is tested on; validation cases are drawn from Training. Each
+    channel is brought to mean 0 and standard deviation 1.
+
+    Args:
+        root: folder with one data set, such as `brain-growth`, at any level.
+        data_set: name of the one to take, where there are several below `root`.
+        cache: see `FileSource`.
+
+    Raises:
+        UserError: if there is no such folder.
+    """
+
+    def __init__(self, root: str | None = None, data_set: str | None = None, cache: str | None = None) -> None:
+        super().__init__(root, cache)
+        listed, problems = list_qubiq(self.root, data_set)
+        self._cases = {case.case_id: case for case in listed}
+        keys = [key for case in listed for key in case.masks]
+        self.raters: tuple[str, ...] = tuple(sorted({rater for rater, _ in keys}))
+        self.structures = tuple(sorted({task for _, task in keys}))
+        files = []
+        for case in listed:
+            record = CaseRecord(case.case_id, case.patient, case.split_hint)
+            masks = {f"{task} {rater}": path for (rater, task), path in case.masks.items()}
+            files.append(FileCase(record, {"image": case.image, **masks}))
+        self.check(files, problems, {"raters": list(self.raters), "structures": list(self.structures)})
+
+    @classmethod
+    def preparation(cls, settings: Mapping[str, Any]) -> Stacked:  # noqa: ARG003
+        """Return how image files become channels, see `CaseSource.preparation`."""
+        return Stacked(standardise=True)
+
+    def _read(self, case: FileCase) -> RaterSample:
+        files = self._cases[case.record.case_id]
+        reading = CaseReading(case.record.case_id, self.root)
+        masks = {key: self._named(path, reading.file(path, read_mask)) for key, path in files.masks.items()}
+        for rater in sorted({rater for rater, _ in masks}):
+            absent = [task for task in self.structures if (rater, task) not in masks]
+            if absent:
+                first = next(path for (name, _), path in files.masks.items() if name == rater)
+                reading.report(
+                    first, f"rater {rater!r} has no mask of {', '.join(absent)}; add it, or remove the rater"
+                )
+        image = reading.file(files.image, read_image)
+        found = [mask for mask in masks.values() if mask is not None]
+        if image is not None and found and len(found[0].image.shape) == _SLICES:
+            image = as_slice(image)
+        named = self._named(files.image, image)
+        compare_grids(reading, [file for file in (named, *found) if file is not None])
+        reading.finish()
+        assert image is not None, "else something was noted"
+        return stack_case(
+            case.record.case_id,
+            self.preparation({}).channels([image]),
+            {key: None if mask is None else mask.image.array for key, mask in masks.items()},
+            self.raters,
+            self.structures,
+            spacing=image.spacing,
+            affine=image.affine,
+        )
+
+    def _named(self, path: Path, image: ImageFile | None) -> NamedImage | None:
+        return None if image is None else NamedImage(relative_name(path, self.root), image)

@@ -1,6 +1,0 @@
-"""Synthetic images whose raters' distribution is known, so that a disagreement map can be checked against the truth."""
-
-from edue_lightning.data.synthetic.fundus import SyntheticFundus
-from edue_lightning.data.synthetic.petct import SyntheticPetCt
-
-__all__ = ["SyntheticFundus", "SyntheticPetCt"]

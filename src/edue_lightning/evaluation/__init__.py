@@ -1,0 +1,1 @@
+"""Measurement of a trained method, or of anybody's predictions."""

@@ -1,0 +1,181 @@
+"""One way to measure all methods: every metric over the cases of a split, and the maps of a few of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from edue_lightning.data import CaseSource, RaterDataModule, RaterSample, collate_samples
+from edue_lightning.data.source import Subset
+from edue_lightning.evaluation.prediction_folder import PredictionFolder
+from edue_lightning.evaluation.result import Evaluation
+from edue_lightning.methods import SegmentationMethod
+from edue_lightning.metrics import CaseTable, MetricSettings, Summary
+from edue_lightning.reporting.panels import (
+    Panel,
+    choose_panel_cases,
+    displayable,
+    most_disputed_slice,
+    radiological,
+    view_window,
+)
+from edue_lightning.runtime.processes import is_first_process
+from edue_lightning.uncertainty import member_variance, rater_variance, sum_of_variances
+
+log = logging.getLogger(__name__)
+
+ProbabilitiesOf = Callable[[int], Tensor]
+"""Member probabilities `[M, K, *S]` of the case at a position of the split."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured, and how.
+
+    Attributes:
+        label: the method's name in tables.
+        split: whose cases are measured.
+        settings: of the metrics.
+        resamples: bootstrap resamples behind each interval.
+    """
+
+    label: str
+    split: Subset
+    settings: MetricSettings
+    resamples: int
+
+
+def measure_method(
+    method: SegmentationMethod, data: RaterDataModule, measurement: Measurement, trainer: pl.Trainer
+) -> Evaluation:
+    """Measure a trained method on the configured devices; every process gets the figures of all cases.
+
+    Args:
+        method: trained.
+        data: whose cases are measured.
+        measurement: what to measure.
+        trainer: runs the loop.
+    """
+    split = measurement.split
+    method.use_metric_settings(measurement.settings)
+    trainer.test(method, dataloaders=data.evaluation_dataloader(split), verbose=False)
+
+    @torch.inference_mode()
+    def probabilities_of(position: int) -> Tensor:
+        method.eval()
+        image = data.single_batch(split, position).image.to(method.device)
+        return torch.sigmoid(method.predict(image).float())[0].cpu()
+
+    return _evaluation(method.test_cases, data, measurement, probabilities_of)
+
+
+def measure_predictions(predictions: PredictionFolder, data: RaterDataModule, measurement: Measurement) -> Evaluation:
+    """Measure the predictions that any other model left in a folder, one case in memory at a time.
+
+    Args:
+        predictions: checked, see `PredictionFolder.check`.
+        data: whose cases are measured.
+        measurement: what to measure.
+    """
+    table = CaseTable(data.source.structures, settings=measurement.settings, contents="probabilities")
+
+    def probabilities_of(position: int) -> Tensor:
+        return predictions.load(data.sample(measurement.split, position))
+
+    for position in range(len(data.records(measurement.split))):
+        sample = data.sample(measurement.split, position)
+        batch = collate_samples([sample], [position], [0])
+        table.update(predictions.load(sample)[None], batch.masks, batch.valid, batch.spacing, batch.case_index)
+    return _evaluation(table, data, measurement, probabilities_of)
+
+
+def _evaluation(
+    table: CaseTable, data: RaterDataModule, measurement: Measurement, probabilities_of: ProbabilitiesOf
+) -> Evaluation:
+    positions, cases = table.cases()
+    summary = table.summary(measurement.resamples)
+    _warn_of_undefined(summary)
+    records = data.records(measurement.split)
+    panels = []
+    # the one process that writes them
+    if is_first_process():
+        panels = _panels(data, measurement.split, positions, cases["sv_star"], probabilities_of)
+    return Evaluation(
+        label=measurement.label,
+        data=data.name,
+        split=measurement.split,
+        structures=table.structures,
+        case_ids=[records[i].case_id for i in positions.tolist()],
+        cases=cases,
+        summary=summary,
+        settings=measurement.settings,
+        panels=panels,
+        members=table.members,
+        note=data.note,
+    )
+
+
+@rank_zero_only
+def _warn_of_undefined(summary: Summary) -> None:
+    """Say which figures there are none of, and from how many cases."""
+    undefined = [row for row in summary.rows if np.isnan(row.value)]
+    if undefined:
+        named = ", ".join(f"{row.metric} of {row.structure} ({row.n_cases} cases)" for row in undefined)
+        log.warning("undefined (NaN): %s", named)
+
+
+def _panels(
+    data: RaterDataModule, split: Subset, positions: Tensor, sv_star: Tensor, probabilities_of: ProbabilitiesOf
+) -> list[Panel]:
+    """Return the panels of all structures, structure by structure; a case of several is predicted once."""
+    chosen = [
+        (structure, int(positions[case]))
+        for structure in range(sv_star.shape[1])
+        for case in choose_panel_cases(sv_star[:, structure].cpu().numpy())
+    ]
+    panels: dict[tuple[int, int], Panel] = {}
+    for position in dict.fromkeys(position for _, position in chosen):
+        sample = data.sample(split, position)
+        probabilities = probabilities_of(position)
+        for structure, of_case in chosen:
+            if of_case == position:
+                panels[structure, position] = _panel(data.source, sample, structure, probabilities)
+    return [panels[key] for key in chosen]
+
+
+def _panel(source: CaseSource, sample: RaterSample, structure: int, probabilities: Tensor) -> Panel:
+    batch = collate_samples([sample], [0], [0])
+    of_structure = probabilities[None, :, structure : structure + 1]
+    between = member_variance(of_structure)
+    expert = rater_variance(batch.masks[:, :, structure : structure + 1], batch.valid)
+    maps = {
+        "image": batch.image[0].numpy(),
+        "masks": batch.masks[0, batch.valid[0], structure].numpy(),
+        "rater_variance": expert[0, 0].numpy(),
+        "member_variance": between[0, 0].numpy(),
+        "mean_probability": of_structure.mean(dim=1)[0, 0].numpy(),
+    }
+    if source.spatial_dims == 3:
+        if sample.affine is not None:
+            affine = sample.affine.numpy()
+            maps = {name: radiological(values, affine) for name, values in maps.items()}
+        shown = most_disputed_slice(maps["rater_variance"])
+        maps = {name: np.take(values, shown, axis=values.ndim - 3) for name, values in maps.items()}
+    rows, columns = view_window(maps["masks"].max(axis=0))
+    maps = {name: values[..., rows, columns] for name, values in maps.items()}
+    voxel_size = batch.spacing.prod(dim=1)
+    sums = [sum_of_variances(part, voxel_size)[0, 0].item() for part in (between, expert)]
+    return Panel(
+        case_id=sample.case_id,
+        structure=source.structures[structure],
+        sv=sums[0],
+        sv_star=sums[1],
+        **{**maps, "image": displayable(maps["image"])},
+    )

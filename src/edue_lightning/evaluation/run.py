@@ -1,0 +1,125 @@
+"""Measurement of a checkpoint, or of the predictions of any model, on a split of a data set: the body of `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+
+from edue_lightning.config.build import ImageFormat, build_data, build_distortions, build_metric_settings, set_inference
+from edue_lightning.config.schema import check_configuration, check_only_ours
+from edue_lightning.data import RaterDataModule
+from edue_lightning.errors import UserError
+from edue_lightning.evaluation.measure import Measurement, measure_method, measure_predictions
+from edue_lightning.evaluation.prediction_folder import PredictionFolder
+from edue_lightning.evaluation.prediction_writer import PredictionWriter
+from edue_lightning.evaluation.result import Evaluation
+from edue_lightning.evaluation.shift import measure_shift
+from edue_lightning.runs.checkpoints import load_method
+from edue_lightning.runs.record import write_configuration
+from edue_lightning.runs.trainer import build_test_trainer
+from edue_lightning.runtime.devices import with_free_device
+from edue_lightning.runtime.processes import is_first_process, quiet_unless_first
+
+PREDICTIONS_FOLDER = "predictions"
+
+
+@dataclass
+class EvaluateConfiguration:
+    """Top level of `conf/evaluate.yaml`."""
+
+    ckpt: str | None
+    predictions: str | None
+    split: Literal["train", "val", "test", "all"]
+    output: str
+    save_predictions: bool
+    label: str | None
+    seed: int
+    bootstrap_resamples: int
+    trainer: dict[str, Any]
+    metrics: dict[str, Any] | None = None
+    inference: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+    distortions: dict[str, Any] | None = None
+
+
+def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
+    """Measure a checkpoint or a folder of predictions, as a configuration says.
+
+    Args:
+        configuration: resolved and plain, as `conf/evaluate.yaml` composes it; without `data` or `metrics`, the
+            checkpoint's own.
+        folder: for the results, new or without results.
+
+    Raises:
+        UserError: if the checkpoint, the predictions or the data cannot be used, do not fit each other, or the folder
+            holds results.
+    """
+    check_configuration(configuration, EvaluateConfiguration)
+    if (configuration["ckpt"] is None) == (configuration["predictions"] is None):
+        raise UserError("give one of ckpt=PATH (a trained model) and predictions=DIR (the predictions of any model)")
+    if configuration["save_predictions"] and configuration["ckpt"] is None:
+        raise UserError("save_predictions=true: the predictions of predictions=DIR are saved already; give ckpt=PATH")
+    if configuration.get("distortions") is not None and configuration["ckpt"] is None:
+        raise UserError("distortions: predictions=DIR were made on the images as they are; give ckpt=PATH")
+    pl.seed_everything(int(configuration["seed"]), workers=True, verbose=False)
+    quiet_unless_first()
+    if configuration["ckpt"] is None:
+        evaluation = _predictions(configuration, folder)
+    else:
+        with with_free_device(configuration["trainer"]) as trainer:
+            evaluation = _checkpoint(configuration, trainer, folder)
+    evaluation.write(folder)
+    return evaluation
+
+
+def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any], folder: Path) -> Evaluation:
+    path = Path(configuration["ckpt"])
+    method, wanted, trained, _ = load_method(path)
+    data = _data(configuration.get("data") or trained.get("data"), str(path))
+    found = ImageFormat.of(data.source)
+    if found != wanted:
+        raise UserError(f"{path}: was trained for {wanted}, but data={data.name} has {found}")
+    if configuration.get("inference") is not None:
+        set_inference(method, configuration["inference"], wanted)
+    label = configuration["label"] or trained.get("label") or method.label
+    measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
+    distortions = build_distortions(configuration.get("distortions"))
+    used = {"data": configuration.get("data") or trained["data"], "seed": trained["seed"]}
+    if is_first_process():
+        write_configuration({**configuration, **used}, label, data.note, folder)
+    callbacks = []
+    if configuration["save_predictions"]:
+        callbacks.append(PredictionWriter(folder / PREDICTIONS_FOLDER, data, measurement.split))
+    evaluation = measure_method(method, data, measurement, build_test_trainer(trainer_node, callbacks=callbacks))
+    if distortions is not None:
+        measure_shift(method, data, distortions, label, measurement.split, measurement.settings).write(folder)
+    return evaluation
+
+
+def _predictions(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
+    path = Path(configuration["predictions"])
+    data = _data(configuration.get("data"), f"predictions={path}")
+    predictions = PredictionFolder(path, data.source.structures)
+    label = configuration["label"] or path.resolve().name
+    measurement = _measurement(configuration, configuration.get("metrics"), label, data)
+    predictions.check(data.records(measurement.split), data.records("all"), data.source)
+    write_configuration(configuration, label, data.note, folder)
+    return measure_predictions(predictions, data, measurement)
+
+
+def _data(configuration: Mapping[str, Any] | None, where: str) -> RaterDataModule:
+    if configuration is None:
+        raise UserError(f"{where}: no data set to measure it on; give one with data=NAME")
+    check_only_ours(configuration, where)
+    return build_data({"data": configuration})
+
+
+def _measurement(
+    configuration: Mapping[str, Any], metrics: Mapping[str, Any] | None, label: str, data: RaterDataModule
+) -> Measurement:
+    settings = build_metric_settings(metrics, data.source.structures)
+    return Measurement(label, configuration["split"], settings, int(configuration["bootstrap_resamples"]))

@@ -1,0 +1,175 @@
+"""How a method's scores change when the images do: the measurement behind out-of-distribution detection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from edue_lightning.data import RaterBatch, RaterDataModule
+from edue_lightning.data.source import Subset
+from edue_lightning.distortions import Distortions
+from edue_lightning.methods import SegmentationMethod
+from edue_lightning.metrics import SCORES, MetricSettings
+from edue_lightning.metrics.case_statistics import case_statistics
+from edue_lightning.metrics.detection import ood_aupr, ood_auroc
+from edue_lightning.runs.files import (
+    CLEAN,
+    DETECTION_COLUMNS,
+    DETECTION_FILE,
+    DISTORTED_CASES_COLUMNS,
+    DISTORTED_CASES_FILE,
+    DISTORTION_SCORES,
+    IDENTITY,
+    POOLED_KINDS,
+    POOLED_SEVERITY,
+    write_table,
+)
+
+CASE_SCORES = (*DISTORTION_SCORES, "dice")
+
+_POSITION = "position"
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Scores of the clean and the distorted cases of a split.
+
+    Attributes:
+        label: the method's name in tables.
+        data: name of the data set.
+        split: whose cases were measured.
+        cases: a row a case, structure and severity: `case_id`, `structure`, `distortion` (`none` for the clean image),
+            `severity` (0 for it) and `CASE_SCORES`.
+    """
+
+    label: str
+    data: str
+    split: Subset
+    cases: pd.DataFrame
+
+    def cases_frame(self) -> pd.DataFrame:
+        """Return the content of `distorted_cases.csv`."""
+        return self._identified(self.cases)
+
+    def detection_frame(self) -> pd.DataFrame:
+        """Return the content of `detection.csv`: how well each score tells distorted cases from clean ones.
+
+        A row a structure, score, kind of distortion (or `all`) and severity (0 for all of them): AUROC and AUPR of the
+        distorted cases against the clean images of the same cases. A case whose score is undefined takes no part.
+        """
+        rows = [
+            (structure, score, kind, severity, *_detection(chosen, clean, score, sign))
+            for structure, own in self.cases.groupby("structure", sort=False)
+            for clean, distorted in [(own[own["distortion"] == CLEAN], own[own["distortion"] != CLEAN])]
+            for kind, of_kind in _with_all(distorted, "distortion", POOLED_KINDS)
+            for severity, chosen in _with_all(of_kind, "severity", POOLED_SEVERITY)
+            for score, sign in SCORES.values()
+        ]
+        columns = [column for column in DETECTION_COLUMNS if column not in IDENTITY]
+        return self._identified(pd.DataFrame(rows, columns=columns))
+
+    @rank_zero_only
+    def write(self, folder: Path) -> None:
+        """Write both tables into a run's folder."""
+        write_table(self.cases_frame(), DISTORTED_CASES_COLUMNS, folder / DISTORTED_CASES_FILE)
+        write_table(self.detection_frame(), DETECTION_COLUMNS, folder / DETECTION_FILE)
+
+    def _identified(self, frame: pd.DataFrame) -> pd.DataFrame:
+        identity = dict(zip(IDENTITY, (self.label, self.data, self.split), strict=True))
+        return pd.concat([pd.DataFrame(identity, index=frame.index), frame], axis=1)
+
+
+def measure_shift(
+    method: SegmentationMethod,
+    data: RaterDataModule,
+    distortions: Distortions,
+    label: str,
+    split: Subset,
+    settings: MetricSettings,
+) -> Shift:
+    """Score each case of a split once as it is, and once at each severity under one kind of distortion.
+
+    The kinds are dealt to the cases in turn, see `Distortions.kind_of`. Each process of a distributed run measures its
+    share of the cases, and gets all scores.
+
+    Args:
+        method: trained; left in evaluation mode.
+        data: whose cases are measured.
+        distortions: what befalls the images; the masks stay.
+        label: the method's name in tables.
+        split: whose cases are measured.
+        settings: of the metrics.
+    """
+    method.eval()
+    ids = [record.case_id for record in data.records(split)]
+    parts = []
+    for severity in (POOLED_SEVERITY, *distortions.severities):
+        for batch, kinds in _distorted(data, split, distortions, severity):
+            with torch.inference_mode():
+                members = method.predict(batch.image.to(method.device)).cpu()
+            found = case_statistics(
+                members,
+                batch.masks,
+                batch.valid,
+                batch.spacing,
+                method.structures,
+                settings=settings,
+                names=CASE_SCORES,
+            )
+            for k, structure in enumerate(method.structures):
+                scores = {name: found[name][:, k].numpy() for name in CASE_SCORES}
+                positions = batch.case_index.tolist()
+                identity = {"structure": structure, "distortion": kinds, "severity": severity}
+                order = {_POSITION: positions, "case_id": [ids[position] for position in positions]}
+                parts.append(pd.DataFrame({**order, **identity, **scores}))
+    cases = _of_all_processes(pd.concat(parts, ignore_index=True)).drop(columns=_POSITION)
+    return Shift(label, data.name, split, cases)
+
+
+def _of_all_processes(cases: pd.DataFrame) -> pd.DataFrame:
+    """Return the cases of all processes in one order, each once at each severity."""
+    frames: list[Any] = [cases]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        frames = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(frames, cases)
+    # stable, so that the structures of a case stay in their order
+    ordered = pd.concat(frames, ignore_index=True).sort_values(["severity", _POSITION], kind="stable")
+    return ordered.drop_duplicates(["severity", _POSITION, "structure"], ignore_index=True)
+
+
+def _distorted(
+    data: RaterDataModule, split: Subset, distortions: Distortions, severity: int
+) -> Iterator[tuple[RaterBatch, list[str]]]:
+    """Yield the batches of a split at a severity (0: as they are), with the kind that each case meets."""
+    for batch in data.evaluation_dataloader(split):
+        positions = batch.case_index.tolist()
+        if severity == POOLED_SEVERITY:
+            yield batch, [CLEAN] * len(positions)
+            continue
+        kinds = [distortions.kind_of(position, severity) for position in positions]
+        images = [
+            distortions.apply(image, kind, severity, position)
+            for image, kind, position in zip(batch.image, kinds, positions, strict=True)
+        ]
+        yield replace(batch, image=torch.stack(images)), kinds
+
+
+def _with_all(frame: pd.DataFrame, column: str, pooled: str | int) -> Iterator[tuple[str | int, pd.DataFrame]]:
+    yield pooled, frame
+    yield from frame.groupby(column, sort=False)  # type: ignore[misc]
+
+
+def _detection(distorted: pd.DataFrame, clean: pd.DataFrame, score: str, sign: int) -> tuple[float, float, int, int]:
+    counterparts = clean[clean["case_id"].isin(distorted["case_id"])]
+    values = [sign * frame[score].dropna().to_numpy(dtype=np.float64) for frame in (counterparts, distorted)]
+    n_clean, n_distorted = (len(part) for part in values)
+    scores = torch.from_numpy(np.concatenate(values))
+    positive = torch.arange(len(scores)) >= n_clean
+    return float(ood_auroc(scores, positive)), float(ood_aupr(scores, positive)), n_clean, n_distorted

@@ -1,0 +1,187 @@
+"""What a run found, logged to Weights & Biases under keys that do not depend on method, seed or case.
+
+The dashboard in `experiments/wandb` takes its keys from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import wandb
+
+from edue_lightning.evaluation.result import Evaluation
+from edue_lightning.metrics.summary import MEAN_STRUCTURE
+from edue_lightning.reporting.figures import panel_figure
+from edue_lightning.runs.files import DISTORTION_SCORES, IDENTITY, POOLED_KINDS, POOLED_SEVERITY
+
+RELIABILITY_TABLE = "reliability"
+QUALITY_CONTROL_TABLE = "quality_control"
+DISTORTED_CASES_TABLE = "distorted_cases"
+DETECTION_TABLE = "detection"
+BOXES_TABLE = "ood_boxes"
+PANELS = "panels"
+
+BOX = {"low": 0.05, "lower": 0.25, "median": 0.5, "upper": 0.75, "high": 0.95}
+"""Quantiles that a box plot shows, by their columns in the table of boxes."""
+
+BOX_GROUPS = (*IDENTITY, "structure", "score", "distortion", "severity")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The curves of a table, logged as rows of the run's history.
+
+    Lines of the history over an axis of their own are what a workspace overlays by itself: every run of the selection,
+    grouped, coloured and hidden with it. `wandb.plot.line_series` would freeze one run's lines in a chart of its own,
+    whose table a dashboard must query and colour by hand. All lines share the axis, so that a dashboard can select them
+    by a pattern without knowing the structures; a row holds x and the points of all lines there.
+
+    Attributes:
+        name: of the curves.
+        lines: columns that tell one line from another.
+        axis: column of x.
+        value: column of y.
+    """
+
+    name: str
+    lines: tuple[str, ...]
+    axis: str
+    value: str
+
+    def x(self, split: str) -> str:
+        """Return the key of the axis."""
+        return f"{split}/{self.name}/{self.axis}"
+
+    def y(self, split: str, *line: str) -> str:
+        """Return the key of a line, given by its values of `lines`."""
+        return "/".join((split, self.name, *line, self.value))
+
+
+CALIBRATION = Curve("calibration", ("structure",), "mean_probability", "frequency")
+QUALITY_CONTROL = Curve("quality_control", ("structure", "score"), "flagged", "missed")
+
+
+def metric_key(split: str, structure: str, metric: str) -> str:
+    """Return the key of a metric in the run's summary."""
+    return f"{split}/{structure}/{metric}"
+
+
+def detection_key(split: str, structure: str, score: str) -> str:
+    """Return the key in the run's summary of how well a score tells distorted images from clean ones."""
+    return f"{split}/{structure}/ood_auroc/{score}"
+
+
+def cost_key(name: str) -> str:
+    """Return the key of a cost in the run's summary."""
+    return f"cost/{name}"
+
+
+def media_key(split: str, name: str) -> str:
+    """Return the key of a table or of the panels."""
+    return f"{split}/{name}"
+
+
+def log_results(
+    run: wandb.Run,
+    evaluation: Evaluation,
+    detection: pd.DataFrame | None,
+    distorted_cases: pd.DataFrame | None,
+    cost: Mapping[str, float],
+) -> None:
+    """Log summary, tables, curves and panels.
+
+    Numbers in the summary may be NaN, as in the tables; a point of a curve that is undefined is left out. The structure
+    `mean` is there for every run, also for one of a single structure, so that a dashboard has a key for all data.
+
+    Args:
+        run: to log to.
+        evaluation: of one split.
+        detection: content of `detection.csv`; None where no distortions were measured.
+        distorted_cases: content of `distorted_cases.csv`; None as above.
+        cost: content of `model.json`.
+    """
+    split = evaluation.split
+    run.summary.update(_metrics(evaluation))
+    run.summary.update({cost_key(name): value for name, value in cost.items()})
+    reliability, quality_control = evaluation.reliability_frame(), evaluation.quality_control_frame()
+    tables = {RELIABILITY_TABLE: reliability, QUALITY_CONTROL_TABLE: quality_control}
+    if detection is not None:
+        run.summary.update(_detection(split, detection))
+        tables[DETECTION_TABLE] = detection
+    if distorted_cases is not None:
+        tables[DISTORTED_CASES_TABLE] = distorted_cases
+        tables[BOXES_TABLE] = distortion_boxes(distorted_cases, run.name or run.id)
+    logged: dict[str, Any] = {
+        media_key(split, name): wandb.Table(dataframe=frame.reset_index(drop=True)) for name, frame in tables.items()
+    }
+    # one key for all panels: their cases are the same for all methods, but not known to a dashboard
+    logged[media_key(split, PANELS)] = [
+        wandb.Image(
+            panel_figure(panel),
+            caption=", ".join(filter(None, (panel.case_id, panel.structure, evaluation.note))),
+        )
+        for panel in evaluation.panels
+    ]
+    run.log(logged)
+    _log_curve(run, split, CALIBRATION, reliability)
+    _log_curve(run, split, QUALITY_CONTROL, quality_control)
+
+
+def distortion_boxes(distorted_cases: pd.DataFrame, run_name: str) -> pd.DataFrame:
+    """Return the box of every score under every distortion, a table small enough to draw for many runs at once.
+
+    Args:
+        distorted_cases: content of `distorted_cases.csv`.
+        run_name: tells the seeds of a method apart.
+
+    Returns:
+        columns `run`, `BOX_GROUPS`, those of `BOX`, and `n_cases` that define the score; no row where none does.
+    """
+    groups = list(BOX_GROUPS)
+    scores = distorted_cases.melt(
+        id_vars=[column for column in groups if column != "score"],
+        value_vars=list(DISTORTION_SCORES),
+        var_name="score",
+        value_name="value",
+    ).dropna(subset=["value"])
+    values = scores.groupby(groups, sort=False)["value"]
+    boxes = pd.DataFrame({name: values.quantile(share) for name, share in BOX.items()} | {"n_cases": values.size()})
+    boxes = boxes.reset_index()
+    boxes.insert(0, "run", run_name)
+    return boxes
+
+
+def _metrics(evaluation: Evaluation) -> dict[str, float]:
+    split, summary = evaluation.split, evaluation.summary
+    own = {metric_key(split, row.structure, row.metric): row.value for row in summary.rows}
+    return own | {metric_key(split, MEAN_STRUCTURE, metric): value for metric, value in summary.means().items()}
+
+
+def _detection(split: str, detection: pd.DataFrame) -> dict[str, float]:
+    pooled = detection[(detection["distortion"] == POOLED_KINDS) & (detection["severity"] == POOLED_SEVERITY)]
+    areas = pooled.pivot_table(index="structure", columns="score", values="auroc", dropna=False)
+    if MEAN_STRUCTURE not in areas.index:
+        # as in the table of metrics, undefined if one structure's is
+        areas.loc[MEAN_STRUCTURE] = areas.mean(skipna=False)
+    return {
+        detection_key(split, str(structure), str(score)): float(area)
+        for structure, row in areas.iterrows()
+        for score, area in row.items()
+    }
+
+
+def _log_curve(run: wandb.Run, split: str, curve: Curve, points: pd.DataFrame) -> None:
+    x = curve.x(split)
+    # the last point of a curve says nothing, so the summary does without
+    run.define_metric(x, hidden=True, summary="none")
+    rows: dict[float, dict[str, float]] = {}
+    for line, own in points.dropna(subset=[curve.axis, curve.value]).groupby(list(curve.lines), sort=False):
+        y = curve.y(split, *map(str, line))
+        run.define_metric(y, step_metric=x, summary="none")
+        for position, value in zip(own[curve.axis].tolist(), own[curve.value].tolist(), strict=True):
+            rows.setdefault(position, {})[y] = value
+    for position in sorted(rows):
+        run.log({x: position, **rows[position]})

@@ -1,0 +1,386 @@
+"""A trained model as a MONAI bundle: programs, and a configuration that runs them on files without this package.
+
+The configuration loads and prepares the images of a case as the training did, lets the network see them whole or window
+by window, and writes mask, probability and disagreement on the voxels of the case's own (first) file. Its expressions
+need torch, monai and nibabel, for pictures Pillow.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import monai
+import nibabel
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from edue_lightning.config.build import ImageFormat
+from edue_lightning.data.preparation import Preparation, SquarePicture, Stacked
+from edue_lightning.data.sources.hecktor.preparation import PetCt
+from edue_lightning.errors import UserError
+from edue_lightning.methods import Inference
+from edue_lightning.prediction.outputs import DISAGREEMENT, MASK, PROBABILITY, TOTAL_VARIANCE
+
+METADATA, INFERENCE = "configs/metadata.json", "configs/inference.json"
+NETWORK, MAPS_OF_LOGITS = "models/network.pt2", "models/maps.pt2"
+
+_SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+_VOLUMES = ((".nii", ".nii.gz"), r"\.nii(\.gz)?$")
+_PICTURES = ((".png", ".jpg", ".jpeg", ".tif", ".tiff"), r"\.(png|jpe?g|tiff?)$")
+_IMPORTS = ["$import itertools", "$import os", "$import pathlib", "$import re"]
+# files that are channels of one case, named as `edue_lightning.data.new_images` knows them
+_CHANNEL = r"(_{1,2}(CT|PT)|_[0-9]{4}|__[1-9])?"
+_AIR = -1024.0
+_WHOLE_VOXELS = 1e-3
+_AXES = [["L", "R"], ["P", "A"], ["I", "S"]]
+
+
+def bundle_configuration(
+    preparation: Preparation, inference: Inference, image_format: ImageFormat, members: int
+) -> dict[str, Any]:
+    """Return the content of `configs/inference.json`.
+
+    Args:
+        preparation: of the training's images.
+        inference: how whole images are seen.
+        image_format: of these images.
+        members: M.
+
+    Raises:
+        UserError: if the preparation cannot be written down.
+    """
+    volumes = image_format.spatial_dims == 3
+    endings, ending_pattern = _VOLUMES if volumes else _PICTURES
+    case_pattern = (_CHANNEL if image_format.channels > 1 else "") + ending_pattern
+    names = image_format.structures
+    return {
+        "imports": _IMPORTS if volumes else [*_IMPORTS, "$from PIL import Image"],
+        "bundle_root": ".",
+        "dataset_dir": "$os.path.join(@bundle_root, 'input')",
+        "output_dir": "$os.path.join(@bundle_root, 'output')",
+        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+        "case_of": f"$lambda path: re.sub({case_pattern!r}, '', os.path.basename(path), flags=re.IGNORECASE)",
+        "files": (
+            f"$[str(path) for path in pathlib.Path(@dataset_dir).iterdir() if path.name.lower().endswith({endings})]"
+        ),
+        "datalist": (
+            "$[{'case': case, 'image': list(paths)} for case, paths in itertools.groupby("
+            "sorted(@files, key=lambda path: (@case_of(path), path)), key=@case_of)]"
+        ),
+        **_preparing(preparation, volumes),
+        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
+        "network_def": f"$torch.export.load(os.path.join(@bundle_root, '{NETWORK}')).module()",
+        "network": "$@network_def.to(@device)",
+        "maps": f"$torch.export.load(os.path.join(@bundle_root, '{MAPS_OF_LOGITS}')).module().to(@device)",
+        "inferer": _inferer(inference),
+        "name_endings": [f"__{name}" if len(names) > 1 else "" for name in names],
+        "path": "$lambda data, name, k: os.path.join(@output_dir, data['case'] + '__' + name + @name_endings[k])",
+        **(_WRITE_VOLUMES if volumes else _WRITE_PICTURES),
+        "postprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                "$torch.no_grad()(lambda data: {**data, **@maps(@inferer(data['image'][None].to(@device), @network))})",
+                "$lambda data: {**data, 'probability': @on_file(data['probability'][0].cpu(), data),"
+                " 'disagreement': @on_file(data['disagreement'][0].cpu(), data).clamp_min(0)}",
+                f"$lambda data: @write_masks(data, '{MASK}', data['probability'] >= 0.5) and data",
+                f"$lambda data: @write_maps(data, '{PROBABILITY}', data['probability']) and data",
+                f"$lambda data: @write_maps(data, '{DISAGREEMENT if members > 1 else TOTAL_VARIANCE}',"
+                " data['disagreement']) and data",
+            ],
+        },
+        "initialize": ["$os.makedirs(@output_dir, exist_ok=True)"],
+        "run": ["$[print(@postprocessing(data)['case']) for data in @dataset]"],
+    }
+
+
+def bundle_metadata(description: Mapping[str, Any], image_format: ImageFormat, sizes: Sequence[str]) -> dict[str, Any]:
+    """Return the content of `configs/metadata.json`.
+
+    Args:
+        description: of the model, plain values; the bundle's entry `edue_lightning`.
+        image_format: of the images.
+        sizes: which lengths each axis may have, in MONAI's terms.
+    """
+    per_voxel = {
+        "type": "image",
+        "format": "segmentation",
+        "num_channels": len(image_format.structures),
+        "spatial_shape": list(sizes),
+        "dtype": "float32",
+        "is_patch_data": description["window"] is not None,
+        "channel_def": {str(k): name for k, name in enumerate(image_format.structures)},
+    }
+    channels = {str(number): f"channel {number + 1}" for number in range(image_format.channels)}
+    return {
+        "schema": _SCHEMA,
+        "version": "1.0.0",
+        "changelog": {"1.0.0": "exported"},
+        "monai_version": monai.__version__,
+        "pytorch_version": torch.__version__.split("+")[0],
+        "numpy_version": np.__version__,
+        "required_packages_version": {"nibabel": nibabel.__version__},
+        "name": f"{description['method']} of {', '.join(image_format.structures)}",
+        "task": f"segmentation of {', '.join(image_format.structures)} with a map of disagreement",
+        "description": (
+            f"{image_format.spatial_dims}D segmentation by {description['method']}: mask, mean probability and the "
+            "variance between the members"
+        ),
+        "authors": "",
+        "copyright": "",
+        "intended_use": "research",
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    **per_voxel,
+                    "format": "prepared as in training, see preprocessing",
+                    "num_channels": image_format.channels,
+                    "value_range": [],
+                    "channel_def": channels,
+                }
+            },
+            "outputs": {
+                "pred": {
+                    **per_voxel,
+                    "format": "logits of each member, of one after the other all structures",
+                    "num_channels": description["members"] * len(image_format.structures),
+                    "value_range": [],
+                    "channel_def": {
+                        str(member * len(image_format.structures) + k): f"{name} of member {member + 1}"
+                        for member in range(description["members"])
+                        for k, name in enumerate(image_format.structures)
+                    },
+                }
+            },
+        },
+        "edue_lightning": dict(description),
+    }
+
+
+def write_bundle(
+    folder: Path,
+    programs: Mapping[str, ExportedProgram],
+    texts: Mapping[str, Mapping[str, Any]],
+    check: Callable[[Path], object],
+) -> None:
+    """Write a bundle; the folder appears whole or not at all, in the place of an earlier one.
+
+    Args:
+        folder: for the bundle; its parent is made if need be.
+        programs: by their paths in the bundle.
+        texts: contents of JSON files by their paths in the bundle.
+        check: is called with the folder before it takes its place.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    temporary = folder.parent / f"unfinished-{uuid.uuid4().hex}.tmp"
+    replaced = temporary.with_suffix(".old")
+    try:
+        for name in (*programs, *texts):
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+        for name, program in programs.items():
+            torch.export.save(program, temporary / name)
+        for name, content in texts.items():
+            (temporary / name).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        check(temporary)
+        if folder.exists():
+            folder.rename(replaced)
+        temporary.rename(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); free some space") from error
+    finally:
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _inferer(inference: Inference) -> dict[str, Any]:
+    if inference.window is None:
+        return {"_target_": "SimpleInferer"}
+    # windows lie, are weighted and are padded as `Inference` does it
+    return {
+        "_target_": "SlidingWindowInferer",
+        "roi_size": list(inference.window),
+        "sw_batch_size": inference.batch_size,
+        "overlap": inference.overlap,
+        "mode": "gaussian",
+    }
+
+
+def _preparing(preparation: Preparation, volumes: bool) -> dict[str, Any]:
+    """Return `preprocessing`, what it refers to, and `on_file`, the way back to the file's voxels."""
+    if isinstance(preparation, Stacked):
+        read = _LOAD_VOLUMES if volumes else [_with("torch.cat([@read_picture(path) for path in data['image']])")]
+        return {
+            **({} if volumes else _READ_PICTURE),
+            **({"standardised": _STANDARDISED} if preparation.standardise else {}),
+            "preprocessing": {"_target_": "Compose", "transforms": [*read, *_intensities(preparation)]},
+            "on_file": "$lambda maps, data: maps",
+        }
+    if isinstance(preparation, SquarePicture):
+        return {
+            **_READ_PICTURE,
+            "resized": _RESIZED,
+            "preprocessing": {
+                "_target_": "Compose",
+                "transforms": [
+                    _with("@read_picture(data['image'][0])"),
+                    "$lambda data: {**data, 'size': tuple(data['image'].shape[1:])}",
+                    _with(f"@resized(data['image'].expand(3, -1, -1), ({preparation.size}, {preparation.size}))"),
+                ],
+            },
+            "on_file": "$lambda maps, data: @resized(maps, data['size'])",
+        }
+    if isinstance(preparation, PetCt):
+        return _preparing_petct(preparation)
+    raise UserError(
+        f"format=monai_bundle: the preparation {type(preparation).__name__} cannot be written as MONAI's; take "
+        "format=onnx or format=torch_export and prepare the images yourself"
+    )
+
+
+def _with(image: str) -> str:
+    return f"$lambda data: {{**data, 'image': {image}}}"
+
+
+def _intensities(stacked: Stacked) -> list[str]:
+    if stacked.standardise:
+        return [_with("@standardised(data['image'])")]
+    if stacked.offset or stacked.scale != 1:
+        return [_with(f"(data['image'] + {float(stacked.offset)!r}) / {float(stacked.scale)!r}")]
+    return []
+
+
+# with the meaning of `edue_lightning.data.preparation.standardised`
+_STANDARDISED = (
+    "$lambda image: torch.stack([((channel.double() - channel.double().mean()) / channel.double().std(correction=0))"
+    ".float() if channel.min() < channel.max() else torch.zeros_like(channel) for channel in image])"
+)
+
+_LOAD_VOLUMES: list[Any] = [
+    {"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader", "ensure_channel_first": True},
+    "$lambda data: {**data, 'original': data['image'], 'image': data['image'].as_tensor()}",
+]
+
+# with the meaning of `edue_lightning.data.images.read_image`
+_READ_PICTURE = {
+    "opened": (
+        "$lambda path: (lambda picture: picture if picture.mode in"
+        " ('1', 'L', 'LA', 'RGB', 'RGBA', 'I', 'I;16', 'I;16B', 'F') else picture.convert('RGB'))(Image.open(path))"
+    ),
+    "stored": (
+        "$lambda picture: np.moveaxis(np.atleast_3d(np.array(picture)), -1, 0)"
+        "[:len(picture.getbands()) - ('A' in picture.getbands())]"
+    ),
+    "scaled": (
+        "$lambda stored: stored.astype(np.float32)"
+        " / np.float32(np.iinfo(stored.dtype).max if stored.dtype.kind == 'u' else 1)"
+    ),
+    "read_picture": "$lambda path: torch.from_numpy(np.ascontiguousarray(@scaled(@stored(@opened(path)))))",
+}
+
+# with the meaning of `edue_lightning.data.preparation.resized`
+_RESIZED = (
+    "$lambda maps, size: maps if tuple(maps.shape[1:]) == size else torch.stack([torch.from_numpy(np.array("
+    "Image.fromarray(values.numpy()).resize((size[1], size[0]), Image.Resampling.BILINEAR))) for values in maps])"
+)
+
+_WRITE_VOLUMES = {
+    "mask_writer": {"_target_": "SaveImage", "output_ext": ".nii.gz", "output_dtype": "$np.uint8"},
+    "map_writer": {"_target_": "SaveImage", "output_ext": ".nii.gz", "output_dtype": "$np.float32"},
+    "placed": "$lambda values, data: monai.data.MetaTensor(values[None], affine=data['original'].affine)",
+    "write_masks": (
+        "$lambda data, name, maps: [@mask_writer(@placed(values, data), filename=@path(data, name, k))"
+        " for k, values in enumerate(maps)]"
+    ),
+    "write_maps": (
+        "$lambda data, name, maps: [@map_writer(@placed(values, data), filename=@path(data, name, k))"
+        " for k, values in enumerate(maps)]"
+    ),
+}
+
+_WRITE_PICTURES = {
+    "write_masks": (
+        "$lambda data, name, maps: [Image.fromarray(values.numpy().astype(np.uint8) * np.uint8(255))"
+        ".save(@path(data, name, k) + '.png') or k for k, values in enumerate(maps)]"
+    ),
+    "write_maps": (
+        "$lambda data, name, maps: [Image.fromarray(values.numpy()).save(@path(data, name, k) + '.tif') or k"
+        " for k, values in enumerate(maps)]"
+    ),
+}
+
+
+def _preparing_petct(preparation: PetCt) -> dict[str, Any]:
+    (ct_low, ct_high), (suv_low, suv_high) = preparation.ct_window, preparation.suv_window
+    return {
+        "canonical": {"_target_": "Orientation", "axcodes": "RAS", "labels": _AXES},
+        **({"grid": "$lambda ct: ct"} if preparation.spacing is None else _respacing(preparation.spacing)),
+        # as `edue_lightning.data.geometry.resample`: a grid that lies on whole steps of another is taken to lie on it,
+        "step": "$lambda volume, grid: torch.linalg.inv(volume.affine).matmul(grid.affine)",
+        "is_whole": (
+            "$lambda step, shape: bool((step - step.round())[:3].abs().matmul(torch.tensor([n - 1.0 for n in shape]"
+            f" + [1.0], dtype=torch.float64)).max() < {_WHOLE_VOXELS}"
+            " and (step[:3, :3].round().abs().sum(0) == 1).all())"
+        ),
+        "target": (
+            "$lambda volume, grid: volume.affine.matmul(@step(volume, grid).round())"
+            " if @is_whole(@step(volume, grid), grid.shape[1:]) else grid.affine"
+        ),
+        # and of two interpolations, which differ outside of the volume alone, one tells where that is
+        "interpolated": {"_target_": "SpatialResample", "padding_mode": "border", "align_corners": True},
+        "inside": {"_target_": "SpatialResample", "padding_mode": "zeros", "align_corners": True},
+        "resample": (
+            "$lambda volume, grid, fill: (lambda affine: torch.where(@inside(torch.ones_like(volume), affine,"
+            " grid.shape[1:]).as_tensor() >= 1, @interpolated(volume, affine, grid.shape[1:]).as_tensor(), fill))"
+            "(@target(volume, grid))"
+        ),
+        "windowed": "$lambda values, low, high: ((values - low) / (high - low)).clip(0, 1)",
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                "$lambda data: {**data, 'ct': data['image'][0], 'pet': data['image'][1]}",
+                {
+                    "_target_": "LoadImaged",
+                    "keys": ["ct", "pet"],
+                    "reader": "NibabelReader",
+                    "ensure_channel_first": True,
+                },
+                "$lambda data: {**data, 'original': data['ct'], 'grid': @grid(@canonical(data['ct']))}",
+                _with(
+                    f"torch.cat([@windowed(@resample(data['ct'], data['grid'], {_AIR}), {ct_low}, {ct_high}),"
+                    f" @windowed(@resample(data['pet'], data['grid'], 0.0), {suv_low}, {suv_high})])"
+                ),
+            ],
+        },
+        "on_file": (
+            "$lambda maps, data: @resample(monai.data.MetaTensor(maps, affine=data['grid'].affine),"
+            " data['original'], 0.0)"
+        ),
+    }
+
+
+def _respacing(spacing: Sequence[float]) -> dict[str, Any]:
+    """Return `grid`: over the box of a CT with voxels of another size, as `edue_lightning.data.geometry.respaced`."""
+    return {
+        "factors": (
+            f"$lambda ct: torch.tensor({[float(size) for size in spacing]}, dtype=torch.float64)"
+            " / ct.affine[:3, :3].norm(dim=0)"
+        ),
+        "steps": (
+            "$lambda factors: torch.cat([torch.cat([torch.diag(factors), (factors[:, None] - 1) / 2], 1),"
+            " torch.eye(4).double()[3:]])"
+        ),
+        "lengths": "$lambda ct, factors: torch.round(torch.tensor(ct.shape[1:]) / factors).clamp_min(1).int().tolist()",
+        "grid": (
+            "$lambda ct: monai.data.MetaTensor(torch.zeros(1, *@lengths(ct, @factors(ct))),"
+            " affine=ct.affine.matmul(@steps(@factors(ct))))"
+        ),
+    }

@@ -1,0 +1,1 @@
+"""Masks, disagreement maps and triage for new images."""

@@ -1,0 +1,132 @@
+"""A prediction in files that lie on the voxels of the case's own image: what a viewer opens beside it."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edue_lightning.atomic import write_whole
+from edue_lightning.data.images import VOLUMES, header_of
+from edue_lightning.data.new_images import ImageCase
+from edue_lightning.data.preparation import PreparedImage
+from edue_lightning.errors import UserError
+from edue_lightning.prediction.estimate import Estimate
+from edue_lightning.reporting.overlay import Overlay, overlay_figure
+from edue_lightning.reporting.panels import displayable, most_disputed_slice, radiological, radiological_spacing
+
+MASK, PROBABILITY, OVERLAY = "mask", "probability", "overlay"
+DISAGREEMENT, TOTAL_VARIANCE = "disagreement", "total_variance"
+
+
+def write_estimate(
+    folder: Path,
+    case: ImageCase,
+    prepared: PreparedImage,
+    estimate: Estimate,
+    structures: Sequence[str],
+    titles: Mapping[str, str],
+) -> list[str]:
+    """Write mask, mean probability and disagreement map of each structure, and a picture of each.
+
+    Of volumes and NIfTI slices the files have the header of the case's own (first) file, so that every viewer places
+    them on it; of pictures the mask is a PNG of 0 and 255, the maps are TIFF files of floating-point numbers. With
+    several structures, which may nest, each has files of its own.
+
+    Args:
+        folder: for the files, must be there.
+        case: the images.
+        prepared: what the network saw.
+        estimate: what it says of it.
+        structures: names of the K structures.
+        titles: a line for each structure's picture.
+
+    Returns:
+        the names of the files.
+
+    Raises:
+        UserError: if one cannot be written.
+    """
+    written = []
+    variance = DISAGREEMENT if estimate.members > 1 else TOTAL_VARIANCE
+    try:
+        for k, structure in enumerate(structures):
+            probability = prepared.on_file(estimate.probability[k])
+            disagreement = prepared.on_file(estimate.disagreement[k])
+            mask = probability >= 0.5
+            ending = f"__{structure}" if len(structures) > 1 else ""
+            for name, values in (
+                (MASK, mask.astype(np.uint8)),
+                (PROBABILITY, probability),
+                (variance, np.maximum(disagreement, 0)),
+            ):
+                written.append(_save(folder, f"{case.case_id}__{name}{ending}", values, case.files[0]))
+            figure = overlay_figure(
+                _overlay(prepared, estimate, k), f"{case.case_id}, {structure}: {titles[structure]}", variance
+            )
+            picture = f"{case.case_id}__{OVERLAY}{ending}.png"
+            write_whole(folder / picture, lambda path, figure=figure: figure.savefig(path, dpi=100, format="png"))  # type: ignore[misc]
+            written.append(picture)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); free some space") from error
+    return written
+
+
+def _save(folder: Path, name: str, values: NDArray, like: Path) -> str:
+    if like.name.lower().endswith(VOLUMES):
+        file = f"{name}.nii.gz"
+        content = gzip.compress(_nifti(values, like).to_bytes(), compresslevel=4, mtime=0)
+        write_whole(folder / file, lambda path: path.write_bytes(content))
+        return file
+    picture = Image.fromarray(values * np.uint8(255) if values.dtype == np.uint8 else values)
+    file, form = (f"{name}.png", "PNG") if values.dtype == np.uint8 else (f"{name}.tif", "TIFF")
+    save: Callable[[Path], object] = lambda path: picture.save(path, format=form)  # noqa: E731
+    write_whole(folder / file, save)
+    return file
+
+
+def _nifti(values: NDArray, like: Path) -> nibabel.Nifti1Image:
+    """Return an image whose header places it as another file's does, and holds nothing else of that one."""
+    original = header_of(like)
+    header = type(original)()
+    # both transformations as they are: viewers differ in which they believe
+    for name in ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y"):
+        header[name] = original[name]
+    for name in ("qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"):
+        header[name] = original[name]
+    header.set_data_dtype(values.dtype)
+    claimed = tuple(int(length) for length in original.get_data_shape()[: values.ndim + 1])
+    # a slice may be stored with a third axis of length one
+    shape = (*values.shape, 1) if values.ndim == 2 and claimed[2:3] == (1,) else values.shape
+    header.set_data_shape(shape)
+    header["pixdim"][: len(shape) + 1] = original["pixdim"][: len(shape) + 1]
+    made = nibabel.Nifti2Image if isinstance(original, nibabel.Nifti2Header) else nibabel.Nifti1Image
+    return made(values.reshape(shape), None, header)
+
+
+def _overlay(prepared: PreparedImage, estimate: Estimate, structure: int) -> Overlay:
+    """Return what is drawn: a picture, or of a volume the most disputed slice, as radiologists see it."""
+    maps = {
+        "image": prepared.image.numpy(),
+        "probability": estimate.probability[structure].numpy(),
+        "disagreement": estimate.disagreement[structure].numpy(),
+    }
+    spacing = prepared.spacing or (1.0,) * (prepared.image.ndim - 1)
+    where = ""
+    if len(spacing) == 3:
+        if prepared.grid is not None:
+            affine = prepared.grid.affine.numpy()
+            maps = {name: radiological(values, affine) for name, values in maps.items()}
+            spacing = radiological_spacing(spacing, affine)
+        shown = most_disputed_slice(maps["disagreement"])
+        where = f"slice {shown + 1} of {maps['disagreement'].shape[0]} from the feet, the most disputed one"
+        maps = {name: np.take(values, shown, axis=values.ndim - 3) for name, values in maps.items()}
+        spacing = spacing[1:]
+    return Overlay(
+        displayable(maps["image"]), maps["probability"], maps["disagreement"], spacing[0] / spacing[1], where
+    )

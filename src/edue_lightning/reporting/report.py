@@ -1,0 +1,201 @@
+"""The report: one self-contained HTML page, readable on a phone, with the tables and figures as files beside it."""
+
+from __future__ import annotations
+
+import html
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from edue_lightning.reporting.comparison import compare, comparison_table, paired_differences, to_markdown
+from edue_lightning.reporting.findings import OVER_DATA, Verdict
+from edue_lightning.reporting.page import html_list, html_table, page, write_figure
+from edue_lightning.reporting.report_figures import drawings
+from edue_lightning.reporting.tables import cost_table, detection_table, differences_table
+from edue_lightning.reporting.verdict import judge
+from edue_lightning.reporting.verdict_text import PARTS, sentences, summary, table
+from edue_lightning.runs.files import Run, find_runs
+
+_DEFINITIONS = {
+    "dice ↑": "overlap of the mean prediction (p ≥ 0.5) with the mask of at least half of the raters, mean over cases",
+    "nll ↓": "cross-entropy in nats of the mean prediction against every rater, mean over voxels, raters and cases",
+    "ece ↓": "mean gap between predicted probability and the share of raters who marked, in 15 bins, over all voxels",
+    "brier ↓": "squared error of the mean prediction against every rater",
+    "image_pearson ↑": "correlation over cases of the summed variance between members (SV) with that between raters",
+    "image_spearman ↑": "the same by ranks",
+    "image_spearman_normalised ↑": "by ranks, of SV and SV* each over the area of its mask, so that no method wins "
+    "because large structures have long edges",
+    "pixel_pearson ↑": "correlation over voxels of the two variance maps, mean over cases",
+    "…_total ↑": "the same with p(1 - p) of the mean prediction in the place of the variance between members",
+    "d-AUC ↓": "area between the quality-control curve of a score and the ideal one, which flags the poor ones first",
+    "AUROC ↑": "of distorted images against clean ones, by a score; 0.5 for a score without information",
+}
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """Where a report lies.
+
+    Attributes:
+        folder: that holds all of it.
+        html: the self-contained page.
+        comparison: `comparison.csv`.
+        verdict: `verdict.csv`.
+        markdown: verdict and tables in Markdown.
+        figures: folder with every figure as PNG and SVG.
+    """
+
+    folder: Path
+    html: Path
+    comparison: Path
+    verdict: Path
+    markdown: Path
+    figures: Path
+
+
+def write_report(runs_folder: Path, output: Path, reference: str) -> ReportPaths:
+    """Compare every finished run below a folder.
+
+    The report is derived from the runs, which are only read; an earlier report in `output` is replaced.
+
+    Args:
+        runs_folder: holds the runs, at any depth.
+        output: folder for `comparison.csv`, `differences.csv`, `verdict.csv`, `comparison.md`, `figures/` and
+            `report.html`.
+        reference: label of the method that the others are compared with, and that is judged; without a run of it there
+            are neither differences nor a verdict.
+
+    Raises:
+        UserError: if there is no finished run, a run's file is damaged, or two runs are the same method and seed.
+    """
+    runs = find_runs(runs_folder)
+    comparison, differences = compare(runs), paired_differences(runs, reference)
+    if any(run.key[0] == reference for run in runs):
+        verdict = judge(runs, reference)
+    else:
+        missing = f"No run has the label {reference}, so there are no differences from it and no verdict on it."
+        verdict = Verdict(reference, [], [missing])
+    paths = ReportPaths(
+        folder=output,
+        html=output / "report.html",
+        comparison=output / "comparison.csv",
+        verdict=output / "verdict.csv",
+        markdown=output / "comparison.md",
+        figures=output / "figures",
+    )
+    paths.figures.mkdir(parents=True, exist_ok=True)
+    comparison.to_csv(paths.comparison, index=False)
+    differences.to_csv(output / "differences.csv", index=False)
+    verdict.frame().to_csv(paths.verdict, index=False)
+
+    markdown = list(_verdict_markdown(verdict))
+    body = [f"<h1>Comparison of {len(runs)} runs</h1>", *_notes(runs), *_verdict_section(verdict)]
+    for data, split, structure in comparison[["data", "split", "structure"]].drop_duplicates().itertuples(index=False):
+        title = f"{data}, {split}, {structure}"
+        cases = int(comparison[(comparison["data"] == data) & (comparison["split"] == split)]["n_cases"].max())
+        caption = f"{cases} cases; mean over seeds, with 95 % bootstrap intervals; the best value of a column in bold"
+        figures = comparison_table(comparison, data, split, structure, bold=lambda text: f"**{text}**")
+        markdown.append(f"### {title}\n\n{caption}\n\n{to_markdown(figures)}\n")
+        body += [f"<h2>{html.escape(title)}</h2>", f"<p>{caption}.</p>", html_table(figures)]
+        body += _further_tables(runs, differences, reference, (data, split, structure))
+    body += _cost_section(runs)
+    command = ["python", "-m", "edue_lightning.report"]
+    command += [f"runs={runs_folder}", f"output={output}", f"reference={reference}"]
+    for drawing in drawings(runs):
+        caption = f"{drawing.caption} {_origin(shlex.join(command), drawing.runs)}"
+        body.append(f"<h2>{html.escape(drawing.name.replace('_', ' '))}</h2>")
+        body.append(write_figure(drawing.figure, drawing.name, caption, paths.figures))
+    body += ["<h2>What the figures mean</h2><ul>"]
+    body += [f"<li><b>{term}</b>: {meaning}</li>" for term, meaning in _DEFINITIONS.items()]
+    body += ["</ul>", *_runs_section(runs)]
+    paths.markdown.write_text("\n".join(markdown))
+    paths.html.write_text(page("\n".join(body)))
+    return paths
+
+
+def _verdict_title(verdict: Verdict) -> str:
+    return f"Does {verdict.candidate} keep its promise on the test cases?"
+
+
+def _verdict_markdown(verdict: Verdict) -> Iterator[str]:
+    yield f"## {_verdict_title(verdict)}\n"
+    if verdict.findings:
+        yield f"{summary(verdict)}\n"
+    yield from (f"{remark}\n" for remark in verdict.remarks)
+    for part, title in PARTS.items():
+        found = table(verdict, part)
+        if len(found):
+            yield f"### {title}\n\n{to_markdown(found)}\n"
+    for data, said in sentences(verdict).items():
+        lines = "\n".join(f"- {sentence}" for sentence in said)
+        yield f"### {_data_title(data)}\n\n{lines}\n"
+
+
+def _verdict_section(verdict: Verdict) -> Iterator[str]:
+    yield f"<h2>{html.escape(_verdict_title(verdict))}</h2>"
+    if verdict.findings:
+        yield f"<p><b>{html.escape(summary(verdict))}</b></p>"
+    yield from (f'<p class="note">{html.escape(remark)}</p>' for remark in verdict.remarks)
+    for part, title in PARTS.items():
+        found = table(verdict, part)
+        if len(found):
+            yield f"<h3>{title}</h3>{html_table(found)}"
+    for data, said in sentences(verdict).items():
+        yield f"<h3>{html.escape(_data_title(data))}</h3>{html_list(said)}"
+
+
+def _data_title(data: str) -> str:
+    return "Over all data sets" if data == OVER_DATA else data
+
+
+def _notes(runs: Sequence[Run]) -> Iterator[str]:
+    notes = {(run.key[1], run.configuration.get("image_note")) for run in runs}
+    for data, note in sorted((data, note) for data, note in notes if note):
+        yield f'<p class="note"><b>{html.escape(data)}</b>: {html.escape(str(note))}.</p>'
+
+
+def _further_tables(
+    runs: Sequence[Run], differences: pd.DataFrame, reference: str, subject: tuple[str, str, str]
+) -> Iterator[str]:
+    different = differences_table(differences, *subject)
+    if len(different):
+        label = html.escape(reference)
+        yield f"<p>Difference to <b>{label}</b> on the same cases (method minus {label}), 95 % intervals:</p>"
+        yield html_table(different)
+    detection = detection_table(runs, *subject)
+    if len(detection):
+        yield "<p>AUROC of distorted images against clean ones, all severities, by kind of distortion:</p>"
+        yield html_table(detection)
+
+
+def _cost_section(runs: Sequence[Run]) -> Iterator[str]:
+    costs = cost_table(runs)
+    if len(costs):
+        yield (
+            "<h2>Cost</h2><p>Median over seeds; ratios against one plain U-Net of the same width. Training seconds are "
+            "one machine's and include validation; compare, don't quote.</p>"
+        )
+        yield html_table(costs)
+
+
+def _origin(command: str, runs: Sequence[Run]) -> str:
+    commits = ", ".join(html.escape(commit) for commit in dict.fromkeys(_commit(run) for run in runs))
+    return f"Made by <code>{html.escape(command)}</code> from runs of commit {commits}."
+
+
+def _commit(run: Run) -> str:
+    return str(run.configuration.get("commit") or "unknown")
+
+
+def _runs_section(runs: Sequence[Run]) -> Iterator[str]:
+    yield "<h2>Runs</h2><ul>"
+    for run in runs:
+        method, data, split = run.key
+        yield (
+            f"<li>{html.escape(method)} on {html.escape(data)}, {split}, seed {run.seed}, commit "
+            f"{html.escape(_commit(run))}: <code>{html.escape(str(run.configuration.get('command')))}</code></li>"
+        )
+    yield "</ul>"

@@ -1,0 +1,127 @@
+"""Which figures a report draws of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from edue_lightning.reporting.comparison import group_by_subject
+from edue_lightning.reporting.curves import (
+    DRAWN_SEVERITY,
+    auroc_by_severity,
+    distorted_groups,
+    pooled_reliability,
+    quality_control,
+)
+from edue_lightning.reporting.distortion_figures import detection_figure, distorted_boxes_figure
+from edue_lightning.reporting.figures import (
+    comparison_panel_figure,
+    disagreement_scatter_figure,
+    quality_control_figure,
+    reliability_figure,
+)
+from edue_lightning.reporting.panels import Panel, load_panels
+from edue_lightning.reporting.tables import DETECTION_SCORES
+from edue_lightning.runs.files import PANELS_FILE, Run
+
+BOX_SCORES = ("layer_agreement", "model_agreement", "sv")
+
+Methods = Mapping[str, Sequence[Run]]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of a report.
+
+    Attributes:
+        name: of its files.
+        figure: itself.
+        caption: what it shows of which seeds.
+        runs: that it was drawn from.
+    """
+
+    name: str
+    figure: Figure
+    caption: str
+    runs: Sequence[Run]
+
+
+def drawings(runs: Sequence[Run]) -> Iterator[Drawing]:
+    """Yield the figures of each data set and split: curves of each structure, then the panels of each case.
+
+    Raises:
+        UserError: if a run's panels are missing or damaged.
+    """
+    groups = group_by_subject(runs)
+    for data, split in dict.fromkeys((data, split) for _, data, split in groups):
+        methods = {method: members for (method, d, s), members in groups.items() if (d, s) == (data, split)}
+        for structure in next(iter(methods.values()))[0].reliability["structure"].astype(str).unique():
+            yield from _curves(methods, structure, f"{data}_{split}_{structure}")
+            yield from _distortions(methods, structure, f"{data}_{split}_{structure}")
+        yield from _panels(methods, f"{data}_{split}")
+
+
+def _curves(methods: Methods, structure: str, name: str) -> Iterator[Drawing]:
+    runs = _all(methods)
+    reliability = {label: pooled_reliability(members, structure) for label, members in methods.items()}
+    caption = "Share of raters who marked against the predicted probability, all seeds together."
+    yield Drawing(f"calibration_{name}", reliability_figure(reliability), caption, runs)
+    controls = {label: quality_control(members, structure) for label, members in methods.items()}
+    curves = {f"{label} ({found.score})": found.curve for label, found in controls.items() if found is not None}
+    if curves:
+        caption = (
+            "Poor segmentations that stay unseen against cases flagged, mean over seeds; each method by the score in "
+            "brackets, the one with the smallest d-AUC on validation data where there are such."
+        )
+        yield Drawing(f"quality_control_{name}", quality_control_figure(curves), caption, runs)
+    lowest = _lowest_seed(methods)
+    cases = {label: run.cases[run.cases["structure"] == structure] for label, run in lowest.items()}
+    caption = "A point a case, of the lowest seed."
+    yield Drawing(f"disagreement_{name}", disagreement_scatter_figure(cases), caption, list(lowest.values()))
+
+
+def _distortions(methods: Methods, structure: str, name: str) -> Iterator[Drawing]:
+    distorted = {
+        label: members for label, members in methods.items() if all(run.distorted_cases is not None for run in members)
+    }
+    if distorted:
+        groups = {
+            score: {label: distorted_groups(members, structure, score) for label, members in distorted.items()}
+            for score in BOX_SCORES
+        }
+        caption = f"Scores with none, half and all of the images distorted, at severity {DRAWN_SEVERITY}, all seeds."
+        yield Drawing(f"distorted_{name}", distorted_boxes_figure(groups), caption, _all(distorted))
+    measured = {
+        label: members for label, members in methods.items() if all(run.detection is not None for run in members)
+    }
+    if measured:
+        areas: dict[str, dict[str, pd.Series]] = {
+            score: {label: auroc_by_severity(members, structure, score) for label, members in measured.items()}
+            for score in DETECTION_SCORES
+        }
+        caption = "How well a score tells distorted images from clean ones, over all kinds, mean over seeds."
+        yield Drawing(f"detection_{name}", detection_figure(areas), caption, _all(measured))
+
+
+def _panels(methods: Methods, name: str) -> Iterator[Drawing]:
+    lowest = _lowest_seed(methods)
+    by_case: dict[tuple[str, str], dict[str, Panel]] = {}
+    for label, run in lowest.items():
+        for panel in load_panels(run.folder / PANELS_FILE):
+            by_case.setdefault((panel.case_id, panel.structure), {})[label] = panel
+    for (case_id, structure), panels in by_case.items():
+        drawn = [lowest[label] for label in panels]
+        figure = comparison_panel_figure(panels, drawn[0].configuration.get("image_note"))
+        caption = "Variance between the members above, prediction below, of the lowest seed."
+        yield Drawing(f"heatmaps_{name}_{case_id}_{structure}", figure, caption, drawn)
+
+
+def _lowest_seed(methods: Methods) -> dict[str, Run]:
+    return {label: min(members, key=lambda run: run.seed) for label, members in methods.items()}
+
+
+def _all(methods: Methods) -> list[Run]:
+    return [run for members in methods.values() for run in members]

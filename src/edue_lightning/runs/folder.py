@@ -1,0 +1,118 @@
+"""Which folder a command writes to, so that one that was cut off finds its own again, and that no two write there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from edue_lightning.atomic import remove_unfinished
+from edue_lightning.errors import UserError
+from edue_lightning.runs.files import CONFIGURATION_FILE, VALIDATION_FILE
+from edue_lightning.runtime.processes import is_first_process
+
+AUTO = "auto"
+"""Value of `resume` for the run that this very command began, if there is one."""
+
+CHECKPOINTS = "checkpoints"
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+# overrides that do not make another run
+_OF_THE_START = ("resume=", "logger", "hydra", "members_at_once=", "checkpoint_every_steps=")
+
+
+def register_run_folder() -> None:
+    """Let configurations name a run's folder with `${run_folder:...}`, see `run_folder`."""
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+
+
+def run_folder(resume: str | None, overrides: Sequence[str], parent: str, time: str, seed: int) -> str:
+    """Return the folder of a run: an earlier one to go on with, or a new one.
+
+    Args:
+        resume: None for a new run; `auto` for the newest one that this very command began below `parent` and did not
+            finish, or else a new one; or a path, see `folder_of`.
+        overrides: of the command.
+        parent: of new folders.
+        time: names a new folder; on a cluster the job does, as all its processes, and a requeued job, must agree.
+        seed: of the run, the end of its folder's name.
+    """
+    own = sorted(one for one in overrides if not one.startswith(_OF_THE_START))
+    if resume not in (None, AUTO):
+        path = folder_of(str(resume))
+        if path.is_dir():
+            return str(path)
+    job = _job()
+    if job is not None:
+        digest = hashlib.sha256("\n".join(own).encode()).hexdigest()[:8]
+        return f"{parent}/{job}-{digest}_{seed}"
+    if resume == AUTO:
+        for folder in sorted(Path(parent).glob(f"*_{seed}"), reverse=True):
+            begun = (folder / CONFIGURATION_FILE).is_file() and not (folder / VALIDATION_FILE).is_file()
+            if begun and _overrides_in(folder) == own:
+                return str(folder)
+    return f"{parent}/{time}_{seed}"
+
+
+def folder_of(path: str) -> Path:
+    """Return the folder of a run from its own path or that of one of its checkpoints."""
+    found = Path(path)
+    if found.suffix != ".ckpt":
+        return found
+    inside = [parent for parent in found.parents if parent.name == CHECKPOINTS]
+    if not inside:
+        raise UserError(f"resume={path}: does not lie in the checkpoints of a run; give the run's folder")
+    return inside[0].parent
+
+
+@contextmanager
+def sole_writer(*folders: Path) -> Iterator[None]:
+    """Hold a folder, for the first process; a killed process lets go of it, and what it left half written is removed.
+
+    Args:
+        folders: the one that is held, made if need be, and those below it that are written to.
+
+    Raises:
+        UserError: if another process holds it, or it cannot be made.
+    """
+    if not is_first_process():
+        yield
+        return
+    try:
+        folders[0].mkdir(parents=True, exist_ok=True)
+        with FileLock(folders[0] / ".lock", timeout=0):
+            for place in folders:
+                remove_unfinished(place)
+            yield
+    except Timeout as error:
+        raise UserError(f"{folders[0]}: another process is at work there; wait for it, or stop it") from error
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"{folders[0]}: cannot be made a folder ({error.strerror}); choose another one") from error
+
+
+def _job() -> str | None:
+    """Return the name of the cluster's job that this process is one of, or None."""
+    if "SLURM_JOB_ID" in os.environ:
+        if "SLURM_ARRAY_JOB_ID" in os.environ:
+            return f"job-{os.environ['SLURM_ARRAY_JOB_ID']}-{os.environ['SLURM_ARRAY_TASK_ID']}"
+        return f"job-{os.environ['SLURM_JOB_ID']}"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        named = os.environ["TORCHELASTIC_RUN_ID"]
+        if named == "none":
+            named = f"{os.environ['MASTER_ADDR']}-{os.environ['MASTER_PORT']}"
+        return f"torchrun-{named}"
+    return None
+
+
+def _overrides_in(folder: Path) -> list[str] | None:
+    try:
+        recorded = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
+    except (OSError, yaml.YAMLError):
+        return None
+    return sorted(one for one in recorded or [] if not str(one).startswith(_OF_THE_START))

@@ -1,0 +1,1 @@
+"""Training: fit a method, keep it resumable, log its curves."""

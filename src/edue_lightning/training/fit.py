@@ -1,0 +1,178 @@
+"""How a method is trained: each of its trainees in turn, or several members of an ensemble at a time."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from edue_lightning.atomic import remove_unfinished
+from edue_lightning.config.build import ImageFormat, build_data, build_method, build_metric_settings
+from edue_lightning.data import RaterDataModule
+from edue_lightning.errors import UserError
+from edue_lightning.methods import SegmentationMethod
+from edue_lightning.metrics import LOWER_IS_BETTER, MetricSettings
+from edue_lightning.runs.checkpoints import checkpoint_entries, read_checkpoint, save_method
+from edue_lightning.runs.folder import BEST, CHECKPOINTS, LAST
+from edue_lightning.runs.trainer import build_trainer
+from edue_lightning.runtime.processes import is_first_process, process_number, run_processes
+from edue_lightning.runtime.signals import StopSignals
+from edue_lightning.training.loggers import log_curves, training_loggers, wandb_must_not_matter
+from edue_lightning.training.progress import EpochLines
+from edue_lightning.training.resume import BestCheckpoint, ResumePoint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a configuration says to train, on what, and by which definitions it is measured."""
+
+    configuration: Mapping[str, Any]
+    data: RaterDataModule
+    method: SegmentationMethod
+    metric_settings: MetricSettings
+
+    @classmethod
+    def of(cls, configuration: Mapping[str, Any]) -> Experiment:
+        """Build it, with all weights drawn from the configuration's seed.
+
+        Args:
+            configuration: resolved, plain and checked, as `conf/train.yaml` composes it.
+
+        Raises:
+            UserError: for data or settings that cannot be used.
+        """
+        pl.seed_everything(int(configuration["seed"]), workers=True, verbose=False)
+        data = build_data(configuration)
+        data.require("train", "val", "test")
+        image_format = ImageFormat.of(data.source)
+        method = build_method(configuration, image_format)
+        metric_settings = build_metric_settings(configuration["metrics"], method.structures)
+        for trainee in method.trainees():
+            trainee.use_metric_settings(metric_settings)
+        method.checkpoint_entries = checkpoint_entries(configuration, image_format)
+        if configuration["compile"]:
+            method.compile_networks()
+        return cls(configuration, data, method, metric_settings)
+
+
+def fit(
+    experiment: Experiment, trainer: Mapping[str, Any], folder: Path, signals: StopSignals, wandb_run: Any
+) -> float:
+    """Fit every trainee from where it was cut off, and leave the method with its best weights.
+
+    Args:
+        experiment: what to train.
+        trainer: node of the configuration, with the devices to use.
+        folder: of the run.
+        signals: to stop.
+        wandb_run: the Weights & Biases run, if there is one.
+
+    Returns:
+        seconds spent in training, of all trainees together.
+
+    Raises:
+        UserError: if `select_by` is undefined for the method, or a checkpoint cannot be written or read.
+    """
+    method, configuration = experiment.method, experiment.configuration
+    trainees = method.trainees()
+    at_once = min(configuration["members_at_once"], len(trainees))
+    if at_once > 1:
+        run_processes(_fit_share, at_once, at_once, dict(configuration), dict(trainer), folder)
+        if wandb_run is not None:
+            with wandb_must_not_matter("log the members' curves"):
+                for position in range(len(trainees)):
+                    log_curves(folder, wandb_run, position)
+    else:
+        for position in range(len(trainees)):
+            _fit_trainee(experiment, position, trainer, folder, signals, wandb_run)
+    seconds = 0.0
+    states: dict[str, list[Mapping[str, Any]]] = {BEST: [], LAST: []}
+    for position in range(len(trainees)):
+        for name, found in states.items():
+            checkpoint = read_checkpoint(_folder(experiment, position, folder) / name)
+            found.append(checkpoint["state_dict"])
+            if name == LAST:
+                seconds += checkpoint["callbacks"][ResumePoint.__qualname__]["seconds"]
+    # the best ones last, since they are the ones to keep
+    for name in (LAST, BEST):
+        for trainee, state in zip(trainees, states[name], strict=True):
+            trainee.load_state_dict(state)
+        if trainees[0] is not method and is_first_process():
+            save_method(method, folder / CHECKPOINTS / name)
+    return seconds
+
+
+def _folder(experiment: Experiment, position: int, folder: Path) -> Path:
+    """Return where the checkpoints of a trainee lie."""
+    alone = experiment.method.trainees()[0] is experiment.method
+    return folder / CHECKPOINTS / ("" if alone else f"member_{position}")
+
+
+def _fit_share(
+    index: int, count: int, configuration: Mapping[str, Any], trainer: Mapping[str, Any], folder: Path
+) -> None:
+    """Fit every `count`th member of an ensemble, on a device of its own where there are several."""
+    signals = StopSignals()
+    signals.listen()
+    experiment = Experiment.of(configuration)
+    if torch.cuda.is_available() and trainer["accelerator"] != "cpu":
+        trainer = {**trainer, "devices": [index % torch.cuda.device_count()]}
+    for position in range(index, len(experiment.method.trainees()), count):
+        _fit_trainee(experiment, position, trainer, folder, signals, None)
+
+
+def _fit_trainee(
+    experiment: Experiment,
+    position: int,
+    trainer_node: Mapping[str, Any],
+    folder: Path,
+    signals: StopSignals,
+    wandb_run: Any,
+) -> None:
+    """Fit one trainee from its last checkpoint, if there is one, to its end."""
+    configuration, data = experiment.configuration, experiment.data
+    trainees = experiment.method.trainees()
+    trainee = trainees[position]
+    member = None if trainee is experiment.method else position
+    if member is not None:
+        # a member's order, augmentation and dropout are its own; its weights were drawn one after the other
+        member_seed = int(np.random.SeedSequence([configuration["seed"], position]).generate_state(1)[0])
+        pl.seed_everything(member_seed, workers=True, verbose=False)
+        data.set_order_seed(member_seed)
+        trainee.checkpoint_entries = checkpoint_entries(configuration, ImageFormat.of(data.source), member=position)
+        log.info("member %d of %d", position + 1, len(trainees))
+    if not is_first_process():
+        # dropout and the like are drawn by each process for itself; what is drawn for a case follows from its key
+        torch.manual_seed(torch.initial_seed() + process_number())
+    own = _folder(experiment, position, folder)
+    last, steps = own / LAST, 0
+    if is_first_process():
+        remove_unfinished(own)
+    if last.is_file():
+        steps = int(read_checkpoint(last)["global_step"])
+        log.info("%s: goes on after %d steps", last, steps)
+    metric = configuration["select_by"]
+    keeper = BestCheckpoint(own, metric, lower_is_better=metric in LOWER_IS_BETTER)
+    trainer = build_trainer(
+        trainer_node,
+        logger=training_loggers(folder, wandb_run, member, steps),
+        callbacks=[keeper, ResumePoint(last, signals, configuration["checkpoint_every_steps"]), EpochLines()],
+        default_root_dir=folder,
+        enable_progress_bar=sys.stderr.isatty(),
+    )
+    trainer.fit(trainee, datamodule=data, ckpt_path=last if steps else None, weights_only=True)
+    # Lightning keeps the first checkpoint where the metric is never a number
+    if keeper.best_model_score is None or not keeper.best_model_score.isfinite():
+        raise UserError(
+            f"select_by={metric}: undefined on the validation cases, as the variance between "
+            "members is for a single network; choose another metric, such as nll"
+        )

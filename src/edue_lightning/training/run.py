@@ -1,0 +1,228 @@
+"""Training of one method on one data set, and the test of its best checkpoint: the body of `train`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edue_lightning.atomic import write_whole
+from edue_lightning.config.build import ImageFormat, build, build_distortions, build_method
+from edue_lightning.config.schema import check_configuration
+from edue_lightning.data import RaterDataModule
+from edue_lightning.distortions import Distortions
+from edue_lightning.errors import UserError
+from edue_lightning.evaluation.cost import measure_cost
+from edue_lightning.evaluation.measure import Measurement, measure_method
+from edue_lightning.evaluation.shift import measure_shift
+from edue_lightning.evaluation.wandb_results import log_results
+from edue_lightning.methods import SegmentationMethod
+from edue_lightning.metrics import VALIDATION_METRICS
+from edue_lightning.prediction.triage import fit_triage
+from edue_lightning.runs.checkpoints import add_triage
+from edue_lightning.runs.files import (
+    CONFIGURATION_FILE,
+    COST_FILE,
+    METRICS_COLUMNS,
+    VALIDATION_FILE,
+    write_table,
+)
+from edue_lightning.runs.folder import AUTO, BEST, CHECKPOINTS, folder_of, sole_writer
+from edue_lightning.runs.record import check_same_run, finished_value, write_configuration, write_mapping
+from edue_lightning.runs.trainer import build_test_trainer
+from edue_lightning.runtime.devices import with_free_device
+from edue_lightning.runtime.processes import is_first_process, quiet_unless_first
+from edue_lightning.runtime.signals import StopSignals
+from edue_lightning.training.fit import Experiment, fit
+from edue_lightning.training.loggers import WandbSettings, wandb_must_not_matter
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainConfiguration:
+    """Top level of `conf/train.yaml`."""
+
+    seed: int
+    label: str | None
+    select_by: str
+    test: bool
+    resume: str | None
+    members_at_once: int
+    checkpoint_every_steps: int | None
+    compile: bool
+    bootstrap_resamples: int
+    triage_sensitivity: float
+    data: dict[str, Any]
+    network: dict[str, Any]
+    method: dict[str, Any]
+    loss: dict[str, Any]
+    optimizer: dict[str, Any]
+    inference: dict[str, Any]
+    metrics: dict[str, Any]
+    trainer: dict[str, Any]
+    logger: dict[str, Any]
+    distortions: dict[str, Any] | None = None
+
+
+# the plain U-Net, against which the cost of every method is measured
+_PLAIN = {
+    "_target_": "edue_lightning.methods.SingleNetwork",
+    "_partial_": True,
+    "heads": {"_target_": "edue_lightning.networks.HeadLayout", "stages": "last"},
+}
+
+
+def train(configuration: Mapping[str, Any], folder: Path) -> float:
+    """Train, validate and test as a configuration says.
+
+    Args:
+        configuration: resolved and plain, as `conf/train.yaml` composes it.
+        folder: of the run, see `docs/train.md`. New or without results, unless `resume` says to go on with a run that
+            was cut off: that ends with the weights that it would have had. A finished one is left as it is.
+
+    Returns:
+        `select_by` on the validation cases at the best checkpoint, averaged over structures: what a search for
+        settings looks at.
+
+    Raises:
+        UserError: for a configuration or data that cannot be used, before any training; or if the folder holds a run
+            that must not be replaced, or that another process is at work on.
+        SystemExit: if a scheduler stops the process, see `StopSignals`.
+    """
+    check_training(configuration)
+    quiet_unless_first()
+    signals = StopSignals()
+    signals.listen()
+    going_on = _goes_on(configuration, folder)
+    if going_on:
+        found = finished_value(folder, configuration["select_by"])
+        if found is not None:
+            log.info("%s: is finished, and is not run again", folder)
+            return found
+    with with_free_device(configuration["trainer"]) as trainer:
+        settings: WandbSettings = build(configuration["logger"], "logger")
+        distortions = build_distortions(configuration.get("distortions"))
+        experiment = Experiment.of(configuration)
+        with sole_writer(folder, folder / CHECKPOINTS):
+            return _run(experiment, trainer, distortions, settings, folder, signals, going_on)
+
+
+def check_training(configuration: Mapping[str, Any]) -> None:
+    """Check a configuration of `conf/train.yaml` before any work.
+
+    Raises:
+        UserError: naming the settings that are invalid.
+    """
+    check_configuration(configuration, TrainConfiguration)
+    if configuration["select_by"] not in VALIDATION_METRICS:
+        known = ", ".join(VALIDATION_METRICS)
+        raise UserError(
+            f"select_by={configuration['select_by']}: no metric that validation measures; those are {known}"
+        )
+    for name in ("members_at_once", "checkpoint_every_steps"):
+        if configuration[name] is not None and configuration[name] < 1:
+            raise UserError(f"{name} must be at least 1, not {configuration[name]}")
+    if not 0 < configuration["triage_sensitivity"] <= 1:
+        raise UserError(
+            f"triage_sensitivity must lie above 0 and be at most 1, not {configuration['triage_sensitivity']}"
+        )
+    if configuration["members_at_once"] > 1 and configuration["trainer"].get("devices") not in (1, "1"):
+        raise UserError(
+            f"members_at_once={configuration['members_at_once']}: each member is trained on one device, so "
+            "trainer.devices must be 1"
+        )
+
+
+def _goes_on(configuration: Mapping[str, Any], folder: Path) -> bool:
+    """Whether the folder holds a run of this configuration that `resume` says to go on with.
+
+    Raises:
+        UserError: if there is none although a path was given, or one of another configuration.
+    """
+    resume = configuration["resume"]
+    if resume is None:
+        return False
+    if resume != AUTO and folder_of(resume).resolve() != folder.resolve():
+        raise UserError(
+            f"resume={resume}: no such run, or another folder was chosen (hydra.run.dir); give the folder of a run"
+        )
+    if resume == AUTO and not (folder / CONFIGURATION_FILE).is_file():
+        return False
+    check_same_run(configuration, folder)
+    return True
+
+
+def _run(
+    experiment: Experiment,
+    trainer_node: Mapping[str, Any],
+    distortions: Distortions | None,
+    settings: WandbSettings,
+    folder: Path,
+    signals: StopSignals,
+    going_on: bool,
+) -> float:
+    """Train, measure and write all results."""
+    configuration, data, method = experiment.configuration, experiment.data, experiment.method
+    label = configuration["label"] or method.label
+    if is_first_process() and not going_on:
+        write_configuration(configuration, label, data.note, folder)
+    wandb_run = settings.start(
+        f"{label}-{data.name}-{configuration['seed']}", folder, {**configuration, "label": label}
+    )
+    try:
+        seconds = fit(experiment, trainer_node, folder, signals, wandb_run)
+        trainer = build_test_trainer(trainer_node)
+        resamples = int(configuration["bootstrap_resamples"])
+        metric_settings = experiment.metric_settings
+        validation = measure_method(method, data, Measurement(label, "val", metric_settings, resamples), trainer)
+        sensitivity = float(configuration["triage_sensitivity"])
+        triage = fit_triage(method, data, validation.cases, metric_settings, sensitivity, trainer)
+        if is_first_process():
+            add_triage(folder / CHECKPOINTS / BEST, triage.as_dict())
+            cost = _cost(method, data, configuration, validation.members, seconds)
+            write_mapping(cost, folder / COST_FILE)
+        if configuration["test"]:
+            evaluation = measure_method(method, data, Measurement(label, "test", metric_settings, resamples), trainer)
+            detection = distorted_cases = None
+            if distortions is not None:
+                shift = measure_shift(method, data, distortions, label, "test", metric_settings)
+                shift.write(folder)
+                detection, distorted_cases = shift.detection_frame(), shift.cases_frame()
+            evaluation.write(folder)
+            if wandb_run is not None:
+                with wandb_must_not_matter("log the evaluation"):
+                    log_results(wandb_run, evaluation, detection, distorted_cases, cost)
+            log.info("%s\n%s", folder, evaluation.headline())
+        if is_first_process():
+            # last, and whole, since its presence says that the run is finished
+            table = validation.metrics_frame()
+            write_whole(folder / VALIDATION_FILE, lambda path: write_table(table, METRICS_COLUMNS, path))
+    finally:
+        if wandb_run is not None:
+            failed = sys.exc_info()[0] is not None
+            with wandb_must_not_matter("finish"):
+                wandb_run.finish(exit_code=int(failed))
+    return validation.summary.means()[configuration["select_by"]]
+
+
+def _cost(
+    method: SegmentationMethod,
+    data: RaterDataModule,
+    configuration: Mapping[str, Any],
+    members: int,
+    train_seconds: float,
+) -> dict[str, float]:
+    """Return the content of `model.json`."""
+    plain = build_method({**configuration, "method": _PLAIN}, ImageFormat.of(data.source)).to(method.device)
+    image = data.single_batch("val", 0).image.to(method.device)
+    return {
+        **asdict(measure_cost(method, plain, image)),
+        "networks": method.networks,
+        "forward_passes": method.forward_passes,
+        "members": members,
+        "train_seconds": train_seconds,
+    }

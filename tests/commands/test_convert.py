@@ -1,0 +1,68 @@
+"""A data set as a folder with a manifest, which gives the same samples again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from patients import Patient
+from processes import run_command
+
+from edue_lightning.config.build import build_data
+from edue_lightning.convert import convert
+from edue_lightning.data import HecktorSource, ManifestSource, RaterDataModule
+from edue_lightning.errors import UserError
+
+FUNDUS = {
+    "_target_": "edue_lightning.data.RaterDataModule",
+    "name": "synthetic",
+    "source": {
+        "_target_": "edue_lightning.data.SyntheticFundus",
+        "n_cases": 9,
+        "size": 32,
+        "raters": 3,
+        "seed": 0,
+        "missing_rater_rate": 0.4,
+    },
+}
+
+
+def read_back(folder: Path, data: RaterDataModule) -> None:
+    """Compare a converted folder with its origin."""
+    again = RaterDataModule("manifest", ManifestSource(str(folder), standardise=False))
+    assert again.source.structures == data.source.structures
+    assert again.source.raters == data.source.raters
+    for split in ("train", "val", "test"):
+        assert again.splits[split] == [replace(r, split=split, stratum="") for r in data.splits[split]]
+    for record in data.splits["all"]:
+        first, second = data.source.load(record.case_id), again.source.load(record.case_id)
+        for name in ("image", "masks", "valid"):
+            assert torch.equal(getattr(first, name), getattr(second, name)), (record.case_id, name)
+        assert first.spacing == second.spacing
+        if first.affine is not None:
+            assert second.affine is not None
+            torch.testing.assert_close(first.affine, second.affine, atol=1e-5, rtol=0)
+
+
+def test_pictures_come_back_with_missing_raters(tmp_path: Path) -> None:
+    configuration = {"seed": 0, "output": str(tmp_path / "out"), "data": FUNDUS}
+    assert convert(configuration, tmp_path / "out") == 9
+    read_back(tmp_path / "out", build_data(configuration))
+    with pytest.raises(UserError, match="is not empty, and nothing is overwritten"):
+        convert(configuration, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_volumes_come_back_through_the_command(tmp_path: Path) -> None:
+    for name in ("CHUM-001", "CHUS-002", "MDA-003"):
+        Patient(name).write(tmp_path / "data")
+    done = run_command("convert", ["data=hecktor", "data.root=data", "data.cache=null", "output=out"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    read_back(tmp_path / "out", RaterDataModule("hecktor", HecktorSource(str(tmp_path / "data"))))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
+    refused = run_command("convert", ["data=hecktor", "data.root=nowhere", "output=other"], cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "data.root=nowhere: no such folder" in refused.stderr
+    assert not (tmp_path / "other").exists()

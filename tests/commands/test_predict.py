@@ -1,0 +1,364 @@
+"""New scans in, files on their own voxels and a list of cases out; whatever stops it, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from patients import Patient, affine_of, tilted
+from PIL import Image
+from processes import run_command
+
+import edue_lightning
+from edue_lightning.config.build import ImageFormat, build_method
+from edue_lightning.config.schema import configuration_folder, resolved
+from edue_lightning.data import HecktorSource, SyntheticFundus
+from edue_lightning.errors import UserError
+from edue_lightning.prediction import run as command
+from edue_lightning.prediction.run import predict
+from edue_lightning.prediction.triage import StructureTriage, Triage
+from edue_lightning.prediction.triage_table import COLUMNS
+from edue_lightning.runs.checkpoints import add_triage, checkpoint_entries, load_method, save_method
+
+NETWORK = ("network.features=[4,6,8]", "optimizer.schedule=constant")
+
+
+def configuration(name: str, *overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(configuration_folder(), version_base="1.3"):
+        return resolved(compose(name, list(overrides)))
+
+
+def asked(checkpoint: Path, source: Path, output: Path, *overrides: str) -> dict[str, Any]:
+    return configuration(
+        "predict", f"ckpt={checkpoint}", f"input={source}", f"output={output}", "device=cpu", *overrides
+    )
+
+
+def triage_of(structures: tuple[str, ...], threshold: float) -> Triage:
+    one = StructureTriage("sv_total", 0.8, np.array([0.5, 0.9]), np.array([threshold, 0.0]), {"sv_total": (0.0, 1e9)})
+    return Triage(1.0, dict.fromkeys(structures, one), {"percentile 50 of channel 1": (-9.0, 9.0)}, 5, spaced=True)
+
+
+def untrained(path: Path, images: ImageFormat, *overrides: str, threshold: float = 1.0) -> Path:
+    """Write the checkpoint of a method whose weights are drawn; it is as good as any to see where its answers go."""
+    settings = configuration("train", *NETWORK, *overrides)
+    torch.manual_seed(0)
+    method = build_method(settings, images)
+    method.checkpoint_entries = checkpoint_entries(settings, images)
+    save_method(method, path)
+    add_triage(path, triage_of(images.structures, threshold).as_dict())
+    return path
+
+
+@pytest.fixture(scope="module")
+def petct(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the checkpoint of a method for CT and PET."""
+    path = tmp_path_factory.mktemp("petct") / "best.ckpt"
+    overrides = ("experiment=hecktor", "data.root=.", "inference.window=[16,16,8]", "data.source.spacing=[1.5,1.5,2]")
+    return untrained(path, ImageFormat(3, 2, ("GTVn",)), *overrides)
+
+
+def oblique(name: str, degrees: float, shift: float) -> Patient:
+    shape = (20, 26, 9)
+    axes = tilted(degrees)[:, [1, 0, 2]]
+    return Patient(name, shape, affine_of((0.9, 1.1, 2.5), (3 + shift, -8, 99), shape, axes))
+
+
+def test_volumes_get_maps_on_their_own_oblique_voxels(petct: Path, tmp_path: Path) -> None:
+    scans, output = tmp_path / "scans", tmp_path / "out"
+    patients = [Patient(), oblique("MDA-002", 17.0, 0.0), oblique("MDA-003", -25.0, 1.0)]
+    for patient in patients:
+        patient.write(scans)
+    found = predict(asked(petct, scans, output), output)
+    assert not found.failed
+    assert set(found.triage["case"]) == {patient.name for patient in patients}
+    method = load_method(petct).method
+    source = HecktorSource(str(scans), spacing=[1.5, 1.5, 2])
+    for patient in patients:
+        ct = nibabel.load(next(scans.rglob(f"{patient.name}__CT.nii.gz")))
+        maps = {}
+        for name in ("mask", "probability", "disagreement"):
+            image = nibabel.load(output / f"{patient.name}__{name}.nii.gz")
+            assert image.shape == ct.shape
+            np.testing.assert_array_equal(image.affine, ct.affine)
+            for form in ("get_qform", "get_sform"):
+                own, of_ct = (getattr(one, form)(coded=True) for one in (image, ct))
+                assert own[1] == of_ct[1]
+                np.testing.assert_array_equal(own[0], of_ct[0])
+            assert image.header.get_xyzt_units() == ct.header.get_xyzt_units()
+            maps[name] = np.asarray(image.dataobj)
+        np.testing.assert_array_equal(maps["mask"], maps["probability"] >= 0.5)
+        # by another way: sample the prediction on the network's grid at the place of each of the CT's voxels
+        sample = source.load(patient.name)
+        with torch.inference_mode():
+            members = method.predict(sample.image[None]).sigmoid()[0]
+        assert sample.affine is not None
+        to_grid = np.linalg.inv(sample.affine.numpy()) @ ct.affine
+        voxels = np.argwhere(np.ones(ct.shape))
+        places = nibabel.affines.apply_affine(to_grid, voxels)
+        inside = ((places >= 0) & (places <= np.array(members.shape[2:]) - 1)).all(axis=1)
+        assert inside.mean() > 0.5
+        scaled = torch.from_numpy(places[inside] / (np.array(members.shape[2:]) - 1) * 2 - 1).float()
+        for name, values in (("probability", members.mean(dim=0)), ("disagreement", members.var(dim=0, correction=0))):
+            expected = torch.nn.functional.grid_sample(
+                values[None], scaled[None, :, None, None, [2, 1, 0]], align_corners=True
+            ).flatten()
+            np.testing.assert_allclose(maps[name][tuple(voxels[inside].T)], expected, atol=1e-4)
+    assert not list(output.rglob("unfinished-*"))
+
+
+def test_a_run_that_is_complete_or_cut_off_goes_on(
+    petct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans, output = tmp_path / "scans", tmp_path / "out"
+    for patient in (Patient(), oblique("MDA-002", 17.0, 0.0)):
+        patient.write(scans)
+    settings = asked(petct, scans, output)
+    whole = tmp_path / "whole"
+    predict(settings, whole)
+    written = command.write_estimate
+    calls: list[str] = []
+
+    def once(folder: Path, case: Any, *rest: Any) -> list[str]:
+        calls.append(case.case_id)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return written(folder, case, *rest)
+
+    monkeypatch.setattr(command, "write_estimate", once)
+    with pytest.raises(KeyboardInterrupt):
+        predict(settings, output)
+    assert not (output / "triage.csv").exists()
+    predict(settings, output)
+    # what was finished is not predicted again
+    assert calls == ["CHUM-001", "MDA-002", "MDA-002"]
+    assert (output / "triage.csv").read_text() == (whole / "triage.csv").read_text()
+    predict(settings, output)
+    assert len(calls) == 3
+    predict({**settings, "overwrite": True}, output)
+    assert len(calls) == 5
+
+
+def test_nothing_is_overwritten_unasked(petct: Path, tmp_path: Path) -> None:
+    scans, output = tmp_path / "scans", tmp_path / "out"
+    Patient().write(scans)
+    settings = asked(petct, scans, output)
+    predict(settings, output)
+    before = (output / "CHUM-001__mask.nii.gz").read_bytes()
+    with pytest.raises(UserError, match="by another checkpoint or with other settings, and nothing is overwritten"):
+        predict({**settings, "sensitivity": 0.5}, output)
+    ct = next(scans.rglob("*__CT.nii.gz"))
+    image = nibabel.load(ct)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), ct)
+    found = predict(settings, output)
+    assert "holds a prediction of another image of this name" in found.failed["CHUM-001"]
+    assert (output / "CHUM-001__mask.nii.gz").read_bytes() == before
+    assert not predict({**settings, "overwrite": True}, output).failed
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "letter.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds letter\.txt, which is no prediction"):
+        predict(settings, other)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made a folder"):
+        predict(settings, tmp_path / "file")
+
+
+def photographs(folder: Path, cases: int = 3) -> SyntheticFundus:
+    source = SyntheticFundus(n_cases=cases, size=32, seed=9)
+    folder.mkdir(parents=True)
+    for record in source.cases():
+        picture = (source.load(record.case_id).image.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(picture).save(folder / f"{record.case_id}.png")
+    return source
+
+
+def test_the_command_predicts_pictures_reports_bad_ones_and_says_so(trained_run: Path, tmp_path: Path) -> None:
+    photographs(tmp_path / "pictures")
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"no picture")
+    checkpoint = trained_run / "checkpoints" / "best.ckpt"
+    overrides = [f"ckpt={checkpoint}", "input=pictures", "output=out", "device=cpu"]
+    done = run_command("predict", overrides, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "broken.png: cannot be read" in done.stdout
+    assert "3 cases predicted" in done.stdout
+    table = pd.read_csv(tmp_path / "out" / "triage.csv")
+    assert tuple(table.columns) == COLUMNS
+    assert len(table) == 6
+    assert (table["unit"] == "pixels").all()
+    assert (table["volume_low"] <= table["volume_high"]).all()
+    failed = pd.read_csv(tmp_path / "out" / "failed.csv")
+    assert failed["case"].tolist() == ["broken"]
+    method = load_method(checkpoint).method
+    for path in sorted((tmp_path / "pictures").glob("fundus*.png")):
+        image = torch.from_numpy(np.asarray(Image.open(path)).transpose(2, 0, 1) / np.float32(255))[None]
+        with torch.inference_mode():
+            expected = method.predict(image).sigmoid().mean(dim=1)[0]
+        for k, structure in enumerate(("disc", "cup")):
+            stem = f"{path.stem}__{{}}__{structure}"
+            probability = np.asarray(Image.open(tmp_path / "out" / (stem.format("probability") + ".tif")))
+            np.testing.assert_allclose(probability, expected[k], atol=1e-5)
+            mask = np.asarray(Image.open(tmp_path / "out" / (stem.format("mask") + ".png")))
+            np.testing.assert_array_equal(mask, (probability >= 0.5) * 255)
+            assert (tmp_path / "out" / (stem.format("overlay") + ".png")).stat().st_size > 1000
+    # without the bad one it goes on, and all is well
+    (tmp_path / "pictures" / "broken.png").unlink()
+    again = run_command("predict", overrides, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert pd.read_csv(tmp_path / "out" / "failed.csv").empty
+
+
+def test_a_prediction_that_is_interrupted_says_one_word(trained_run: Path, tmp_path: Path) -> None:
+    photographs(tmp_path / "pictures", cases=60)
+    overrides = [f"ckpt={trained_run}/checkpoints/best.ckpt", "input=pictures", "output=out", "device=cpu"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "edue_lightning.predict", *overrides],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # tests in the background of a shell inherit that interrupts are ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    records = tmp_path / "out" / "records"
+    while started.poll() is None and not list(records.glob("*.json")):
+        pass
+    started.send_signal(signal.SIGINT)
+    _, told = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert told.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("third", [False, True])
+def test_slices_in_nifti_keep_their_header(tmp_path: Path, third: bool) -> None:
+    checkpoint = untrained(tmp_path / "best.ckpt", ImageFormat(2, 1, ("a",)), "experiment=qubiq", "data.root=.")
+    shape = (24, 20, 1) if third else (24, 20)
+    image = nibabel.Nifti1Image(
+        np.random.default_rng(0).normal(size=shape).astype(np.float32), np.diag([-0.5, 0.75, 2, 1])
+    )
+    image.header["descrip"] = b"of somebody"
+    (tmp_path / "scans").mkdir()
+    nibabel.save(image, tmp_path / "scans" / "slice.nii.gz")
+    output = tmp_path / "out"
+    found = predict(asked(checkpoint, tmp_path / "scans", output), output)
+    assert not found.failed
+    mask = nibabel.load(output / "slice__mask.nii.gz")
+    assert mask.shape == shape
+    assert mask.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(mask.affine, image.affine)
+    assert not bytes(mask.header["descrip"]).strip(b"\0")
+    assert found.triage["unit"].tolist() == ["mm2"]
+    assert found.triage["volume"][0] == pytest.approx(np.asarray(mask.dataobj).sum() * 0.5 * 0.75)
+
+
+def test_cases_come_by_uncertainty_and_are_flagged_from_the_threshold_on(tmp_path: Path) -> None:
+    images = ImageFormat(3, 2, ("GTVn",))
+    scans = tmp_path / "scans"
+    for number, degrees in enumerate((5.0, 20.0, 33.0)):
+        oblique(f"MDA-00{number}", degrees, number).write(scans)
+    overrides = ("experiment=hecktor", "data.root=.", "inference.window=[16,16,8]")
+    free = untrained(tmp_path / "free.ckpt", images, *overrides)
+    table = predict(asked(free, scans, tmp_path / "free"), tmp_path / "free").triage
+    totals = table["sv_total"].tolist()
+    assert totals == sorted(totals, reverse=True)
+    chosen = untrained(tmp_path / "chosen.ckpt", images, *overrides, threshold=totals[1])
+    table = predict(asked(chosen, scans, tmp_path / "chosen"), tmp_path / "chosen").triage
+    assert table["flagged"].tolist() == [True, True, False]
+    assert table["threshold"].tolist() == pytest.approx([totals[1]] * 3)
+    assert (table["out_of_distribution"] == "").all()
+
+
+def test_a_checkpoint_without_triage_sorts_and_flags_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = configuration("train", *NETWORK, "experiment=synthetic", "method=single")
+    images = ImageFormat(2, 3, ("disc", "cup"))
+    method = build_method(settings, images)
+    method.checkpoint_entries = checkpoint_entries(settings, images)
+    save_method(method, tmp_path / "best.ckpt")
+    photographs(tmp_path / "pictures", cases=2)
+    found = predict(asked(tmp_path / "best.ckpt", tmp_path / "pictures", tmp_path / "out"), tmp_path / "out")
+    assert found.triage["flagged"].isna().all()
+    assert "no case is flagged" in caplog.text
+    assert (tmp_path / "out" / "fundus_0000__total_variance__disc.tif").is_file()
+    assert not list((tmp_path / "out").glob("*disagreement*"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"ckpt": None}, "ckpt: not set"),
+        ({"input": "nowhere"}, "input=nowhere: no such file or folder"),
+        ({"sensitivity": 1.5}, "sensitivity must lie above 0"),
+        ({"device": "toaster"}, "device=toaster: is not there"),
+        ({"ckpt": "nowhere.ckpt"}, "nowhere.ckpt: no such checkpoint"),
+        ({"overwrite": "perhaps"}, "overwrite"),
+    ],
+)
+def test_what_cannot_be_done_is_told_before_anything_is_written(
+    petct: Path, tmp_path: Path, overrides: Mapping[str, Any], message: str
+) -> None:
+    settings = asked(petct, tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match=message):
+        predict({**settings, **overrides}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_from_python_says_what_the_command_says(trained_run: Path, tmp_path: Path) -> None:
+    photographs(tmp_path / "pictures", cases=1)
+    checkpoint = trained_run / "checkpoints" / "best.ckpt"
+    output = tmp_path / "out"
+    table = predict(asked(checkpoint, tmp_path / "pictures", output), output).triage
+    model = edue_lightning.load_model(checkpoint, device="cpu")
+    assert model.structures == ("disc", "cup")
+    picture = tmp_path / "pictures" / "fundus_0000.png"
+    array = np.asarray(Image.open(picture)).transpose(2, 0, 1) / np.float32(255)
+    for found in (model.predict(array), model.predict_files(picture)):
+        assert found.mask.shape == (2, 32, 32)
+        np.testing.assert_allclose(found.table["sv"], table["sv"], rtol=1e-5)
+        stored = np.asarray(Image.open(output / "fundus_0000__disagreement__cup.tif"))
+        np.testing.assert_allclose(found.disagreement[1], stored, atol=1e-6)
+    for wrong in (array[0], array[:2], array[None], array * np.nan, np.zeros((3, 0, 5))):
+        with pytest.raises(UserError, match="image: "):
+            model.predict(wrong)
+
+
+def test_records_are_plain_and_damaged_ones_are_told(petct: Path, tmp_path: Path) -> None:
+    scans, output = tmp_path / "scans", tmp_path / "out"
+    Patient().write(scans)
+    predict(asked(petct, scans, output), output)
+    record = output / "records" / "CHUM-001.json"
+    assert set(json.loads(record.read_text())) == {"images", "files", "rows"}
+    record.write_text("{")
+    found = predict(asked(petct, scans, output), output)
+    assert "is damaged; remove it, or overwrite=true" in found.failed["CHUM-001"]
+
+
+@pytest.mark.exhaustive
+def test_the_trial_of_triage_runs(tmp_path: Path) -> None:
+    overrides = ("experiment=synthetic_petct", "inference.window=[48,48,16]", "inference.overlap=0")
+    checkpoint = untrained(tmp_path / "best.ckpt", ImageFormat(3, 2, ("GTVn",)), *overrides)
+    script = Path(__file__).parents[2] / "experiments" / "triage" / "held_out.py"
+    options = [f"ckpt={checkpoint}", "--volumes", "--cases", "5", "--folder", str(tmp_path / "trial")]
+    done = subprocess.run(
+        [sys.executable, str(script), *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "voxels that differ from the network's own mask, of 5 cases: 0" in done.stdout
+    assert "times its share" in done.stdout

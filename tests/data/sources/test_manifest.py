@@ -1,0 +1,506 @@
+"""Folders of a user's own: what their files hold comes back, and all that is wrong is told at once."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from processes import digest, digest_elsewhere
+
+from edue_lightning.data import CaseRecord, ManifestSource, RaterDataModule
+from edue_lightning.data.sources.manifest.table import parse_spacing
+from edue_lightning.errors import UserError
+
+COLUMNS = ("case_id", "image", "mask", "rater", "structure")
+OBLIQUE = np.array([[0.0, -0.6, 0.8, 10.0], [0.5, 0.0, 0.0, -20.0], [0.0, 0.8, 2.4, 5.0], [0.0, 0.0, 0.0, 1.0]])
+PIXELS = np.arange(20, dtype=np.uint8).reshape(4, 5)
+
+Row = dict[str, str]
+Breaking = Callable[[Path, list[Row]], object]
+
+
+def save(folder: Path, name: str, array: NDArray, affine: NDArray = OBLIQUE) -> str:
+    """Write an array as the name's ending says, and return the name."""
+    if ".nii" in name:
+        nibabel.save(nibabel.Nifti1Image(array, affine), folder / name)
+    else:
+        Image.fromarray(array).save(folder / name)
+    return name
+
+
+def rectangle(*edges: int) -> NDArray[np.uint8]:
+    """Return a mask on `PIXELS` that ends before row and column `edges`."""
+    mask = np.zeros_like(PIXELS)
+    mask[: edges[0], : edges[1]] = 255
+    return mask
+
+
+def write(folder: Path, rows: Sequence[Row]) -> Path:
+    """Write the manifest; the columns are those of any row."""
+    columns = list(dict.fromkeys([*COLUMNS, *(column for row in rows for column in row)]))
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+def two_cases(folder: Path) -> list[Row]:
+    """Write two cases of raters A and B and one structure, and return their rows."""
+    rows = []
+    for number, case_id in enumerate(("one", "two")):
+        image = save(folder, f"{case_id}.png", PIXELS + 100 * number)
+        for edge, rater in enumerate("AB", 2):
+            mask = save(folder, f"{case_id}_{rater}.png", rectangle(edge, edge + number))
+            rows.append({"case_id": case_id, "image": image, "mask": mask, "rater": rater, "structure": "disc"})
+    return rows
+
+
+def source_of(folder: Path, rows: Sequence[Row], **settings: object) -> ManifestSource:
+    return ManifestSource(str(write(folder, rows)), **settings)  # type: ignore[arg-type]
+
+
+def problems_of(folder: Path, **settings: object) -> list[str]:
+    """Return the lines that a folder's check ends with, without the first, which must count them."""
+    source = ManifestSource(str(folder), **settings)  # type: ignore[arg-type]
+    with pytest.raises(UserError) as caught:
+        source.cases()
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"data.root={folder}: {len(lines)} problem{'s' * (len(lines) > 1)}:"
+    assert lines == list(source.problems)
+    return lines
+
+
+def test_pictures_come_back_as_written(tmp_path: Path) -> None:
+    source = source_of(tmp_path, two_cases(tmp_path), standardise=False)
+    assert (source.spatial_dims, source.channels) == (2, 1)
+    assert (source.structures, source.raters) == (("disc",), ("A", "B"))
+    assert source.cases() == [CaseRecord("one", "one"), CaseRecord("two", "two")]
+    sample = source.load("two")
+    np.testing.assert_array_equal(sample.image[0], (PIXELS + 100) / np.float32(255))
+    for slot, edge in enumerate((2, 3)):
+        np.testing.assert_array_equal(sample.masks[slot, 0], rectangle(edge, edge + 1) > 0)
+    assert sample.valid.all()
+    assert sample.case_id == "two"
+    assert sample.spacing is None
+    assert sample.affine is None
+
+
+def test_each_channel_is_standardised(tmp_path: Path) -> None:
+    rows = two_cases(tmp_path)
+    colours = np.stack([PIXELS, np.full_like(PIXELS, 77), PIXELS[::-1] * 9], axis=-1)
+    for row in rows:
+        row["image"] = save(tmp_path, f"{row['case_id']}_colours.png", colours)
+    image = source_of(tmp_path, rows).load("one").image
+    expected = (PIXELS - PIXELS.mean()) / PIXELS.std()
+    np.testing.assert_allclose(image[0], expected, rtol=1e-5)
+    assert not image[1].any()
+    assert image[2].mean().item() == pytest.approx(0, abs=1e-6)
+    assert image[2].std(correction=0).item() == pytest.approx(1)
+
+
+def test_volumes_of_two_images_keep_channels_and_place(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ct, pet = rng.normal(0, 300, (3, 4, 5)).astype(np.float32), rng.uniform(0, 9, (3, 4, 5)).astype(np.float32)
+    mask = (pet > 5).astype(np.uint8)
+    row = {
+        "case_id": "a case",
+        "image": save(tmp_path, "ct.nii.gz", ct),
+        "image2": save(tmp_path, "pet.nii", pet),
+        "mask": save(tmp_path, "mask.nii.gz", mask),
+        "rater": "A",
+        "structure": "GTVn",
+    }
+    source = source_of(tmp_path, [row], standardise=False)
+    assert (source.spatial_dims, source.channels) == (3, 2)
+    sample = source.load("a case")
+    np.testing.assert_array_equal(sample.image, np.stack([ct, pet]))
+    np.testing.assert_array_equal(sample.masks[0, 0], mask)
+    assert sample.spacing == pytest.approx((0.5, 1.0, np.hypot(0.8, 2.4)))
+    assert sample.affine is not None
+    np.testing.assert_allclose(sample.affine, OBLIQUE, atol=1e-6)
+    assert source_of(tmp_path, [row | {"spacing": "1 2 3"}]).load("a case").spacing == (1, 2, 3)
+
+
+def test_raters_differ_between_cases(tmp_path: Path) -> None:
+    rows = two_cases(tmp_path)
+    rows[3]["rater"] = "C"
+    rows[2]["mask"] = ""  # B's neighbour A looked at the second case and outlined nothing
+    source = source_of(tmp_path, rows)
+    assert source.raters == ("A", "B", "C")
+    first, second = source.load("one"), source.load("two")
+    assert first.valid.tolist() == [True, True, False]
+    assert second.valid.tolist() == [True, False, True]
+    assert first.masks.flatten(1).sum(dim=1).tolist() == [4, 9, 0]
+    assert second.masks.flatten(1).sum(dim=1).tolist() == [0, 0, 12]
+
+
+def test_structures_come_in_the_order_wanted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    discs = two_cases(tmp_path)
+    cups = [row | {"structure": "cup", "mask": ""} for row in discs]
+    rows = [*discs, *cups]
+    assert source_of(tmp_path, rows).structures == ("disc", "cup")
+    both = source_of(tmp_path, rows, structures=["cup", "disc"])
+    assert both.structures == ("cup", "disc")
+    assert both.load("one").masks.flatten(2).sum(dim=2).tolist() == [[0, 4], [0, 9]]
+    with caplog.at_level(logging.INFO):
+        single = source_of(tmp_path, rows, structures=["cup"])
+    assert single.structures == ("cup",)
+    assert "4 rows of structures other than cup are left out" in caplog.text
+
+
+def test_splits_patients_and_spacings(tmp_path: Path) -> None:
+    rows = two_cases(tmp_path)
+    for row in rows:
+        row |= {"patient": f"patient of {row['case_id']}", "split": "", "spacing": "0.25x0.5"}
+    for row in rows[2:]:
+        row |= {"patient": "", "split": "test", "spacing": ""}
+    source = source_of(tmp_path, rows)
+    assert source.cases() == [CaseRecord("one", "patient of one"), CaseRecord("two", "two", "test")]
+    assert source.load("one").spacing == (0.25, 0.5)
+    assert source.load("two").spacing is None
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=3), st.sampled_from(["x", " x ", " ", "X"]))
+def test_spacings_are_read_as_written(sizes: list[float], between: str) -> None:
+    assert parse_spacing(between.join(map(repr, sizes))) == tuple(sizes)
+
+
+def test_single_slices_have_no_place(tmp_path: Path) -> None:
+    row = {
+        "case_id": "a",
+        "image": save(tmp_path, "image.nii", PIXELS[..., None]),
+        "mask": save(tmp_path, "mask.nii", rectangle(2, 2)[..., None]),
+        "rater": "A",
+        "structure": "disc",
+    }
+    sample = source_of(tmp_path, [row]).load("a")
+    assert sample.image.shape == (1, 4, 5)
+    assert sample.affine is None
+    assert sample.spacing == pytest.approx((0.5, 1.0))
+
+
+def test_spreadsheets_habits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = two_cases(tmp_path)
+    lines = [",".join([*COLUMNS, "remark", ""]), ",,,,,,", ""]
+    lines += [", ".join([*(row[column] for column in COLUMNS), "NA", ""]) for row in rows]
+    text = "\r\n".join(lines).replace("one_A.png", ".\\one_A.png")
+    (tmp_path / "manifest.csv").write_text(text, encoding="utf-8-sig")
+    source = ManifestSource(str(tmp_path))
+    assert [record.case_id for record in source.cases()] == ["one", "two"]
+    assert "unknown columns are ignored: remark" in caplog.text
+
+
+def test_parquet_says_the_same_as_csv(tmp_path: Path) -> None:
+    rows = two_cases(tmp_path)
+    for row, spacing in zip(rows, ("", "", "0.5x0.7", "0.5x0.7"), strict=True):
+        row |= {"spacing": spacing, "rater": {"A": "1", "B": "2"}[row["rater"]]}
+    rows[1]["mask"] = ""
+    expected = source_of(tmp_path, rows)
+    table = [
+        row
+        | {
+            "rater": int(row["rater"]),
+            "mask": row["mask"] or None,
+            "spacing": [float(part) for part in row["spacing"].split("x")] if row["spacing"] else None,
+        }
+        for row in rows
+    ]
+    pd.DataFrame(table).to_parquet(tmp_path / "manifest.parquet")
+    found = ManifestSource(str(tmp_path), file="manifest.parquet")
+    assert found.raters == expected.raters == ("1", "2")
+    assert digest(found) == digest(expected)
+    assert found.load("two").spacing == (0.5, 0.7)
+    (tmp_path / "manifest.parquet").write_bytes(b"PAR1 of some kind")
+    (line,) = ManifestSource(str(tmp_path), file="manifest.parquet").problems
+    assert line.startswith("manifest.parquet: cannot be read as Parquet (")
+    (line,) = ManifestSource(str(tmp_path), file="gone.parquet").problems
+    assert line == "gone.parquet: not found; set data.root to the folder with this file"
+
+
+def test_numbers_and_missing_value_names_stay_text(tmp_path: Path) -> None:
+    rows = two_cases(tmp_path)
+    for row in rows:
+        row |= {"case_id": {"one": "007", "two": "nan"}[row["case_id"]], "rater": {"A": "01", "B": "NA"}[row["rater"]]}
+    source = source_of(tmp_path, rows)
+    assert [record.case_id for record in source.cases()] == ["007", "nan"]
+    assert source.raters == ("01", "NA")
+
+
+def test_what_may_surprise_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = two_cases(tmp_path)
+    source_of(tmp_path, rows)
+    assert not caplog.text
+    rows[0]["image"] = save(tmp_path, "wide.png", np.zeros((4, 9), dtype=np.uint8))
+    rows[0]["mask"] = ""
+    source_of(tmp_path, [rows[0], *rows[2:]])
+    assert "1 of 2 cases have a single rater" in caplog.text
+
+
+def test_a_source_is_the_same_in_every_process(tmp_path: Path) -> None:
+    source = source_of(tmp_path, two_cases(tmp_path))
+    assert digest(source) == digest(source)
+    assert digest(pickle.loads(pickle.dumps(source))) == digest(source)
+    assert digest_elsewhere(f"ManifestSource({str(tmp_path)!r})") == digest(source)
+
+
+def test_loader_processes_give_the_same_batches(tmp_path: Path) -> None:
+    rows = []
+    for split in ("train", "val", "test"):
+        for row in two_cases(tmp_path):
+            image = save(tmp_path, f"{split}_{row['image']}", PIXELS)
+            rows.append(row | {"case_id": f"{split} {row['case_id']}", "image": image, "split": split})
+    source = source_of(tmp_path, rows)
+    batches = []
+    for workers in (0, 1):
+        module = RaterDataModule("manifest", source, batch_size=2, num_workers=workers, cache_cases=0)
+        batches.append(next(iter(module.test_dataloader())))
+    assert torch.equal(batches[0].image, batches[1].image)
+    assert torch.equal(batches[0].masks, batches[1].masks)
+
+
+def test_a_file_removed_after_the_check_is_named(tmp_path: Path) -> None:
+    source = source_of(tmp_path, two_cases(tmp_path))
+    (tmp_path / "one_A.png").unlink()
+    with pytest.raises(UserError, match=r"^one_A\.png: case 'one': not found; "):
+        source.load("one")
+
+
+def change(row: int, **fields: str) -> Breaking:
+    return lambda folder, rows: rows[row].update(fields)
+
+
+def change_case(name: str, /, **fields: str) -> Breaking:
+    return lambda folder, rows: [row.update(fields) for row in rows if row["case_id"] == name]
+
+
+def damage(name: str) -> Breaking:
+    return lambda folder, rows: (folder / name).write_bytes((folder / name).read_bytes()[:50])
+
+
+def put(name: str, array: NDArray) -> Breaking:
+    return lambda folder, rows: save(folder, name, array)
+
+
+def put_outside(folder: Path, rows: list[Row]) -> None:
+    outside = folder.parent / "elsewhere.png"
+    (folder / "one_A.png").rename(outside)
+    (folder / "one_A.png").symlink_to(outside)
+
+
+def circle(folder: Path, rows: list[Row]) -> None:
+    (folder / "one_A.png").unlink()
+    (folder / "one_A.png").symlink_to("one_A.png")
+
+
+def one_is_3d(folder: Path, rows: list[Row]) -> None:
+    third = [row | {"case_id": "three", "image": "three.png"} for row in rows[:2]]
+    save(folder, "three.png", PIXELS)
+    rows += third
+    volume = save(folder, "one.nii", np.zeros((3, 4, 5), dtype=np.uint8))
+    for row in rows[:2]:
+        row |= {"image": volume, "mask": ""}
+
+
+def volumes(mask_shape: tuple[int, ...], shift: float) -> Breaking:
+    def apply(folder: Path, rows: list[Row]) -> None:
+        affine = OBLIQUE.copy()
+        affine[1, 3] += shift
+        for row in rows:
+            row["image"] = save(folder, f"{row['case_id']}.nii", np.zeros((3, 4, 5), dtype=np.uint8))
+            row["mask"] = ""
+        rows[0]["mask"] = save(folder, "mask.nii", np.zeros(mask_shape, dtype=np.uint8), affine)
+
+    return apply
+
+
+def second_image_of_other_shape(folder: Path, rows: list[Row]) -> None:
+    for row in rows:
+        row["image2"] = save(folder, f"{row['case_id']}_second.png", np.zeros((4, 5), dtype=np.uint8))
+    save(folder, "one_second.png", np.zeros((5, 4), dtype=np.uint8))
+
+
+def cup_for_one_rater(folder: Path, rows: list[Row]) -> None:
+    rows += [row | {"structure": "cup", "mask": ""} for row in rows[:1] + rows[2:]]
+
+
+def not_a_number(folder: Path, rows: list[Row]) -> None:
+    Image.fromarray(np.full((4, 5), np.nan, dtype=np.float32)).save(folder / "nan.tif")
+    for row in rows[:2]:
+        row["image"] = "nan.tif"
+
+
+MANIFEST = "manifest.csv: case 'one': "
+BROKEN = [
+    (change(0, mask="gone.png"), "gone.png: case 'one': not found; add it, or correct its path in the manifest"),
+    (change(0, mask="a\0b.png"), "a\0b.png: case 'one': not found; "),
+    (change(0, mask="x" * 300 + ".png"), "x" * 300 + ".png: case 'one': not found; "),
+    (circle, "one_A.png: case 'one': not found; "),
+    (damage("one.png"), "one.png: case 'one': cannot be read ("),
+    (damage("two_B.png"), "two_B.png: case 'two': cannot be read ("),
+    (change(0, mask="/etc/hostname"), "/etc/hostname: case 'one': leaves the manifest's folder; put it there"),
+    (change(0, mask="C:\\one_A.png"), "C:\\one_A.png: case 'one': leaves the manifest's folder; "),
+    (change(0, mask="../one_A.png"), "../one_A.png: case 'one': leaves the manifest's folder; "),
+    (change(0, mask="sub/../one_A.png"), "sub/../one_A.png: case 'one': leaves the manifest's folder; "),
+    (put_outside, "one_A.png: case 'one': leaves the manifest's folder; "),
+    (put("one_A.png", PIXELS.T // 19), "one_A.png: case 'one': is 5x4, but one.png is 4x5; resample to one grid"),
+    (volumes((3, 4, 6), 0.0), "mask.nii: case 'one': is 3x4x6, but one.nii is 3x4x5; resample"),
+    (
+        volumes((3, 4, 5), 0.01),
+        "mask.nii: case 'one': has another affine than one.nii; resample to one grid, or correct",
+    ),
+    (second_image_of_other_shape, "one_second.png: case 'one': is 5x4, but one.png is 4x5; resample"),
+    (not_a_number, "nan.tif: case 'one': holds NaN or infinity; replace these values"),
+    (
+        put("one_A.png", PIXELS % 3),
+        "one_A.png: case 'one': holds the values 0, 1, 2; a mask holds 0 and one other value",
+    ),
+    (one_is_3d, "one.nii: case 'one': is 3D, but most cases: is 2D; keep one kind in a data set"),
+    (
+        put("two.png", np.zeros((4, 5, 3), np.uint8)),
+        "two.png: case 'two': has 3 channels, but most cases: has 1 channels; ",
+    ),
+    (change(1, rater="A"), f"{MANIFEST}lines 2 and 3 are both rater 'A', structure 'disc'; remove one"),
+    (
+        change_case("two", image="./one.png"),
+        "manifest.csv: cases 'one', 'two' share the image one.png; give its rows one",
+    ),
+    (change(0, case_id=""), "manifest.csv: line 2: case_id is empty; fill it in"),
+    (change(0, rater=" "), f"{MANIFEST}line 2: rater is empty; fill it in"),
+    (change(0, structure=""), f"{MANIFEST}line 2: structure is empty; fill it in"),
+    (change_case("one", case_id="a/b"), "manifest.csv: case 'a/b': cannot be a file name; use letters, digits, "),
+    (change_case("one", case_id=".one"), "manifest.csv: case '.one': cannot be a file name; "),
+    (change_case("one", image=""), f"{MANIFEST}image is empty; name its file"),
+    (change(0, image="two.png"), f"{MANIFEST}its rows differ in image ('two.png', 'one.png'); write the same in all"),
+    (change(0, split="val"), f"{MANIFEST}its rows differ in split ('val', ''); write the same in all"),
+    (change(0, patient="p"), f"{MANIFEST}its rows differ in patient ('p', ''); write the same in all"),
+    (change(0, spacing="1x1"), f"{MANIFEST}its rows differ in spacing ('1x1', ''); write the same in all"),
+    (change_case("one", split="training"), f"{MANIFEST}split 'training' is none of train, val, test; correct it or"),
+    (
+        change_case("one", spacing="1,2"),
+        f"{MANIFEST}spacing '1,2' is not in mm like 0.7x0.7; correct it or leave it empty",
+    ),
+    (change_case("one", spacing="0x1"), f"{MANIFEST}spacing '0x1' is not in mm like 0.7x0.7; "),
+    (change_case("one", spacing="nan 1"), f"{MANIFEST}spacing 'nan 1' is not in mm like 0.7x0.7; "),
+    (change_case("one", spacing="1x1x1"), "one.png: case 'one': spacing has 3 numbers for 2 axes; write one an axis"),
+    (
+        change_case("one", patient="two", split="test"),
+        "manifest.csv: cases of patient 'two' differ in split (none, test); ",
+    ),
+    (
+        change_case("one", image3="one.png"),
+        "manifest.csv: column image3 does not follow image; number images 2, 3, ...",
+    ),
+    (cup_for_one_rater, f"{MANIFEST}rater 'B' has no row of cup; add it, with an empty mask field if"),
+]
+
+
+@pytest.mark.parametrize(("break_it", "line"), BROKEN, ids=[line[:60].replace("\0", "0") for _, line in BROKEN])
+def test_every_problem_is_one_line(tmp_path: Path, break_it: Breaking, line: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = two_cases(folder)
+    break_it(folder, rows)
+    write(folder, rows)
+    found = problems_of(folder)
+    # where two cases are compared, changing the rows of one cannot but leave a second trace
+    if "its rows differ in image" not in line:
+        assert len(found) == 1, found
+    assert found[0].startswith(line)
+
+
+def test_affines_within_the_tolerance_are_one(tmp_path: Path) -> None:
+    rows = two_cases(tmp_path)
+    volumes((3, 4, 5), 0.0009)(tmp_path, rows)
+    source_of(tmp_path, rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (b"", "manifest.csv: is empty; its first line must be case_id,image,mask,rater,structure"),
+        (b"case_id,image,mask,rater,structure\n,,,,\n", "manifest.csv: has no rows; write one a mask"),
+        (
+            b"case_id,image,mask\na,b,c\n",
+            "manifest.csv: has no column rater, structure among case_id, image, mask; add",
+        ),
+        (
+            b"case_id;image;mask;rater;structure\n",
+            "manifest.csv: has no column case_id, image, mask, rater, structure ",
+        ),
+        (b"case_id,image,mask,rater,structure,mask\n1,2,3,4,5,6\n", "manifest.csv: has two columns mask; remove one"),
+        (b"case_id,image,mask,rater,structure\n1,2,3,4,5,6\n", "manifest.csv: cannot be read as CSV (Error tokenizing"),
+        (b'case_id,image,mask,rater,structure\n"1,2,3,4,5\n', "manifest.csv: cannot be read as CSV ("),
+        ("case_id,image,mask,rater,structure\nä,b,c,d,e\n".encode("latin-1"), "manifest.csv: is not UTF-8; save it"),
+    ],
+)
+def test_files_that_are_no_manifest(tmp_path: Path, text: bytes, line: str) -> None:
+    (tmp_path / "manifest.csv").write_bytes(text)
+    (found,) = problems_of(tmp_path)
+    assert found.startswith(line)
+
+
+def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
+    assert problems_of(tmp_path) == ["manifest.csv: not found; set data.root to the folder with this file"]
+    (tmp_path / "manifest.csv").mkdir()
+    assert problems_of(tmp_path)[0].startswith("manifest.csv: cannot be read as CSV (")
+
+
+def test_settings_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^data\.root: not set; set data\.root=FOLDER, the folder with the data set$"):
+        ManifestSource()
+    write(tmp_path, two_cases(tmp_path))
+    with pytest.raises(UserError, match=r"^data\.source\.structures: names none"):
+        ManifestSource(str(tmp_path), structures=[])
+    absent = "manifest.csv: no row of data.source.structures cup; there are disc"
+    assert problems_of(tmp_path, structures=["disc", "cup"])[0] == absent
+    (twice,) = problems_of(tmp_path, structures=["disc", "disc"])
+    assert twice == "manifest.csv: data.source.structures names one twice; name each once"
+
+
+def test_a_case_without_any_rater(tmp_path: Path) -> None:
+    rows = two_cases(tmp_path)
+    for row in rows[:2]:
+        row["structure"] = "cup"
+    write(tmp_path, rows)
+    (found,) = problems_of(tmp_path, structures=["disc"])
+    assert found == "manifest.csv: case 'one': no rater has a row of disc; add one, or remove the case"
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    rows = two_cases(tmp_path)
+    rows[0]["mask"] = "gone.png"
+    rows[1]["rater"] = ""
+    (tmp_path / "two.png").write_bytes(b"")
+    save(tmp_path, "two_A.png", PIXELS % 5)
+    for row in rows[2:]:
+        row["split"] = "tset"
+    write(tmp_path, rows)
+    starts = ["manifest.csv: case 'one': line 3", "manifest.csv: case 'two': split 'tset'"]
+    starts += ["gone.png: case 'one'", "two.png: case 'two'", "two_A.png: case 'two'"]
+    found = problems_of(tmp_path)
+    assert len(found) == len(starts)
+    assert all(line.startswith(start) for line, start in zip(found, starts, strict=True))
+
+
+def test_of_very_many_problems_the_first_are_listed(tmp_path: Path) -> None:
+    row = two_cases(tmp_path)[0]
+    write(tmp_path, [row | {"case_id": f"c{i}", "image": f"gone{i}.png", "mask": ""} for i in range(60)])
+    with pytest.raises(UserError) as caught:
+        ManifestSource(str(tmp_path)).cases()
+    first, *lines, last = str(caught.value).splitlines()
+    assert "60 problems" in first
+    assert len(lines) == 50
+    assert last == "... and 10 more; `check` lists all"

@@ -1,0 +1,106 @@
+"""Which cases a file, a folder or a table holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edue_lightning.data.new_images import ImageCases, find_images
+from edue_lightning.errors import UserError
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def listed(found: ImageCases) -> dict[str, list[str]]:
+    return {case.case_id: [path.name for path in case.files] for case in found.cases}
+
+
+def test_each_file_is_a_case(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "deep/b.NII.GZ", "deep/c.tif", ".hidden.png", "notes.txt", "out/a__mask.png")
+    found = find_images(tmp_path, 1, leave_out=tmp_path / "out")
+    assert listed(found) == {"a": ["a.png"], "b": ["b.NII.GZ"], "c": ["c.tif"]}
+    assert not found.problems
+
+
+def test_cases_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    touch(tmp_path, "one/image.png", "two/image.png", "three.png")
+    assert set(listed(find_images(tmp_path, 1))) == {"one_image.png", "two_image.png", "three"}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["C-1/C-1__PT.nii.gz", "C-1/C-1__CT.nii.gz", "C-1/C-1.nii.gz"], {"C-1": ["C-1__CT.nii.gz", "C-1__PT.nii.gz"]}),
+        (
+            ["CHGJ007_ct.nii.gz", "CHGJ007_pt.nii.gz", "CHGJ007_gtvt.nii.gz"],
+            {"CHGJ007": ["CHGJ007_ct.nii.gz", "CHGJ007_pt.nii.gz"]},
+        ),
+        (["a_0001.nii", "a_0000.nii"], {"a": ["a_0000.nii", "a_0001.nii"]}),
+        (
+            ["a__1.tif", "a__2.tif", "b__2.tif", "b__1.tif"],
+            {"a": ["a__1.tif", "a__2.tif"], "b": ["b__1.tif", "b__2.tif"]},
+        ),
+        # numbers of cases, not of channels
+        (["a_0000.nii", "a_0001.nii", "a_0002.nii"], {f"a_000{n}": [f"a_000{n}.nii"] for n in range(3)}),
+        (["a_0000.png", "a_0001.png"], {"a_0000": ["a_0000.png"], "a_0001": ["a_0001.png"]}),
+        # of pictures in colours, each holds all channels
+        (["a.png", "b.png"], {"a": ["a.png"], "b": ["b.png"]}),
+    ],
+)
+def test_files_that_are_named_by_channel_are_one_case(
+    tmp_path: Path, names: list[str], expected: dict[str, list[str]]
+) -> None:
+    touch(tmp_path, *names)
+    assert listed(find_images(tmp_path, 2)) == expected
+    # one file of a case leads to the others
+    first = next(path for path in tmp_path.rglob("*") if path.name == next(iter(expected.values()))[0])
+    assert listed(find_images(first, 2)) == dict([next(iter(expected.items()))])
+
+
+def test_a_case_without_one_of_its_channels_is_a_problem_of_its_own(tmp_path: Path) -> None:
+    touch(tmp_path, "a__CT.nii.gz", "b__CT.nii.gz", "b__PT.nii.gz", "c__CT.nii.gz", "c_ct.nii.gz", "c_pt.nii.gz")
+    found = find_images(tmp_path, 2)
+    assert set(listed(found)) == {"b"}
+    problems = dict(found.problems)
+    assert problems["a"] == "lacks a channel: there is a__CT.nii.gz alone"
+    assert "are the same channel" in problems["c"]
+
+
+def test_a_table_names_the_images(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "sub/b.png")
+    (tmp_path / "list.csv").write_text(
+        "case_id,image,spacing,mask\nfirst,a.png,0.5x0.7,m1\nfirst,a.png,0.5x0.7,m2\nsecond,sub/b.png,,\n"
+        "third,../a.png,,\nfourth,gone.png,,\nfifth,,,\nsixth,a.png,wide,\n../x,a.png,,\nseventh,a.png,,\nseventh,sub/b.png,,\n"
+    )
+    found = find_images(tmp_path / "list.csv", 3)
+    assert listed(found) == {"first": ["a.png"], "second": ["b.png"]}
+    assert [case.spacing for case in found.cases] == [(0.5, 0.7), None]
+    problems = dict(found.problems)
+    assert "leaves the manifest's folder" in problems["third"]
+    assert "not found" in problems["fourth"]
+    assert problems["fifth"] == "image is empty; name its file"
+    assert problems["sixth"].startswith("spacing is ")
+    assert "cannot be a file name" in problems["../x"]
+    assert "its rows differ" in problems["seventh"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "no such file or folder"),
+        ("notes.txt", "has none of the endings"),
+        ("empty", "holds no image"),
+        ("wrong.csv", "has no column image"),
+    ],
+)
+def test_nothing_to_be_found_is_told(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    touch(tmp_path, "notes.txt")
+    (tmp_path / "wrong.csv").write_text("case_id,picture\na,b.png\n")
+    with pytest.raises(UserError, match=message):
+        find_images(tmp_path / name, 1)

@@ -1,0 +1,272 @@
+"""Measuring the predictions of any model: the command on files, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from metric_cases import naive_dice
+from PIL import Image
+from processes import run_command
+
+from edue_lightning.data import ManifestSource
+from edue_lightning.errors import UserError
+from edue_lightning.evaluation.prediction_folder import PredictionFolder
+from edue_lightning.metrics import case_statistics
+
+AFFINE = np.array([[0.5, 0.1, 0, 10], [-0.1, 0.5, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
+
+
+def random_masks(rng: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
+    """Return the masks of two raters who nearly agree, of two structures, `[2, 2, *S]`."""
+    masks = np.zeros((2, 2, *size), dtype=np.uint8)
+    for rater in range(2):
+        for structure in range(2):
+            low = rng.integers(1, 3 + structure, size=len(size))
+            masks[(rater, structure, *(slice(start, start + 6 - 2 * structure) for start in low))] = 1
+    return masks
+
+
+def write_data(folder: Path, *, volumes: bool = False, structures: tuple[str, ...] = ("disc", "cup")) -> np.ndarray:
+    """Write a manifest of five cases, of which three are tested, and return the masks `[5, 2, K, *S]`."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    size = (9, 10, 8) if volumes else (10, 12)
+    ending = "nii.gz" if volumes else "png"
+
+    def write(name: str, values: np.ndarray) -> str:
+        if volumes:
+            nibabel.save(nibabel.Nifti1Image(values, AFFINE), folder / f"{name}.{ending}")
+        else:
+            Image.fromarray(values).save(folder / f"{name}.{ending}")
+        return f"{name}.{ending}"
+
+    rows, everyone = [], []
+    for number, split in enumerate(["train", "val", "test", "test", "test"]):
+        masks = random_masks(rng, size)[:, : len(structures)]
+        everyone.append(masks)
+        image = write(f"image{number}", rng.integers(0, 255, size=size).astype(np.uint8))
+        for rater in range(2):
+            for k, structure in enumerate(structures):
+                mask = write(f"mask{number}_{rater}_{structure}", masks[rater, k] * np.uint8(255))
+                rows.append([f"case{number}", image, mask, f"rater{rater}", structure, split])
+    columns = ["case_id", "image", "mask", "rater", "structure", "split"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "manifest.csv", index=False)
+    return np.stack(everyone)
+
+
+def write_predictions(folder: Path, masks: np.ndarray, cases: range = range(2, 5)) -> np.ndarray:
+    """Write three members a case, near the masks, and return them `[cases, 3, K, *S]`."""
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    members = np.clip(masks[:, :1] * 0.6 + 0.4 * rng.random((len(masks), 3, *masks.shape[2:])), 0, 1)
+    for number in cases:
+        np.savez_compressed(folder / f"case{number}.npz", members=members[number])
+    return members[list(cases)]
+
+
+def evaluate(tmp_path: Path, *overrides: str) -> tuple[int, str]:
+    done = run_command(
+        "evaluate",
+        [
+            "predictions=predictions",
+            "data=manifest",
+            "data.root=data",
+            "output=out",
+            "bootstrap_resamples=50",
+            *overrides,
+        ],
+        cwd=tmp_path,
+    )
+    return done.returncode, done.stderr
+
+
+def test_any_models_predictions_are_measured_like_our_own(tmp_path: Path) -> None:
+    masks = write_data(tmp_path / "data")
+    members = write_predictions(tmp_path / "predictions", masks)
+    code, error = evaluate(tmp_path)
+    assert code == 0, error
+    cases = pd.read_csv(tmp_path / "out" / "cases.csv")
+    assert cases.case_id.tolist() == ["case2", "case3", "case4"] * 2
+    expected = case_statistics(
+        torch.from_numpy(members), torch.from_numpy(masks[2:]), torch.ones(3, 2) > 0, contents="probabilities"
+    )
+    for name, values in expected.scalars.items():
+        np.testing.assert_allclose(cases[name], values.T.flatten(), rtol=1e-6, equal_nan=True, err_msg=name)
+    naive = [naive_dice(members[i, :, 1].mean(axis=0) >= 0.5, masks[2 + i, :, 1].mean(axis=0) >= 0.5) for i in range(3)]
+    metrics = pd.read_csv(tmp_path / "out" / "metrics.csv").set_index(["structure", "metric"])
+    assert metrics.loc[("cup", "dice"), "value"] == pytest.approx(np.mean(naive))
+    assert set(metrics.method) == {"predictions"}
+    assert (metrics.n_cases + metrics.n_undefined == 3).all()
+    for name in ("reliability.csv", "reliability.png", "quality_control.csv", "quality_control.png", "config.yaml"):
+        assert (tmp_path / "out" / name).is_file()
+    assert len(list((tmp_path / "out" / "panels").glob("*.png"))) == 6
+    reported = run_command("report", ["runs=out", "output=report"], cwd=tmp_path)
+    assert reported.returncode == 0, reported.stderr
+    assert set(pd.read_csv(tmp_path / "report" / "comparison.csv").method) == {"predictions"}
+
+
+def test_all_cases_can_be_measured_under_another_name(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "predictions", write_data(tmp_path / "data"), range(5))
+    code, error = evaluate(
+        tmp_path, "split=all", "label=theirs", "metrics=default", "metrics.poor_dice={disc: 0.9, cup: 0.7}"
+    )
+    assert code == 0, error
+    metrics = pd.read_csv(tmp_path / "out" / "metrics.csv")
+    assert set(metrics.method) == {"theirs"}
+    assert set(metrics.split) == {"all"}
+    assert metrics[metrics.metric == "dice"].n_cases.tolist() == [5, 5, 5]
+
+
+def test_every_problem_is_named_before_anything_is_computed(tmp_path: Path) -> None:
+    masks = write_data(tmp_path / "data")
+    members = write_predictions(tmp_path / "predictions", masks)
+    folder = tmp_path / "predictions"
+    (folder / "case2.npz").unlink()
+    np.savez(folder / "case0.npz", members=members[0])
+    np.savez(folder / "stranger.npz", members=members[0])
+    np.savez(folder / "case3.npz", members=members[0][:, :, :5])
+    np.savez(folder / "case4.npz", members=members[0] * np.nan)
+    code, error = evaluate(tmp_path)
+    assert code == 2
+    assert error.splitlines() == [
+        "error: predictions=predictions: 5 problems",
+        "  case0: surplus, is of another split; take split=all or remove it",
+        "  stranger: surplus, no case of the data",
+        "  case2: missing; add case2.npz",
+        "  case3: case3.npz: members has shape [3, 2, 5, 12], wanted [M, 2, 10, 12]",
+        "  case4: holds NaN",
+    ]
+    assert not (tmp_path / "out" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["ckpt=some.ckpt"], "give one of ckpt=PATH"),
+        (["predictions=nowhere"], "predictions=nowhere: no such folder"),
+        (["predictions=data"], "holds no prediction; expected CASE_ID.npz"),
+        (["data.root=nowhere"], "data.root=nowhere: no such folder"),
+        (["metrics=default", "metrics.poor_dice={disc: 0.9}"], "poor_dice must name the structures disc, cup"),
+        (["metrics=default", "metrics.ged_distance=hamming"], "metrics.ged_distance='hamming'"),
+    ],
+)
+def test_bad_arguments_are_one_line(tmp_path: Path, overrides: list[str], words: str) -> None:
+    write_predictions(tmp_path / "predictions", write_data(tmp_path / "data"))
+    code, error = evaluate(tmp_path, *overrides)
+    assert code == 2
+    assert words in error
+    assert "Traceback" not in error
+
+
+def problems(folder: Path, data: Path) -> list[str]:
+    source = ManifestSource(str(data))
+    records = [record for record in source.cases() if record.split == "test"]
+    with pytest.raises(UserError) as error:
+        PredictionFolder(folder, source.structures).check(records, source.cases(), source)
+    return [line.strip() for line in str(error.value).splitlines()[1:]]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "cannot be read"),
+        (b"PK\x03\x04 not really", "cannot be read"),
+        ({"members": np.full((3, 2, 10, 12), 1.01)}, "holds values from 1.01 to 1.01; probabilities lie in [0, 1]"),
+        ({"members": np.full((3, 2, 10, 12), -0.5)}, "holds values from -0.5"),
+        ({"members": np.full((3, 2, 10, 12), np.inf)}, "holds values from inf"),
+        ({"members": np.zeros((0, 2, 10, 12))}, "shape [0, 2, 10, 12]"),
+        ({"members": np.zeros((2, 10, 12))}, "shape [2, 10, 12]"),
+        ({"members": np.zeros(())}, "shape []"),
+        ({"members": np.zeros((3, 1, 10, 12))}, "wanted [M, 2, 10, 12]"),
+        ({"member": np.zeros((3, 2, 10, 12))}, "holds no array named 'members'"),
+        ({"members": np.full((3, 2, 10, 12), "x")}, "holds <U1"),
+        ({"members": np.full((3, 2, 10, 12), None)}, "holds object"),
+        ({"members": np.zeros((2, 2, 10, 12))}, "has 2 members, most cases have 3"),
+    ],
+)
+def test_a_broken_archive_is_named(tmp_path: Path, content: bytes | dict[str, np.ndarray], words: str) -> None:
+    write_predictions(tmp_path / "predictions", write_data(tmp_path / "data"))
+    path = tmp_path / "predictions" / "case3.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, allow_pickle=True, **content)
+    (line,) = problems(tmp_path / "predictions", tmp_path / "data")
+    assert line.startswith("case3: ")
+    assert words in line
+
+
+@pytest.mark.parametrize("cut", [10, 100, 400])
+def test_a_truncated_archive_is_named(tmp_path: Path, cut: int) -> None:
+    write_predictions(tmp_path / "predictions", write_data(tmp_path / "data"))
+    path = tmp_path / "predictions" / "case3.npz"
+    path.write_bytes(path.read_bytes()[:-cut])
+    (line,) = problems(tmp_path / "predictions", tmp_path / "data")
+    assert line.startswith("case3: case3.npz: cannot be read")
+
+
+def test_an_archive_that_claims_too_much_is_not_unpacked(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "predictions", write_data(tmp_path / "data"))
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**6, 2, 10**6, 10**6)}
+    import io
+    import zipfile
+
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, header)
+    with zipfile.ZipFile(tmp_path / "predictions" / "case3.npz", "w") as archive:
+        archive.writestr("members.npy", buffer.getvalue())
+    (line,) = problems(tmp_path / "predictions", tmp_path / "data")
+    assert "has shape [1000000, 2, 1000000, 1000000]" in line
+
+
+def test_nifti_members_equal_an_archive(tmp_path: Path) -> None:
+    masks = write_data(tmp_path / "data", volumes=True)
+    members = write_predictions(tmp_path / "archives", masks)
+    images = tmp_path / "images"
+    images.mkdir()
+    for i, case in enumerate(("case2", "case3", "case4")):
+        for m in range(3):
+            for k, structure in enumerate(("disc", "cup")):
+                volume = nibabel.Nifti1Image(members[i, m, k].astype(np.float32), AFFINE)
+                nibabel.save(volume, images / f"{case}__member{m}__{structure}.nii.gz")
+    source = ManifestSource(str(tmp_path / "data"))
+    records = [record for record in source.cases() if record.split == "test"]
+    folders = [PredictionFolder(tmp_path / name, source.structures) for name in ("archives", "images")]
+    for folder in folders:
+        folder.check(records, source.cases(), source)
+    for i, record in enumerate(records):
+        loaded = [folder.load(source.load(record.case_id)) for folder in folders]
+        torch.testing.assert_close(loaded[0], torch.from_numpy(members[i]))
+        torch.testing.assert_close(loaded[1], loaded[0].float())
+
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros((9, 10, 8), np.float32), np.eye(4)), images / "case2__member1__cup.nii.gz"
+    )
+    nibabel.save(nibabel.Nifti1Image(np.zeros((9, 10, 7), np.float32), AFFINE), images / "case3__member0__disc.nii.gz")
+    (images / "case4__member2__cup.nii.gz").unlink()
+    (images / "notes.nii").write_bytes(b"")
+    assert problems(images, tmp_path / "data") == [
+        "notes.nii: is not named CASE_ID__memberM.nii.gz",
+        "case2: case2__member1__cup.nii.gz: lies on another grid (affine) than the case",
+        "case3: case3__member0__disc.nii.gz: has shape [9, 10, 7], wanted [9, 10, 8]",
+        "case4: lacks a file for cup of member 2",
+    ]
+
+
+def test_a_single_structure_needs_no_name_and_two_forms_of_one_case_are_refused(tmp_path: Path) -> None:
+    masks = write_data(tmp_path / "data", volumes=True, structures=("node",))
+    members = write_predictions(tmp_path / "predictions", masks)
+    for m in range(3):
+        volume = nibabel.Nifti1Image(members[0, m, 0].astype(np.float32), AFFINE)
+        nibabel.save(volume, tmp_path / "predictions" / f"case2__member{m}.nii")
+    (line,) = problems(tmp_path / "predictions", tmp_path / "data")
+    assert line == "case2: lies there as case2.npz and as NIfTI; remove one"
+    (tmp_path / "predictions" / "case2.npz").unlink()
+    source = ManifestSource(str(tmp_path / "data"))
+    loaded = PredictionFolder(tmp_path / "predictions", source.structures).load(source.load("case2"))
+    torch.testing.assert_close(loaded, torch.from_numpy(members[0]).float())

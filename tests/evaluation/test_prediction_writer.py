@@ -1,0 +1,136 @@
+"""Predictions in files: on the voxels of the case's own CT, and read back as they were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from patients import Patient, affine_of, points, tilted
+from processes import run_command
+
+from edue_lightning.data import HecktorSource, RaterSample
+from edue_lightning.evaluation.prediction_folder import PredictionFolder
+from edue_lightning.evaluation.prediction_writer import write_prediction
+
+TINY = [
+    "experiment=hecktor",
+    "network.features=[4,6,8]",
+    "data.patch.size=[16,16,8]",
+    "data.patch.per_case=2",
+    "trainer.max_epochs=2",
+    "trainer.check_val_every_n_epoch=1",
+    "bootstrap_resamples=20",
+]
+
+
+def oblique() -> Patient:
+    """Return a patient whose CT runs along tilted axes in an order and directions of their own."""
+    shape = (20, 26, 9)
+    axes = tilted(17.0)[:, [1, 0, 2]] @ np.diag([1, -1, -1])
+    return Patient("MDA-002", shape, affine_of((0.9, 1.1, 2.5), (3, -8, 99), shape, axes))
+
+
+def place_of(affine: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return probabilities that tell each voxel's place in space, `[1, 1, *S]`."""
+    places = points(shape, affine.numpy())
+    heights = places @ [0.004, -0.007, 0.003] + 0.1
+    assert heights.min() > 0
+    assert heights.max() < 1
+    return torch.from_numpy(heights.astype(np.float32))[None, None]
+
+
+@pytest.mark.parametrize("patient", [Patient(), oblique()], ids=["scanner axes", "oblique"])
+def test_predictions_lie_on_the_voxels_of_the_ct(tmp_path: Path, patient: Patient) -> None:
+    patient.write(tmp_path / "data")
+    source = HecktorSource(str(tmp_path / "data"))
+    sample = source.load(patient.name)
+    assert sample.affine is not None
+    shape = tuple(sample.image.shape[1:])
+    probabilities = place_of(sample.affine, shape).expand(2, 1, *shape) * torch.tensor([1.0, 0.5]).reshape(
+        2, 1, 1, 1, 1
+    )
+    write_prediction(tmp_path / "out", sample, probabilities, source.structures)
+    ct = nibabel.load(tmp_path / f"data/imagesTr/{patient.name}__CT.nii.gz")
+    for member, factor in enumerate((1.0, 0.5)):
+        file = nibabel.load(tmp_path / f"out/{patient.name}__member{member}__GTVn.nii.gz")
+        assert file.shape == ct.shape
+        np.testing.assert_allclose(file.affine, ct.affine, atol=1e-4)
+        expected = place_of(torch.from_numpy(ct.affine), ct.shape)[0, 0] * factor
+        np.testing.assert_allclose(file.get_fdata(), expected, atol=1e-5)
+    read = PredictionFolder(tmp_path / "out", source.structures).load(sample)
+    assert torch.equal(read, probabilities)
+
+
+def test_outside_of_the_box_a_prediction_is_zero(tmp_path: Path) -> None:
+    patient = replace(Patient(), tumour=((5, -8, 100), 2.0))
+    patient.write(tmp_path)
+    (tmp_path / "bbox.csv").write_text("PatientID,x1,x2,y1,y2,z1,z2\nCHUM-001,-12,4,-2,15,90,111\n")
+    source = HecktorSource(str(tmp_path), bounding_boxes="bbox.csv")
+    sample = source.load(patient.name)
+    ones = torch.ones(1, 1, *sample.image.shape[1:])
+    write_prediction(tmp_path / "out", sample, ones, source.structures)
+    file = nibabel.load(tmp_path / "out/CHUM-001__member0__GTVn.nii.gz")
+    assert file.shape == patient.ct_shape
+    inside = points(file.shape, file.affine)[file.get_fdata() > 0]
+    assert len(inside) == ones.sum()
+    assert (inside.min(axis=0) >= [-5, -16, 88]).all()
+    assert (inside.max(axis=0) <= [13, 3, 112]).all()
+    assert torch.equal(PredictionFolder(tmp_path / "out", source.structures).load(sample), ones)
+
+
+def test_coarser_voxels_are_brought_back_to_those_of_the_ct(tmp_path: Path) -> None:
+    patient = Patient()
+    patient.write(tmp_path)
+    source = HecktorSource(str(tmp_path), spacing=[1.6, 1.4, 3.5])
+    sample = source.load(patient.name)
+    assert sample.affine is not None
+    probabilities = place_of(sample.affine, tuple(sample.image.shape[1:]))
+    write_prediction(tmp_path / "out", sample, probabilities, source.structures)
+    file = nibabel.load(tmp_path / "out/CHUM-001__member0__GTVn.nii.gz")
+    assert file.shape == patient.ct_shape
+    expected = place_of(torch.from_numpy(file.affine), file.shape)[0, 0].numpy()
+    known = file.get_fdata() > 0
+    assert known.mean() > 0.7
+    np.testing.assert_allclose(file.get_fdata()[known], expected[known], atol=1e-5)
+
+
+def test_slices_become_archives(tmp_path: Path) -> None:
+    sample = RaterSample(torch.zeros(1, 4, 5), torch.zeros(2, 2, 4, 5, dtype=torch.uint8), torch.ones(2) > 0, "flat")
+    probabilities = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    write_prediction(tmp_path, sample, probabilities, ("disc", "cup"))
+    assert torch.equal(PredictionFolder(tmp_path, ("disc", "cup")).load(sample), probabilities)
+
+
+@pytest.mark.slow
+def test_a_cohort_is_checked_trained_on_evaluated_and_its_predictions_measured(tmp_path: Path) -> None:
+    for number in range(1, 9):
+        patient = Patient(f"CHUM-{number:03d}") if number % 2 else replace(oblique(), name=f"MDA-{number:03d}")
+        patient.write(tmp_path / "data", texture=10.0)
+    data = ["data.root=data", "data.cache=cache"]
+    checked = run_command("check", ["data=hecktor", *data, "output=checked"], cwd=tmp_path)
+    assert checked.returncode == 0, checked.stderr
+    assert "4 raters" not in checked.stdout
+    assert "A 8, B 8, release 8" in checked.stdout
+    trained = run_command("train", [*TINY, *data, "hydra.run.dir=run"], cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "waiting for data" in (tmp_path / "run/train.log").read_text()
+    evaluated = run_command(
+        "evaluate", ["ckpt=run/checkpoints/best.ckpt", "output=evaluated", "save_predictions=true"], cwd=tmp_path
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    again = run_command(
+        "evaluate",
+        ["predictions=evaluated/predictions", "data=hecktor", *data, "output=again", "label=edue"],
+        cwd=tmp_path,
+    )
+    assert again.returncode == 0, again.stderr
+    first, second, third = (pd.read_csv(tmp_path / name / "metrics.csv") for name in ("run", "evaluated", "again"))
+    pd.testing.assert_frame_equal(first, second, rtol=1e-6)
+    # the intervals come from resamples of their own number
+    columns = ["structure", "metric", "value", "n_cases"]
+    pd.testing.assert_frame_equal(second[columns], third[columns], rtol=1e-4, atol=1e-6)

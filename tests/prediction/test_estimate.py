@@ -1,0 +1,71 @@
+"""Maps and scores of one image, against those that the metrics take from all members at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from edue_lightning.methods import Inference, OptimizerSettings, SegmentationMethod
+from edue_lightning.metrics import case_statistics
+from edue_lightning.prediction.estimate import estimate
+from edue_lightning.uncertainty import member_variance, total_variance
+
+
+class Given(SegmentationMethod):
+    """A method whose members' logits are given multiples of the image's first channel."""
+
+    def __init__(self, factors: Tensor) -> None:
+        super().__init__(tuple(map(str, range(factors.shape[1]))), OptimizerSettings())
+        self.factors = factors
+
+    label = "given"
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image[:, :1, None] * self.factors.reshape(*self.factors.shape, *[1] * (image.ndim - 2))
+
+    def training_loss(self, batch: object) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+def random_method(members: int, structures: int) -> Given:
+    return Given(torch.randn(members, structures, generator=torch.Generator().manual_seed(members)) * 2)
+
+
+@pytest.mark.parametrize("window", [None, (5, 6, 4)])
+@pytest.mark.parametrize("members", [1, 2, 5])
+def test_maps_and_scores_are_those_of_the_metrics(members: int, window: Sequence[int] | None) -> None:
+    method = random_method(members, 2)
+    method.inference = Inference(window, overlap=0.5, batch_size=2)
+    image = torch.randn(1, 1, 11, 9, 7, generator=torch.Generator().manual_seed(0))
+    found = estimate(method, image[0], voxel_size=1.5 * 0.7 * 3)
+    logits = method(image)
+    masks = torch.zeros(1, 2, 2, 11, 9, 7, dtype=torch.uint8)
+    expected = case_statistics(logits, masks, torch.ones(1, 2, dtype=torch.bool), torch.tensor([[1.5, 0.7, 3.0]]))
+    for name, values in found.scores.items():
+        torch.testing.assert_close(
+            values,
+            expected[name][0].double(),
+            rtol=1e-4,
+            atol=1e-5,
+            equal_nan=True,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+    probabilities = logits.sigmoid()
+    torch.testing.assert_close(found.probability, probabilities.mean(dim=1)[0])
+    variance = member_variance(probabilities) if members > 1 else total_variance(probabilities)
+    torch.testing.assert_close(found.disagreement, variance[0], rtol=1e-4, atol=1e-6)
+    own = (probabilities[0] >= 0.5).flatten(2).sum(dim=2) * 1.5 * 0.7 * 3
+    torch.testing.assert_close(found.member_areas, own.double(), rtol=1e-5, atol=0)
+    assert found.members == members
+    assert torch.equal(found.mask, found.probability >= 0.5)
+
+
+def test_an_empty_mask_has_no_score_by_size() -> None:
+    found = estimate(Given(torch.tensor([[-1.0], [-2.0]])), torch.ones(1, 6, 6))
+    assert not found.mask.any()
+    assert float(found.scores["predicted_area"]) == 0
+    assert found.scores["sv_normalised"].isnan().all()
+    assert found.scores["sv"] > 0

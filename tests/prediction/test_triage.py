@@ -1,0 +1,166 @@
+"""Thresholds against a count by hand; ranges; what a damaged checkpoint says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edue_lightning.errors import UserError
+from edue_lightning.metrics import CaseStatistics
+from edue_lightning.prediction.expected_dice import ExpectedDice, Term
+from edue_lightning.prediction.triage import (
+    CANDIDATES,
+    RANGE_SCORES,
+    StructureTriage,
+    Triage,
+    best_score,
+    intensities_of,
+)
+
+
+def structure(dice: list[float], uncertainties: list[float], score: str = "sv", **ranges: Any) -> StructureTriage:
+    return StructureTriage(score, 0.8, np.array(dice), np.array(uncertainties), ranges)
+
+
+cases = st.lists(
+    st.tuples(st.floats(0, 1), st.one_of(st.integers(0, 5).map(float), st.just(math.inf))), min_size=1, max_size=30
+)
+
+
+@given(cases, st.floats(0.01, 1))
+def test_the_threshold_is_the_highest_that_finds_the_share_of_the_poor(
+    found: list[tuple[float, float]], sensitivity: float
+) -> None:
+    dice, uncertainties = (list(column) for column in zip(*found, strict=True))
+    threshold = structure(dice, uncertainties).threshold(sensitivity)
+    poor = [u for d, u in found if d < 0.8]
+    if not poor:
+        assert threshold.value is None
+        return
+    share = {value: sum(u >= value for u in poor) / len(poor) for value in set(uncertainties)}
+    enough = [value for value, of_poor in share.items() if of_poor >= sensitivity - 1e-9]
+    assert threshold.value == max(enough)
+    assert threshold.sensitivity == share[threshold.value]
+    assert threshold.flagged == sum(u >= threshold.value for u in uncertainties) / len(uncertainties)
+
+
+def test_uncertainty_rises_as_agreement_falls_and_is_infinite_where_undefined() -> None:
+    by_agreement = structure([0.5], [0.0], "layer_agreement")
+    assert by_agreement.uncertainty({"layer_agreement": 0.9}) == -0.9
+    assert by_agreement.measured(-0.9) == 0.9
+    assert structure([0.5], [0.0], "sv_normalised").uncertainty({"sv_normalised": math.nan}) == math.inf
+
+
+def test_relative_uncertainty_counts_interquartile_ranges_above_the_median() -> None:
+    known = structure([1.0] * 5, [1.0, 2.0, 3.0, 4.0, math.inf])
+    low, middle, high = np.percentile([1, 2, 3, 4], [25, 50, 75])
+    assert known.relative(5.0) == pytest.approx((5 - middle) / (high - low))
+    assert known.relative(math.inf) == math.inf
+
+
+def test_the_score_that_orders_the_validation_cases_best_is_chosen() -> None:
+    rng = np.random.default_rng(0)
+    dice = rng.random(40)
+    uncertainties = {name: rng.random(40) for name in CANDIDATES}
+    uncertainties["model_agreement"] = -dice + rng.normal(scale=0.01, size=40)
+    uncertainties["sv"] = np.full(40, np.inf)
+    assert best_score(uncertainties, dice) == "model_agreement"
+    # the other way round it is as bad as can be
+    uncertainties["model_agreement"] = -uncertainties["model_agreement"]
+    assert best_score(uncertainties, dice) not in ("model_agreement", "sv")
+
+
+def test_the_dice_that_the_scores_let_expect_is_a_score() -> None:
+    known = replace(
+        structure([0.5], [-0.5], "expected_dice"),
+        expected_dice=ExpectedDice(0.2, {"layer_agreement": Term(0.5, 0.0, 0.9)}),
+    )
+    scores = dict.fromkeys(RANGE_SCORES, 1.0)
+    assert known.value(scores) == pytest.approx(0.2 + 0.5 * 0.9)
+    assert known.uncertainty(scores) == pytest.approx(-0.65)
+    assert known.measured(-0.65) == pytest.approx(0.65)
+    assert known.uncertainty({**scores, "predicted_area": 0.0, "layer_agreement": math.nan}) == math.inf
+
+
+def test_what_lies_a_little_outside_is_not_told() -> None:
+    known = structure([0.5], [1.0], sv=(10.0, 20.0), predicted_area=(0.0, 0.0))
+    inside = {"sv": 20.9, "predicted_area": 0.0}
+    assert known.outside(inside) == []
+    assert known.outside({**inside, "sv": 21.1}) == ["sv 21.1 outside 10 to 20"]
+    assert known.outside({**inside, "sv": 8.9, "predicted_area": 1.0}) == [
+        "sv 8.9 outside 10 to 20",
+        "predicted_area 1 outside 0 to 0",
+    ]
+    assert known.outside({"sv": math.nan, "predicted_area": 0.0}) == []
+
+
+def test_intensities_are_percentiles_of_each_channel() -> None:
+    image = torch.randn(2, 8, 9, generator=torch.Generator().manual_seed(0))
+    found = intensities_of(image)
+    assert len(found) == 6
+    assert found["percentile 50 of channel 2"] == pytest.approx(float(image[1].median()), abs=0.1)
+
+
+def test_another_unit_is_told() -> None:
+    inside = torch.full((1, 4, 4), 0.5)
+    assert whole().outside(inside, spaced=True) == []
+    (line,) = whole().outside(inside, spaced=False)
+    assert line == "voxel size not known, in training it was known: scores are not alike"
+
+
+def whole() -> Triage:
+    one = structure([0.5, 0.9], [2.0, math.inf], "entropy", sv=(1.0, 2.0))
+    regression = ExpectedDice(
+        0.1, {"layer_agreement": Term(0.5, 0.0, 0.9), "log(predicted_area)": Term(-0.1, 1.0, 2.0)}
+    )
+    other = replace(one, score="expected_dice", expected_dice=regression)
+    return Triage(0.9, {"disc": one, "cup": other}, {"percentile 1 of channel 1": (0.0, 1.0)}, 7, spaced=True)
+
+
+def test_what_is_stored_comes_back() -> None:
+    again = Triage.from_dict(whole().as_dict(), "x.ckpt")
+    assert again.sensitivity == 0.9
+    assert again.training_cases == 7
+    assert again.intensities == whole().intensities
+    for name, one in whole().structures.items():
+        found = again.structures[name]
+        assert (found.score, found.poor_dice, found.ranges) == (one.score, one.poor_dice, one.ranges)
+        assert found.expected_dice == one.expected_dice
+        np.testing.assert_array_equal(found.dice, one.dice)
+        np.testing.assert_array_equal(found.uncertainties, one.uncertainties)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda stored: stored.pop("structures"),
+        lambda stored: stored.update(structures=3),
+        lambda stored: stored["structures"]["disc"].pop("dice"),
+        lambda stored: stored["structures"]["disc"].update(score="none"),
+        lambda stored: stored["structures"]["disc"].update(dice="none"),
+        lambda stored: stored["structures"]["disc"].update(ranges={"sv": [1.0]}),
+        lambda stored: stored.update(sensitivity=None),
+        lambda stored: stored["structures"]["disc"].update(score="expected_dice"),
+        lambda stored: stored["structures"]["cup"].update(expected_dice=None),
+        lambda stored: stored["structures"]["cup"]["expected_dice"].update(intercept=math.nan),
+        lambda stored: stored["structures"]["cup"]["expected_dice"]["terms"].update(other=[1.0, 0.0, 1.0]),
+        lambda stored: stored["structures"]["cup"]["expected_dice"].update(terms={"layer_agreement": [1.0]}),
+    ],
+)
+def test_what_is_damaged_is_told_in_one_line(damage: Any) -> None:
+    stored = whole().as_dict()
+    damage(stored)
+    with pytest.raises(UserError, match=r"x\.ckpt: what it tells of its validation cases is damaged"):
+        Triage.from_dict(stored, "x.ckpt")
+
+
+def test_every_score_has_its_statistic() -> None:
+    names = set(CaseStatistics({name: torch.zeros(1, 1) for name in RANGE_SCORES}).columns)
+    assert names == {*CANDIDATES, "predicted_area"} - {"expected_dice"}

