@@ -1,30 +1,39 @@
-"""Text for messages: one line, whatever a stranger's file or another library puts into it."""
+"""Text for messages: single lines, whatever another library or a stranger's file puts into them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 _LONGEST_LINE = 1000
+_LONGEST_REASON = 300
 # line ends, terminal control characters and lone surrogates, as file names may hold them
 _BREAKS_LINE = re.compile("[\x01-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_MOST_NAME_BYTES = 160  # of the 255 that a file system allows; the ending of a result needs some
+_MOST_NAME_BYTES = 160  # file systems allow 255; the rest is for the endings of results
 
 
 def one_line(text: str) -> str:
-    """Return a text as one line of at most 1,000 characters that can be shown and written anywhere."""
+    """Return a text as a single line of at most 1,000 characters that any terminal and file can hold."""
     shown = _BREAKS_LINE.sub("?", text)
     half = _LONGEST_LINE // 2
     return shown if len(shown) <= _LONGEST_LINE else f"{shown[:half]} ... {shown[-half:]}"
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its type if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def reason_of(error: BaseException, path: Path | None = None) -> str:
+    """Return an error's message as a single line of at most 300 characters, or the name of its type if it is empty.
+
+    Args:
+        error: error of any library.
+        path: file that appears by its name alone, not by its whole path.
+    """
+    message = str(error) if path is None else str(error).replace(str(path), path.name)
+    return one_line(" ".join(message.split())[:_LONGEST_REASON]) or type(error).__name__
 
 
 def can_be_in_file_name(text: str) -> bool:
-    """Return whether a text can be a part of one file name, wherever results are written."""
+    """Return whether a text can be part of a file name on every file system that results are written to."""
+
     return text != "" and text.isprintable() and len(text.encode()) <= _MOST_NAME_BYTES and not {*"/\\"} & {*text}
 
 

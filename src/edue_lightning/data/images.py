@@ -21,6 +21,8 @@ from nibabel.openers import ImageOpener
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from edue_lightning.text import reason_of
+
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 VOLUMES = (".nii", ".nii.gz")
 MOST_VOXELS = 2**31
@@ -205,8 +207,7 @@ def _decoding(path: Path) -> Iterator[None]:
         raise ImageError("its header claims more pixels than Pillow's limit; save it again, or cut it up") from error
     # a decoder raises whatever it stumbles over in a damaged file: OSError, SyntaxError, struct.error, ...
     except Exception as error:
-        reason = " ".join(str(error).replace(str(path), path.name).split()) or type(error).__name__
-        raise ImageError(f"cannot be read ({reason}); save it again") from error
+        raise ImageError(f"cannot be read ({reason_of(error, path)}); save it again") from error
 
 
 def _open_picture(path: Path) -> Image.Image:

@@ -20,7 +20,7 @@ import torch
 from edue_lightning.atomic import write_whole
 from edue_lightning.data.sample import Grid, RaterSample
 from edue_lightning.errors import UserError
-from edue_lightning.text import first_line
+from edue_lightning.text import reason_of
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class PreparedCases:
             write_whole(path, lambda temporary: torch.save(stored, temporary))
         # torch reports a full disk as RuntimeError
         except (OSError, RuntimeError) as error:
-            reason = first_line(error)
+            reason = reason_of(error)
             raise UserError(
                 f"{path}: cannot be written ({reason}); free some space, or choose another data.cache"
             ) from error

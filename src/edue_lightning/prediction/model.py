@@ -22,7 +22,7 @@ from edue_lightning.prediction.triage import Triage
 from edue_lightning.prediction.triage_table import triage_frame, triage_rows
 from edue_lightning.runs.checkpoints import load_method
 from edue_lightning.runtime.devices import chosen_device
-from edue_lightning.text import first_line
+from edue_lightning.text import reason_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +160,7 @@ class Model:
         # what a network says of an image that it cannot halve often enough
         except (RuntimeError, ValueError) as error:
             size = "x".join(map(str, prepared.image.shape[1:]))
-            reason = first_line(error)
+            reason = reason_of(error)
             raise ImageError(f"the model cannot see an image of {size} ({reason})") from error
         if not torch.isfinite(found.probability).all():
             raise ImageError("the model predicts NaN")

@@ -26,6 +26,7 @@ from edue_lightning.metrics import SCORES, CaseStatistics, CaseTable, MetricSett
 from edue_lightning.metrics.selective import risk_coverage
 from edue_lightning.prediction.estimate import Estimate
 from edue_lightning.prediction.expected_dice import ExpectedDice, fit_expected_dice
+from edue_lightning.text import reason_of
 
 Array = NDArray[np.float64]
 
@@ -203,8 +204,9 @@ class Triage:
             return cls(sensitivity, structures, ranges, int(stored["training_cases"]), bool(stored.get("spaced", True)))
         # what values of any type at any place make the code stumble over
         except Exception as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(f"{where}: what it tells of its validation cases is damaged ({reason})") from error
+            raise UserError(
+                f"{where}: what it tells of its validation cases is damaged ({reason_of(error)})"
+            ) from error
 
 
 def fit_triage(

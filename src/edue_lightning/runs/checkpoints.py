@@ -22,7 +22,7 @@ from edue_lightning.config.build import ImageFormat, build_method, build_prepara
 from edue_lightning.config.schema import check_only_ours, with_current_targets
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
-from edue_lightning.text import can_be_in_file_name, first_line, one_line
+from edue_lightning.text import can_be_in_file_name, one_line, reason_of
 
 _CONFIGURATION = "edue_configuration"
 _IMAGE_FORMAT = "edue_image_format"
@@ -106,7 +106,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     # torch reports some failures to write as RuntimeError
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{path}: cannot be written ({first_line(error)}); free some space, and go on with resume=auto"
+            f"{path}: cannot be written ({reason_of(error)}); free some space, and go on with resume=auto"
         ) from error
 
 
@@ -135,7 +135,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     # what a damaged archive or pickle makes its reader stumble over: OSError, IndexError, struct.error, ...
     except Exception as error:
-        raise UserError(one_line(f"{path}: cannot be read as a checkpoint ({first_line(error)})")) from error
+        raise UserError(one_line(f"{path}: cannot be read as a checkpoint ({reason_of(error)})")) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path}: is no checkpoint, it holds no weights")
     return checkpoint
@@ -159,7 +159,7 @@ def load_method(path: Path) -> LoadedMethod:
         raise UserError(one_line(text if text.startswith(str(path)) else f"{path}: {text}")) from error
     # what settings of any type at any place make the code stumble over: TypeError, KeyError, RecursionError, ...
     except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = f"{type(error).__name__}: {reason_of(error)}"
         raise UserError(one_line(f"{path}: its settings are damaged or of another version ({reason})")) from error
 
 
@@ -196,7 +196,7 @@ def _rebuilt(checkpoint: Mapping[str, Any], path: Path) -> LoadedMethod:
     try:
         method.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"{path}: weights do not fit the network of its settings ({first_line(error)})") from error
+        raise UserError(f"{path}: weights do not fit the network of its settings ({reason_of(error)})") from error
     return LoadedMethod(method.eval(), image_format, configuration, checkpoint.get(_TRIAGE))
 
 

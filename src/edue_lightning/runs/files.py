@@ -15,6 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from edue_lightning.errors import UserError
+from edue_lightning.text import reason_of
 
 CONFIGURATION_FILE = "config.yaml"
 METRICS_FILE = "metrics.csv"
@@ -207,7 +208,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         text = path.read_text()
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({_in_one_line(error)})") from error
+        raise UserError(f"{path}: cannot be read ({reason_of(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold keys and values")
     return content
@@ -232,9 +233,5 @@ def _read_replicates(path: Path) -> Replicates:
             raise ValueError("holds more than arrays")
     # a decoder raises whatever it stumbles over in a damaged file: BadZipFile, zlib.error, TokenError, ...
     except Exception as error:
-        raise UserError(f"{path}: cannot be read ({_in_one_line(error)}); run the evaluation again") from error
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}); run the evaluation again") from error
     return Replicates(case_ids, values)
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from edue_lightning.errors import UserError
-from edue_lightning.text import first_line
+from edue_lightning.text import reason_of
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def chosen_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     # torch says differently of each kind what is missing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = first_line(error)
+        reason = reason_of(error)
         raise UserError(f"device={name}: is not there ({reason}); take auto or cpu") from error
     return device
 

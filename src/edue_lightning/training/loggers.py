@@ -14,7 +14,7 @@ import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from edue_lightning.text import first_line
+from edue_lightning.text import reason_of
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def wandb_must_not_matter(what: str) -> Iterator[None]:
 
 
 def _warn(what: str, error: Exception) -> None:
-    reason = first_line(error)
+    reason = reason_of(error)
     log.warning("Weights & Biases %s: %s", what, reason)
 
 

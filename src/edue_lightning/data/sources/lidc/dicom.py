@@ -35,6 +35,7 @@ from pydicom.uid import (
 
 from edue_lightning.data.images import ImageError
 from edue_lightning.errors import UserError
+from edue_lightning.text import reason_of
 
 AIR_TO_WATER = 1000.0
 """Hounsfield units between the two."""
@@ -403,5 +404,4 @@ def _decoding(path: Path) -> Iterator[None]:
         raise ImageError("is no DICOM file; download it again") from error
     # a decoder raises whatever it stumbles over in a damaged file: OSError, AttributeError, struct.error, ...
     except Exception as error:
-        reason = " ".join(str(error).replace(str(path), "the file").split()) or type(error).__name__
-        raise ImageError(f"cannot be read ({reason}); download it again") from error
+        raise ImageError(f"cannot be read ({reason_of(error, path)}); download it again") from error

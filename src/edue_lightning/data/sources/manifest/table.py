@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from edue_lightning.data.source import CaseRecord, Split
-from edue_lightning.text import can_be_in_file_name, one_line
+from edue_lightning.text import can_be_in_file_name, one_line, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ def _read_csv(path: Path) -> list[list[str]]:
     except UnicodeDecodeError as error:
         raise ValueError("is not UTF-8; save it as CSV UTF-8") from error
     except (OSError, pd.errors.ParserError) as error:
-        raise ValueError(f"cannot be read as CSV ({' '.join(str(error).split())}); correct it") from error
+        raise ValueError(f"cannot be read as CSV ({reason_of(error)}); correct it") from error
     return [[str(field) for field in fields] for fields in frame.to_numpy()]
 
 
@@ -276,8 +276,7 @@ def _read_parquet(path: Path) -> list[list[str]]:
         ) from error
     # pyarrow has errors of its own, of several unrelated kinds
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"cannot be read as Parquet ({reason}); save it again") from error
+        raise ValueError(f"cannot be read as Parquet ({reason_of(error)}); save it again") from error
     return [[str(name) for name in frame.columns], *([_text(field) for field in row] for row in frame.to_numpy(object))]
 
 

@@ -26,6 +26,7 @@ import pandas as pd
 
 from edue_lightning.data.images import PICTURES
 from edue_lightning.data.listing import ListingProblems, find_files
+from edue_lightning.text import reason_of
 
 Origin = Literal["BinRushed", "Magrabia", "MESSIDOR"]
 RATERS = ("1", "2", "3", "4", "5", "6")
@@ -189,7 +190,7 @@ def _from_tables(tables: Sequence[Path], problems: ListingProblems) -> list[Riga
         try:
             frame = _read_table(table)
         except (OSError, ValueError) as error:
-            problems.add(table, f"cannot be read as a table ({' '.join(str(error).split())}); download it again")
+            problems.add(table, f"cannot be read as a table ({reason_of(error)}); download it again")
             continue
         missing = [column for column in _TABLE_COLUMNS if column not in frame.columns]
         if origin is None or missing:
