@@ -476,10 +476,13 @@ def test_the_command_lists_every_problem_of_a_folder(tmp_path: Path) -> None:
     assert "cases a rater   A 5, B 5" in done.stdout
 
 
+DATA_SETS = "hecktor, lidc, lidc_dicom, manifest, qubiq, riga, synthetic, synthetic_petct"
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ([], "no data set to check; give one with data=NAME, one of "),
+        ([], f"no data set to check; give one with data=NAME, one of {DATA_SETS}\n"),
         (["data=synthetic", "data.source.size=4"], "data.source.size"),
         (["data=synthetic", "+data.source.colour=red"], "data.source.colour: unknown key"),
     ],

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
+from edue_lightning.config.build import build_data
 from edue_lightning.config.schema import (
     check_configuration,
     check_only_ours,
@@ -21,7 +22,7 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 
 def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (Path(configuration_folder()) / group).glob("*.yaml"))
+    return sorted(path.stem for path in (Path(configuration_folder()) / group).glob("[!_]*.yaml"))
 
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
@@ -32,6 +33,33 @@ def test_every_experiment_fits_the_code(experiment: str) -> None:
 @pytest.mark.parametrize("method", choices("method"))
 def test_every_method_fits_the_code(method: str) -> None:
     check_configuration(composed(f"method={method}"), TrainConfiguration)
+
+
+@pytest.mark.parametrize("data", choices("data"))
+def test_every_data_set_fits_the_code(data: str) -> None:
+    configuration = composed(f"data={data}", "data.batch_size=3", "data.augmentation.flip=0.25")
+    check_configuration(configuration, TrainConfiguration)
+    assert configuration["data"]["name"] == data
+    assert configuration["data"]["batch_size"] == 3
+    assert configuration["data"]["augmentation"]["flip"] == 0.25
+
+
+def test_the_shared_settings_are_no_data_set() -> None:
+    assert "_base" not in choices("data")
+    with pytest.raises(UserError, match=r"data.name: not set\n  data.source: not set"):
+        check_configuration(composed("data=_base"), TrainConfiguration)
+
+
+def test_keys_that_others_refer_to_reach_the_source_and_not_the_module(tmp_path: Path) -> None:
+    configuration = composed("data=manifest", f"data.root={tmp_path}", "data.cache=null")
+    assert configuration["data"]["source"]["root"] == configuration["data"]["root"] == str(tmp_path)
+    with pytest.raises(UserError, match=r"manifest\.csv: not found"):
+        build_data(configuration).splits  # noqa: B018
+    synthetic = composed("data=synthetic", "data.source.n_cases=8", "data.source.size=24")
+    # as a configuration written by an earlier version has them
+    synthetic["data"] |= {"root": None, "cache": "outputs/cache"}
+    check_configuration(synthetic, TrainConfiguration)
+    assert len(build_data(synthetic).splits["all"]) == 8
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from edue_lightning.data import (
     collate_samples,
     split_cases,
 )
-from edue_lightning.data.loading import CaseSampler, ResumableLoader, leave_stopping_to_the_training
+from edue_lightning.data.loading import CaseSampler, ResumableLoader, ignore_stop_signals
 from edue_lightning.errors import UserError
 
 
@@ -281,7 +281,7 @@ def test_making_a_loader_and_loading_leave_the_random_state_alone() -> None:
 
 
 def _sleep_as_a_loader() -> None:
-    leave_stopping_to_the_training(0)
+    ignore_stop_signals(0)
     time.sleep(60)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edue_lightning.data import CaseRecord, CaseSource, PatchSampling, RaterDataModule, RaterSample
-from edue_lightning.data.patches import POINTS_A_REGION, foreground_points
+from edue_lightning.data.patches import POINTS_PER_REGION, foreground_points
 from edue_lightning.errors import UserError
 
 
@@ -28,11 +28,11 @@ def test_points_are_marked_voxels_as_many_of_each_region() -> None:
     masks[1, 0, 8, 19, 19] = 1
     masks[1, 1, 4, 15:17, 3] = 1
     points = foreground_points(masks).long()
-    assert len(points) == 3 * POINTS_A_REGION
+    assert len(points) == 3 * POINTS_PER_REGION
     union = masks.amax(dim=(0, 1))
     assert union[tuple(points.T)].all()
-    assert (points == torch.tensor([8, 19, 19])).all(dim=1).sum() == POINTS_A_REGION
-    assert ((points[:, 0] == 4) & (points[:, 1] >= 15)).sum() == POINTS_A_REGION
+    assert (points == torch.tensor([8, 19, 19])).all(dim=1).sum() == POINTS_PER_REGION
+    assert ((points[:, 0] == 4) & (points[:, 1] >= 15)).sum() == POINTS_PER_REGION
     assert torch.equal(points, foreground_points(masks).long())
 
 

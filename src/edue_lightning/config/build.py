@@ -12,7 +12,7 @@ from hydra.utils import get_class, instantiate
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from edue_lightning.config.schema import check_only_ours
+from edue_lightning.config.schema import REFERENCE_KEYS, check_only_ours
 from edue_lightning.data import CaseSource, RaterDataModule
 from edue_lightning.data.preparation import Preparation
 from edue_lightning.distortions import Distortions
@@ -62,14 +62,15 @@ def build(node: Mapping[str, Any], name: str, **arguments: Any) -> Any:
 
     Args:
         node: resolved, with its `_target_`.
-        name: of the node, for the message.
+        name: path of the node in the configuration; its `REFERENCE_KEYS` are left out.
         arguments: for a node with `_partial_`, which is called with them; without any it is left for later.
 
     Raises:
         UserError: if the described call refuses its arguments.
     """
+    call = {key: value for key, value in node.items() if key not in REFERENCE_KEYS.get(name, ())}
     try:
-        made = instantiate(dict(node), _convert_="all")
+        made = instantiate(call, _convert_="all")
         return made(**arguments) if arguments else made
     except InstantiationException as error:
         cause: BaseException = error

@@ -27,6 +27,9 @@ _OWN_PACKAGE = "edue_lightning"
 MOVED_TARGETS = {"edue_lightning.loggers.WandbSettings": "edue_lightning.training.loggers.WandbSettings"}
 """Names under which classes were known to earlier configurations and checkpoints, and their names today."""
 
+REFERENCE_KEYS = {"data": frozenset({"root", "cache"})}
+"""Per node, the keys that are no arguments of its class: other keys refer to them, as in `root: ${data.root}`."""
+
 TRUSTED_PACKAGES = "EDUE_TRUSTED_PACKAGES"
 """Environment variable with the packages, divided by commas, whose classes a checkpoint may call beside ours."""
 
@@ -156,7 +159,7 @@ def _call_problems(node: Mapping[str, Any], path: str) -> list[str]:
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     problems = []
     for key, value in node.items():
-        if key in _DIRECTIVES:
+        if key in _DIRECTIVES or key in REFERENCE_KEYS.get(path, ()):
             continue
         if key not in parameters and not takes_any:
             problems.append(f"{path}.{key}: unknown key; {name} knows {', '.join(parameters)}")

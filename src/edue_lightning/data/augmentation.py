@@ -23,7 +23,7 @@ from edue_lightning.data.sample import RaterSample
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which random changes a training case meets (MONAI's transforms).
+    """Random changes to training cases (MONAI's transforms).
 
     Attributes:
         flip: probability of a flip along each axis.
@@ -31,7 +31,7 @@ class Augmentation:
             be of equal length.
         rotation: largest rotation in radians, about every axis; 0 for none.
         scaling: largest relative change of size; 0 for none.
-        intensity_scale: largest relative change of the image's contrast.
+        intensity_scale: largest relative change of the image's values.
         intensity_shift: largest shift of the image's values.
     """
 
@@ -43,7 +43,7 @@ class Augmentation:
     intensity_shift: float = 0.0
 
     def transform(self, spatial_dims: int) -> Compose:
-        """Build the transform of a dict with `image` `[C, *S]` and `masks` `[R * K, *S]`."""
+        """Build the transform for a dict with `image` `[C, *S]` and `masks` `[R * K, *S]`."""
         both = ("image", "masks")
         steps: list[Transform] = [
             RandFlipd(both, prob=self.flip, spatial_axis=axis) for axis in range(spatial_dims) if self.flip
@@ -71,7 +71,7 @@ class Augmentation:
 
 @contextmanager
 def _untracked() -> Iterator[None]:
-    """Keep MONAI from following the affine through each step, which takes longer than the step, for this block."""
+    """Keep MONAI from tracking the affine within this block; tracking takes longer than the steps themselves."""
     before = get_track_meta()
     set_track_meta(False)
     try:
@@ -81,7 +81,7 @@ def _untracked() -> Iterator[None]:
 
 
 def augment(sample: RaterSample, transform: Compose, key: int) -> RaterSample:
-    """Apply a transform whose every random choice follows from `key`."""
+    """Apply a transform; all its random choices are determined by `key`."""
     transform.set_random_state(seed=key % 2**32)
     with _untracked():
         changed = transform({"image": sample.image, "masks": sample.masks.flatten(0, 1)})
@@ -90,5 +90,5 @@ def augment(sample: RaterSample, transform: Compose, key: int) -> RaterSample:
         sample,
         image=image.to(torch.float32),
         masks=masks.to(torch.uint8).reshape(sample.masks.shape),
-        affine=None,  # of the untouched image; it no longer holds
+        affine=None,  # that of the unchanged image no longer holds
     )

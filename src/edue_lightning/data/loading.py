@@ -1,4 +1,4 @@
-"""From cases to batches, with every random draw a function of seed, epoch and case alone."""
+"""Loading of cases into batches; every random draw depends only on seed, epoch and case."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edue_lightning.data.source import CaseSource
 
 
 class SampleKey(NamedTuple):
-    """What the sampler asks for: a case's position in its split, the epoch, and how often it came in it before."""
+    """Key of a draw: a case's position in its split, the epoch, and the number of earlier draws of it in this epoch."""
 
     position: int
     epoch: int
@@ -38,13 +38,13 @@ class KeyedSample(NamedTuple):
 
 
 def draw_key(seed: int, epoch: int, position: int, draw: int = 0) -> int:
-    """Return 63 random bits that differ for each seed, epoch, case and draw of it."""
+    """Return 63 random bits that differ per seed, epoch, case and draw."""
     state = np.random.SeedSequence([seed, epoch, position, draw]).generate_state(1, dtype=np.uint64)
     return int(state[0] >> np.uint64(1))
 
 
 def load_case(source: CaseSource, case_id: str, raters: Sequence[int] | None = None) -> RaterSample:
-    """Load a case with all its raters, or with those at some positions alone (see `RaterSample.of_raters`)."""
+    """Load a case with all its raters, or only with those at the given positions (see `RaterSample.of_raters`)."""
     sample = source.load(case_id)
     return sample if raters is None else sample.of_raters(raters)
 
@@ -67,13 +67,13 @@ class CaseDataset(Dataset[KeyedSample]):
     """The cases of one split.
 
     Args:
-        source: where cases are loaded from.
-        case_ids: the cases of the split.
-        seed: of every draw.
-        cache_cases: at most so many samples are kept in memory, loaded once before the first epoch.
-        transform: the augmentation, or None.
-        patch: which part of a case is taken, or None for the whole.
-        raters: positions of the raters that are seen, or None for all.
+        source: collection of the cases.
+        case_ids: ids of the split's cases.
+        seed: seed of every draw.
+        cache_cases: largest number of samples kept in memory, loaded once before the first epoch.
+        transform: augmentation, or None.
+        patch: choice of a patch, or None for the whole case.
+        raters: positions of the raters to load, or None for all.
     """
 
     def __init__(
@@ -116,14 +116,14 @@ class CaseSampler(Sampler[SampleKey]):
     """Order of the cases, divided among the processes of a distributed run.
 
     Args:
-        n_cases: cases in the split.
-        seed: of the order.
-        shuffle: draw a new order every epoch, and give every process equally many cases by repeating a few; else
-            keep the order and repeat none, so that an evaluation counts each case once.
-        draws: how often each case comes in an epoch.
+        n_cases: number of cases in the split.
+        seed: seed of the order.
+        shuffle: whether to draw a new order every epoch, and to repeat a few cases so that every process gets equally
+            many; otherwise the order is kept and none is repeated, so that an evaluation counts each case once.
+        draws: number of draws per case and epoch.
 
     Attributes:
-        skipped: the next time, so many of this process' cases are left out at the start.
+        skipped: number of this process' cases to leave out at the start of the next iteration.
     """
 
     def __init__(self, n_cases: int, seed: int, shuffle: bool, draws: int = 1) -> None:
@@ -135,7 +135,7 @@ class CaseSampler(Sampler[SampleKey]):
         self.skipped = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next (the trainer calls this)."""
+        """Set the epoch whose order comes next (called by the trainer)."""
         self.epoch = epoch
 
     def _own_cases(self) -> np.ndarray:
@@ -147,7 +147,7 @@ class CaseSampler(Sampler[SampleKey]):
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
             order = np.resize(order, -(-len(order) // processes) * processes)
         own = order[rank::processes]
-        # a process without a case would not take part in what all do together; a case that comes twice counts once
+        # every process needs a case to take part in collective calls; a case that comes twice counts once
         return own if len(own) else order[:1]
 
     def __len__(self) -> int:
@@ -160,7 +160,7 @@ class CaseSampler(Sampler[SampleKey]):
 
 
 class ResumableLoader(DataLoader[KeyedSample]):
-    """A loader that can begin within an epoch; its sampler must be a `CaseSampler`.
+    """A loader that can start within an epoch; its sampler must be a `CaseSampler`.
 
     The trainer stores `state_dict` in its checkpoints.
     """
@@ -169,11 +169,11 @@ class ResumableLoader(DataLoader[KeyedSample]):
     _to_skip = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Return how many batches of the epoch were handed out."""
+        """Return the number of batches of the epoch that were handed out."""
         return {"batches": self._done}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Begin the next epoch after so many batches, or a new one if those were all."""
+        """Start the next epoch after this number of batches, or a new one if those were all."""
         self._to_skip = state["batches"] % len(self)
 
     def __iter__(self) -> Iterator[RaterBatch]:  # type: ignore[override]
@@ -185,10 +185,11 @@ class ResumableLoader(DataLoader[KeyedSample]):
             yield cast(RaterBatch, batch)
 
 
-def leave_stopping_to_the_training(worker: int) -> None:  # noqa: ARG001
-    """Let this process of a loader outlive the signals by which a scheduler stops all processes of a job.
+def ignore_stop_signals(worker: int) -> None:  # noqa: ARG001
+    """Ignore the signals by which a scheduler stops all processes of a job, in this loader process.
 
-    The training loads on until it has saved; then it ends its loaders, and by SIGTERM those that do not listen.
+    The training keeps loading until it has saved. It then ends its loaders, if need be by SIGTERM, which is obeyed when
+    it comes from the training's own process.
     """
     signals = {signal.SIGTERM, signal.SIGUSR1}
     if not hasattr(signal, "sigwaitinfo"):

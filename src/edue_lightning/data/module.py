@@ -1,4 +1,4 @@
-"""The one LightningDataModule: any source's cases, split, cached, augmented and batched."""
+"""The LightningDataModule of all data sets: a source's cases, split, cached, augmented and batched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edue_lightning.data.loading import (
     KeyedSample,
     ResumableLoader,
     collate,
-    leave_stopping_to_the_training,
+    ignore_stop_signals,
     load_case,
 )
 from edue_lightning.data.patches import PatchSampling
@@ -30,33 +30,29 @@ class RaterDataModule(pl.LightningDataModule):
     """Batches of multi-rater cases.
 
     Args:
-        name: of the data set in every table.
-        source: where the cases come from.
-        root: the folder that the source reads, if it reads one; noted here for the record.
-        cache: the folder where the source keeps prepared cases, if it does; noted here for the record.
-        fractions: how cases without a prescribed split are divided.
-        augmentation: for training cases, or None.
-        patch: which part of a training case a step sees; None for the whole. Evaluation always sees the whole.
-        batch_size: cases (or patches) in a training batch, on each device.
-        eval_batch_size: cases in a validation or test batch; one where the cases differ in size.
-        num_workers: loader processes; the batches do not depend on it.
-        cache_cases: samples kept in memory for each split at most.
-        seed: of the order of the training cases and of their augmentation.
-        note: what a reader of any figure from this data must be told, or None.
+        name: name of the data set in every table.
+        source: collection of the cases.
+        fractions: shares of the splits, for cases without a prescribed split.
+        augmentation: random changes to training cases, or None.
+        patch: choice of a patch per training case and step; None for the whole case. Evaluation always sees the whole.
+        batch_size: cases (or patches) per training batch and device.
+        eval_batch_size: cases per validation or test batch; 1 is used where the cases differ in size.
+        num_workers: number of loader processes; the batches do not depend on it.
+        cache_cases: largest number of samples kept in memory, per split.
+        seed: seed of the order of the training cases and of their augmentation.
+        note: caveat to show with every result on this data set, or None.
         training_raters: positions on the rater axis, from 0, of the raters that training and validation see; None for
-            all. In batches of these two splits the rater axis holds them alone, in ascending order; the splits
-            themselves stay as they are, and test always meets every rater.
+            all. In batches of these two splits the rater axis holds only them, in ascending order. The splits do not
+            depend on it, and test always sees every rater.
 
     Raises:
-        UserError: for a setting that is senseless or does not fit the images.
+        UserError: if a setting is invalid or does not fit the images.
     """
 
     def __init__(
         self,
         name: str,
         source: CaseSource,
-        root: str | None = None,
-        cache: str | None = None,
         fractions: SplitFractions | None = None,
         augmentation: Augmentation | None = None,
         patch: PatchSampling | None = None,
@@ -74,8 +70,6 @@ class RaterDataModule(pl.LightningDataModule):
                 raise UserError(f"data.{setting} must be at least 1, not {value}")
         self.name: str = name
         self.source = source
-        self.root = root
-        self.cache = cache
         self.augmentation = augmentation
         self.patch = patch if patch is not None and patch.size is not None else None
         self.batch_size = batch_size
@@ -97,12 +91,13 @@ class RaterDataModule(pl.LightningDataModule):
         self._place: dict[str, int] | None = None
 
     def require(self, *splits: Subset) -> None:
-        """Check that there is a case in each of some splits, and that those of the training split can be batched.
+        """Check that each of the splits has a case, and that the training cases can be batched.
 
-        With `training_raters`, each case that they are to be seen in is loaded once to see whether it has one of them.
+        With `training_raters`, each case of training and validation is loaded once to check that one of them outlined
+        it.
 
         Raises:
-            UserError: naming the splits that are empty, or how many cases none of `training_raters` outlined.
+            UserError: if a split is empty, naming it, or if none of `training_raters` outlined a case.
         """
         empty = [split for split in splits if not self.splits[split]]
         if empty:
@@ -125,13 +120,13 @@ class RaterDataModule(pl.LightningDataModule):
         """Return the cases of a split in the order of `RaterBatch.case_index`.
 
         Raises:
-            UserError: if there are none.
+            UserError: if the split is empty.
         """
         self.require(split)
         return self.splits[split]
 
     def dataset(self, split: Subset) -> CaseDataset:
-        """Return a split's cases, loading those to be cached on the first call; of training as training sees them."""
+        """Return the cases of a split; the first call loads the cached ones. Training cases are cut and augmented."""
         if split not in self._datasets:
             transform = None
             if split == "train" and self.augmentation is not None:
@@ -141,21 +136,21 @@ class RaterDataModule(pl.LightningDataModule):
         return self._datasets[split]
 
     def raters_seen(self, split: Subset) -> tuple[int, ...] | None:
-        """Return the positions of the raters that a split's batches hold, or None where those are all."""
+        """Return the positions of the raters in a split's batches, or None for all raters."""
         return self.training_raters if split in ("train", "val") else None
 
     def sample(self, split: Subset, index: int) -> RaterSample:
-        """Return one case with the raters that its split sees, not augmented and not cached."""
+        """Load one case with the raters that its split sees, not augmented and not cached."""
         return load_case(self.source, self.splits[split][index].case_id, self.raters_seen(split))
 
     def set_order_seed(self, seed: int) -> None:
-        """Choose the order and augmentation of the training cases from here on (each ensemble member's own)."""
+        """Set the seed of order and augmentation of the training cases from now on (one per ensemble member)."""
         self.order_seed = seed
         if "train" in self._datasets:
             self._datasets["train"].seed = seed
 
     def train_dataloader(self) -> DataLoader[KeyedSample]:
-        """Return the training cases, shuffled anew each epoch."""
+        """Return a loader of the training cases, in a new order each epoch."""
         self._train_loader = self._loader(self.dataset("train"), self.batch_size, shuffle=True)
         if self._place is not None:
             self._train_loader.load_state_dict(self._place)
@@ -163,30 +158,30 @@ class RaterDataModule(pl.LightningDataModule):
         return self._train_loader
 
     def state_dict(self) -> dict[str, int]:
-        """Return the place in the epoch's order of the training cases (for the trainer's checkpoints)."""
+        """Return the position within the epoch's order of training cases (for the trainer's checkpoints)."""
         return {} if self._train_loader is None else self._train_loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let the next training begin at that place."""
-        # the trainer makes its loader before it would restore the loader's own state
+        """Start the next training at that position."""
+        # the trainer makes its loader before it restores the loader's own state
         self._place = state_dict or None
 
     def val_dataloader(self) -> DataLoader[KeyedSample]:
-        """Return the validation cases in their order."""
+        """Return a loader of the validation cases in their order."""
         return self.evaluation_dataloader("val")
 
     def test_dataloader(self) -> DataLoader[KeyedSample]:
-        """Return the test cases in their order."""
+        """Return a loader of the test cases in their order."""
         return self.evaluation_dataloader("test")
 
     def evaluation_dataloader(self, split: Subset) -> DataLoader[KeyedSample]:
-        """Return the cases of any split in their order, each once and whole, none of them augmented."""
-        # those of training are seen so once, if ever
+        """Return a loader of a split's cases in their order, each once and whole, not augmented."""
+        # training cases are evaluated once at most: not worth a cache
         dataset = self._cases(split, cache=0) if split == "train" else self.dataset(split)
         return self._loader(dataset, 1 if self.source.mixed_sizes else self.eval_batch_size, shuffle=False)
 
     def single_batch(self, split: Subset, index: int) -> RaterBatch:
-        """Return one `sample` as a batch of its own."""
+        """Return one `sample` as a batch of one case."""
         return collate([KeyedSample(self.sample(split, index), index, draw_key=0)])
 
     def _require_raters(self, split: Subset) -> None:
@@ -201,11 +196,11 @@ class RaterDataModule(pl.LightningDataModule):
                 unrated.append(record.case_id)
         if seen[-1] >= most:
             raise UserError(
-                f"data.training_raters={list(seen)}: there is no rater {seen[-1]}, positions run from 0 to {most - 1}"
+                f"data.training_raters={list(seen)}: rater {seen[-1]} does not exist, positions: 0 to {most - 1}"
             )
         if unrated:
             raise UserError(
-                f"data.training_raters={list(seen)}: none of these outlined {len(unrated)} of "
+                f"data.training_raters={list(seen)}: none of these raters outlined {len(unrated)} of "
                 f"{len(self.splits[split])} cases for {split}, such as {unrated[0]}; add raters until every case has "
                 "one, or leave those cases out of the data"
             )
@@ -224,23 +219,23 @@ class RaterDataModule(pl.LightningDataModule):
             sampler=CaseSampler(len(dataset), self.order_seed, shuffle, draws),
             num_workers=self.num_workers,
             collate_fn=collate,
-            worker_init_fn=leave_stopping_to_the_training,
+            worker_init_fn=ignore_stop_signals,
             persistent_workers=self.num_workers > 0,
-            # starting to load must not move the global random state, which a training that goes on takes up
+            # the loader must not draw from the global random state, which a resumed training restores
             generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
         )
 
 
 def _checked_positions(raters: Sequence[int]) -> tuple[int, ...]:
-    """Return positions on the rater axis in ascending order.
+    """Check positions on the rater axis and return them in ascending order.
 
     Raises:
-        UserError: if there are none, or one is negative or comes twice.
+        UserError: if the list is empty, or a position is negative or repeated.
     """
     if not raters or len(set(raters)) < len(raters) or min(raters) < 0:
         raise UserError(
-            f"data.training_raters={list(raters)}: name at least one position on the rater axis, from 0, each once; "
+            f"data.training_raters={list(raters)}: give at least one position on the rater axis, from 0, each once, or "
             "null for all raters"
         )
     return tuple(sorted(raters))

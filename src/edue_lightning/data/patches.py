@@ -1,4 +1,4 @@
-"""Training on patches of images that are large or differ in size."""
+"""Patches for training on images that are large or differ in size."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from edue_lightning.data.sample import RaterSample
 
-POINTS_A_REGION = 64
+POINTS_PER_REGION = 64
 _OWN_STREAM = 1
 
 
 def foreground_points(masks: Tensor) -> Tensor:
-    """Return voxels that a rater marked, equally many of each connected region, so that a draw finds small ones too.
+    """Return voxels that a rater marked, equally many per connected region, so that a draw finds small ones too.
 
     Args:
         masks: `[R, K, *S]` in {0, 1}; those of invalid raters are zero.
 
     Returns:
-        `[P, n]` int32, `POINTS_A_REGION` for each region of each structure's union over raters, drawn with repetition
-        from a fixed seed; none where nothing is marked.
+        `[P, n]` int32: `POINTS_PER_REGION` voxels per region of each structure's union over raters, drawn with
+        repetition from a fixed seed; P = 0 where nothing is marked.
     """
     rng = np.random.default_rng(0)
     points = [_region_points(union, rng) for union in masks.amax(dim=0).numpy().astype(bool)]
@@ -34,7 +34,7 @@ def foreground_points(masks: Tensor) -> Tensor:
 
 
 def _region_points(union: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
-    # of the whole volume only the box around what is marked is labelled
+    # label only the box around what is marked, not the whole volume
     (box,) = ndimage.find_objects(union.astype(np.uint8)) or [None]
     if box is None:
         return np.empty((0, union.ndim), dtype=np.int64)
@@ -43,23 +43,23 @@ def _region_points(union: NDArray[np.bool_], rng: np.random.Generator) -> NDArra
     found = []
     for number, region in enumerate(ndimage.find_objects(labels), 1):
         voxels = np.argwhere(labels[region] == number) + [part.start for part in region] + corner
-        found.append(voxels[rng.integers(len(voxels), size=POINTS_A_REGION)])
+        found.append(voxels[rng.integers(len(voxels), size=POINTS_PER_REGION)])
     return np.concatenate(found)
 
 
 @dataclass(frozen=True)
 class PatchSampling:
-    """Which part of a case a training step sees.
+    """Choice of the part of a case that a training step sees.
 
     Attributes:
-        size: voxels along each axis; None for the whole image. An image that is smaller is padded with zeros, as
-            MONAI's sliding window does.
-        foreground: share of the patches that are laid over a marked voxel, each connected region as often as any other;
-            the rest lie anywhere.
-        per_case: patches of each case in an epoch.
+        size: voxels along each axis; None for the whole image. A smaller image is padded with zeros, as in MONAI's
+            sliding window.
+        foreground: share of the patches placed over a marked voxel, all connected regions equally often; the others
+            are placed anywhere.
+        per_case: patches per case and epoch.
 
     Raises:
-        ValueError: for a size, share or number that is none.
+        ValueError: if the size, share or number is invalid.
     """
 
     size: Sequence[int] | None = None
@@ -75,7 +75,7 @@ class PatchSampling:
             raise ValueError(f"data.patch.per_case must be at least 1, not {self.per_case}")
 
     def draw(self, sample: RaterSample, key: int) -> RaterSample:
-        """Cut a patch out of a case; which one follows from `key` and the case alone."""
+        """Cut a patch out of a case; its place depends only on `key` and the case."""
         if self.size is None:
             return sample
         rng = np.random.default_rng([key, _OWN_STREAM])
@@ -84,7 +84,7 @@ class PatchSampling:
         if rng.random() < self.foreground:
             points = foreground_points(sample.masks) if sample.foreground is None else sample.foreground
             if len(points):
-                # the voxel lies anywhere in the middle half of the patch, so that its place tells nothing
+                # anywhere in the middle half of the patch, so that the network cannot learn the place
                 place = rng.integers(size // 4, size - size // 4)
                 start = np.clip(points[rng.integers(len(points))].numpy() - place, 0, np.maximum(shape - size, 0))
         box = tuple(slice(int(first), int(first + length)) for first, length in zip(start, size, strict=True))
@@ -92,7 +92,7 @@ class PatchSampling:
             sample,
             image=_padded(sample.image[:, *box], self.size),
             masks=_padded(sample.masks[:, :, *box], self.size),
-            affine=None,  # of the whole image; it no longer holds
+            affine=None,  # that of the whole image no longer holds
             origin=None,
             foreground=None,
         )
@@ -110,7 +110,7 @@ def cut_square(picture: NDArray, start: Sequence[int], edge: int) -> NDArray:
 
 
 def _padded(tensor: Tensor, size: Sequence[int]) -> Tensor:
-    """Return `[..., *S]` with zeros around it up to a size, as much in front as behind."""
+    """Pad `[..., *S]` with zeros to a size, equally on both sides."""
     missing = [wanted - found for wanted, found in zip(size, tensor.shape[-len(size) :], strict=True)]
     if not any(missing):
         return tensor.contiguous()

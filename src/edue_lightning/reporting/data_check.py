@@ -69,7 +69,7 @@ def check(configuration: Mapping[str, Any], folder: Path) -> Finding:
     check_configuration(configuration, CheckConfiguration)
     data = configuration.get("data")
     if data is None:
-        known = ", ".join(sorted(path.stem for path in Path(configuration_folder(), "data").glob("*.yaml")))
+        known = ", ".join(sorted(path.stem for path in Path(configuration_folder(), "data").glob("[!_]*.yaml")))
         raise UserError(f"no data set to check; give one with data=NAME, one of {known}")
     # the source is handed over and not built again, which would read all files twice
     make_module = build({key: data[key] for key in data if key != "source"} | {"_partial_": True}, "data")
