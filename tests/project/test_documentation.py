@@ -5,8 +5,9 @@ A page is taken as a whole: its commands run one after the other in one folder, 
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
-import os
 import re
 import shlex
 import shutil
@@ -149,7 +150,7 @@ class Workplace:
         for place in (".venv", ".venv-bench"):
             (folder / place / "bin").mkdir(parents=True)
             (folder / place / "bin" / "activate").touch()
-            for program in ("python", "mkdocs"):
+            for program in ("python", "sphinx-build"):
                 self._write_client(folder / place / "bin" / program)
         for name in ("pyproject.toml", "constraints.txt", "experiments", "conf"):
             (folder / name).symlink_to(ROOT / name)
@@ -319,30 +320,85 @@ def test_links_lead_to_files_and_headings(name: str) -> None:
 
 
 def headings(page: Path) -> set[str]:
-    """Return the anchors of a page, as MkDocs and GitHub make them of headings without unusual letters."""
+    """Return the anchors of a page, as the site and GitHub make them of headings without unusual letters."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
-def test_the_pages_become_a_site_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs")
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the pages, built as `make docs` builds them."""
+    pytest.importorskip("sphinx")
+    folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        [
+            sys.executable,
+            "-m",
+            "sphinx",
+            "--fail-on-warning",
+            "--quiet",
+            "-d",
+            folder / "doctrees",
+            "docs",
+            folder / "site",
+        ],
         cwd=ROOT,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert {path.stem for path in (tmp_path / "site").glob("*.html")} >= {path.stem for path in ROOT.glob("docs/*.md")}
-    metrics = (tmp_path / "site" / "metrics.html").read_text()
+    return folder / "site"
+
+
+@pytest.mark.slow
+def test_the_pages_become_a_site_without_a_warning(site: Path) -> None:
+    pages = {path.relative_to(site).with_suffix("") for path in site.rglob("*.html")}
+    assert pages >= {path.relative_to(ROOT / "docs").with_suffix("") for path in ROOT.glob("docs/**/*.md")}
+    metrics = (site / "metrics.html").read_text()
     assert "<math" in metrics
-    assert "arithmatex" not in metrics, "a formula was left as it stands"
-    for page in (tmp_path / "site").rglob("*.html"):
-        fetched = re.findall(r'<(?:script|img|link)[^>]+(?:src|href)="(https?://[^"]+)"', page.read_text())
+    assert "\\frac" not in metrics, "a formula was left as it stands"
+    for page in site.rglob("*.html"):
+        fetched = re.findall(r'<(?:script|img|link)[^>]+(?:src|href)="(?:https?:)?(//[^"]+)"', page.read_text())
         assert not fetched, f"{page.name} fetches {fetched}"
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(?:url\(|@import )[\"']?(?:https?:)?//", style.read_text()), style.name
+
+
+@pytest.mark.slow
+def test_the_site_can_be_searched_from_a_folder(site: Path) -> None:
+    # a browser loads no data from a folder, but it loads scripts
+    assert (site / "searchindex.js").read_text().startswith("Search.setIndex(")
+    assert 'src="searchindex.js"' in (site / "search.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_title_of_a_code_block_and_the_navigation_are_on_the_pages(site: Path) -> None:
+    extend = (site / "extend.html").read_text()
+    assert '<span class="caption-text">examples/extend/my_package/methods.py</span>' in extend
+    for page in ROOT.glob("docs/*.md"):
+        assert page.stem == "index" or f'href="{page.stem}.html"' in (site / "index.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", sorted(path.stem for path in ROOT.glob("docs/api/[!i]*.md")))
+def test_the_api_reference_shows_every_public_class_and_function(site: Path, room: str) -> None:
+    page = (site / f"api/{room}.html").read_text()
+    assert page.count('class="sig sig-object py"') > 0
+    if room != "commands":
+        package = importlib.import_module(f"edue_lightning.{room}")
+        for name in getattr(package, "__all__", ()):
+            if inspect.isroutine(getattr(package, name)) or inspect.isclass(getattr(package, name)):
+                assert f'id="{package.__name__}.{name}"' in page, name
+
+
+def test_every_room_has_a_page_in_the_api_reference() -> None:
+    rooms = {path.parent.name for path in ROOT.glob("src/edue_lightning/*/__init__.py")}
+    pages = {path.stem for path in ROOT.glob("docs/api/*.md")}
+    assert pages == rooms | {"index", "commands"}
+    index = (ROOT / "docs/api/index.md").read_text()
+    assert all(f"]({page}.md)" in index for page in pages - {"index"})
 
 
 def test_the_page_on_predictions_names_every_column_and_file() -> None:
