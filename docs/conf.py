@@ -120,9 +120,7 @@ def _automodule(name: str, room: str) -> str:
     return f"{title}.. automodule:: {name}\n   :members:\n{listed}"
 
 
-def _escape_docstring(
-    _app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]
-) -> None:
+def _escape_docstring(*arguments: Any) -> None:
     """Make reStructuredText of docstrings, which are plain text with code in backquotes and indented code blocks."""
     lines: list[str] = arguments[-1]
     for number, line in enumerate(lines):

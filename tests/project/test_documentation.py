@@ -50,6 +50,10 @@ SHELL_WORDS = {"cd", "export", "for", "done", "source"}
 FUNDUS = {"_target_": "edue_lightning.data.SyntheticFundus", "n_cases": 16, "size": 32, "raters": 3}
 
 
+ON_SITE = pytest.mark.xdist_group("site")
+"""The site is built once, by the process that runs all tests on it."""
+
+
 class Block(NamedTuple):
     """A block of a page: what stands behind its fence, and its text."""
 
@@ -331,18 +335,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the pages, built as `make docs` builds them."""
     pytest.importorskip("sphinx")
     folder = tmp_path_factory.mktemp("site")
+    options = ["--fail-on-warning", "--quiet", "-d", str(folder / "doctrees")]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "sphinx",
-            "--fail-on-warning",
-            "--quiet",
-            "-d",
-            folder / "doctrees",
-            "docs",
-            folder / "site",
-        ],
+        [sys.executable, "-m", "sphinx", *options, "docs", str(folder / "site")],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -353,6 +348,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@ON_SITE
 def test_the_pages_become_a_site_without_a_warning(site: Path) -> None:
     pages = {path.relative_to(site).with_suffix("") for path in site.rglob("*.html")}
     assert pages >= {path.relative_to(ROOT / "docs").with_suffix("") for path in ROOT.glob("docs/**/*.md")}
@@ -367,6 +363,7 @@ def test_the_pages_become_a_site_without_a_warning(site: Path) -> None:
 
 
 @pytest.mark.slow
+@ON_SITE
 def test_the_site_can_be_searched_from_a_folder(site: Path) -> None:
     # a browser loads no data from a folder, but it loads scripts
     assert (site / "searchindex.js").read_text().startswith("Search.setIndex(")
@@ -374,6 +371,7 @@ def test_the_site_can_be_searched_from_a_folder(site: Path) -> None:
 
 
 @pytest.mark.slow
+@ON_SITE
 def test_the_title_of_a_code_block_and_the_navigation_are_on_the_pages(site: Path) -> None:
     extend = (site / "extend.html").read_text()
     assert '<span class="caption-text">examples/extend/my_package/methods.py</span>' in extend
@@ -382,6 +380,7 @@ def test_the_title_of_a_code_block_and_the_navigation_are_on_the_pages(site: Pat
 
 
 @pytest.mark.slow
+@ON_SITE
 @pytest.mark.parametrize("room", sorted(path.stem for path in ROOT.glob("docs/api/[!i]*.md")))
 def test_the_api_reference_shows_every_public_class_and_function(site: Path, room: str) -> None:
     page = (site / f"api/{room}.html").read_text()
