@@ -1,4 +1,4 @@
-"""Look at a data set before training on it: what there is, what is wrong, and a few cases with all their outlines.
+"""Check of a data set before training: its numbers, its problems, and a few cases with all their outlines.
 
 python -m edue_lightning.check data=NAME data.root=FOLDER [output=DIR]
 
@@ -27,11 +27,11 @@ def main(config: DictConfig) -> None:
     """Run the command."""
     start_process()
     folder = job_folder()
-    finding = check(resolved(config), folder)
-    print(finding.overview.text())
-    print(f"\n{folder}: {', '.join((SUMMARY_FILE, CASES_FILE, *([SHEET_FILE] if finding.overview.cases else [])))}")
-    if finding.problems:
-        print(finding.problems_text(), file=sys.stderr)
+    result = check(resolved(config), folder)
+    print(result.overview.text())
+    print(f"\n{folder}: {', '.join((SUMMARY_FILE, CASES_FILE, *([SHEET_FILE] if result.overview.cases else [])))}")
+    if result.problems:
+        print(result.problems_text(), file=sys.stderr)
         sys.exit(1)
 
 

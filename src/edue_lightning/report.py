@@ -5,7 +5,6 @@ python -m edue_lightning.report runs=DIR [output=DIR] [reference=edue]
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,8 @@ from omegaconf import DictConfig
 
 from edue_lightning.config.command import command
 from edue_lightning.config.schema import check_configuration, configuration_folder, resolved
-from edue_lightning.reporting import ReportPaths, write_report
+from edue_lightning.reporting import Report, write_report
 from edue_lightning.runtime.startup import start_process
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -31,11 +28,11 @@ class ReportConfiguration:
     reference: str
 
 
-def report(configuration: Mapping[str, Any]) -> ReportPaths:
-    """Write the comparison of all runs below a folder.
+def report(configuration: Mapping[str, Any]) -> Report:
+    """Write the report of all finished runs below a folder.
 
     Raises:
-        UserError: if the folder is missing or holds no finished run, or a run's files are damaged.
+        UserError: if the folder does not exist or holds no finished run, or a run's files are damaged.
     """
     check_configuration(configuration, ReportConfiguration)
     return write_report(Path(configuration["runs"]), Path(configuration["output"]), configuration["reference"])
@@ -46,8 +43,8 @@ def report(configuration: Mapping[str, Any]) -> ReportPaths:
 def main(config: DictConfig) -> None:
     """Run the command."""
     start_process()
-    paths = report(resolved(config))
-    log.info("\n%s\nfigures: %s\nreport: %s", paths.markdown.read_text(), paths.figures, paths.html)
+    written = report(resolved(config))
+    print(f"{written.tables}\n\nintervals, verdict and figures: {written.html} (as text: {written.markdown.name})")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from edue_lightning.config.schema import check_configuration, configuration_fold
 from edue_lightning.data import CaseRecord, CaseSource, RaterSample
 from edue_lightning.errors import UserError
 from edue_lightning.reporting.contact_sheet import SheetPanel, choose_sheet_cases, contact_sheet, sheet_panel
-from edue_lightning.reporting.data_check import CheckConfiguration, Finding, check
+from edue_lightning.reporting.data_check import CheckConfiguration, DataCheck, check
 from edue_lightning.reporting.data_overview import (
     CASES_COLUMNS,
     CaseOverview,
@@ -174,16 +174,16 @@ def test_counts_over_cases() -> None:
         "mean SV*, mm²": (0 + 0 + 0.25 * 6) / 3,
     }
     assert overview.disagreement_frame()["cup"].to_dict() == pytest.approx(expected)
-    assert "raters a case   2 raters in 1 case, 3 raters in 2 cases\n" in overview.text()
-    assert "cases a rater   A 3, B 3, C 2\n" in overview.text()
+    assert "raters per case 2 raters in 1 case, 3 raters in 2 cases\n" in overview.text()
+    assert "cases per rater A 3, B 3, C 2\n" in overview.text()
 
 
 def test_a_case_of_one_rater_takes_no_part_in_disagreement() -> None:
     alone, pair = measured(random_sample(1, 3, 1)), measured(random_sample(2, 3, 2))
     both = overview_of([alone, pair])
     pd.testing.assert_frame_equal(both.disagreement_frame(), overview_of([pair]).disagreement_frame())
-    assert "disagreement over 1 case of two raters or more; 1 case of fewer" in both.text()
-    assert "guidance (method=edue) needs two raters a case" in overview_of([alone]).text()
+    assert "disagreement over 1 case with two raters or more; 1 case with fewer left out" in both.text()
+    assert "guidance (method=edue) needs two raters per case" in overview_of([alone]).text()
     assert "kappa" not in overview_of([alone]).text()
 
 
@@ -192,7 +192,7 @@ def test_figures_that_no_case_defines_are_called_undefined() -> None:
     sample.masks[:] = 0
     lines = [line for line in overview_of([measured(sample)]).text().splitlines() if "undefined" in line]
     assert [" ".join(line.split()[:-2]) for line in lines] == [
-        "median area of a mask not empty, pixels",
+        "median area of non-empty masks, pixels",
         "Fleiss' kappa over all voxels",
         "mean V* where any rater marked",
     ]
@@ -375,7 +375,7 @@ class MemorySource(CaseSource):
         return dataclasses.replace(random_sample(number, 3, 3, self.sizes[number]), case_id=case_id)
 
 
-def checked(folder: Path, **source: Any) -> Finding:
+def checked(folder: Path, **source: Any) -> DataCheck:
     data = {
         "_target_": "edue_lightning.data.RaterDataModule",
         "name": "memory",
@@ -411,7 +411,7 @@ def test_with_problems_the_healthy_cases_are_told_all_the_same(tmp_path: Path) -
     assert finding.problems == [*lines, "2.png: case '2': gone", "2_A.png: case '2': gone too"]
     written = (tmp_path / "summary.txt").read_text()
     assert "data=memory: 3 cases of 2 patients" in written
-    assert "not drawn while there are problems" in written
+    assert "not drawn because of the problems below" in written
     assert "72 problems" in written
     assert written.endswith("\n".join(finding.problems) + "\n")
     assert pd.read_csv(tmp_path / "cases.csv")["split"].isna().all()
@@ -473,7 +473,7 @@ def test_the_command_lists_every_problem_of_a_folder(tmp_path: Path) -> None:
     assert first.startswith("65 problems")
     assert [line.split(":")[0] for line in lines] == [f"c{number}_B.png" for number in range(5, 70)]
     assert "data=manifest: 5 cases of 5 patients" in done.stdout
-    assert "cases a rater   A 5, B 5" in done.stdout
+    assert "cases per rater A 5, B 5" in done.stdout
 
 
 DATA_SETS = "hecktor, lidc, lidc_dicom, manifest, qubiq, riga, synthetic, synthetic_petct"
@@ -482,7 +482,7 @@ DATA_SETS = "hecktor, lidc, lidc_dicom, manifest, qubiq, riga, synthetic, synthe
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ([], f"no data set to check; give one with data=NAME, one of {DATA_SETS}\n"),
+        ([], f"no data set to check; choose one with data=NAME, one of {DATA_SETS}\n"),
         (["data=synthetic", "data.source.size=4"], "data.source.size"),
         (["data=synthetic", "+data.source.colour=red"], "data.source.colour: unknown key"),
     ],

@@ -1,12 +1,12 @@
 """Tables, figures and the report made from finished runs."""
 
 from edue_lightning.reporting.comparison import compare, comparison_table, paired_differences
-from edue_lightning.reporting.report import ReportPaths, write_report
+from edue_lightning.reporting.report import Report, write_report
 from edue_lightning.reporting.verdict import judge
 from edue_lightning.runs.files import Run, find_runs, read_run
 
 __all__ = [
-    "ReportPaths",
+    "Report",
     "Run",
     "compare",
     "comparison_table",

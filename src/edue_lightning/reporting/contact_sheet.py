@@ -1,4 +1,4 @@
-"""A contact sheet: a few cases of a data set with every rater's outlines, to look at before anything is trained."""
+"""Contact sheet: a few cases of a data set with every rater's outlines, to look at before training."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from edue_lightning.reporting.panels import displayable, marked_extent, radiolog
 
 MOST_CASES = 12
 MOST_CHANNELS = 4
-"""Channels drawn side by side at most."""
+"""Largest number of channels drawn side by side."""
 
 _COLUMNS = 4
 _MOST_PICTURES_ABREAST = 6
 _PICTURE_INCHES = 2.9
 _CHANNEL_INCHES = 2.3
 _TITLE_LINE_INCHES = 0.12
-# of a legend's line, beside its text, and of a letter
+# widths of a legend's line and of one letter
 _HANDLE_INCHES, _LETTER_INCHES = 0.6, 0.07
 _GAP = 3
 _MARGIN = 0.35
@@ -35,7 +35,7 @@ _WINDOW_PERCENTILES = (0.5, 99.5)
 # solid, dashed, dotted, dash and dot
 _LINE_STYLES: Sequence[tuple[float, Sequence[float]]] = ((0, ()), (0, (3, 1.2)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 _SHADOW = "#00000070"
-# black would be lost on a dark image
+# without black, which is invisible on a dark image
 _RATER_COLOURS = COLOURS[:-1]
 
 
@@ -45,8 +45,8 @@ class SheetPanel:
 
     Attributes:
         title: lines above the picture.
-        pictures: one a channel, or a single one in colours; each `[H, W]` or `[H, W, 3]` in [0, 1].
-        masks: of all raters, zero for one who gave no outline, `[R, K, H, W]`.
+        pictures: one picture per channel, or one in colours; each `[H, W]` or `[H, W, 3]` in [0, 1].
+        masks: masks of all raters, `[R, K, H, W]`; zero for a rater without outlines.
         aspect: height of a pixel over its width.
     """
 
@@ -60,8 +60,8 @@ def choose_sheet_cases(sv_star: NDArray[np.float64]) -> list[int]:
     """Return the cases to draw, at evenly spaced quantiles of the raters' disagreement.
 
     Args:
-        sv_star: `[N]`; NaN for cases with fewer than two raters, which are drawn only if all are such, then spread
-            evenly over their order.
+        sv_star: `[N]`; NaN for cases with fewer than two raters. They are drawn only if no case has two raters, then
+            evenly spaced in their order.
 
     Returns:
         at most `MOST_CASES` positions, from least to most disagreement.
@@ -81,20 +81,20 @@ def sheet_panel(
     spacing: Sequence[float] | None = None,
     affine: NDArray[np.float64] | None = None,
 ) -> SheetPanel:
-    """Choose what is drawn of a case: of a volume the slice with the largest sum of V*, of a large image a part.
+    """Choose the part of a case to draw: the slice of a volume with the largest sum of V*, a crop of a large image.
 
     A volume with an affine is cut axially and shown as radiologists see it, the patient's right on the left and
-    anterior on top; one without is cut along its first axis. Where no rater disagrees the slice is the one with most
-    marked voxels.
+    anterior on top; one without is cut along its first axis. Where no rater disagrees, the slice with most marked
+    voxels is drawn.
 
     Args:
         case_id: first line of the title.
         caption: second line.
-        image: `[C, *S]`. Three channels in 2D are taken for colours; others are drawn side by side.
-        masks: `[R, K, *S]` in {0, 1}, zero for raters who gave no outline.
-        valid: `[R]`; raters who gave outlines.
+        image: `[C, *S]`. Three channels in 2D are drawn as colours, others side by side.
+        masks: `[R, K, *S]` in {0, 1}; zero for raters without outlines.
+        valid: `[R]`, whether the rater gave outlines.
         spacing: mm along each spatial axis, or None.
-        affine: `[4, 4]` of a volume, from voxel indices to mm (RAS), or None.
+        affine: affine of a volume from voxel indices to mm (RAS), `[4, 4]`, or None.
     """
     lines = [case_id, caption]
     spacing = tuple(spacing or (1.0,) * (image.ndim - 1))
@@ -126,13 +126,13 @@ def sheet_panel(
 def contact_sheet(
     panels: Sequence[SheetPanel], raters: Sequence[str], structures: Sequence[str], notes: Sequence[str] = ()
 ) -> Figure:
-    """Draw cases with every rater's outlines: a colour a rater, a line style a structure.
+    """Draw cases with every rater's outlines: one colour per rater, one line style per structure.
 
     Args:
-        panels: of the cases, at least one.
+        panels: at least one case.
         raters: names of the R raters.
         structures: names of the K structures.
-        notes: what a reader must be told, below the pictures.
+        notes: caveats to show below the pictures.
     """
     abreast = max(len(panel.pictures) for panel in panels)
     columns = min(len(panels), _COLUMNS if abreast == 1 else _MOST_PICTURES_ABREAST // abreast)
@@ -184,9 +184,9 @@ def _channels(image: NDArray[np.float32]) -> list[NDArray[np.float32]]:
 
 
 def _picture(channels: NDArray[np.float32], marked: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return colours as they are, and grey spread over the intensities near what is marked.
+    """Return colours unchanged, and grey values scaled to the intensities near the marked voxels.
 
-    As a reading window does: air or bone further away would else leave the tissue at the outlines grey in grey.
+    This acts as a reading window: otherwise air or bone further away would leave no contrast at the outlines.
     """
     if len(channels) == 3 or not marked.any():
         return displayable(channels)
@@ -217,13 +217,13 @@ def _draw(axes: Axes, panel: SheetPanel) -> None:
 def _draw_outlines(axes: Axes, masks: NDArray[np.uint8], left: int) -> None:
     raters, structures, height, width = masks.shape
     colours = _colours(raters)
-    # a rim around the image closes outlines that touch its edge
+    # a rim around the image closes outlines that touch the edge
     across, down = np.arange(-1, width + 1) + left, np.arange(-1, height + 1)
     for rater, structure in itertools.product(range(raters), range(structures)):
         if not masks[rater, structure].any():
             continue
         rimmed = np.pad(masks[rater, structure], 1)
-        # a shadow below all lines keeps each visible on what has its own colour
+        # a shadow below all lines keeps a line visible on pixels of its own colour
         for order, colour, line_width in ((2, _SHADOW, 2.0), (3, colours[rater], 1.0)):
             axes.contour(
                 *(across, down, rimmed),

@@ -1,4 +1,4 @@
-"""What the figures draw: curves and groups of cases over all seeds of a method."""
+"""Curves and groups of cases over all seeds of a method, as the figures draw them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 DRAWN_SEVERITY = 3
 DISTORTED_SHARES = {"0 %": 0.0, "50 %": 0.5, "100 %": 1.0}
-"""Groups of the box plots: how many of the images are distorted."""
+"""Share of distorted images in each group of the box plots."""
 
 
 class ScoreCurve(NamedTuple):
@@ -37,7 +37,7 @@ def pooled_reliability(runs: Sequence[Run], structure: str) -> pd.DataFrame:
 
     Args:
         runs: seeds of the method.
-        structure: of the curve.
+        structure: name of the structure.
 
     Returns:
         columns `bin_low`, `bin_high`, `count`, `mean_probability` and `frequency`; the last two NaN in an empty bin.
@@ -52,13 +52,13 @@ def pooled_reliability(runs: Sequence[Run], structure: str) -> pd.DataFrame:
 def quality_control(runs: Sequence[Run], structure: str) -> ScoreCurve | None:
     """Return the quality-control curve of a method by the score with the smallest d-AUC on validation data.
 
-    Where validation data define none, the score is the first of `SCORES` that has a curve: the variance between
-    members, or of a single network the total variance. The curve is the mean over seeds of the missed cases at each
+    Where validation data define no d-AUC, the score is the first of `SCORES` that has a curve: the variance between
+    members, or the total variance of a single network. The curve is the mean over seeds of the missed cases at each
     fraction flagged.
 
     Args:
         runs: seeds of the method.
-        structure: of the curve.
+        structure: name of the structure.
 
     Returns:
         None if there is no score of which each seed has a curve.
@@ -79,15 +79,15 @@ def quality_control(runs: Sequence[Run], structure: str) -> ScoreCurve | None:
 
 
 def distorted_groups(runs: Sequence[Run], structure: str, score: str) -> dict[str, Array]:
-    """Return a score's defined values where none, every second and each of the cases are distorted.
+    """Return a score's defined values with none, half and all of the cases distorted.
 
     Args:
-        runs: seeds of a method, all with distorted cases; their values are put together.
-        structure: of the score.
+        runs: seeds of a method, all with distorted cases; their values are pooled.
+        structure: name of the structure.
         score: name of the statistic.
 
     Returns:
-        by the names of `DISTORTED_SHARES`; a distorted case has the severity `DRAWN_SEVERITY`.
+        values by the names of `DISTORTED_SHARES`; distorted cases have the severity `DRAWN_SEVERITY`.
     """
     groups: dict[str, list[Array]] = {name: [] for name in DISTORTED_SHARES}
     for run in runs:
@@ -98,7 +98,7 @@ def distorted_groups(runs: Sequence[Run], structure: str, score: str) -> dict[st
         distorted = _of(own, severity=DRAWN_SEVERITY).set_index("case_id")[score].reindex(clean.index)
         order = np.arange(len(clean))
         for name, share in DISTORTED_SHARES.items():
-            # evenly over the order of the file, so of a half every second case
+            # spread evenly over the order of the file: every second case for a half
             replaced = np.floor((order + 1) * share) > np.floor(order * share)
             groups[name].append(np.where(replaced, distorted, clean).astype(float))
     joined = {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in groups.items()}
@@ -106,13 +106,13 @@ def distorted_groups(runs: Sequence[Run], structure: str, score: str) -> dict[st
 
 
 def auroc_by_severity(runs: Sequence[Run], structure: str, score: str) -> pd.Series:
-    """Return how well a score finds distorted images, over all kinds of distortion: the mean over seeds by severity."""
+    """Return the AUROC of a score for distorted images by severity, over all kinds, as the mean over seeds."""
     rows = pd.concat([_of(run.detection, structure=structure, score=score, distortion=POOLED_KINDS) for run in runs])
     return rows[rows["severity"] != POOLED_SEVERITY].groupby("severity")["auroc"].mean()
 
 
 def auroc_by_kind(runs: Sequence[Run], structure: str, score: str) -> pd.Series:
-    """Return how well a score finds distorted images, over all severities: the mean over seeds by kind, all first."""
+    """Return the AUROC of a score for distorted images by kind, all kinds first, as the mean over seeds."""
     rows = pd.concat([_of(run.detection, structure=structure, score=score, severity=POOLED_SEVERITY) for run in runs])
     return rows.groupby("distortion", sort=False)["auroc"].mean()
 

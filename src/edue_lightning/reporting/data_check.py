@@ -1,4 +1,4 @@
-"""A look at a data set before training on it, and what is wrong with it: the body of `check`."""
+"""Check of a data set before training: its cases, its problems, a summary and a contact sheet; the body of `check`."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ class CheckConfiguration:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a check found.
+class DataCheck:
+    """Result of a check.
 
     Attributes:
-        overview: of the cases that could be read.
-        problems: why the data cannot be trained on, one line each; empty if it can.
+        overview: numbers of the readable cases.
+        problems: reasons why the data cannot be trained on, one line each; empty if it can.
     """
 
     overview: DataOverview
     problems: Sequence[str]
 
     def problems_text(self) -> str:
-        """Return how many problems there are, and all of them."""
+        """Return the number of problems, and one line per problem."""
         return "\n".join([f"{counted(self.problems)}, so this data cannot be trained on:", *self.problems])
 
 
-def check(configuration: Mapping[str, Any], folder: Path) -> Finding:
-    """Look at all cases of a data set, and write summary, table and contact sheet; one case is in memory at a time.
+def check(configuration: Mapping[str, Any], folder: Path) -> DataCheck:
+    """Read all cases of a data set, one at a time, and write a summary, a table and a contact sheet.
 
     Args:
-        configuration: resolved and plain, as `conf/check.yaml` composes it.
-        folder: for the results, new or without results.
+        configuration: resolved plain configuration of `conf/check.yaml`.
+        folder: folder for the results, new or without results.
 
     Raises:
         UserError: if the configuration is invalid, the source cannot be opened at all, or the folder holds results.
@@ -70,8 +70,8 @@ def check(configuration: Mapping[str, Any], folder: Path) -> Finding:
     data = configuration.get("data")
     if data is None:
         known = ", ".join(sorted(path.stem for path in Path(configuration_folder(), "data").glob("[!_]*.yaml")))
-        raise UserError(f"no data set to check; give one with data=NAME, one of {known}")
-    # the source is handed over and not built again, which would read all files twice
+        raise UserError(f"no data set to check; choose one with data=NAME, one of {known}")
+    # reuses the source: building it again would read all files twice
     make_module = build({key: data[key] for key in data if key != "source"} | {"_partial_": True}, "data")
     source: CaseSource = build(data["source"], "data.source")
     note = data.get("note")
@@ -87,39 +87,39 @@ def check(configuration: Mapping[str, Any], folder: Path) -> Finding:
             problems.append(str(error))
     cases = _measure(source, problems)
     overview = DataOverview(data["name"], note, source.structures, source.raters, cases, splits)
-    finding = Finding(overview, problems)
-    _write(finding, source, folder)
-    return finding
+    result = DataCheck(overview, problems)
+    _write(result, source, folder)
+    return result
 
 
 def _measure(source: CaseSource, problems: list[str]) -> list[CaseOverview]:
-    """Measure the cases that can be read, and add to the problems those that cannot.
+    """Measure the readable cases, and add those that cannot be read to the problems.
 
-    Cases of another kind (axes, channels) than most are among the problems already, and no figure could cover both.
+    Cases with other axes or channels than most are among the problems already, and are left out.
     """
     records = source.healthy()
     cases = []
-    told = time.monotonic()
+    logged = time.monotonic()
     for number, record in enumerate(records, start=1):
         try:
             cases.append(measure_case(record, source.load(record.case_id)))
         except UserError as error:
             problems += str(error).splitlines()
-        if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
+        if time.monotonic() - logged > _SECONDS_BETWEEN_LINES:
+            logged = time.monotonic()
             log.info("measured %d of %d cases", number, len(records))
     usual = Counter(case.kind for case in cases).most_common(1)
     return [case for case in cases if case.kind == usual[0][0]]
 
 
-def _write(finding: Finding, source: CaseSource, folder: Path) -> None:
-    overview = finding.overview
+def _write(result: DataCheck, source: CaseSource, folder: Path) -> None:
+    overview = result.overview
     write_table(overview.cases_frame(), CASES_COLUMNS, folder / CASES_FILE)
     if overview.cases:
         _draw(overview, source, folder / SHEET_FILE)
     text = overview.text()
-    if finding.problems:
-        text += "\n\n" + finding.problems_text()
+    if result.problems:
+        text += "\n\n" + result.problems_text()
     (folder / SUMMARY_FILE).write_text(text + "\n")
 
 
@@ -127,7 +127,7 @@ def _draw(overview: DataOverview, source: CaseSource, path: Path) -> None:
     disagreement = np.array([case.sv_star.sum() for case in overview.cases])
     panels = [_panel(overview.cases[position], source) for position in choose_sheet_cases(disagreement)]
     raters = source.raters or [f"rater {slot}" for slot in range(1, len(panels[0].masks) + 1)]
-    notes = [] if source.raters else ["a colour is another person in each case"]
+    notes = [] if source.raters else ["the same colour may be a different person in each case"]
     notes += [overview.note] if overview.note else []
     contact_sheet(panels, raters, overview.structures, notes).savefig(path, dpi=150)
 

@@ -1,4 +1,4 @@
-"""A data set in numbers: what its images are, who drew on how many of them, and how far the raters lie apart."""
+"""Numbers on a data set: its images, the cases of each rater, and the disagreement between the raters."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class CaseOverview:
 
     Attributes:
         record: the case.
-        valid: which of the R raters drew on it, `[R]`.
-        size: of the image, pixels or voxels along each spatial axis.
+        valid: whether each of the R raters drew on it, `[R]`.
+        size: pixels or voxels along each spatial axis.
         spacing: mm along each spatial axis, or None where it is unknown.
         intensity: the `PERCENTILES` of each channel, `[C, 3]`.
         mask_sizes: voxels of each valid rater's mask, `[K, n]`.
-        marked_by: how many voxels 0, 1, ..., n of the raters marked, `[K, n + 1]`; see `marking_histogram`.
+        marked_by: number of voxels that 0, 1, ..., n of the raters marked, `[K, n + 1]`; see `marking_histogram`.
         pairwise_dice: mean Dice over the pairs of raters, `[K]`; two empty masks count 1. NaN for fewer than two.
     """
 
@@ -54,12 +54,12 @@ class CaseOverview:
 
     @property
     def n_raters(self) -> int:
-        """Valid raters n."""
+        """Number of valid raters n."""
         return sum(self.valid)
 
     @property
     def kind(self) -> tuple[int, int]:
-        """Spatial axes and channels, which all cases that a network is trained on have in common."""
+        """Numbers of spatial axes and channels, which must be the same for all cases."""
         return len(self.size), len(self.intensity)
 
     @property
@@ -69,7 +69,7 @@ class CaseOverview:
 
     @property
     def unit(self) -> str:
-        """What `volumes` and `sv_star` count."""
+        """Unit of `volumes` and `sv_star`."""
         return volume_unit(len(self.size), self.spacing is not None)
 
     @property
@@ -79,7 +79,7 @@ class CaseOverview:
 
     @property
     def empty(self) -> NDArray[np.int64]:
-        """How many raters drew nothing, `[K]`."""
+        """Number of valid raters who drew nothing, `[K]`."""
         count: NDArray[np.int64] = (self.mask_sizes == 0).sum(axis=1)
         return count
 
@@ -90,7 +90,7 @@ class CaseOverview:
 
     @property
     def mean_v_star(self) -> NDArray[np.float64]:
-        """Mean of V* over the voxels that at least one rater marked, `[K]`; NaN where there are none."""
+        """Mean of V* over the voxels that at least one rater marked, `[K]`; NaN where no rater marked any."""
         voxels = self.marked_by[:, 1:].sum(axis=1)
         return self._summed_variance / np.where(voxels > 0, voxels, np.nan)
 
@@ -121,7 +121,7 @@ def marking_histogram(masks: Tensor) -> Tensor:
     """Count the voxels that 0, 1, ..., n raters marked.
 
     Args:
-        masks: of the n raters, `[n, K, V]` in {0, 1}, V voxels in a row.
+        masks: masks of the n raters over V voxels, `[n, K, V]` in {0, 1}.
 
     Returns:
         `[K, n + 1]` int64.
@@ -134,17 +134,17 @@ def marking_histogram(masks: Tensor) -> Tensor:
 def fleiss_kappa(histograms: Iterable[NDArray[np.int64]]) -> NDArray[np.float64]:
     """Return Fleiss' kappa over all voxels of some cases, each voxel an item that is marked or not.
 
-    Of a voxel that m of the n raters of its case marked, `P = [m(m - 1) + (n - m)(n - m - 1)] / [n(n - 1)]` is the
+    For a voxel that m of the n raters of its case marked, `P = [m(m - 1) + (n - m)(n - m - 1)] / [n(n - 1)]` is the
     share of its pairs of raters who agree, and `q = m / n`. With the means of both over all voxels of all cases,
     `kappa = (mean P - P_e) / (1 - P_e)` where `P_e = (mean q)^2 + (1 - mean q)^2`. With equally many raters in every
     case this is the kappa of Fleiss (Psychological Bulletin 76, 1971); where n differs between cases each voxel keeps
     the n of its own case and all voxels count alike, as in Gwet (Handbook of Inter-Rater Reliability, 2014).
 
-    The background is part of it: the smaller a structure in its image, the lower `1 - P_e`, so kappas of images that
-    were cut differently are not comparable. Large images weigh more than small ones.
+    The background counts: the smaller a structure in its image, the lower `1 - P_e`, so kappas of differently cropped
+    images are not comparable. Large images weigh more than small ones.
 
     Args:
-        histograms: of at least one case, each of two raters or more, `[K, n + 1]`; see `marking_histogram`.
+        histograms: one per case with two raters or more, `[K, n + 1]`, at least one; see `marking_histogram`.
 
     Returns:
         `[K]`, at most 1; NaN where no rater marked any voxel, or all raters every one.
@@ -169,7 +169,7 @@ def volume_unit(spatial_dims: int, known_spacing: bool) -> str:
 
 
 def number_text(value: float) -> str:
-    """Return a number to four digits, a whole or large one to the last digit before the point.
+    """Return a number with four digits; a whole or large number without decimals.
 
     >>> number_text(0.123456), number_text(1200.7), number_text(4.0), number_text(float("nan"))
     ('0.1235', '1201', '4', 'undefined')
@@ -181,15 +181,15 @@ def number_text(value: float) -> str:
 
 @dataclass(frozen=True)
 class DataOverview:
-    """A data set in numbers.
+    """Numbers on a data set.
 
     Attributes:
-        name: of the data set.
-        note: what a reader of any figure from this data must be told, or None.
+        name: name of the data set.
+        note: caveat to show with every result on this data set, or None.
         structures: names of the K structures.
-        raters: names of the R raters, or None where they have no identity over cases.
-        cases: that could be read, in their order, all of one `kind`.
-        splits: the cases' split by their ids; empty where the data cannot be divided.
+        raters: names of the R raters, or None where raters are not identified across cases.
+        cases: readable cases in their order, all of one `kind`.
+        splits: split by case id; empty where the data cannot be divided.
     """
 
     name: str
@@ -201,16 +201,16 @@ class DataOverview:
 
     @cached_property
     def disputable(self) -> list[CaseOverview]:
-        """The cases of two raters or more, without which disagreement is undefined."""
+        """Cases with two raters or more; disagreement is undefined for others."""
         return [case for case in self.cases if case.n_raters >= 2]
 
     def cases_frame(self) -> pd.DataFrame:
-        """Return the table of one row a case and structure, with `CASES_COLUMNS`.
+        """Return the table with one row per case and structure, with `CASES_COLUMNS`.
 
-        - split: as it was drawn or prescribed; empty where the data cannot be divided and none is prescribed.
-        - size, spacing: as in 64x64 and 0.7x0.7; mm, empty where unknown.
-        - n_empty: valid raters who drew nothing. mean_volume: of the valid raters' masks, mm² or mm³ (pixels or voxels
-          where the spacing is unknown).
+        - split: drawn or prescribed split; empty where the data cannot be divided and no split is prescribed.
+        - size, spacing: such as 64x64 and 0.7x0.7; spacing in mm, empty where unknown.
+        - n_empty: number of valid raters who drew nothing. mean_volume: mean over the valid raters' masks, mm² or mm³
+          (pixels or voxels where the spacing is unknown).
         - pairwise_dice, mean_v_star, sv_star: see `CaseOverview`.
         """
         rows = [
@@ -226,10 +226,10 @@ class DataOverview:
         return pd.DataFrame(rows, columns=pd.Index(CASES_COLUMNS))
 
     def structures_frame(self) -> pd.DataFrame:
-        """Return what is known of each structure, one column a structure, at least one case given.
+        """Return numbers on the masks, one column per structure, for at least one case.
 
-        The median is over the valid raters' masks that are not empty, and NaN where all are. "Drawn by some" counts the
-        cases where some but not all valid raters drew something.
+        The median is over the valid raters' masks that are not empty; NaN where all are empty. "Drawn by some" counts
+        the cases where some but not all valid raters drew something.
         """
         frame = pd.DataFrame(index=pd.Index(self.structures))
         volumes = [np.concatenate([case.volumes[k] for case in self.cases]) for k in range(len(self.structures))]
@@ -239,13 +239,13 @@ class DataOverview:
         frame["empty masks"] = np.sum([case.empty for case in self.cases], axis=0)
         some = [(case.empty > 0) & (case.empty < case.n_raters) for case in self.cases]
         frame["cases drawn by some raters, not all"] = np.sum(some, axis=0)
-        frame[f"median {kind} of a mask not empty, {self._unit}"] = [
+        frame[f"median {kind} of non-empty masks, {self._unit}"] = [
             np.median(volume) if len(volume) else np.nan for volume in drawn
         ]
         return frame.T
 
     def disagreement_frame(self) -> pd.DataFrame:
-        """Return how far the raters lie apart in each structure, one column a structure, over the `disputable` cases.
+        """Return the disagreement between raters over the `disputable` cases, one column per structure.
 
         Means are over the cases that define the number; kappa is over all voxels of all of them, see `fleiss_kappa`.
         """
@@ -279,8 +279,8 @@ class DataOverview:
             "sizes": _different(case.size for case in self.cases),
             "spacings": self._spacings(),
             "structures": ", ".join(self.structures),
-            "raters a case": ", ".join(f"{_counted(n, 'rater')} in {_counted(cases, 'case')}" for n, cases in raters),
-            "cases a rater": self._cases_of_each_rater(),
+            "raters per case": ", ".join(f"{_counted(n, 'rater')} in {_counted(cases, 'case')}" for n, cases in raters),
+            "cases per rater": self._cases_of_each_rater(),
         }
         return "\n".join(f"{label:<{_LABEL_WIDTH}}{value}" for label, value in facts.items() if value)
 
@@ -290,7 +290,7 @@ class DataOverview:
 
     def _split_sizes(self) -> str:
         if not self.splits:
-            return "not drawn while there are problems"
+            return "not drawn because of the problems below"
         sizes = Counter(self.splits.values())
         return ", ".join(f"{split} {sizes[split]}" for split in get_args(Split))
 
@@ -303,7 +303,7 @@ class DataOverview:
 
     def _cases_of_each_rater(self) -> str:
         if self.raters is None:
-            return "unknown: the raters have no identity over cases"
+            return "unknown: raters are not identified across cases"
         counts = np.sum([case.valid for case in self.cases], axis=0)
         return _listed(dict(zip(self.raters, counts.tolist(), strict=True)))
 
@@ -328,12 +328,12 @@ class DataOverview:
         apart = len(self.cases) - len(self.disputable)
         if not self.disputable:
             return (
-                "No case has two raters: guidance (method=edue) needs two raters a case, and every measure of\n"
+                "No case has two raters: guidance (method=edue) needs two raters per case, and every measure of\n"
                 "disagreement is undefined."
             )
-        counted = f"disagreement over {_counted(len(self.disputable), 'case')} of two raters or more"
+        counted = f"disagreement over {_counted(len(self.disputable), 'case')} with two raters or more"
         if apart:
-            counted += f"; {_counted(apart, 'case')} of fewer take no part"
+            counted += f"; {_counted(apart, 'case')} with fewer left out"
         return f"{counted}\n{_table(self.disagreement_frame())}"
 
     def _split(self, record: CaseRecord) -> str:

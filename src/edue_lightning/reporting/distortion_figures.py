@@ -1,4 +1,4 @@
-"""How scores of uncertainty answer to distorted images: box plots of the scores, and how well they find such images."""
+"""Figures on distorted images: box plots of the uncertainty scores, and how well the scores find such images."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _BOX_WIDTH = 0.24
 
 
 def distorted_boxes_figure(groups: Mapping[str, Mapping[str, Mapping[str, NDArray[np.float64]]]]) -> Figure:
-    """Draw how the scores move as more of the images are distorted (the paper's Fig. 3).
+    """Draw the scores as more of the images are distorted (the paper's Fig. 3).
 
     Args:
-        groups: values by score, method and group; a method whose values are undefined has no box.
+        groups: values by score, method and group; a method with undefined values has no box.
     """
     labels = list(next(iter(groups.values())))
     figure = Figure(figsize=(_METHOD_INCHES * len(labels) + 2.5, 2.3 * len(groups) + 1.2), layout="constrained")
@@ -71,7 +71,7 @@ def detection_figure(areas: Mapping[str, Mapping[str, pd.Series]]) -> Figure:
     """Draw the area under the ROC curve of distorted against clean images, by the severity of the distortion.
 
     Args:
-        areas: by score and method, each with the severities as its index; undefined ones are left out.
+        areas: AUROC by score and method, indexed by severity; undefined values are left out.
     """
     figure = Figure(figsize=(3.4 * len(areas) + 0.6, 3.2), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(areas), sharex=True, sharey=True)).ravel()

@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from edue_lightning.reporting.panels import Panel
 
-# Okabe and Ito's palette, which readers with colour-blindness can tell apart
+# Okabe and Ito's palette, distinguishable for colour-blind readers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 LARGEST_VARIANCE = 0.25
 _LINE_STYLES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)))
 _MARKERS = ("o", "s", "^")
 _CELL = 2.5
 _MOST_ABREAST = 5
-# of a legend's line, of what stands beside its text, and of a letter
+# height of a legend's line, widths of its handle and of one letter
 _LEGEND_LINE_INCHES, _LEGEND_HANDLE_INCHES, _LEGEND_LETTER_INCHES = 0.21, 0.75, 0.062
 
 
 def line_styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return colour, line style and marker of each label; those beyond the colours differ by style and marker."""
+    """Return colour, line style and marker per label; labels beyond the colours differ by style and marker."""
     styles = {}
     for number, label in enumerate(labels):
         again = number // len(COLOURS) % len(_LINE_STYLES)
@@ -38,7 +38,7 @@ def line_styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def add_legend(figure: Figure, axes: Axes) -> None:
-    """Write the legend of some axes below the figure, which becomes higher by it, in as many columns as fit."""
+    """Add the legend of some axes below the figure, in as many columns as fit; the figure grows by its height."""
     handles, labels = axes.get_legend_handles_labels()
     width = _LEGEND_HANDLE_INCHES + _LEGEND_LETTER_INCHES * max(map(len, labels))
     columns = max(1, int(figure.get_figwidth() / width))
@@ -49,7 +49,7 @@ def add_legend(figure: Figure, axes: Axes) -> None:
 
 
 def broken_label(label: str) -> str:
-    """Return a method's label with its words apart, long ones on two lines."""
+    """Return a method's label with blanks between its words; long labels on two lines."""
     for ending in ("_rater_per_member", "_random_rater", "_soft_majority"):
         if label.endswith(ending):
             label = f"{label.removesuffix(ending)}\n{ending[1:]}"
@@ -57,7 +57,7 @@ def broken_label(label: str) -> str:
 
 
 def reliability_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draw calibration curves of one structure over each other, and below how many predictions each bin holds.
+    """Draw calibration curves of one structure, and below them the number of predictions per bin.
 
     Args:
         curves: rows of `reliability.csv` by method.
@@ -80,7 +80,7 @@ def reliability_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def quality_control_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draw quality-control curves over each other, each with its ideal and its random line (the paper's Fig. 2).
+    """Draw quality-control curves, each with its ideal and its random line (the paper's Fig. 2).
 
     Args:
         curves: rows of `quality_control.csv`, by method or structure.
@@ -93,7 +93,7 @@ def quality_control_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
         poor, colour = float(curve["missed"].iloc[0]), styles[label]["color"]
         axes.plot([0, poor], [poor, 0], color=colour, linestyle="--", linewidth=0.8)
         axes.plot([0, 1], [poor, 0], color=colour, linestyle=":", linewidth=0.8)
-    # what the line styles mean, whatever the colour
+    # legend of the line styles
     axes.plot([], [], color="0.4", linestyle="--", linewidth=0.8, label="ideal")
     axes.plot([], [], color="0.4", linestyle=":", linewidth=0.8, label="random")
     axes.set(xlabel="fraction of cases flagged", ylabel="poor segmentations missed, of all cases", xlim=(0, 1))
@@ -108,7 +108,7 @@ def panel_figure(panel: Panel, note: str | None = None) -> Figure:
 
     Args:
         panel: the case.
-        note: what a reader must be told of the images, drawn below them.
+        note: caveat on the images, drawn below them.
     """
     figure = Figure(figsize=(5 * _CELL, _CELL + 0.6), layout="constrained")
     axes: Sequence[Axes] = figure.subplots(1, 5)
@@ -124,13 +124,13 @@ def panel_figure(panel: Panel, note: str | None = None) -> Figure:
 
 
 def comparison_panel_figure(panels: Mapping[str, Panel], note: str | None = None) -> Figure:
-    """Draw one case for many methods: each one's variance on one scale, and its prediction below.
+    """Draw one case for many methods: the variance of each on one scale, and its prediction below.
 
-    Many methods wrap into several rows; the raters stand first.
+    Many methods wrap into several rows; the raters come first.
 
     Args:
-        panels: of the same case and structure, by method.
-        note: what a reader must be told of the images, drawn below them.
+        panels: panels of the same case and structure, by method.
+        note: caveat on the images, drawn below them.
     """
     first = next(iter(panels.values()))
     cells = 2 + len(panels)
@@ -138,7 +138,7 @@ def comparison_panel_figure(panels: Mapping[str, Panel], note: str | None = None
     rows = -(-cells // columns)
     figure = Figure(figsize=(columns * _CELL, rows * (2 * _CELL + 0.4) + 0.4), layout="constrained")
     axes: NDArray[Any] = figure.subplots(2 * rows, columns)
-    # a pair of axes a cell, one above the other
+    # one pair of axes per cell, one above the other
     pairs = axes.reshape(rows, 2, columns).transpose(0, 2, 1).reshape(-1, 2)
     _draw_contours(pairs[0, 0], first)
     shown = _draw_variance(pairs[1, 0], first.rater_variance, f"raters\nSV* {first.sv_star:.1f}")
@@ -155,7 +155,7 @@ def comparison_panel_figure(panels: Mapping[str, Panel], note: str | None = None
 
 
 def disagreement_scatter_figure(cases: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draw each case's SV against the raters' SV*, a plot a method on common axes.
+    """Draw each case's SV against the raters' SV*, one plot per method, on common axes.
 
     Args:
         cases: rows of `cases.csv` of one structure, by method.
@@ -175,7 +175,7 @@ def disagreement_scatter_figure(cases: Mapping[str, pd.DataFrame]) -> Figure:
         drawn.grid(color="0.9")
     for unused in axes[len(cases) :]:
         unused.axis("off")
-    # also above an unused place
+    # also above an unused cell
     for lowest in axes[max(len(cases) - columns, 0) : len(cases)]:
         lowest.tick_params(labelbottom=True)
     figure.supxlabel("raters' sum of variances SV*", fontsize=9)

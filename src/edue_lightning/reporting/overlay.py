@@ -1,4 +1,4 @@
-"""One prediction over its image: what a reader is shown of a new case."""
+"""Picture of one prediction over its image."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _CELL = 3.6
 
 @dataclass(frozen=True)
 class Overlay:
-    """A picture or a slice.
+    """A picture or a slice of a volume, with its prediction.
 
     Attributes:
         image: `[H, W]` or `[H, W, 3]` in [0, 1].
         probability: mean over the members, `[H, W]`.
         disagreement: variance, `[H, W]`.
         aspect: height of a pixel over its width.
-        where: which slice it is, empty of a picture.
+        where: description of the slice; empty for a picture.
     """
 
     image: NDArray[np.float32]
@@ -36,9 +36,9 @@ def overlay_figure(overlay: Overlay, title: str, variance: str) -> Figure:
     """Draw the image with the mask's outline, the mean probability, and the disagreement over the image.
 
     Args:
-        overlay: what is drawn.
-        title: line above.
-        variance: what the disagreement is called.
+        overlay: the picture or slice to draw.
+        title: line above the figure.
+        variance: name of the disagreement.
     """
     height, width = overlay.probability.shape
     edge = _CELL * min(max(height * overlay.aspect / width, 0.4), 2.5)
@@ -57,7 +57,7 @@ def overlay_figure(overlay: Overlay, title: str, variance: str) -> Figure:
         (axes[2], overlay.disagreement, LARGEST_VARIANCE, "magma", variance.replace("_", " ")),
     )
     for one, values, largest, colours, name in shown:
-        # where there is next to nothing, the image stays visible
+        # the image stays visible where the values are small
         drawn = one.imshow(
             values,
             cmap=colours,
@@ -69,6 +69,6 @@ def overlay_figure(overlay: Overlay, title: str, variance: str) -> Figure:
         )
         one.set_title(name, fontsize=9)
         figure.colorbar(drawn, ax=one, shrink=0.8)
-    # a case may have any name, and no formula in it is meant
+    # a case id may hold characters of formulas, which are shown as they are
     figure.suptitle(title + (f"\n{overlay.where}" if overlay.where else ""), fontsize=9, parse_math=False)
     return figure

@@ -1,4 +1,4 @@
-"""The frame of a report: a self-contained page that a phone shows, its tables, and its figures with captions."""
+"""HTML of a report: a self-contained page that fits a phone, tables, and figures with captions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ figure { margin: 1rem 0; } figcaption { font-size: .8rem; color: #555; }
 code { background: #f3f3f3; padding: .1rem .3rem; overflow-wrap: anywhere; }
 """
 
-# a click on a header sorts by the number that a cell begins with, else by its text; what has no number comes last
+# a click on a header sorts by the number at the start of each cell, else by its text; cells without a number come last
 _SCRIPT = """
 document.querySelectorAll("table").forEach(table => table.querySelectorAll("th").forEach((head, column) => {
   head.style.cursor = "pointer";
@@ -49,7 +49,7 @@ document.querySelectorAll("table").forEach(table => table.querySelectorAll("th")
 
 
 def page(body: str) -> str:
-    """Return a whole HTML page, which refers to nothing outside itself."""
+    """Return a complete HTML page without references to other files."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -59,7 +59,7 @@ def page(body: str) -> str:
 
 
 def html_table(table: pd.DataFrame) -> str:
-    """Return a table of texts, in which `**` marks bold, that a click on a header sorts."""
+    """Return a sortable HTML table from a table of texts, in which `**` marks bold."""
 
     def cell(text: object) -> str:
         escaped = html.escape(str(text))
@@ -73,22 +73,22 @@ def html_table(table: pd.DataFrame) -> str:
 
 
 def html_list(texts: list[str]) -> str:
-    """Return texts as a list of points."""
+    """Return texts as a bulleted list."""
     return "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in texts) + "</ul>"
 
 
 def write_figure(figure: Figure, name: str, caption: str, folder: Path) -> str:
-    """Write a figure as PNG and SVG, and return it as part of a page that needs neither file.
+    """Write a figure as PNG and SVG, and return it as HTML that needs neither file.
 
     Args:
-        figure: to draw.
-        name: of the files, without ending.
+        figure: the figure.
+        name: name of the files, without ending.
         caption: HTML below the figure.
-        folder: of the files.
+        folder: folder of the files.
     """
     picture = folder / f"{name}.png"
     figure.savefig(picture, dpi=_DPI)
-    # without the date and random names of the drawing, so that the same runs give the same file
+    # without a date or random names, so that the same runs give the same file
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     encoded = base64.b64encode(picture.read_bytes()).decode()

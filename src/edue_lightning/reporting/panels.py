@@ -1,4 +1,4 @@
-"""The maps of a few cases, kept so that the same case can be drawn for several methods side by side."""
+"""Maps of a few cases, stored so that the same case can be drawn for several methods side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edue_lightning.errors import UserError
 PANEL_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 LARGEST_WHOLE = 160
-"""Edge in pixels up to which an image is drawn whole; of a larger one, what lies around the outlines."""
+"""Longest edge in pixels of an image that is drawn whole; a larger one is cropped around the outlines."""
 
 SMALLEST_CROP = 96
 _MARGIN = 0.35
@@ -25,15 +25,15 @@ _RADIOLOGICAL = ("S", "P", "L")
 
 @dataclass(frozen=True)
 class Panel:
-    """One case and structure as it is drawn: a 2D image, or the slice of a volume with the largest V*.
+    """Maps of one case and structure: of a 2D image, or of the slice of a volume with the largest V*.
 
-    A large image is cut to what lies around the outlines.
+    A large image is cropped around the outlines.
 
     Attributes:
-        case_id: of the case.
-        structure: its name.
+        case_id: id of the case.
+        structure: name of the structure.
         image: `[H, W]` or `[H, W, 3]`, scaled to [0, 1].
-        masks: of the valid raters, `[R, H, W]` uint8.
+        masks: masks of the valid raters, `[R, H, W]` uint8.
         rater_variance: V*, `[H, W]`.
         member_variance: V, `[H, W]`.
         mean_probability: `[H, W]`.
@@ -55,13 +55,13 @@ class Panel:
 def choose_panel_cases(sv_star: NDArray[np.float64]) -> list[int]:
     """Return the cases to draw: those at fixed quantiles of the raters' disagreement.
 
-    They depend on the raters alone, so every method is drawn on the same cases, and none picks its best.
+    They depend on the raters alone, so every method is drawn on the same cases.
 
     Args:
         sv_star: `[N]`; NaN for cases with fewer than two raters, which are not drawn.
 
     Returns:
-        at most five positions, from least to most disagreement.
+        at most five positions, in order of increasing disagreement.
     """
     defined = np.flatnonzero(~np.isnan(sv_star))
     if not len(defined):
@@ -77,11 +77,11 @@ def most_disputed_slice(rater_variance: NDArray[np.float32]) -> int:
 
 
 def radiological(array: NDArray, affine: NDArray[np.float64]) -> NDArray:
-    """Return a volume as radiologists see it: slices from the feet up, anterior on top, the right side on the left.
+    """Return a volume as radiologists see it: feet first, anterior on top, the patient's right on the left.
 
     Args:
         array: `[..., I, J, K]`.
-        affine: `[4, 4]` from voxel indices to mm (RAS).
+        affine: affine from voxel indices to mm (RAS), `[4, 4]`.
 
     Returns:
         `[..., slices, rows, columns]`.
@@ -91,7 +91,7 @@ def radiological(array: NDArray, affine: NDArray[np.float64]) -> NDArray:
 
 
 def radiological_spacing(spacing: Sequence[float], affine: NDArray[np.float64]) -> tuple[float, ...]:
-    """Return the spacing of the axes that `radiological` gives."""
+    """Return the spacing of the axes of a volume reoriented by `radiological`."""
     return tuple(spacing[axis] for axis in np.argsort(_turn(affine)[:, 0]))
 
 
@@ -101,7 +101,7 @@ def _turn(affine: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def view_window(marked: NDArray[np.uint8]) -> tuple[slice, slice]:
-    """Return the rows and columns to draw: all of a small image, of a large one a square around what is marked."""
+    """Return the rows and columns to draw: all of a small image, a square around the marked pixels of a large one."""
     height, width = marked.shape
     if max(height, width) <= LARGEST_WHOLE or not marked.any():
         return slice(0, height), slice(0, width)
@@ -113,13 +113,13 @@ def view_window(marked: NDArray[np.uint8]) -> tuple[slice, slice]:
 
 
 def marked_extent(marked: NDArray[np.uint8]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the first row and column that are marked, and those after the last."""
+    """Return the first marked row and column, and those after the last."""
     positions = np.argwhere(marked)
     return positions.min(axis=0), positions.max(axis=0) + 1
 
 
 def displayable(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return channels `[C, H, W]` as a picture in [0, 1]: three as colours, else the first as grey."""
+    """Return channels `[C, H, W]` as a picture in [0, 1]: three channels as colours, otherwise the first as grey."""
     picture = image.transpose(1, 2, 0) if len(image) == 3 else image[0]
     low, high = np.percentile(picture, [0.5, 99.5])
     scaled: NDArray[np.float32] = np.clip((picture - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
@@ -140,7 +140,7 @@ def load_panels(path: Path) -> list[Panel]:
     """Read the panels of a run.
 
     Raises:
-        UserError: if the file is missing or damaged.
+        UserError: if the file does not exist or is damaged.
     """
     panels = []
     try:
@@ -149,7 +149,7 @@ def load_panels(path: Path) -> list[Panel]:
                 values = {field.name: archive[f"{number}/{field.name}"] for field in fields(Panel)}
                 scalars = {name: value.item() for name, value in values.items() if value.ndim == 0}
                 panels.append(Panel(**{**values, **scalars}))
-    # a decoder raises whatever it stumbles over in a damaged file
+    # decoders raise many types of error for damaged files
     except Exception as error:
         raise UserError(f"{path}: cannot be read ({error}); run the evaluation again") from error
     return panels

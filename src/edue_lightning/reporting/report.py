@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page, readable on a phone, with the tables and figures as files beside it."""
+"""The report of a comparison: one self-contained HTML page, with its tables and figures as files beside it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from edue_lightning.reporting.findings import OVER_DATA, Verdict
 from edue_lightning.reporting.page import html_list, html_table, page, write_figure
 from edue_lightning.reporting.report_figures import drawings
 from edue_lightning.reporting.tables import cost_table, detection_table, differences_table
+from edue_lightning.reporting.terminal_table import terminal_tables
 from edue_lightning.reporting.verdict import judge
 from edue_lightning.reporting.verdict_text import PARTS, sentences, summary, table
 from edue_lightning.runs.files import Run, find_runs
@@ -36,11 +37,12 @@ _DEFINITIONS = {
 
 
 @dataclass(frozen=True)
-class ReportPaths:
-    """Where a report lies.
+class Report:
+    """A written report.
 
     Attributes:
-        folder: that holds all of it.
+        tables: its short tables for a terminal.
+        folder: folder with all of its files.
         html: the self-contained page.
         comparison: `comparison.csv`.
         verdict: `verdict.csv`.
@@ -48,6 +50,7 @@ class ReportPaths:
         figures: folder with every figure as PNG and SVG.
     """
 
+    tables: str
     folder: Path
     html: Path
     comparison: Path
@@ -56,7 +59,7 @@ class ReportPaths:
     figures: Path
 
 
-def write_report(runs_folder: Path, output: Path, reference: str) -> ReportPaths:
+def write_report(runs_folder: Path, output: Path, reference: str) -> Report:
     """Compare every finished run below a folder.
 
     The report is derived from the runs, which are only read; an earlier report in `output` is replaced.
@@ -78,7 +81,8 @@ def write_report(runs_folder: Path, output: Path, reference: str) -> ReportPaths
     else:
         missing = f"No run has the label {reference}, so there are no differences from it and no verdict on it."
         verdict = Verdict(reference, [], [missing])
-    paths = ReportPaths(
+    written = Report(
+        tables=terminal_tables(comparison),
         folder=output,
         html=output / "report.html",
         comparison=output / "comparison.csv",
@@ -86,10 +90,10 @@ def write_report(runs_folder: Path, output: Path, reference: str) -> ReportPaths
         markdown=output / "comparison.md",
         figures=output / "figures",
     )
-    paths.figures.mkdir(parents=True, exist_ok=True)
-    comparison.to_csv(paths.comparison, index=False)
+    written.figures.mkdir(parents=True, exist_ok=True)
+    comparison.to_csv(written.comparison, index=False)
     differences.to_csv(output / "differences.csv", index=False)
-    verdict.frame().to_csv(paths.verdict, index=False)
+    verdict.frame().to_csv(written.verdict, index=False)
 
     markdown = list(_verdict_markdown(verdict))
     body = [f"<h1>Comparison of {len(runs)} runs</h1>", *_notes(runs), *_verdict_section(verdict)]
@@ -107,13 +111,13 @@ def write_report(runs_folder: Path, output: Path, reference: str) -> ReportPaths
     for drawing in drawings(runs):
         caption = f"{drawing.caption} {_origin(shlex.join(command), drawing.runs)}"
         body.append(f"<h2>{html.escape(drawing.name.replace('_', ' '))}</h2>")
-        body.append(write_figure(drawing.figure, drawing.name, caption, paths.figures))
+        body.append(write_figure(drawing.figure, drawing.name, caption, written.figures))
     body += ["<h2>What the figures mean</h2><ul>"]
     body += [f"<li><b>{term}</b>: {meaning}</li>" for term, meaning in _DEFINITIONS.items()]
     body += ["</ul>", *_runs_section(runs)]
-    paths.markdown.write_text("\n".join(markdown))
-    paths.html.write_text(page("\n".join(body)))
-    return paths
+    written.markdown.write_text("\n".join(markdown))
+    written.html.write_text(page("\n".join(body)))
+    return written
 
 
 def _verdict_title(verdict: Verdict) -> str:

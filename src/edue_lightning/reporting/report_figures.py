@@ -1,4 +1,4 @@
-"""Which figures a report draws of its runs."""
+"""Figures of a report, drawn from its runs."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Drawing:
     """A figure of a report.
 
     Attributes:
-        name: of its files.
-        figure: itself.
-        caption: what it shows of which seeds.
-        runs: that it was drawn from.
+        name: name of its files.
+        figure: the figure.
+        caption: description of the figure and its seeds.
+        runs: runs it is drawn from.
     """
 
     name: str
@@ -53,7 +53,7 @@ def drawings(runs: Sequence[Run]) -> Iterator[Drawing]:
     """Yield the figures of each data set and split: curves of each structure, then the panels of each case.
 
     Raises:
-        UserError: if a run's panels are missing or damaged.
+        UserError: if a run's panels do not exist or are damaged.
     """
     groups = group_by_subject(runs)
     for data, split in dict.fromkeys((data, split) for _, data, split in groups):
@@ -73,13 +73,13 @@ def _curves(methods: Methods, structure: str, name: str) -> Iterator[Drawing]:
     curves = {f"{label} ({found.score})": found.curve for label, found in controls.items() if found is not None}
     if curves:
         caption = (
-            "Poor segmentations that stay unseen against cases flagged, mean over seeds; each method by the score in "
-            "brackets, the one with the smallest d-AUC on validation data where there are such."
+            "Poor segmentations that are not flagged against cases flagged, mean over seeds; each method by the score "
+            "in brackets, the one with the smallest d-AUC on validation data where that is defined."
         )
         yield Drawing(f"quality_control_{name}", quality_control_figure(curves), caption, runs)
     lowest = _lowest_seed(methods)
     cases = {label: run.cases[run.cases["structure"] == structure] for label, run in lowest.items()}
-    caption = "A point a case, of the lowest seed."
+    caption = "One point per case, for the lowest seed."
     yield Drawing(f"disagreement_{name}", disagreement_scatter_figure(cases), caption, list(lowest.values()))
 
 
@@ -102,7 +102,7 @@ def _distortions(methods: Methods, structure: str, name: str) -> Iterator[Drawin
             score: {label: auroc_by_severity(members, structure, score) for label, members in measured.items()}
             for score in DETECTION_SCORES
         }
-        caption = "How well a score tells distorted images from clean ones, over all kinds, mean over seeds."
+        caption = "How well a score separates distorted from clean images, over all kinds, mean over seeds."
         yield Drawing(f"detection_{name}", detection_figure(areas), caption, _all(measured))
 
 
@@ -115,7 +115,7 @@ def _panels(methods: Methods, name: str) -> Iterator[Drawing]:
     for (case_id, structure), panels in by_case.items():
         drawn = [lowest[label] for label in panels]
         figure = comparison_panel_figure(panels, drawn[0].configuration.get("image_note"))
-        caption = "Variance between the members above, prediction below, of the lowest seed."
+        caption = "Variance between the members above, prediction below, for the lowest seed."
         yield Drawing(f"heatmaps_{name}_{case_id}_{structure}", figure, caption, drawn)
 
 

@@ -11,17 +11,17 @@ from edue_lightning.runs.files import Run
 
 
 def validation_mean(runs: Sequence[Run], structure: str, metric: str) -> float:
-    """Return a metric on validation data, averaged over the seeds of a method; NaN if one does not define it."""
+    """Return a metric on validation data, averaged over the seeds of a method; NaN if a seed does not define it."""
     return float(np.mean([run.validation_value(structure, metric) for run in runs]))
 
 
 def best_metric(runs: Sequence[Run], structure: str, metrics: Sequence[str]) -> str | None:
-    """Return which of some metrics is best on validation data for a method, such as one of several read-outs.
+    """Return the metric, such as one of several read-outs, that is best on validation data for a method.
 
     Args:
         runs: seeds of the method.
-        structure: of the metrics.
-        metrics: names, all of one direction; the first of equals is chosen.
+        structure: name of the structure.
+        metrics: names of metrics of one direction; the first of equals is chosen.
 
     Returns:
         None if validation data define none of them.
@@ -32,5 +32,5 @@ def best_metric(runs: Sequence[Run], structure: str, metrics: Sequence[str]) -> 
 
 
 def goodness(metric: str, value: float) -> float:
-    """Return a value turned so that a larger one is better."""
+    """Return a value with its sign changed where lower is better, so that larger is better."""
     return -value if metric in LOWER_IS_BETTER else value

@@ -1,4 +1,4 @@
-"""Tables of texts that the report shows beside the comparison: differences, cost and detection."""
+"""Tables of texts in the report beside the comparison: differences, cost and detection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edue_lightning.runs.files import POOLED_KINDS, Run
 DIFFERENCE_METRICS = ("dice", "nll", "ece", "image_pearson", "image_spearman_normalised", "pixel_pearson")
 DETECTION_SCORES = ("sv", "model_agreement", "entropy")
 
-# column, key in model.json, what it is divided by, and how it is written
+# column, key in model.json, divisor, number format
 _COSTS = (
     ("parameters", "parameters", 1, ",.0f"),
     ("parameter ratio", "parameter_ratio", 1, ".2f"),
@@ -28,13 +28,13 @@ _COSTS = (
 
 
 def differences_table(differences: pd.DataFrame, data: str, split: str, structure: str) -> pd.DataFrame:
-    """Return a row a method, a column a metric, with cells such as `-0.012 [-0.020, -0.004]`; maybe empty.
+    """Return one row per method, one column per metric, with cells such as `-0.012 [-0.020, -0.004]`; may be empty.
 
     Args:
         differences: see `paired_differences`.
-        data: data set.
-        split: of it.
-        structure: of it.
+        data: name of the data set.
+        split: split of the data set.
+        structure: name of the structure.
     """
     chosen = differences[
         (differences["data"] == data)
@@ -54,7 +54,7 @@ def differences_table(differences: pd.DataFrame, data: str, split: str, structur
 
 
 def cost_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return a row a method and data set, the median over seeds; without the columns that no run has; maybe empty."""
+    """Return one row per method and data set with medians over seeds, without columns of no run; may be empty."""
     costs: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         if run.cost:
@@ -71,13 +71,15 @@ def cost_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def detection_table(runs: Sequence[Run], data: str, split: str, structure: str) -> pd.DataFrame:
-    """Return the AUROC of distorted images over all severities: a row a method and score, a column a kind; maybe empty.
+    """Return the AUROC of distorted images over all severities, one row per method and score, one column per kind.
+
+    The table may be empty.
 
     Args:
         runs: see `find_runs`.
-        data: data set.
-        split: of it.
-        structure: of it.
+        data: name of the data set.
+        split: split of the data set.
+        structure: name of the structure.
     """
     rows = []
     for (method, of_data, of_split), members in group_by_subject(runs).items():
