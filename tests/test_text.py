@@ -25,7 +25,9 @@ def test_a_reason_is_one_line_that_can_be_printed(error: Exception, reason: str)
 
 def test_a_reason_names_a_file_without_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
-    assert reason_of(ValueError(f"cannot identify image file '{path}'"), path) == "cannot identify image file 'image.png'"
+    assert (
+        reason_of(ValueError(f"cannot identify image file '{path}'"), path) == "cannot identify image file 'image.png'"
+    )
 
 
 def test_reasons_and_lines_have_a_largest_length() -> None:

@@ -222,7 +222,7 @@ def test_a_resampled_copy_beside_the_originals(tmp_path: Path) -> None:
         pytest.param(
             [*ONE_CASE, "labelsTr/CHUM-001_gtvt.nii.gz"],
             "labelsTr/CHUM-001.nii.gz: case 'CHUM-001': outlines all structures for rater 'release', and "
-            "labelsTr/CHUM-001_gtvt.nii.gz GTVp alone; keep one kind",
+            "labelsTr/CHUM-001_gtvt.nii.gz only GTVp; keep one kind",
             id="both kinds of label",
         ),
         pytest.param(
@@ -242,7 +242,7 @@ def test_what_is_wrong_with_a_case(tmp_path: Path, names: Sequence[str], line: s
     [
         pytest.param(
             "imagesTr/CHUM-001_0000.nii.gz",
-            "has a name of none of the releases; call it CASE__CT, CASE__PT, CASE or CASE__raterNAME, or move it out "
+            "has no name of a known release; name it CASE__CT, CASE__PT, CASE or CASE__raterNAME, or move it out "
             "of the data set",
             id="name of another tool",
         ),
@@ -253,7 +253,7 @@ def test_what_is_wrong_with_a_case(tmp_path: Path, names: Sequence[str], line: s
         ),
         pytest.param(
             "labelsTr_B/CHUM-001__raterA.nii.gz",
-            "case 'CHUM-001': is of rater 'A' in the folder of 'B'; keep one of the names",
+            "case 'CHUM-001': belongs to rater 'A' in the folder of 'B'; keep one of the names",
             id="two raters",
         ),
     ],
@@ -270,7 +270,8 @@ def test_two_editions_hold_the_same_patients(tmp_path: Path) -> None:
     touch(tmp_path, [*OF_2021, *OF_2022])
     assert list_cases(tmp_path)[1] == [
         "hecktor2021_train/hecktor_nii/CHGJ007_ct.nii.gz: is named as in 2020 and 2021, but "
-        f"{FOLDER_OF_2022}/imagesTr/CHUM-001__CT.nii.gz as in 2022 and later: the same patients under other names; set "
+        f"{FOLDER_OF_2022}/imagesTr/CHUM-001__CT.nii.gz as in 2022 and later: "
+        "they share patients under different names; set "
         "data.root to one edition"
     ]
 
@@ -360,7 +361,7 @@ def test_boxes_with_a_byte_order_mark_other_columns_and_blanks(tmp_path: Path) -
         pytest.param(
             ["A1,1,2,3,4,5,6", "A1,1,2,3,4,5,6", ",1,2,3,4,5,6"],
             [
-                "line 3: case 'A1': has a box already; remove one",
+                "line 3: case 'A1': has two boxes; remove one",
                 "line 4: case '': PatientID is empty; fill it in",
             ],
             id="names",
@@ -386,7 +387,7 @@ def test_every_wrong_row_is_told(tmp_path: Path, rows: Sequence[str], lines: Seq
             "has no column x2; its first line must be PatientID,x1,x2,y1,y2,z1,z2",
             id="column",
         ),
-        pytest.param("PatientID,x1,x2,y1,y2,z1,z2\n", "has no rows; write one a case", id="no rows"),
+        pytest.param("PatientID,x1,x2,y1,y2,z1,z2\n", "has no rows; write one row per case", id="no rows"),
         pytest.param("PatientID,x1".encode("utf-16"), "is not UTF-8; save it as CSV UTF-8", id="encoding"),
         pytest.param(
             f"PatientID,x1\n{'1' * 200_000}\n",

@@ -217,8 +217,8 @@ def test_quirks_of_the_raw_release(tmp_path: Path) -> None:
         ("MESSIDOR_image2", "MESSIDOR", ["1"]),
     ]
     starts = [
-        "unzipped/MESSIDOR/image2-7.tif: case 'MESSIDOR_image2': is of rater 7, but there are 1 to 6; ",
-        "unzipped/MESSIDOR/notes.png: is neither imageNprime nor imageN-R; ",
+        "unzipped/MESSIDOR/image2-7.tif: case 'MESSIDOR_image2': belongs to rater 7, but raters are 1 to 6; ",
+        "unzipped/MESSIDOR/notes.png: is named neither imageNprime nor imageN-R; ",
         "unzipped/MESSIDOR/image2-1.tif: case 'MESSIDOR_image2': is the drawing of rater 1, and so is ",
         "unzipped/elsewhere/image8prime.jpg: case 'elsewhere_image8': lies in no folder whose name begins with ",
     ]

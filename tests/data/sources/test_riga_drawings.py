@@ -27,7 +27,7 @@ SHAPE = (600, 800)
 MIDDLE = (310.0, 480.0)
 RADIUS = 60.0
 OPEN = r"^has no closed outline of a disc with at most one cup in it; close gaps of more than 20 pixels, or remove"
-NO_LINE = r"^has no line that is not in its photograph; draw the outlines, or remove the file$"
+NO_LINE = r"^has no line that its photograph does not have too; draw the outlines, or remove the file$"
 
 
 @cache

@@ -1,18 +1,18 @@
-"""Where the cases of the HECKTOR releases lie (Andrearczyk, Oreiller et al., 2020-2025); no image is opened here.
+"""File layouts of the HECKTOR releases (Andrearczyk, Oreiller et al., 2020-2025); no image is opened here.
 
 Known layouts, at the data set's folder or below it:
 
 - 2020 (`hecktor_nii/CHGJ007/CHGJ007_ct.nii.gz`, `_pt`, `_ct_gtvt`) and 2021 (`hecktor_nii/CHGJ007_ct.nii.gz`, `_pt`,
-  `_gtvt`), the primary tumour alone, with a table of bounding boxes;
+  `_gtvt`), only the primary tumour, with a table of bounding boxes;
 - 2022 (`imagesTr/CHUM-001__CT.nii.gz`, `__PT`, `labelsTr/CHUM-001.nii.gz`);
-- 2025 (a folder a case, `CHUM-001/CHUM-001__CT.nii.gz`, `CHUM-001__PT.nii.gz`, `CHUM-001.nii.gz`, in one release below
-  `Task 1` with copies of the images below `Task 2` and `Task 3`).
+- 2025 (one folder per case, `CHUM-001/CHUM-001__CT.nii.gz`, `CHUM-001__PT.nii.gz`, `CHUM-001.nii.gz`, in one release
+  below `Task 1` with copies of the images below `Task 2` and `Task 3`).
 
 Sources: the organisers' repositories github.com/voreille/hecktor (2020-2022) and
 github.com/BioMedIA-MBZUAI/HECKTOR2025, the pages hecktor.grand-challenge.org/Data and
 hecktor25.grand-challenge.org/dataset, and for 2020 github.com/iantsen/hecktor (src/data/make_dataset.py).
 
-Labels of further raters lie beside the release's, as `CASE__raterNAME.nii.gz`, or in folders of their own beside
+Labels of further raters lie beside the release's, as `CASE__raterNAME.nii.gz`, or in a folder per rater beside
 `labelsTr`, as `labelsTr_NAME/CASE.nii.gz`.
 """
 
@@ -35,7 +35,7 @@ from edue_lightning.errors import UserError
 log = logging.getLogger(__name__)
 
 RELEASE = "release"
-"""Name of the rater whose labels the organisers distribute."""
+"""Name of the rater of the labels that the organisers distribute."""
 
 _CASE = r"(?P<case>(?P<centre>[A-Za-z]+)-?[0-9]+)"
 _IMAGE = re.compile(_CASE + r"(?:__(?P<upper>CT|PT)|_(?P<lower>ct|pt))")
@@ -51,12 +51,12 @@ _CORNERS = ("x1", "x2", "y1", "y2", "z1", "z2")
 
 @dataclass(frozen=True)
 class LabelFiles:
-    """What one rater outlined in a case: one file for all structures, or one for each.
+    """Label files of one rater in a case: one for all structures, or one per structure.
 
     Attributes:
         combined: file of integer labels, 0 background, 1 GTVp (primary tumour), 2 GTVn (lymph nodes), or None.
-        structures: file of each of GTVp and GTVn, 0 background and 1 inside; none where `combined` is given. The
-            releases of 2020 and 2021 have none of GTVn: nobody looked for it.
+        structures: file per structure (GTVp, GTVn), 0 background and 1 inside; empty where `combined` is given. The
+            releases of 2020 and 2021 have no file of GTVn: nobody looked for it.
     """
 
     combined: Path | None = None
@@ -65,14 +65,14 @@ class LabelFiles:
 
 @dataclass(frozen=True)
 class HecktorCase:
-    """The files of a case, their paths absolute.
+    """Files of a case, with absolute paths.
 
     Attributes:
         case_id: the organisers' name, such as CHUM-001.
-        centre: the hospital, the letters that the name begins with.
-        ct: in Hounsfield units.
-        pet: in standardised uptake values, on a grid of its own.
-        labels: of each rater, the organisers' under `RELEASE`.
+        centre: the hospital, the letters at the start of the name.
+        ct: file of the CT, in Hounsfield units.
+        pet: file of the PET, in standardised uptake values, on another grid than the CT.
+        labels: label files per rater, the organisers' under `RELEASE`.
     """
 
     case_id: str
@@ -84,7 +84,7 @@ class HecktorCase:
 
 @dataclass(frozen=True)
 class BoundingBox:
-    """The part of space that a case of 2020 or 2021 is cropped to.
+    """Box in space to which a case of 2020 or 2021 is cropped.
 
     Attributes:
         low: smallest x, y and z in mm, in the RAS world coordinates of NIfTI affines.
@@ -97,12 +97,12 @@ class BoundingBox:
 
 @dataclass(frozen=True)
 class _Part:
-    """What a file is by its name and folder.
+    """Meaning of a file, by its name and folder.
 
     Attributes:
-        rater: of a label.
-        structure: of a label that outlines this one alone; empty where it outlines all.
-        old: of an image, whether it is named as in 2020 and 2021.
+        rater: rater of a label.
+        structure: the only structure that a label outlines; empty where it outlines all.
+        old: whether an image is named as in 2020 and 2021.
     """
 
     path: Path
@@ -115,7 +115,7 @@ class _Part:
 
     @property
     def role(self) -> tuple[str, str, str]:
-        """What there may be only one of in a case."""
+        """Key that occurs at most once per case."""
         return (self.kind, self.rater, self.structure)
 
     def __str__(self) -> str:
@@ -127,16 +127,16 @@ class _Part:
 def list_cases(root: Path, leave_out_unlabelled: bool = False) -> tuple[list[HecktorCase], list[str]]:
     """Find the cases that have labels.
 
-    Folders of test images and, of 2025, those of the tasks without labels are passed over.
+    Folders of test images and, in 2025, those of the tasks without labels are skipped.
 
     Args:
         root: folder with any of the layouts in it, or at most `DEEPEST` levels below.
-        leave_out_unlabelled: cases without any label, as 2025 has for its other tasks, are left out, with a line in the
-            log; else they are a problem.
+        leave_out_unlabelled: whether to leave out cases without any label (2025 has such cases for its other tasks),
+            with a line in the log; otherwise they are a problem.
 
     Returns:
-        the complete cases, sorted by name, whatever the order on the disk, and a line for each thing that is wrong:
-        file from `root`, case, problem and mend. Nothing is found and nothing wrong in an empty folder.
+        the complete cases, sorted by name, and one line per problem: file from `root`, case, problem and fix. Both are
+        empty for an empty folder.
     """
     problems = ListingProblems(root.resolve())
     parts = _parts(find_files(problems, lambda name: bool(_FOLDER_WITHOUT_LABELS.fullmatch(name))), problems)
@@ -162,10 +162,10 @@ def read_bounding_boxes(path: Path) -> dict[str, BoundingBox]:
     (github.com/voreille/hecktor; SimpleITK's physical coordinates are LPS).
 
     Returns:
-        the box of each case.
+        the box per case.
 
     Raises:
-        UserError: with a line for each thing that is wrong.
+        UserError: if anything is wrong, with one line per problem.
     """
     boxes: dict[str, BoundingBox] = {}
     lines = []
@@ -175,7 +175,7 @@ def read_bounding_boxes(path: Path) -> dict[str, BoundingBox]:
             if not case_id:
                 raise ValueError("PatientID is empty; fill it in")
             if case_id in boxes:
-                raise ValueError("has a box already; remove one")
+                raise ValueError("has two boxes; remove one")
             boxes[case_id] = _box(row)
         except ValueError as error:
             lines.append(f"{path.name}: line {number}: case {case_id!r}: {error}")
@@ -185,7 +185,7 @@ def read_bounding_boxes(path: Path) -> dict[str, BoundingBox]:
 
 
 def _parts(files: Iterable[Path], problems: ListingProblems) -> list[_Part]:
-    """Return what the files are; those without a place in any layout are noted."""
+    """Return the meaning of the files; those that belong to no layout are noted."""
     images, others = [], []
     for path in files:
         image = _image(path)
@@ -207,17 +207,17 @@ def _image(path: Path) -> _Part | None:
 
 
 def _label(path: Path, places: Collection[tuple[Path, str]], problems: ListingProblems) -> _Part | None:
-    """Return what a label file is, or None if that cannot be told, which is noted.
+    """Return the meaning of a label file, or None if it is unknown, which is noted.
 
     Args:
-        path: of the file.
+        path: path of the file.
         places: folder and name of each case with an image.
-        problems: takes the note.
+        problems: list to which the problem is added.
     """
     match = _LABEL.fullmatch(stem_of(path))
     if match is None:
         names = "CASE__CT, CASE__PT, CASE or CASE__raterNAME"
-        problems.add(path, f"has a name of none of the releases; call it {names}, or move it out of the data set")
+        problems.add(path, f"has no name of a known release; name it {names}, or move it out of the data set")
         return None
     case_id, of_file = match["case"], match["rater"]
     if not _LABEL_FOLDER.fullmatch(path.parent.name) and (path.parent, case_id) not in places:
@@ -225,7 +225,9 @@ def _label(path: Path, places: Collection[tuple[Path, str]], problems: ListingPr
         return None
     of_folder = _rater_of_folder(path.parent)
     if of_file and of_folder != RELEASE:
-        problems.add(path, f"is of rater {of_file!r} in the folder of {of_folder!r}; keep one of the names", case_id)
+        problems.add(
+            path, f"belongs to rater {of_file!r} in the folder of {of_folder!r}; keep one of the names", case_id
+        )
         return None
     return _Part(
         path,
@@ -240,20 +242,20 @@ def _label(path: Path, places: Collection[tuple[Path, str]], problems: ListingPr
 def _rater_of_folder(folder: Path) -> str:
     match = _LABEL_FOLDER.fullmatch(folder.name)
     name = match["name"] if match else None
-    # a resampled or cropped copy of the release, as the organisers' scripts write, is no rater
+    # a resampled or cropped copy of the release, as the organisers' scripts write it, is no further rater
     if name is None or (folder.parent / f"imagesTr_{name}").is_dir():
         return RELEASE
     return name
 
 
 def _check_editions(parts: Sequence[_Part], problems: ListingProblems) -> None:
-    """Note that there are two editions: they hold the same patients, which would be trained and tested on."""
+    """Note two editions in one folder: they share patients, which would be in training and test."""
     old = next((part.path for part in parts if part.old is True), None)
     new = next((part.path for part in parts if part.old is False), None)
     if old and new:
         other = relative_name(new, problems.root)
         editions = f"is named as in 2020 and 2021, but {other} as in 2022 and later"
-        problems.add(old, f"{editions}: the same patients under other names; set data.root to one edition")
+        problems.add(old, f"{editions}: they share patients under different names; set data.root to one edition")
 
 
 def _case(parts: Sequence[_Part], problems: ListingProblems) -> HecktorCase | None:
@@ -279,15 +281,15 @@ def _check_complete(ct: _Part | None, pet: _Part | None, labels: Sequence[_Part]
     if pet and not ct:
         problems.add(pet.path, "is a PET without a CT; add the CT, or remove the case", pet.case_id)
     if ct and pet and not labels:
-        mend = "add it to labelsTr or beside the CT, or set data.source.leave_out_unlabelled=true"
-        problems.add(ct.path, f"has no label; {mend}", ct.case_id)
+        fix = "add it to labelsTr or beside the CT, or set data.source.leave_out_unlabelled=true"
+        problems.add(ct.path, f"has no label; {fix}", ct.case_id)
     if not ct and not pet:
         for label in labels:
             problems.add(label.path, "labels a case without images; add its CT and PET, or remove it", label.case_id)
 
 
 def _label_files(labels: Sequence[_Part], problems: ListingProblems) -> dict[str, LabelFiles]:
-    """Return each rater's files; a rater with both kinds is noted."""
+    """Return the files per rater; a rater with both kinds is noted."""
     files = {}
     for rater in sorted({label.rater for label in labels}):
         of_structure = {label.structure: label for label in labels if label.rater == rater}
@@ -295,7 +297,7 @@ def _label_files(labels: Sequence[_Part], problems: ListingProblems) -> dict[str
         single = next(iter(of_structure.values()), None)
         if combined and single:
             other = relative_name(single.path, problems.root)
-            both = f"outlines all structures for rater {rater!r}, and {other} {single.structure} alone"
+            both = f"outlines all structures for rater {rater!r}, and {other} only {single.structure}"
             problems.add(combined.path, f"{both}; keep one kind", combined.case_id)
         structures = {name: of_structure[name].path for name in _STRUCTURES.values() if name in of_structure}
         files[rater] = LabelFiles(combined.path if combined else None, structures)
@@ -303,10 +305,10 @@ def _label_files(labels: Sequence[_Part], problems: ListingProblems) -> dict[str
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows of a table of boxes with the numbers of their lines.
+    """Return the rows of a table of boxes with their line numbers.
 
     Raises:
-        UserError: if it has none to check.
+        UserError: if it cannot be read or has no rows.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -323,8 +325,8 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         first_line = ",".join(("PatientID", *_CORNERS))
         raise UserError(f"{path.name}: has no column {', '.join(missing)}; its first line must be {first_line}")
     if not lines:
-        raise UserError(f"{path.name}: has no rows; write one a case")
-    # a row that is cut short lacks numbers, which is told with its line
+        raise UserError(f"{path.name}: has no rows; write one row per case")
+    # a truncated row lacks numbers, which is reported with its line
     return [(number, defaultdict(str, zip(header, texts, strict=False))) for number, texts in lines]
 
 
@@ -332,14 +334,14 @@ def _box(row: Mapping[str, str]) -> BoundingBox:
     """Return a row's box in RAS.
 
     Raises:
-        ValueError: with the reason and the mend, if it is none.
+        ValueError: if it is invalid, with the reason and the fix.
     """
     corners = {name: _number(name, row[name]) for name in _CORNERS}
     for axis in "xyz":
         low, high = corners[f"{axis}1"], corners[f"{axis}2"]
         if high <= low:
             raise ValueError(f"{axis}2 is {high:g}, not above {axis}1, which is {low:g}; correct them")
-    # x and y point the other way in RAS, so that the largest becomes the smallest
+    # x and y point in opposite directions in LPS and RAS, so the largest becomes the smallest
     return BoundingBox(
         low=(-corners["x2"], -corners["y2"], corners["z1"]),
         high=(-corners["x1"], -corners["y1"], corners["z2"]),

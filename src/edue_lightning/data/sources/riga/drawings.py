@@ -1,4 +1,4 @@
-"""Masks from outlines that a rater drew on a copy of the photograph.
+"""Recovery of masks from outlines that a rater drew on a copy of the photograph.
 
 The raw RIGA release (Almazroa et al., "Retinal fundus images for glaucoma analysis: the RIGA dataset", SPIE Medical
 Imaging 2018) has no masks: each rater drew the outlines of disc and cup on a copy of the photograph, thin, in black or
@@ -22,22 +22,22 @@ from skimage.morphology import convex_hull_image
 from edue_lightning.data.images import ImageError
 
 LONGEST_GAP = 20
-"""Pixels between two ends of a line that are taken to belong together."""
+"""Largest distance in pixels between two ends of a line that are joined."""
 
 _GAPS = (0, 5, 10, LONGEST_GAP)
 """Lengths of gaps that are closed one after the other until the outlines are closed."""
 
 _STEPS = 8
-"""Pixels of a line that tell in which direction it ends."""
+"""Number of pixels from which the direction of a line's end is taken."""
 
 _STRAIGHT = 0.4
 """Cosine of the angle by which a line may turn in a gap."""
 
 _BLACK = 24
-"""Grey levels of the frame around a fundus at most."""
+"""Largest grey level of the frame around a fundus."""
 
 _MOST_NOISE = 20
-"""Grey levels by which a tenth of all pixels may differ; JPEG of a grainy photograph comes to 12, another eye to 30."""
+"""Grey levels that at most a tenth of the pixels may differ by: JPEG of a grainy photograph has 12, another eye 30."""
 
 _BLOCK = 8
 _PIXELS_OF_A_LINE = 6
@@ -59,20 +59,20 @@ _SMALLEST_HOLE = 0.005
 """Share of the enclosed area; anything smaller lies between two strokes of one line."""
 
 _MOST_HOLES = 4
-"""A cup and what it leaves of the disc, which it can cut in pieces; more is no drawing of a disc and a cup."""
+"""Largest number of enclosed regions: the cup, and the pieces of the disc around it. More is no disc with a cup."""
 
 _LONGEST_TAIL = 0.06
-"""Length of a loose end, as a share of the disc's outline, that is a slip of the pen and no part of an open outline."""
+"""Largest length of a loose end that counts as a slip of the pen, as a share of the disc's outline."""
 
 _CLEARLY_INNER = 0.2
-"""By how much more of the cup than of any other hole must lie between the others."""
+"""Smallest margin by which the cup lies between the other holes more than any of these does, as a share of area."""
 
 _LEAST_SOLIDITY = 0.8
-"""Share of its convex hull that a cup fills."""
+"""Smallest share of its convex hull that a cup fills."""
 
-_NO_LINE = "has no line that is not in its photograph; draw the outlines, or remove the file"
+_NO_LINE = "has no line that its photograph does not have too; draw the outlines, or remove the file"
 
-# those beside a pixel first: a corner is walked around and taken for no branch
+# direct neighbours first, so that a corner is followed and not taken for a branch
 _NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
 _ALL_AROUND = np.ones((3, 3), dtype=np.bool_)
 
@@ -83,7 +83,7 @@ Distance = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """What a rater outlined.
+    """Outlines of one rater.
 
     Attributes:
         disc: the outer outline, filled, `[H, W]`.
@@ -97,7 +97,7 @@ class Drawing:
 def recover(photograph: Picture, drawing: Picture) -> Drawing:
     """Fill the outlines of disc and cup that were drawn on a copy of a photograph.
 
-    A mask ends at the centre of its line, as if the pen had no width, so it neither grows nor shrinks with the pen's.
+    A mask ends at the centre of its line, so its size does not depend on the width of the pen.
     Gaps of up to `LONGEST_GAP` pixels are closed, with a straight line. A cup may touch the disc's line or share a part
     of it.
 
@@ -107,14 +107,14 @@ def recover(photograph: Picture, drawing: Picture) -> Drawing:
 
     Raises:
         ImageError: if the two are not copies of one photograph, if there is no line, or if an outline is open by more
-            than the longest gap: what cannot be told is not guessed.
+            than the longest gap; nothing is guessed.
     """
     if photograph.shape != drawing.shape:
         sizes = ["x".join(map(str, picture.shape[:2])) for picture in (drawing, photograph)]
         raise ImageError(f"is {sizes[0]}, but its photograph is {sizes[1]}; replace it with a copy of the photograph")
     window = _locate(photograph, drawing)
     line = np.pad(_trace(photograph[window], drawing[window]), _MARGIN)
-    # a loose end is a slip of the pen only if no other end is found for it
+    # a loose end counts as a slip of the pen only if it cannot be joined to another end
     for longest_tail, longest_gap in product((0.0, _LONGEST_TAIL), _GAPS):
         found = _fill(_bridge(line, longest_gap) if longest_gap else line, longest_tail)
         if found is not None:
@@ -155,7 +155,7 @@ def _locate(photograph: Picture, drawing: Picture) -> tuple[slice, slice]:
 
 
 def _count_in_blocks(pixels: Mask) -> NDArray[np.int64]:
-    """Return how many are true in each block; the last ones are filled up."""
+    """Return the number of true pixels per block; the last blocks are padded."""
     missing = [(0, -size % _BLOCK) for size in pixels.shape]
     whole = np.pad(pixels, missing)
     rows, columns = (size // _BLOCK for size in whole.shape)
@@ -164,16 +164,16 @@ def _count_in_blocks(pixels: Mask) -> NDArray[np.int64]:
 
 
 def _trace(photograph: Picture, drawing: Picture) -> Mask:
-    """Return where the lines are.
+    """Return the pixels of the drawn lines.
 
     Raises:
-        ImageError: if nothing differs more than the noise.
+        ImageError: if no pixel differs by more than the noise.
     """
     signed = drawing.astype(np.float32) - photograph
-    # noise has either sign and cancels here, which it would not once it is a distance
+    # smooth the signed difference, in which noise cancels, before taking the distance, in which it would not
     distance = np.linalg.norm(ndimage.gaussian_filter(signed, (0.8, 0.8, 0)), axis=-1)
     noise = float(np.median(distance))
-    # any closed line in the window has more pixels than that
+    # any closed line in the window has at least this number of pixels
     some = min(distance.shape)
     contrast = float(np.partition(distance.ravel(), -some)[-some])
     enough = np.maximum(5 * noise + 3, _FAINTEST * ndimage.maximum_filter(distance, 2 * _ECHO + 1))
@@ -205,14 +205,14 @@ def _bridge(line: Mask, longest: int) -> Mask:
 
 
 def _ends(line: Mask, pruned: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return where lines end, `[N, 2]`, and the unit vectors that would lengthen them there, `[N, 2]`.
+    """Return the ends of the lines, `[N, 2]`, and the outward unit vectors there, `[N, 2]`.
 
-    So many pixels of the skeleton are taken off each end first: a skeleton has short spurs towards every corner of the
-    line, and forks at its ends.
+    First, `pruned` pixels of the skeleton are removed from each end: a skeleton has short spurs towards every corner of
+    the line, and forks at its ends.
     """
     skeleton = morphology.skeletonize(line)
     for _ in range(pruned):
-        # a corner would have two neighbours and hide that the line ends there
+        # thin again: a pixel at a corner would have two neighbours, and the end would be missed
         skeleton = morphology.skeletonize(skeleton & ~_tips(skeleton))
     tips = np.argwhere(_tips(skeleton))
     paths = [path for row, column in tips if len(path := _walk(skeleton, (int(row), int(column)))) > 1]
@@ -242,7 +242,7 @@ def _walk(skeleton: Mask, start: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def _fill(line: Mask, longest_tail: float) -> tuple[Mask, Mask | None] | None:
-    """Return disc and cup; None if an outline is open or it is not clear which is which.
+    """Return disc and cup; None if an outline is open or the two cannot be told apart.
 
     The lines divide the plane into the outside, the cup and the rest of the disc; that is one hole around the cup, or,
     where the cup touches the disc's line, one or more beside it.
@@ -262,7 +262,7 @@ def _fill(line: Mask, longest_tail: float) -> tuple[Mask, Mask | None] | None:
     dot = 2 * thickness + 2
     if _longest(tails) > max(dot, longest_tail * circumference) or _longest(_strays(line, distances)) > dot:
         return None
-    # where the lines of disc and cup run into one, each keeps its own half of the pen's width
+    # where the lines of disc and cup merge, each keeps half of the pen's width
     half = thickness / 2 + 1
     disc = _whole(distances[0] >= np.minimum(distances[1:].min(axis=0), half))
     if len(holes) == 1:
@@ -282,7 +282,7 @@ def _thickness(line: Mask) -> float:
 
 
 def _holes(regions: NDArray[np.int32], thickness: float) -> tuple[list[Mask], bool]:
-    """Return the regions that a line encloses, and whether there are others, no wider than two lines."""
+    """Return the regions enclosed by lines, and whether there are further ones, no wider than two lines."""
     sizes = np.bincount(regions.ravel())
     sizes[[0, regions[0, 0]]] = 0
     depths = ndimage.maximum(ndimage.distance_transform_edt(regions), regions, np.arange(len(sizes)))
@@ -291,7 +291,7 @@ def _holes(regions: NDArray[np.int32], thickness: float) -> tuple[list[Mask], bo
 
 
 def _strays(line: Mask, distances: Distance) -> Mask:
-    """Return the lines that have the same region all around, and so enclose nothing."""
+    """Return the lines with a single region all around, which enclose nothing."""
     parts, count = ndimage.label(line, _ALL_AROUND)
     closest = [np.asarray(ndimage.minimum(distance, parts, np.arange(count + 1))) for distance in distances]
     stray: Mask = line & (np.sum(np.array(closest) < 2, axis=0) < 2)[parts]
@@ -306,7 +306,7 @@ def _longest(pixels: Mask) -> float:
 
 
 def _innermost(holes: Sequence[Mask]) -> int | None:
-    """Return the number of the hole that lies between the others, which is the cup; None if it is not clear."""
+    """Return the index of the hole between the others, which is the cup; None if it is not clear."""
     between = []
     for number, hole in enumerate(holes):
         others = np.any([other for index, other in enumerate(holes) if index != number], axis=0)

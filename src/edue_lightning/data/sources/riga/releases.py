@@ -1,4 +1,4 @@
-"""Where the cases of RIGA lie (Almazroa et al. 2018) in its three releases; no picture is opened here.
+"""File layouts of RIGA's three releases (Almazroa et al. 2018); no picture is opened here.
 
 - Drawn, the raw release (Deep Blue Data, doi 10.7302/Z23R0R29): in `BinRushed/BinRushed1-Corrected`, `BinRushed2` to
   `BinRushed4`, `Magrabia/MagrabiaMale`, `Magrabia/MagrabiFemale` (so spelt) and `MESSIDOR`, a photograph
@@ -44,15 +44,15 @@ _MASK_FOLDER = "RIGA-mask"
 
 @dataclass(frozen=True)
 class RigaCase:
-    """The files of a case, their paths absolute.
+    """Files of a case, with absolute paths.
 
     Attributes:
         case_id: folder and number, such as BinRushed1_image12.
-        origin: the hospital or collection that the photograph comes from.
-        photograph: the untouched picture.
-        raters: file of each of `RATERS` who outlined the case: a copy of the photograph with lines if `drawn`, else a
-            mask of the disc's rim and the cup.
-        drawn: whether the outlines must be found first.
+        origin: hospital or collection of the photograph.
+        photograph: file of the untouched photograph.
+        raters: file per rater (of `RATERS`) who outlined the case: a copy of the photograph with lines if `drawn`,
+            otherwise a mask of the disc's rim and the cup.
+        drawn: whether the masks must be recovered from drawn outlines.
     """
 
     case_id: str
@@ -63,15 +63,16 @@ class RigaCase:
 
 
 def list_riga(root: Path, leave_out_unusable: bool = False) -> tuple[list[RigaCase], list[str], list[str]]:
-    """Find the cases of whichever release there is.
+    """Find the cases of the release in a folder.
 
     Args:
         root: folder with a release in it, or at most `DEEPEST` levels below.
-        leave_out_unusable: cases without a photograph or without any outline are left out; else they are a problem.
+        leave_out_unusable: whether to leave out cases without a photograph or without any outline; otherwise they are a
+            problem.
 
     Returns:
-        the complete cases by origin and number, a line for each thing that is wrong, and a line for each that was left
-        out. Nothing is found and nothing wrong in an empty folder.
+        the complete cases by origin and number, one line per problem, and one line per case that was left out. All are
+        empty for an empty folder.
     """
     problems = ListingProblems(root.resolve())
     files = find_files(problems, lambda name: name.lower() == "unlabeled", (*PICTURES, ".csv"))
@@ -89,7 +90,7 @@ def list_riga(root: Path, leave_out_unusable: bool = False) -> tuple[list[RigaCa
 
 
 def _origin(path: Path, problems: ListingProblems, case_id: str) -> Origin | None:
-    """Return the origin that a file's folders name, the innermost one first."""
+    """Return the origin named by a file's folders, the innermost one first."""
     for part in reversed(path.relative_to(problems.root.parent).parts[:-1]):
         for start, origin in _ORIGINS.items():
             if part.lower().startswith(start):
@@ -111,7 +112,7 @@ def _with_drawings(pictures: Sequence[Path], problems: ListingProblems, incomple
             continue
         match = _DRAWN.fullmatch(path.stem.strip())
         if match is None:
-            problems.add(path, "is neither imageNprime nor imageN-R; call it so, or move it out of the data set")
+            problems.add(path, "is named neither imageNprime nor imageN-R; rename it, or move it out of the data set")
             continue
         folder = _file_name(path.parent.name.removesuffix(_CORRECTED))
         number = int(match["number"])
@@ -120,14 +121,14 @@ def _with_drawings(pictures: Sequence[Path], problems: ListingProblems, incomple
         found = photographs if match["prime"] else drawings[case_id]
         key = case_id if match["prime"] else str(int(match["rater"]))
         if not match["prime"] and key not in RATERS:
-            problems.add(path, f"is of rater {key}, but there are 1 to 6; correct its name", case_id)
+            problems.add(path, f"belongs to rater {key}, but raters are 1 to 6; correct its name", case_id)
         elif key in found:
             what = "the photograph" if match["prime"] else f"the drawing of rater {key}"
             doubles.append((path, found[key], what, case_id))
         else:
             found[key] = path
     for path, same, what, case_id in doubles:
-        # the release has such a case, which lacks its photograph besides
+        # the release itself has one such case, which also lacks its photograph
         (problems if case_id in photographs else incomplete).add_twice(path, same, what, case_id)
     cases = []
     for case_id in sorted(numbers, key=numbers.__getitem__):
@@ -135,11 +136,11 @@ def _with_drawings(pictures: Sequence[Path], problems: ListingProblems, incomple
         if photograph is None:
             first = min(raters.values(), default=None)
             if first is not None:
-                mend = "add it, or set data.source.leave_out_unusable=true"
-                incomplete.add(first, f"is a drawing without its photograph imageNprime; {mend}", case_id)
+                fix = "add it, or set data.source.leave_out_unusable=true"
+                incomplete.add(first, f"is a drawing without its photograph imageNprime; {fix}", case_id)
         elif not raters:
-            mend = "add some, or set data.source.leave_out_unusable=true"
-            incomplete.add(photograph, f"is a photograph without drawings imageN-R; {mend}", case_id)
+            fix = "add some, or set data.source.leave_out_unusable=true"
+            incomplete.add(photograph, f"is a photograph without drawings imageN-R; {fix}", case_id)
         elif origin := _origin(photograph, problems, case_id):
             cases.append(RigaCase(case_id, origin, photograph, dict(sorted(raters.items())), drawn=True))
     return cases
@@ -194,7 +195,7 @@ def _from_tables(tables: Sequence[Path], problems: ListingProblems) -> list[Riga
             continue
         missing = [column for column in _TABLE_COLUMNS if column not in frame.columns]
         if origin is None or missing:
-            lacks = f"has no column {', '.join(missing)}" if missing else f"is of no origin of RIGA ({name})"
+            lacks = f"has no column {', '.join(missing)}" if missing else f"names no origin of RIGA ({name})"
             problems.add(table, f"{lacks}; download it again")
             continue
         for image, rows in frame.groupby("imgName", sort=False):
@@ -207,7 +208,7 @@ def _from_tables(tables: Sequence[Path], problems: ListingProblems) -> list[Riga
                 cases.append(RigaCase(case_id, origin, photograph, found, drawn=False))
     twice = [case.case_id for case in cases]
     for case_id in sorted({name for name in twice if twice.count(name) > 1}):
-        problems.add(tables[0], "comes twice; give the pictures names of their own", case_id)
+        problems.add(tables[0], "occurs twice; give the pictures different names", case_id)
     return sorted(cases, key=lambda case: (case.origin, _natural(case.case_id)))
 
 
@@ -220,15 +221,15 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 
 def _masks_of(rows: pd.DataFrame, table: Path, problems: ListingProblems, case_id: str) -> dict[str, str]:
-    """Return the name of each rater's mask; where a table has the consensus alone, after its name, as MRNet does."""
+    """Return the mask's name per rater; a table with only the consensus is completed from its name, as MRNet does."""
     masks: dict[str, str] = {}
     for number, mask in zip(rows["rater"], rows["maskName"], strict=True):
-        # a program that saves the table again may make 1.0 of 1
+        # a program that saves the table again may write 1.0 for 1
         rater = str(number).removesuffix(".0")
         if rater == _CONSENSUS:
             continue
         if rater not in RATERS or rater in masks:
-            problems.add(table, f"rater {rater} of 1 to 6 comes twice or is none; correct it", case_id)
+            problems.add(table, f"rater {rater} occurs twice or is not one of 1 to 6; correct it", case_id)
         else:
             masks[rater] = str(mask)
     consensus = str(rows["maskName"].iloc[0])
@@ -246,7 +247,7 @@ def _relative(name: str) -> PurePosixPath:
 
 
 def _named(table: Path, name: str, problems: ListingProblems, case_id: str) -> Path | None:
-    """Return the path of a file that a table names, or None if there is none within the data set, which is noted."""
+    """Return the path of a file that a table names, or None if it is not within the data set, which is noted."""
     relative = _relative(name)
     path = table.parent / relative
     inside = not relative.is_absolute() and ".." not in relative.parts and path.resolve().is_relative_to(problems.root)

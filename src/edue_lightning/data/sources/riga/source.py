@@ -36,30 +36,39 @@ Structure = Literal["disc", "cup"]
 Masks = dict[tuple[str, str], NDArray[np.bool_]]
 
 TEST_ORIGIN = "Magrabia"
-"""Tested on, as in Ji et al., CVPR 2021; validation cases are drawn from BinRushed and MESSIDOR."""
+"""Origin of the test cases, as in Ji et al., CVPR 2021; validation cases are drawn from BinRushed and MESSIDOR."""
 
 
 class RigaSource(FileSource):
-    """Photographs around the optic disc, `[3, size, size]` in [0, 1], with the masks of all raters.
+    """RIGA: colour fundus photographs with the outlines of optic disc and cup by six ophthalmologists.
 
-    Of the raw release the drawn outlines are found and filled (see `recover`), then a square is cut out around the
-    middle of the box around the disc that at least half of the raters marked, which is all that its place depends on;
-    its edge is a share of the photograph's height, so its scale tells nothing of the disc. Beyond the photograph it is
-    black. The other releases are crops around the disc already. Image and masks are brought to the size by Pillow's
-    bilinear filter, which averages where it shrinks; masks then are cut at one half. A drawing without an inner outline
-    is an empty cup.
+    - Cases: 750 photographs from three origins, BinRushed (195), Magrabia (95) and MESSIDOR (460). Magrabia is the test
+      split (as in Ji et al., CVPR 2021); validation cases are drawn from the other two.
+    - Raters: six ophthalmologists, the same in all cases. A few drawings have no recognisable outlines.
+    - Source: the raw release is "RIGA" on Deep Blue Data (University of Michigan, doi 10.7302/Z23R0R29), where its
+      licence is stated; DiscRegion comes with MRNet (Ji et al.), RIGA+ is Zenodo record 6325549. See `releases`.
+    - Cite: Almazroa et al., "Retinal fundus images for glaucoma analysis: the RIGA dataset", SPIE Medical Imaging 2018;
+      for DiscRegion also Ji et al., "Learning calibrated medical image segmentation via multi-rater agreement
+      modeling", CVPR 2021.
+
+    A case has three channels (red, green, blue) in [0, 1], `[3, size, size]`, around the optic disc. In the raw release
+    the drawn outlines are found and filled (see `recover`), then a square is cut out. Its centre is that of the box
+    around the disc that at least half of the raters marked, and its edge is a share of the photograph's height, so that
+    its scale does not depend on the disc. Beyond the photograph it is black. The other releases are crops around the
+    disc already. Image and masks are brought to the size by Pillow's bilinear filter, which averages where it shrinks;
+    masks are then thresholded at one half. A drawing without an inner outline is an empty cup.
 
     Args:
         root: folder with a release, see `releases`.
-        structures: of disc and cup, in this order.
-        crop: edge of the square as a share of the photograph's height; of the raw release alone.
-        size: edge of the result in pixels.
-        leave_out_unusable: a drawing whose outlines cannot be found counts as a rater who is missing there, and a case
-            without photograph or outlines is left out, each with a line in the log; else each is a problem.
-        cache: see `FileSource`.
+        structures: disc, cup or both, in this order.
+        crop: edge of the square as a share of the photograph's height; of the raw release only.
+        size: edge of the image in pixels.
+        leave_out_unusable: whether to treat a drawing without recognisable outlines as a missing rater, and to leave
+            out cases without photograph or outlines, each with a line in the log; otherwise each is a problem.
+        cache: folder for prepared cases, see `FileSource`.
 
     Raises:
-        UserError: if there is no such folder, or a setting cannot be used.
+        UserError: if the folder does not exist or a setting is invalid.
     """
 
     raters = tuple(f"rater {number}" for number in RATERS)
@@ -93,7 +102,7 @@ class RigaSource(FileSource):
             "leave_out_unusable": leave_out_unusable,
         }
         self.check([_file_case(case) for case in listed], problems, settings)
-        # prepared cases tell nothing of what was left out of them
+        # cases read from the cache do not log again what was left out of them
         kept = {case.case_id: self.raters_of(case.case_id) for case in listed}
         lost = sum(len(case.raters) - kept[case.case_id] for case in listed if kept[case.case_id])
         if lost:
@@ -101,9 +110,9 @@ class RigaSource(FileSource):
 
     @classmethod
     def preparation(cls, settings: Mapping[str, Any]) -> SquarePicture:
-        """Return how photographs become channels, see `CaseSource.preparation`; they are taken whole.
+        """Return the preparation of whole photographs, see `CaseSource.preparation`.
 
-        Without raters nothing tells where the disc lies: photographs must be cut around it as those of training were.
+        Without raters the place of the disc is unknown: photographs must be cut around it as those of training were.
         """
         return SquarePicture(int(settings.get("size", 256)))
 
@@ -115,7 +124,7 @@ class RigaSource(FileSource):
             photograph = read_colours(files.photograph)
         except ImageError as error:
             reading.report(files.photograph, str(error))
-            # nothing can be compared with it
+            # without it there is nothing to compare the drawings with
             reading.finish()
         masks: Masks = {}
         for rater, path in files.raters.items():
@@ -148,7 +157,7 @@ class RigaSource(FileSource):
         return mask
 
     def _refuse(self, reading: CaseReading, files: RigaCase, path: Path, problem: str) -> None:
-        """Note a rater's file that cannot be used: as a problem, or of a drawing in the log, by choice."""
+        """Note a rater's file that cannot be used: as a problem or, for a drawing and by choice, in the log."""
         if not files.drawn:
             reading.report(path, problem)
         elif self.leave_out_unusable:
@@ -174,13 +183,13 @@ def _file_case(case: RigaCase) -> FileCase:
 
 
 def _disc_and_cup(colours: NDArray[np.uint8]) -> Drawing:
-    """Return disc and cup of a mask with a value for the disc's rim and another for the cup.
+    """Return disc and cup of a mask with one value for the disc's rim and another for the cup.
 
-    DiscRegion writes 255 for the cup and less for the rim, RIGA+ 128 for the cup and 255 for the rim; which is which is
-    told by their places: the rim lies along the background.
+    DiscRegion writes 255 for the cup and less for the rim, RIGA+ 128 for the cup and 255 for the rim. Their places
+    decide: the rim lies along the background.
 
     Raises:
-        ImageError: if there are other values, or it cannot be told.
+        ImageError: if there are other values, or both lie along the background alike.
     """
     values = colours[..., 0]
     if (colours != values[..., None]).any():

@@ -1,4 +1,4 @@
-"""What the synthetic sources share: deterministic cases, raters with habits, and the known truth."""
+"""Base of the synthetic sources: deterministic cases, raters with habits, and the known truth."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from edue_lightning.data.source import CaseRecord, CaseSource
 from edue_lightning.data.sources.synthetic.level_set import LevelSets, draw_habits, expected_variance
 from edue_lightning.errors import UserError
 
-# streams of random numbers that must not depend on each other
+# independent streams of random numbers
 _PANEL, _SCENE, _RATERS, _MISSING = range(4)
 
 
 class SyntheticSource(CaseSource):
-    """Cases that are drawn, each from the seed and its own number alone.
+    """Cases drawn at random, each determined by the seed and its number.
 
     Args:
-        n_cases: how many there are.
+        n_cases: number of cases.
         size: edge of the image in pixels or voxels.
-        raters: R, the same people in every case, with habits of their own.
-        seed: of everything.
-        missing_rater_rate: probability that a rater left a case out; where all would have, one drawn at random remains.
+        raters: number of raters R, the same in every case, each with individual habits.
+        seed: seed of all draws.
+        missing_rater_rate: probability that a rater skipped a case; where all skip it, one of them, drawn at random,
+            is kept.
 
     Raises:
-        UserError: for numbers that make no data set.
+        UserError: if a number is out of range.
     """
 
     prefix: ClassVar[str]
@@ -54,7 +55,7 @@ class SyntheticSource(CaseSource):
         self.habits = draw_habits(raters, size, np.random.default_rng([seed, _PANEL]))
 
     def cases(self) -> Sequence[CaseRecord]:
-        """List the cases, each a patient of its own."""
+        """List the cases, one per patient."""
         ids = [f"{self.prefix}_{number:04d}" for number in range(self.n_cases)]
         return [CaseRecord(case_id, case_id) for case_id in ids]
 

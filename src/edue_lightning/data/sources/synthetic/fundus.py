@@ -1,4 +1,4 @@
-"""Fundus photographs with optic disc and cup."""
+"""Synthetic fundus photographs with optic disc and cup."""
 
 from __future__ import annotations
 
@@ -22,17 +22,23 @@ _VESSEL = np.array([0.42, 0.10, 0.08])
 
 
 class SyntheticFundus(SyntheticSource):
-    """Disc and cup as six (by default) raters would outline them, with a disagreement that is known and can be seen.
+    """Synthetic fundus photographs, with outlines of disc and cup whose disagreement is known in closed form.
 
-    Where an edge is ambiguous it is blurred in the picture: the disc on one side, the cup on another, each case in its
-    own direction and degree, more so under vessels.
+    - Cases: `n_cases` (400 by default), each an image of three channels in about [0, 1].
+    - Raters: `raters` (six by default), each with a bias, an unsteadiness and a smoothness, see `level_set`.
+    - Source: drawn by this code from `seed`, so no licence but that of the package applies. Images and raters are
+      synthetic; say so wherever results on them are shown.
+
+    Where an edge is ambiguous it is blurred in the picture: the disc on one side, the cup on another, in a direction
+    and to a degree that differ per case, and more so under vessels.
 
     Args:
-        n_cases: how many there are.
+        n_cases: number of cases.
         size: edge of the image in pixels.
-        raters: R, the same people in every case.
-        seed: of everything.
-        missing_rater_rate: probability that a rater left a case out; where all would have, one drawn at random remains.
+        raters: number of raters R, the same in every case.
+        seed: seed of all draws.
+        missing_rater_rate: probability that a rater skipped a case; where all skip it, one of them, drawn at random,
+            is kept.
     """
 
     spatial_dims = 2
@@ -76,7 +82,7 @@ class SyntheticFundus(SyntheticSource):
         return image, LevelSets(phi, sigma)
 
     def _vessels(self, angle: Array, radius: Array, disc_radius: float, rng: np.random.Generator) -> Array:
-        """Return how much of each pixel lies under a vessel; they fan out from the disc's middle."""
+        """Return the share of each pixel that lies under a vessel; vessels fan out from the centre of the disc."""
         covered = np.zeros_like(radius)
         for _ in range(int(rng.integers(5, 9))):
             start, bend = rng.uniform(0, 2 * np.pi), rng.normal(scale=0.35)

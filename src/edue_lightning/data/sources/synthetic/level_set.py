@@ -2,7 +2,7 @@
 
 Rater r marks the voxels where `phi(x) + b_r + s_r * sigma(x) * g_r(x) > 0`: `phi` is a signed distance to the true
 edge (pixels, positive inside), `sigma` how ambiguous the image is there (pixels), `b_r` the rater's bias (pixels,
-positive draws too large), `s_r` the rater's unsteadiness, and `g_r` a smooth Gaussian field of unit variance, drawn
+positive: outlines too large), `s_r` the rater's unsteadiness, and `g_r` a smooth Gaussian field of unit variance, drawn
 anew for each case. So the rater marks a voxel with probability `Phi((phi + b_r) / (s_r sigma))`, exactly.
 """
 
@@ -21,11 +21,11 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RaterHabit:
-    """What distinguishes a rater in every case.
+    """Habit of one rater, the same in every case.
 
     Attributes:
-        bias: pixels by which the outline lies outside (positive) or inside the true edge.
-        unsteadiness: factor on the image's ambiguity; a skilled rater's is small.
+        bias: distance in pixels of the outline outside (positive) or inside (negative) the true edge.
+        unsteadiness: factor on the image's ambiguity, small for a skilled rater.
         smoothness: correlation length of the outline's wobble in pixels.
     """
 
@@ -38,8 +38,8 @@ def draw_habits(raters: int, size: int, rng: np.random.Generator) -> tuple[Rater
     """Draw the habits of a panel of raters, whose biases balance out.
 
     Args:
-        raters: how many.
-        size: edge of the image in pixels, with which biases and wobbles grow.
+        raters: number of raters.
+        size: edge of the image in pixels; biases and wobbles are proportional to it.
         rng: source of the draws.
     """
     scale = size / 64
@@ -55,8 +55,8 @@ def unit_field(shape: tuple[int, ...], smoothness: float, rng: np.random.Generat
     """Draw a smooth Gaussian field whose variance is exactly 1 at every voxel.
 
     Args:
-        shape: of the grid.
-        smoothness: standard deviation in pixels of the kernel that white noise is smoothed with.
+        shape: shape of the grid.
+        smoothness: standard deviation in pixels of the kernel that smooths white noise.
         rng: source of the noise.
     """
     impulse = np.zeros(shape)
@@ -69,7 +69,7 @@ def unit_field(shape: tuple[int, ...], smoothness: float, rng: np.random.Generat
 
 @dataclass(frozen=True)
 class LevelSets:
-    """The truth of one case.
+    """True edges of one case.
 
     Attributes:
         phi: signed distance to each structure's edge in pixels, `[K, *S]`. Structures nest: a later one lies within all
@@ -81,9 +81,9 @@ class LevelSets:
     sigma: Array
 
     def _scores(self, habit: RaterHabit) -> Array:
-        """Return for each voxel minus the value of the field above which the rater marks it."""
+        """Return per voxel the negative of the field value above which the rater marks it."""
         scores = (self.phi + habit.bias) / (habit.unsteadiness * self.sigma)
-        # one field for all structures, so "this one and all that enclose it" is the smallest of the scores
+        # one field for all structures: a voxel of a structure belongs to all that enclose it, hence the smallest score
         nested: Array = np.minimum.accumulate(scores, axis=0)
         return nested
 
@@ -92,7 +92,7 @@ class LevelSets:
         return np.stack([ndtr(self._scores(habit)) for habit in habits])
 
     def draw_masks(self, habits: Sequence[RaterHabit], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Draw one mask a rater and structure, `[R, K, *S]`."""
+        """Draw one mask per rater and structure, `[R, K, *S]`."""
         fields = [unit_field(self.phi.shape[1:], habit.smoothness, rng) for habit in habits]
         masks = [self._scores(habit) + field > 0 for habit, field in zip(habits, fields, strict=True)]
         return np.stack(masks).astype(np.uint8)
@@ -101,7 +101,7 @@ class LevelSets:
 def expected_variance(probability: Array) -> Array:
     """Return the expectation of V*, the population variance between the raters' labels.
 
-    With independent raters who mark with probability `p_r`, `E[V*] = E[q] - E[q^2]` for `q` the share who marked.
+    For independent raters who mark with probability `p_r`, `E[V*] = E[q] - E[q^2]`, where `q` is the share who marked.
 
     Args:
         probability: `[R, ...]`.

@@ -1,4 +1,4 @@
-"""PET/CT volumes with a lymph node."""
+"""Synthetic PET/CT volumes with lymph nodes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ Array = NDArray[np.float64]
 
 
 class SyntheticPetCt(SyntheticSource):
-    """Volumes of two channels (CT, PET) with one to three nodes like a GTVn, and a disagreement that is known.
+    """Synthetic PET/CT volumes with one to three lymph nodes, whose disagreement is known in closed form.
+
+    - Cases: `n_cases` (120 by default), each a volume of two channels (CT, PET) in about [0, 1], with voxels of 2 mm.
+    - Raters: `raters` (six by default), each with a bias, an unsteadiness and a smoothness, see `level_set`.
+    - Source: drawn by this code from `seed`, so no licence but that of the package applies. Images and raters are
+      synthetic; say so wherever results on them are shown.
 
     Where an edge is ambiguous, CT contrast fades and the PET uptake is blurred.
 
     Args:
-        n_cases: how many there are.
+        n_cases: number of cases.
         size: edge of the volume in voxels of 2 mm.
-        raters: R, the same people in every case.
-        seed: of everything.
-        missing_rater_rate: probability that a rater left a case out; where all would have, one drawn at random remains.
+        raters: number of raters R, the same in every case.
+        seed: seed of all draws.
+        missing_rater_rate: probability that a rater skipped a case; where all skip it, one of them, drawn at random,
+            is kept.
     """
 
     spatial_dims = 3
@@ -67,7 +73,7 @@ class SyntheticPetCt(SyntheticSource):
 def _signed_distance(inside: NDArray[np.bool_]) -> Array:
     """Return the distance to the edge in voxels, positive inside; its slope of 1 keeps raters near the edge.
 
-    Smoothed a little, because a distance on the grid has steps that would show in the image.
+    It is smoothed a little, because a distance on the grid has steps that would show in the image.
     """
     to_voxels: Array = distance_transform_edt(inside) - distance_transform_edt(~inside)
     smoothed: Array = gaussian_filter(to_voxels - 0.5 * np.sign(to_voxels), 0.7)
