@@ -1,20 +1,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
+EXTRA ?= dev
 # a new folder each time: no run is ever overwritten
 DEMO := outputs/demo/$(shell date +%Y-%m-%d_%H-%M-%S)
 STAMP := $(VENV)/.installed
 # two processes each with one thread beat one with two on the small tensors of the tests
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg WANDB_MODE=offline
 
-.PHONY: install demo test test-exhaustive lint format docs bench bench-gpu study clean
+.PHONY: install demo test test-exhaustive test-fast test-oldest test-newest lint format docs bench bench-gpu study clean
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) torch
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable ".[$(EXTRA)]"
 	touch $@
 
 # EDUE against layer and deep ensembles on the contours of four radiologists
@@ -29,6 +31,17 @@ test: install
 # with further moments to be killed at, and long work
 test-exhaustive: install
 	$(TEST_ENV) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+test-fast: install
+	$(TEST_ENV) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not slow and not exhaustive"
+
+# the fast tests in environments of their own. constraints-oldest.txt holds the lower bounds of pyproject.toml:
+# uv pip compile --resolution lowest-direct --extra test pyproject.toml, without lines of CUDA
+test-oldest:
+	$(MAKE) test-fast VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRA=test
+
+test-newest:
+	$(MAKE) test-fast VENV=.venv-newest CONSTRAINTS=/dev/null EXTRA=test
 
 lint: install
 	$(BIN)/ruff check .
@@ -74,4 +87,4 @@ bench-gpu: install
 	$(BIN)/python experiments/benchmarks/gpu.py
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) site outputs multirun build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) .venv-oldest .venv-newest site outputs multirun build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 UNKNOWN = 97
-PROGRAMS = ("python", "make", "pip", "sbatch", "srun", "torchrun", "wandb", "apt-get", "sphinx-build")
+PROGRAMS = ("python", "edue", "make", "pip", "sbatch", "srun", "torchrun", "wandb", "apt-get", "sphinx-build")
 PLAIN, SERVER, CALLS, DATA = "EDUE_TEST_PLAIN", "EDUE_TEST_SERVER", "EDUE_TEST_CALLS", "EDUE_TEST_DATA"
 
 CLIENT = f"""#!{sys.executable} -IS
@@ -46,7 +46,7 @@ NOT_RUN = {
     "apt-get": "installs system packages",
     "wandb": "needs a server; the files that it is given must be there",
     "pip": "the environment of the tests has the extras; they must exist",
-    "mkdocs": "tests/project/test_documentation.py builds the site",
+    "sphinx-build": "tests/project/test_documentation.py builds the site",
     "pytest": "`make test` is what runs this",
 }
 """What a page may call and is not run here: why, and what is checked instead."""
@@ -78,6 +78,8 @@ def call(program: str, arguments: Sequence[str]) -> int:
     """Run one call of a page and return its exit status; the folder and environment are the caller's."""
     if program == "python":
         return _python(list(arguments))
+    if program == "edue":
+        return _python(["-m", f"edue_lightning.{arguments[0]}", *arguments[1:]])
     if program == "make":
         return _make(arguments)
     if program == "pip":

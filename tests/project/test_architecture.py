@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,9 @@ def test_every_room_has_a_floor() -> None:
 
 def test_the_top_folder_holds_the_doors_and_the_ground_alone() -> None:
     assert len(list(ROOT.glob("*.py"))) <= MOST_TOP_FILES
+
+
+def test_the_guide_for_contributors_shows_the_floors_that_are_tested() -> None:
+    table = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text().split("| floor | modules |")[1].split("\n\n")[0]
+    rows = [set(re.findall(r"`(\w+)`", line)) for line in table.splitlines()]
+    assert [row for row in rows if row] == [set(floor) for floor in reversed(FLOORS)]

@@ -28,6 +28,7 @@ from patients import Patient
 from PIL import Image
 from riga_files import Eye, write_drawn
 
+from edue_lightning.__main__ import COMMANDS
 from edue_lightning.convert import convert
 from edue_lightning.data import ManifestSource, SyntheticFundus
 from edue_lightning.data.sources.lidc.contours import find_database
@@ -38,6 +39,8 @@ from edue_lightning.prediction.triage_table import COLUMNS
 ROOT = server.ROOT
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
     *sorted(ROOT.glob("docs/**/*.md")),
     *sorted(ROOT.glob("examples/**/*.md")),
     *sorted(ROOT.glob("experiments/*/README.md")),
@@ -253,6 +256,7 @@ def test_a_page_runs(workplace: Workplace, name: str, monkeypatch: pytest.Monkey
         "python -m edue_lightning.train experiment=unheard_of",
         "python experiments/benchmarks/no_such_script.py",
         "python experiments/comparison/study.py compare --seeed 3",
+        "edue trian experiment=lidc",
         "make demmo",
         'pip install "edue-lightning[slrum]"',
         "sbatch no_such.sbatch experiment=riga",
@@ -291,6 +295,8 @@ def test_commands_within_a_line_name_what_there_is(name: str) -> None:
     for command in re.findall(r"`([^`\n]+)`", text):
         if command.startswith("make "):
             assert command.split()[1] in targets[1].split(), command
+        elif command.startswith("edue "):
+            assert command.split()[1] in COMMANDS, command
         elif command.startswith("pip "):
             assert server.call("pip", shlex.split(command)[1:]) == 0
         elif command.startswith("python experiments/"):
