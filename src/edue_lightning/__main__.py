@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from edue_lightning import __version__
 
 COMMANDS = {
-    "check": "look at a data set: what there is, and everything that is wrong",
+    "check": "inspect a data set: what it holds, and everything that is wrong with it",
     "train": "train a method on a data set, and measure it",
     "evaluate": "measure a checkpoint, or the predictions of any model",
-    "predict": "write masks, disagreement maps and the list of cases to look at, for new images",
+    "predict": "write masks, disagreement maps and the list of cases to review, for new images",
     "report": "compare all runs below a folder",
     "convert": "write any data set as a folder with a manifest",
     "export": "export a model as ONNX, as a program of torch.export, or as a MONAI bundle",
@@ -22,7 +23,7 @@ COMMANDS = {
 def usage() -> str:
     """Return the text of `edue --help`."""
     lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: edue COMMAND [OVERRIDE ...]", "", *lines, "", "edue COMMAND --help shows its choices."])
+    return "\n".join(["usage: edue COMMAND [OVERRIDE ...]", "", *lines, "", "edue COMMAND --help shows its options."])
 
 
 def main() -> None:
@@ -33,11 +34,19 @@ def main() -> None:
     elif name == "--version":
         print(f"edue-lightning {__version__}")
     elif name in COMMANDS:
+        _import_from_working_directory()
         sys.argv[:] = [f"{sys.argv[0]} {name}", *sys.argv[2:]]
         import_module(f"edue_lightning.{name}").main()
     else:
         print(f"error: unknown command {name!r}\n\n{usage()}", file=sys.stderr)
         sys.exit(2)
+
+
+def _import_from_working_directory() -> None:
+    """Let users' own packages be imported from the working directory, as `python -m` does and a script does not."""
+    here = str(Path.cwd())
+    if here not in sys.path and not sys.flags.safe_path:
+        sys.path.insert(0, here)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from processes import SMALL, run_command
+from processes import PATIENCE, SMALL, run_command, wait_until
 
 METRIC_COLUMNS = [
     *("method", "data", "split", "structure", "metric"),
@@ -278,12 +277,10 @@ def test_an_interrupted_training_ends_at_once_and_keeps_its_last_epoch(tmp_path:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 120
     try:
-        while not last.exists() and time.monotonic() < deadline:
-            time.sleep(0.2)
+        wait_until(last.exists, process)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode not in (0, None)

@@ -19,7 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from patients import Patient, affine_of, tilted
 from PIL import Image
-from processes import run_command
+from processes import PATIENCE, run_command, wait_until
 
 import edue_lightning
 from edue_lightning.config.build import ImageFormat, build_method
@@ -233,10 +233,9 @@ def test_a_prediction_that_is_interrupted_says_one_word(trained_run: Path, tmp_p
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     records = tmp_path / "out" / "records"
-    while started.poll() is None and not list(records.glob("*.json")):
-        pass
+    wait_until(lambda: list(records.glob("*.json")), started)
     started.send_signal(signal.SIGINT)
-    _, told = started.communicate(timeout=60)
+    _, told = started.communicate(timeout=PATIENCE)
     assert started.returncode == 130
     assert told.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in told
@@ -357,7 +356,7 @@ def test_the_trial_of_triage_runs(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert "voxels that differ from the network's own mask, of 5 cases: 0" in done.stdout

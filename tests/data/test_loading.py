@@ -7,9 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
+from multiprocessing.synchronize import Event
 
 import pytest
 import torch
+from processes import PATIENCE
 from torch.utils.data import DataLoader
 
 from edue_lightning.data import (
@@ -280,22 +282,25 @@ def test_making_a_loader_and_loading_leave_the_random_state_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def _sleep_as_a_loader() -> None:
+def _sleep_as_a_loader(ready: Event) -> None:
     ignore_stop_signals(0)
-    time.sleep(60)
+    ready.set()
+    time.sleep(PATIENCE)
 
 
 def test_a_loader_ends_when_the_training_says_so_and_not_when_a_scheduler_does() -> None:
-    loader = multiprocessing.get_context("fork").Process(target=_sleep_as_a_loader)
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    loader = context.Process(target=_sleep_as_a_loader, args=(ready,))
     loader.start()
     assert loader.pid is not None
-    time.sleep(0.5)
+    assert ready.wait(PATIENCE)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         os.system(f"kill -{int(number)} {loader.pid}")
     loader.join(1)
     assert loader.is_alive()
     loader.terminate()
-    loader.join(20)
+    loader.join(PATIENCE)
     assert loader.exitcode == 0
 
 

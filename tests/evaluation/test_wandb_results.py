@@ -9,7 +9,6 @@ import re
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from metric_cases import random_cases
+from processes import PATIENCE, wait_until
 from wandb.proto import wandb_internal_pb2
 
 from edue_lightning.config.schema import configuration_folder
@@ -113,13 +113,14 @@ def read_run(folder: Path) -> LoggedRun:
 
 def complete_records(path: Path) -> list[Any]:
     """Wait for the last record: `finish` may return before the process that writes the file has flushed it."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        found = list(records(path))
-        if found and found[-1].HasField("exit"):
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{path}: no end after a minute")
+    found: list[Any] = []
+
+    def complete() -> bool:
+        found[:] = records(path)
+        return bool(found) and found[-1].HasField("exit")
+
+    wait_until(complete)
+    return found
 
 
 def evaluation(structures: tuple[str, ...], members: int = 3) -> Evaluation:
@@ -385,7 +386,7 @@ def test_a_dry_run_needs_neither_server_nor_key(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

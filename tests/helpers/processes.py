@@ -6,10 +6,14 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edue_lightning.data import CaseSource
+
+PATIENCE = 1800.0
+"""Seconds after which a process of a test counts as hanging: many times what one needs, for machines that are busy."""
 
 SMALL = [
     "experiment=synthetic",
@@ -27,13 +31,37 @@ def run_command(
     command: str, overrides: Sequence[str], cwd: Path, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m edue_lightning.COMMAND OVERRIDES` in a process of its own."""
+    return _run([sys.executable, "-m", f"edue_lightning.{command}", *overrides], cwd, environment)
+
+
+def run_script(
+    command: str, overrides: Sequence[str], cwd: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `edue COMMAND OVERRIDES`, the console script of this environment, in a process of its own."""
+    return _run([str(Path(sys.executable).with_name("edue")), command, *overrides], cwd, environment)
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    """Wait until a condition holds, or a process that should bring it about has ended.
+
+    Raises:
+        TimeoutError: if it does not hold after `PATIENCE` seconds.
+    """
+    end = time.monotonic() + PATIENCE
+    while not condition() and (process is None or process.poll() is None):
+        if time.monotonic() > end:
+            raise TimeoutError("hangs")
+        time.sleep(0.05)
+
+
+def _run(command: list[str], cwd: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", f"edue_lightning.{command}", *overrides],
+        command,
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **environment},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
         check=False,
     )
 

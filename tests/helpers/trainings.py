@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from processes import PATIENCE
 
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.errors import UserError
@@ -145,7 +146,7 @@ def train_apart(
         one = _processes.Process(target=_apart, args=(work, arguments, run, own, largest_file, environment))
         one.start()
         started.append(one)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     for one in started:
         one.join(max(0, deadline - time.monotonic()))
         if one.is_alive():

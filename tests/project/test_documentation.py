@@ -15,7 +15,6 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 import pytest
 from patients import Patient
 from PIL import Image
+from processes import PATIENCE, wait_until
 from riga_files import Eye, write_drawn
 
 from edue_lightning.__main__ import COMMANDS
@@ -131,11 +131,8 @@ def address() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="edue") as folder:
         path = Path(folder) / "s"
         process = subprocess.Popen([sys.executable, server.__file__, str(path)])
-        deadline = time.monotonic() + 120
-        while not path.exists():
-            assert process.poll() is None, "the server of the commands has ended"
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(path.exists, process)
+        assert process.poll() is None, "the server of the commands has ended"
         yield str(path)
         process.kill()
         process.wait()
@@ -194,7 +191,7 @@ class Workplace:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=900,
+            timeout=PATIENCE,
             check=False,
         )
 

@@ -14,7 +14,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
-from processes import run_command
+from processes import PATIENCE, run_command
 
 from edue_lightning.config.schema import TRUSTED_PACKAGES, check_only_ours
 from edue_lightning.errors import UserError
@@ -91,7 +91,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     # by this interpreter, whatever kernels the machine has
     monkeypatch.setenv("JUPYTER_PATH", str(_kernels(tmp_path / "jupyter")))
     client = nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="here", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=int(PATIENCE), kernel_name="here", resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -22,7 +22,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 from PIL import Image
-from processes import run_command
+from processes import PATIENCE, run_command
 
 from edue_lightning.config.build import ImageFormat, build_method
 from edue_lightning.config.schema import configuration_folder, resolved
@@ -48,7 +48,7 @@ def _no_hang() -> Iterator[None]:
         raise TimeoutError("hangs")
 
     earlier = signal.signal(signal.SIGALRM, interrupt)
-    signal.alarm(240)
+    signal.alarm(int(PATIENCE))
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, earlier)
@@ -110,13 +110,13 @@ def test_a_header_that_claims_gigabytes_in_a_tiny_file(tmp_path: Path, name: str
 def test_a_bomb_behind_a_small_claim_is_not_unpacked(tmp_path: Path) -> None:
     path = nifti(tmp_path / "a.nii.gz", 2, 3, 4, voxels=bytes(range(24)))
     path.write_bytes(path.read_bytes() + bomb(16))
-    started = time.monotonic()
+    started = time.process_time()
     assert read_image(path).array.sum() == sum(range(24))
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_bomb_in_an_extension_or_before_the_voxels_is_not_unpacked(tmp_path: Path) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     whole = gzip.decompress(nifti(tmp_path / "a.nii.gz", 2, 3, 4, vox_offset=1e6).read_bytes())
     # the size of this extension is 0: whoever reads it reads on to the end
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(whole[:348] + b"\1\0\0\0" + bytes(16)) + bomb(16))
@@ -125,7 +125,7 @@ def test_a_bomb_in_an_extension_or_before_the_voxels_is_not_unpacked(tmp_path: P
     path.write_bytes(path.read_bytes() + bomb(16))
     line = "cannot be read (its header claims 10000000000 bytes before the voxels); save it again"
     assert refusal(path) == line
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_what_does_not_fit_the_memory_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from processes import PATIENCE
 
 from edue_lightning.config.schema import check_configuration, configuration_folder, resolved
 from edue_lightning.runs.files import METRICS_COLUMNS
@@ -104,13 +105,13 @@ def test_a_plan_counts_its_own_runs(tmp_path: Path) -> None:
 def test_a_small_comparison_runs_reports_and_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, str(STUDY / "study.py"), "compare", "--seeds", "1", "--quick", "--data", "fundus"]
     command += ["--methods", "edue_moments", "single_soft_majority", "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr + (tmp_path / "runs" / "study.log").read_text()[-2000:]
     assert done.stdout.startswith("2 of 2 runs to do, about ")
     assert (tmp_path / "report" / "report.html").is_file()
     verdict = pd.read_csv(tmp_path / "report" / "verdict.csv")
     assert set(verdict["baseline"].dropna()) == {"single_soft_majority"}
-    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert again.returncode == 0, again.stderr
     assert again.stdout.startswith("0 of 2 runs to do")
 

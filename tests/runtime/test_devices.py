@@ -13,6 +13,7 @@ from threading import Event, Thread
 
 import pytest
 import torch
+from processes import PATIENCE, wait_until
 
 from edue_lightning.runtime import devices
 from edue_lightning.runtime.devices import FREE, held, with_free_device
@@ -96,19 +97,17 @@ def test_runs_in_threads_of_one_process_do_not_share_a_device(tmp_path: Path) ->
     def work() -> None:
         with held(["0", "1"], tmp_path, poll_seconds=0.01) as position:
             found.append(position)
-            finish.wait(20)
+            finish.wait(PATIENCE)
 
     threads = [Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 20
-    while len(found) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: len(found) >= 2)
     time.sleep(0.1)
     assert sorted(found) == [0, 1]
     finish.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     assert len(found) == 3
 
 

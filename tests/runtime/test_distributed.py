@@ -7,14 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from processes import run_command
+import yaml
+from processes import PATIENCE, run_command, run_script, wait_until
 
 from edue_lightning.config.build import build_data
 from edue_lightning.runs.checkpoints import load_method, read_checkpoint
@@ -122,34 +123,47 @@ def test_members_trained_at_once_are_those_trained_in_turn(tmp_path: Path) -> No
     assert summary["train_seconds"] > 0
 
 
-def test_a_refusal_in_one_process_ends_all_with_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("run", [run_command, run_script])
+def test_a_refusal_in_one_process_ends_all_with_one_line(
+    tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     command = [*SETTINGS, *TWO, "select_by=image_pearson", "method=single", "trainer.max_epochs=1"]
-    done = run_command("train", [*command, f"hydra.run.dir={tmp_path}/run"], cwd=tmp_path)
+    done = run("train", [*command, f"hydra.run.dir={tmp_path}/run"], cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
     assert "select_by=image_pearson: undefined" in done.stderr
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("distributed")
+def test_the_console_script_starts_the_processes_too(tmp_path: Path) -> None:
+    command = [*SETTINGS, *TWO, "trainer.max_epochs=1", "test=false"]
+    done = run_script("train", [*command, "hydra.run.dir=run"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (random_states,) = [
+        read_checkpoint(path)["callbacks"]["ResumePoint"]["random"] for path in tmp_path.glob("run/**/last.ckpt")
+    ]
+    assert len(random_states) == 2
+    recorded = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["command"]
+    assert recorded.split()[:3] == ["python", "-m", "edue_lightning.train"]
+    assert recorded.split()[3:-1] == command
+
+
+@pytest.mark.slow
 def test_no_process_outlives_a_command_that_is_killed(tmp_path: Path) -> None:
-    process = subprocess.Popen(
+    process: subprocess.Popen[str] = subprocess.Popen(
         [sys.executable, "-m", "edue_lightning.train", *SETTINGS, *TWO, "trainer.max_epochs=3000", "hydra.run.dir=run"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_until((tmp_path / "run" / "checkpoints" / "last.ckpt").exists, process)
     children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(children) >= 2
-    deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}/exe").exists() for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not any(Path(f"/proc/{pid}/exe").exists() for pid in children)
+    wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in children))
 
 
 @pytest.mark.slow
@@ -162,7 +176,7 @@ def test_processes_that_torchrun_started_share_one_run(tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

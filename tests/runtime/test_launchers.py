@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from processes import SMALL, run_command
+from processes import SMALL, run_command, run_script
 
 from edue_lightning.config.schema import configuration_folder
 
@@ -24,9 +27,9 @@ def launcher(name: str, *overrides: str) -> DictConfig:
     return whole.hydra.launcher
 
 
-def assert_sweeps(folder: Path, *overrides: str) -> None:
+def assert_sweeps(folder: Path, *overrides: str, run: Callable[..., CompletedProcess[str]] = run_command) -> None:
     sweep = ["-m", *SMALL, "trainer.max_epochs=1", "data.source.n_cases=16", "test=false", "seed=0,1"]
-    done = run_command("train", [*sweep, "hydra.sweep.dir=runs", *overrides], cwd=folder)
+    done = run("train", [*sweep, "hydra.sweep.dir=runs", *overrides], cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     finished = sorted(path.parent.name for path in folder.glob("runs/*/validation.csv"))
     assert finished == ["0_synthetic_edue_0", "1_synthetic_edue_1"]
@@ -52,8 +55,11 @@ def test_ray_gives_each_run_a_gpu_of_its_own() -> None:
     assert launcher("ray_local", "hydra.launcher.ray.remote.num_gpus=0").ray.remote.num_gpus == 0
 
 
-def test_a_sweep_of_several_runs_at_a_time(tmp_path: Path) -> None:
-    assert_sweeps(tmp_path, "hydra/launcher=local", "hydra.launcher.n_jobs=2")
+@pytest.mark.parametrize("run", [run_command, run_script])
+def test_a_sweep_of_several_runs_at_a_time(tmp_path: Path, run: Callable[..., CompletedProcess[str]]) -> None:
+    assert_sweeps(tmp_path, "hydra/launcher=local", "hydra.launcher.n_jobs=2", run=run)
+    records = [yaml.safe_load(path.read_text()) for path in tmp_path.glob("runs/*/config.yaml")]
+    assert all(record["command"].startswith("python -m edue_lightning.train experiment=") for record in records)
 
 
 def test_a_sweep_by_submitit(tmp_path: Path) -> None:

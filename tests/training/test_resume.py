@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from processes import SMALL, run_command
+from processes import PATIENCE, SMALL, run_command, wait_until
 from torch import Tensor
 
 from edue_lightning.config.schema import configuration_folder, resolved
@@ -266,9 +265,7 @@ def started(run: Path, *overrides: str, **environment: str) -> subprocess.Popen[
         stderr=subprocess.STDOUT,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while not list(run.glob("checkpoints/**/last.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: list(run.glob("checkpoints/**/last.ckpt")), process)
     return process
 
 
@@ -293,7 +290,7 @@ def test_a_scheduler_can_stop_a_training_and_its_job_comes_back(
     path = f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}"
     process = started(tmp_path / "run", SLURM_JOB_NAME="edue", SLURM_JOB_NODELIST="n1", PATH=path, **job, **array)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == resuming.STOPPED_STATUS, output
     assert "told to stop" in output
     assert "Traceback" not in output
