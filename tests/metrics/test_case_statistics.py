@@ -20,7 +20,7 @@ from edue_lightning.metrics import (
     expected_calibration_error,
     maximum_calibration_error,
 )
-from edue_lightning.metrics.case_statistics import STATISTIC_NAMES
+from edue_lightning.metrics.catalogue import STATISTIC_NAMES
 
 OF_MEMBERS_ORDER = {"layer_agreement", "aula"}
 

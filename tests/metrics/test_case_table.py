@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.distributed
 from metric_cases import Cases, random_cases
 from torch import multiprocessing
+from torchmetrics import Metric
 
 import edue_lightning.metrics as metrics
 from edue_lightning.metrics import (
+    LOWER_IS_BETTER,
     METRICS,
     SCORES,
+    CaseMetric,
     CaseStatistics,
     CaseTable,
     MetricSettings,
@@ -31,7 +37,7 @@ SETTINGS = MetricSettings(poor_dice={"a": 0.45, "b": 0.48})
 CLASSES = [
     kind
     for _, kind in inspect.getmembers(metrics, inspect.isclass)
-    if issubclass(kind, CaseTable) and kind not in (CaseTable, ReliabilityCurve, QualityControlCurve)
+    if issubclass(kind, CaseMetric) and kind is not CaseMetric
 ]
 FUNCTIONS = {
     function.__doc__.partition("`")[2].partition("`")[0]: function
@@ -108,7 +114,7 @@ def test_settings_must_name_the_structures() -> None:
 
 
 def test_every_metric_has_a_class_and_a_functional_twin() -> None:
-    named = {kind.metric for kind in CLASSES}
+    named = {kind.definition.name for kind in CLASSES}
     families = ("image_pearson", "image_spearman", "d_auc", "aurc", "e_aurc", "normalised_aurc")
     variants = {f"{family}{suffix}" for family in families for suffix in SCORES if suffix} - named
     assert named | variants == set(METRICS)
@@ -116,14 +122,52 @@ def test_every_metric_has_a_class_and_a_functional_twin() -> None:
     assert all(">>>" in kind.__doc__ for kind in CLASSES)
 
 
+@pytest.mark.parametrize("kind", [*CLASSES, OutOfDistributionAUROC, OutOfDistributionAUPR], ids=lambda k: k.__name__)
+def test_a_class_tells_its_direction_as_torchmetrics_do(kind: type[Metric]) -> None:
+    assert kind.is_differentiable is False
+    assert kind.full_state_update is False
+    if issubclass(kind, CaseMetric):
+        directions = {"high": True, "low": False, "neither": None}
+        assert kind.higher_is_better is directions[METRICS[kind.definition.name].better]
+        assert (kind.higher_is_better is False) == (kind.definition.name in LOWER_IS_BETTER)
+    else:
+        assert kind.higher_is_better is True
+
+
+def test_curves_have_no_direction() -> None:
+    assert ReliabilityCurve.higher_is_better is None
+    assert QualityControlCurve.higher_is_better is None
+
+
+def test_a_class_draws_its_values_as_torchmetrics_do() -> None:
+    metric = metrics.Dice(["a", "b"])
+    values = []
+    for i in range(3):
+        values.append(metric(*seven_cases().select(slice(i, i + 1))))
+    for drawn in (None, values):
+        figure, axes = metric.plot(drawn)
+        assert axes.get_ylabel() == "Dice"
+        assert len([line for line in axes.lines if len(line.get_xdata())]) == 2
+        assert any("Optimal" in text.get_text() for text in axes.texts)
+        plt.close(figure)
+
+
+@pytest.mark.parametrize("kind", [*CLASSES, CaseTable, ReliabilityCurve], ids=lambda kind: kind.__name__)
+def test_a_metric_can_be_copied_and_stored_with_its_cases(kind: type[Metric]) -> None:
+    metric = kind(["a", "b"], settings=SETTINGS)
+    metric.update(*seven_cases())
+    for copied in (copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))):
+        torch.testing.assert_close(copied.compute(), metric.compute(), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-def test_class_and_functional_twin_equal_the_row_of_the_table(kind: type[CaseTable]) -> None:
+def test_class_and_functional_twin_equal_the_row_of_the_table(kind: type[CaseMetric]) -> None:
     cases = seven_cases()
     single = kind(["a", "b"], settings=SETTINGS)
     for i in range(7):
         single.update(*cases.select(slice(i, i + 1)))
     rows = summarise(case_statistics(*cases), ["a", "b"], settings=SETTINGS).rows
-    expected = [row.value for row in rows if row.metric == kind.metric and row.structure in "ab"]
+    expected = [row.value for row in rows if row.metric == kind.definition.name and row.structure in "ab"]
     expected = torch.tensor(expected, dtype=torch.float64)
     assert not expected.isnan().any()
     torch.testing.assert_close(single.compute(), expected)

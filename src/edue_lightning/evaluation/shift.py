@@ -16,8 +16,7 @@ from edue_lightning.data import RaterBatch, RaterDataModule
 from edue_lightning.data.source import Subset
 from edue_lightning.distortions import Distortions
 from edue_lightning.methods import SegmentationMethod
-from edue_lightning.metrics import SCORES, MetricSettings
-from edue_lightning.metrics.case_statistics import case_statistics
+from edue_lightning.metrics import SCORES, MetricSettings, case_statistics
 from edue_lightning.metrics.detection import ood_aupr, ood_auroc
 from edue_lightning.runs.files import (
     CLEAN,

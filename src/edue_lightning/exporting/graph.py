@@ -1,4 +1,4 @@
-"""What is exported: a trained method as one graph from images to named maps and scores, and the check of it."""
+"""A trained method as one graph from images to named maps and scores, and the check of an exported model."""
 
 from __future__ import annotations
 
@@ -20,42 +20,36 @@ from edue_lightning.methods import (
 from edue_lightning.methods.base import NetworkMethod
 from edue_lightning.networks import MultiHeadUNet
 from edue_lightning.uncertainty import (
+    CASE_SCORES,
+    MASK_SCORES,
     PairOverlap,
-    area_under_layer_agreement,
-    layer_agreement,
-    member_variance,
-    model_agreement,
+    case_scores,
+    disagreement_map,
+    map_sums,
     pair_overlap,
-    predictive_entropy,
-    sum_of_variances,
-    total_variance,
+    score_maps,
 )
 
 Outputs = Mapping[str, Tensor]
 
 MAPS = ("probability", "disagreement")
-VARIANCE_SUMS = ("sv", "sv_total", "entropy")
-OF_MASKS = ("sv_normalised", "layer_agreement", "aula", "model_agreement", "predicted_area")
-"""Scores that masks decide: a voxel whose probability is one half but for rounding changes them by a step."""
-
-SCORES = (*VARIANCE_SUMS, *OF_MASKS)
-OUTPUTS = (*MAPS, *SCORES)
+OUTPUTS = (*MAPS, *CASE_SCORES)
 
 TOLERANCE = 1e-4
-"""By which an exported model may differ from the method: of a map, and of a score relative to it where it exceeds 1."""
+"""Largest difference allowed between an exported model and its method; relative to the value where that exceeds 1."""
 
 _MOST_BATCH = 2**12
-# along an axis, voxels; below the length by which `pair_overlap` takes its voxels in pieces
+# voxels along an axis; fewer than the voxels that `pair_overlap` counts at a time
 _LONGEST_AXIS = 2**16
-# probabilities this many times closer to one half than two computations lie apart may fall on either side of it
+# a mask is compared where no probability lies within this many times the difference of two computations of 0.5
 _UNDECIDED = 10
 
 
 class MemberLogits(nn.Module):
-    """Members in the place of channels, as sliding windows of other libraries want them.
+    """Member logits stacked along the channel axis, as sliding windows of other libraries expect.
 
     Args:
-        method: trained.
+        method: trained method.
     """
 
     def __init__(self, method: SegmentationMethod) -> None:
@@ -69,10 +63,10 @@ class MemberLogits(nn.Module):
 
 
 class MemberMaps(nn.Module):
-    """Mean probability and disagreement from what `MemberLogits` gives.
+    """Mean probability and disagreement, from the output of `MemberLogits`.
 
     Args:
-        structures: K.
+        structures: number of structures, K.
     """
 
     def __init__(self, structures: int) -> None:
@@ -81,14 +75,15 @@ class MemberMaps(nn.Module):
 
     def forward(self, logits: Tensor) -> dict[str, Tensor]:
         """Return `MAPS` by name, each `[B, K, *S]`, for logits `[B, M K, *S]`."""
-        return maps_of(torch.sigmoid(logits.unflatten(1, (-1, self.structures)).float()))
+        members = torch.sigmoid(logits.unflatten(1, (-1, self.structures)).float())
+        return _shown(members, score_maps(members))
 
 
 class ImageEstimate(nn.Module):
-    """Maps and scores of whole images, as `edue_lightning.prediction.estimate` makes them of one.
+    """Maps and scores of whole images, equal to those of `edue_lightning.prediction.estimate`.
 
     Args:
-        method: trained.
+        method: trained method.
     """
 
     def __init__(self, method: SegmentationMethod) -> None:
@@ -96,60 +91,45 @@ class ImageEstimate(nn.Module):
         self.method = method
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Return `OUTPUTS` by name for images `[B, C, *S]`: maps `[B, K, *S]` float32, scores `[B, K]` float64."""
+        """Return `OUTPUTS` by name for images `[B, C, *S]`: maps `[B, K, *S]` float32, scores `[B, K]` float64.
+
+        Scores count voxels. Undefined ones, as most are for a single member, are NaN.
+        """
         members = torch.sigmoid(self.method(image).float())
-        return {**maps_of(members), **scores_of(members)}
+        maps = score_maps(members)
+        masks = torch.cat([members.mean(dim=1, keepdim=True) >= 0.5, members >= 0.5], dim=1)
+        return {**_shown(members, maps), **case_scores(map_sums(maps), _overlap(masks))}
 
 
-def maps_of(members: Tensor) -> dict[str, Tensor]:
-    """Return `MAPS` by name, each `[B, K, *S]`, of the members' probabilities `[B, M, K, *S]`."""
-    disagreement = member_variance(members) if members.shape[1] > 1 else total_variance(members)
-    return {"probability": members.mean(dim=1), "disagreement": disagreement}
+def _shown(members: Tensor, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `MAPS` by name, each `[B, K, *S]`.
 
-
-def scores_of(members: Tensor) -> dict[str, Tensor]:
-    """Return `SCORES` by name, each `[B, K]` float64, of the members' probabilities `[B, M, K, *S]`.
-
-    Sums and areas count voxels. What is not defined, as most are for a single member, is NaN.
+    Args:
+        members: probabilities `[B, M, K, *S]`.
+        maps: their `score_maps`.
     """
-    voxel_size = members.new_ones(1)
-    variances = (member_variance(members), total_variance(members), predictive_entropy(members))
-    scores = {
-        name: sum_of_variances(of_voxels, voxel_size) for name, of_voxels in zip(VARIANCE_SUMS, variances, strict=True)
-    }
-    masks = torch.cat([members.mean(dim=1, keepdim=True) >= 0.5, members >= 0.5], dim=1)
-    overlap = _overlap(masks)
-    area = overlap.size[..., 0]
-    undefined = torch.full_like(area, torch.nan)
-    if members.shape[1] > 1:
-        pair_dice = overlap.dice()[..., 1:, 1:]
-        neighbours = layer_agreement(pair_dice)
-        scores["layer_agreement"] = neighbours.mean(dim=-1)
-        scores["aula"] = area_under_layer_agreement(neighbours)
-        scores["model_agreement"] = model_agreement(pair_dice)
-    # asked here, since runtimes do not agree on the mean of nothing
-    else:
-        scores |= dict.fromkeys(("sv", "layer_agreement", "aula", "model_agreement"), undefined)
-    scores["sv_normalised"] = scores["sv"] / torch.where(area > 0, area, undefined)
-    scores["predicted_area"] = area
-    return {name: scores[name] for name in SCORES}
+    return {"probability": members.mean(dim=1), "disagreement": disagreement_map(maps, members.shape[1])}
 
 
 def _overlap(masks: Tensor) -> PairOverlap:
-    """Return how masks `[B, n, K, *S]` overlap pairwise, `[B, K, n, n]`, row by row: a row has no need of pieces.
+    """Return the pairwise overlap `[B, K, n, n]` of masks `[B, n, K, *S]`, counted row by row.
 
-    The pieces of `pair_overlap` are as many as the image is long, and no graph has a number of parts that its input
-    decides.
+    `pair_overlap` splits voxels into chunks, whose number depends on the image's size, which a graph cannot do. One row
+    fits into one chunk.
     """
     of_rows = pair_overlap(masks.movedim(1, -2)).intersection
     return PairOverlap(of_rows.flatten(2, -3).sum(dim=2))
 
 
 def exportable(method: SegmentationMethod, where: str) -> SegmentationMethod:
-    """Return the method, ready to be exported.
+    """Return the method on the CPU, frozen and in evaluation mode.
+
+    Args:
+        method: trained method.
+        where: checkpoint, for messages.
 
     Raises:
-        UserError: if its members are draws, or its network is of another kind than ours.
+        UserError: if its members are random draws, or its network is not one of this package.
     """
     if isinstance(method, MonteCarloDropout | StochasticSegmentation):
         raise UserError(
@@ -163,29 +143,29 @@ def exportable(method: SegmentationMethod, where: str) -> SegmentationMethod:
 
 
 def reduction_of(method: SegmentationMethod) -> int:
-    """Return how often smaller the network's coarsest stage is than the image."""
+    """Return the ratio of the image's resolution to that of the network's coarsest stage."""
     return max(network.stride for network in _networks(method))
 
 
 def window_of(method: SegmentationMethod) -> tuple[int, ...] | None:
-    """Return the window that the method sees images by, or None where it sees them whole."""
+    """Return the method's sliding window, or None if it takes whole images."""
     return None if method.inference.window is None else tuple(method.inference.window)
 
 
 def is_fixed(method: SegmentationMethod) -> bool:
-    """Tell whether the graph takes no size but the window's, which the network does not halve evenly."""
+    """Return whether the graph takes images of the window's size only, because the network cannot halve it evenly."""
     window = window_of(method)
     reduction = reduction_of(method)
     return window is not None and any(edge % reduction or edge < 2 * reduction for edge in window)
 
 
 def example_sizes(method: SegmentationMethod, spatial_dims: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return two sizes of images that the graph takes, small ones; twice the window where no other is taken."""
+    """Return two small image sizes that the graph takes; twice the window's where the graph `is_fixed`."""
     window = window_of(method)
     if window is not None and is_fixed(method):
         return window, window
     reduction = reduction_of(method)
-    # of different lengths, so that no graph comes out that takes equal ones alone
+    # axes of different lengths, so that the graph is not specialised to equal ones
     first = tuple(reduction * (2 + axis) for axis in range(spatial_dims))
     return first, tuple(reduction * (5 - axis) for axis in range(spatial_dims))
 
@@ -194,9 +174,10 @@ def traced(module: nn.Module, example: Tensor, reduction: int | None) -> Exporte
     """Return a module's graph for any number of images.
 
     Args:
-        module: takes one tensor.
-        example: `[B, C, *S]`, at least two images.
-        reduction: the images' axes may be any multiple of it, from twice on; 1 for any length; None for the example's.
+        module: module with one tensor as its input.
+        example: images `[B, C, *S]`, B at least 2.
+        reduction: number that the length of each axis is a multiple of, at least twice; 1 for any length; None for the
+            example's size alone.
     """
     shapes = {0: Dim("batch", min=1, max=_MOST_BATCH)}
     if reduction is not None:
@@ -210,27 +191,27 @@ def traced(module: nn.Module, example: Tensor, reduction: int | None) -> Exporte
 def require_same(
     method: SegmentationMethod, channels: int, spatial_dims: int, run: Callable[[Tensor], Outputs]
 ) -> float:
-    """Check that an exported model gives what the method does, for random images of two sizes and numbers.
+    """Check that an exported model equals its method, on random images of two sizes and batch sizes.
 
     Args:
-        method: that was exported.
-        channels: C.
-        spatial_dims: axes of an image.
-        run: the exported model, images to outputs by name; those that it has are compared.
+        method: exported method.
+        channels: number of channels, C.
+        spatial_dims: number of spatial axes, 2 or 3.
+        run: exported model, from images to outputs by name; the outputs it has are compared.
 
     Returns:
         the largest difference, see `TOLERANCE`.
 
     Raises:
-        UserError: if it exceeds the tolerance.
+        UserError: if the difference exceeds the tolerance.
     """
-    expected_of = ImageEstimate(method)
+    reference = ImageEstimate(method)
     generator = torch.Generator().manual_seed(0)
     largest = dict.fromkeys(OUTPUTS, 0.0)
     for number, size in zip((1, 3), example_sizes(method, spatial_dims), strict=True):
         image = torch.randn((number, channels, *size), generator=generator)
         with torch.inference_mode():
-            expected, members = expected_of(image), torch.sigmoid(method(image).float())
+            expected, members = reference(image), torch.sigmoid(method(image).float())
         found = run(image)
         for name, value in _differences(expected, found, members).items():
             largest[name] = max(largest[name], value)
@@ -244,12 +225,14 @@ def require_same(
 
 
 def _differences(expected: Outputs, found: Outputs, members: Tensor) -> dict[str, float]:
-    differences = {name: _difference(expected[name], found[name]) for name in found if name not in OF_MASKS}
+    differences = {name: _difference(expected[name], found[name]) for name in found if name not in MASK_SCORES}
     apart = _UNDECIDED * max(differences["probability"], torch.finfo(torch.float32).eps)
     masked = torch.cat([members.mean(dim=1, keepdim=True), members], dim=1)
     decided = ((masked - 0.5).abs() > apart).transpose(1, 2).flatten(2).all(dim=2)
-    of_masks = {name: _difference(expected[name][decided], found[name][decided]) for name in OF_MASKS if name in found}
-    return {**differences, **of_masks}
+    mask_scores = {
+        name: _difference(expected[name][decided], found[name][decided]) for name in MASK_SCORES if name in found
+    }
+    return {**differences, **mask_scores}
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:

@@ -1,105 +1,85 @@
 """Metrics of segmentation, calibration and disagreement against several raters."""
 
-from edue_lightning.metrics.case_statistics import (
-    STATISTICS,
-    CaseStatistics,
-    case_statistics,
-)
-from edue_lightning.metrics.case_table import (
-    CaseTable,
-    IndexedCases,
-)
-from edue_lightning.metrics.classes import (
-    AdaptiveCalibrationError,
+from edue_lightning.metrics.agreement import (
     AreaUnderLayerAgreement,
+    LayerAgreement,
+    ModelAgreement,
+    aula,
+    layer_agreement,
+    model_agreement,
+)
+from edue_lightning.metrics.calibration import (
+    AdaptiveCalibrationError,
     AverageCalibrationError,
     BrierCalibration,
     BrierRefinement,
     BrierScore,
-    Dice,
-    DicePerRater,
-    DSoft,
-    ExcessRiskCoverageArea,
     ExpectedCalibrationError,
-    GeneralisedEnergyDistance,
-    HausdorffDistance95,
-    ImagePearson,
-    ImageSpearman,
-    LayerAgreement,
     MaximumCalibrationError,
-    ModelAgreement,
     NegativeLogLikelihood,
-    NormalisedImagePearson,
-    NormalisedImageSpearman,
-    NormalisedRiskCoverageArea,
-    NormalisedSurfaceDice,
-    PixelPearson,
-    PixelSNCC,
-    QualityControlArea,
-    QualityControlCurve,
     ReliabilityCurve,
-    RiskCoverageArea,
-    TotalPixelPearson,
-    VolumeCRPS,
+    ReliabilityRow,
     adaptive_ece,
-    aula,
-    aurc,
     average_calibration_error,
     brier_calibration,
     brier_refinement,
     brier_score,
-    d_auc,
-    d_soft,
-    dice,
-    dice_per_rater,
-    e_aurc,
     expected_calibration_error,
-    generalised_energy_distance,
-    hausdorff_distance_95,
+    maximum_calibration_error,
+    negative_log_likelihood,
+)
+from edue_lightning.metrics.case import Case
+from edue_lightning.metrics.case_statistics import CaseStatistics
+from edue_lightning.metrics.case_table import CaseTable, case_statistics
+from edue_lightning.metrics.catalogue import LOWER_IS_BETTER, METRICS, STATISTICS, VALIDATION_METRICS
+from edue_lightning.metrics.correlation import (
+    ImagePearson,
+    ImageSpearman,
+    NormalisedImagePearson,
+    NormalisedImageSpearman,
+    PixelPearson,
+    PixelSNCC,
+    TotalPixelPearson,
     image_pearson,
     image_pearson_normalised,
     image_spearman,
     image_spearman_normalised,
-    layer_agreement,
-    maximum_calibration_error,
-    model_agreement,
-    negative_log_likelihood,
-    normalised_aurc,
-    normalised_surface_dice,
     pixel_pearson,
     pixel_pearson_total,
     pixel_s_ncc,
+)
+from edue_lightning.metrics.definition import PerCaseMetric
+from edue_lightning.metrics.detection import OutOfDistributionAUPR, OutOfDistributionAUROC, ood_aupr, ood_auroc
+from edue_lightning.metrics.distribution import (
+    GeneralisedEnergyDistance,
+    VolumeCRPS,
+    generalised_energy_distance,
     volume_crps,
 )
-from edue_lightning.metrics.definitions import (
-    LOWER_IS_BETTER,
-    METRICS,
-    SCORES,
-    VALIDATION_METRICS,
-)
-from edue_lightning.metrics.detection import (
-    OutOfDistributionAUPR,
-    OutOfDistributionAUROC,
-    ood_aupr,
-    ood_auroc,
-)
+from edue_lightning.metrics.metric import CaseMetric, IndexedCases
+from edue_lightning.metrics.overlap import Dice, DicePerRater, DSoft, d_soft, dice, dice_per_rater
+from edue_lightning.metrics.scores import SCORES
 from edue_lightning.metrics.selective import (
+    ExcessRiskCoverageArea,
+    NormalisedRiskCoverageArea,
     QualityControl,
+    QualityControlArea,
+    QualityControlCurve,
+    RiskCoverageArea,
+    aurc,
+    d_auc,
+    e_aurc,
+    normalised_aurc,
     quality_control_curve,
-)
-from edue_lightning.metrics.settings import (
-    Members,
-    MetricSettings,
-)
-from edue_lightning.metrics.summary import (
-    MEAN_STRUCTURE,
-    MetricRow,
-    ReliabilityRow,
-    Summary,
-    interval,
     quality_control_curves,
-    resample_counts,
-    summarise,
+)
+from edue_lightning.metrics.settings import Members, MetricSettings
+from edue_lightning.metrics.summary import MEAN_STRUCTURE, MetricRow, Summary, interval, resample_counts, summarise
+from edue_lightning.metrics.surface import (
+    HausdorffDistance95,
+    NormalisedSurfaceDice,
+    hausdorff_distance_95,
+    normalised_surface_dice,
 )
 
 __all__ = [
@@ -115,6 +95,8 @@ __all__ = [
     "BrierCalibration",
     "BrierRefinement",
     "BrierScore",
+    "Case",
+    "CaseMetric",
     "CaseStatistics",
     "CaseTable",
     "DSoft",
@@ -140,6 +122,7 @@ __all__ = [
     "NormalisedSurfaceDice",
     "OutOfDistributionAUPR",
     "OutOfDistributionAUROC",
+    "PerCaseMetric",
     "PixelPearson",
     "PixelSNCC",
     "QualityControl",

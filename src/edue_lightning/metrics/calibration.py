@@ -1,15 +1,27 @@
-"""Calibration of a predicted probability against every rater's label."""
+"""Likelihood, Brier score and calibration of the mean prediction against every rater's label."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from edue_lightning.metrics.case import Case
+from edue_lightning.metrics.definition import Array, Definition, Estimate, Statistic, StructureCases, mean_over_cases
+from edue_lightning.metrics.metric import CaseMetric, CasesOfOneMetric, functional
 
 RELIABILITY_BINS = 15
 
-Array = NDArray[np.float64]
+
+def _likelihood(case: Case) -> Sequence[Tensor]:
+    # the labels are 0 or 1, so the mean over raters of each of these needs no more than q
+    log_p, log_not_p = case.log_mean
+    nll = -(case.share * log_p + (1 - case.share) * log_not_p).mean(dim=1)
+    brier = (case.share * (1 - case.mean).square() + (1 - case.share) * case.mean.square()).mean(dim=1)
+    return nll, brier
 
 
 def reliability_bins(probability: Tensor, marked: Tensor, raters: int) -> Tensor:
@@ -77,14 +89,14 @@ def bin_gaps(bins: Array) -> tuple[Array, Array]:
     return shares, gaps
 
 
-def expected_calibration_error(bins: Array) -> Array:
+def _expected(bins: Array) -> Array:
     """Return the ECE, the mean gap over all pairs (Naeini et al. 2015): `[..., 15, 3]` to `[...]`, NaN for no pair."""
     shares, gaps = bin_gaps(bins)
     total: Array = (shares * np.nan_to_num(gaps)).sum(axis=-1)
     return total
 
 
-def average_calibration_error(bins: Array) -> Array:
+def _average(bins: Array) -> Array:
     """Return the ACE, the mean gap over the bins that hold a pair: `[..., 15, 3]` to `[...]`, NaN for no pair."""
     filled = bins[..., 0] > 0
     gaps = np.nan_to_num(bin_gaps(bins)[1]).sum(axis=-1)
@@ -93,7 +105,7 @@ def average_calibration_error(bins: Array) -> Array:
     return mean
 
 
-def maximum_calibration_error(bins: Array) -> Array:
+def _maximum(bins: Array) -> Array:
     """Return the MCE, the largest gap of a bin (Naeini et al. 2015): `[..., 15, 3]` to `[...]`, NaN for no pair."""
     gaps = np.where(bins[..., 0] > 0, bin_gaps(bins)[1], -np.inf).max(axis=-1)
     largest: Array = np.where(np.isneginf(gaps), np.nan, gaps)
@@ -117,3 +129,239 @@ def brier_split(bins: Array) -> tuple[Array, Array]:
     calibration: Array = (shares * np.nan_to_num(gaps) ** 2).sum(axis=-1)
     refinement: Array = (shares * np.nan_to_num(frequency * (1 - frequency))).sum(axis=-1)
     return calibration, refinement
+
+
+LIKELIHOOD = Statistic(("nll", "brier"), _likelihood)
+ADAPTIVE_ERROR = Statistic(("adaptive_ece",), lambda case: (adaptive_calibration_error(case.mean, case.share),))
+# without raters all bins are empty, not undefined
+BINS = Statistic(
+    ("bins",),
+    lambda case: (reliability_bins(case.mean, case.marked, case.n_raters),),
+    fewest_raters=0,
+    shape=(RELIABILITY_BINS, 3),
+)
+
+
+def _pooled(name: str, function: Callable[[Array], Array]) -> Definition:
+    """Define a metric of the bins `[..., 15, 3]` of all cases together."""
+
+    def estimate(cases: StructureCases, weights: Array) -> Estimate:
+        bins = cases.columns["bins"]
+        return Estimate(function(np.einsum("wn,nbs->wbs", weights, bins)), bins[..., 0].sum(axis=1) > 0)
+
+    return Definition(name, (BINS,), estimate, ("bins",), "low")
+
+
+class NegativeLogLikelihood(CaseMetric):
+    """Cross-entropy of the mean prediction in nats, mean over voxels, raters and then cases.
+
+    In [0, inf), lower is better; at best the entropy of the raters' own labels. Computed from logits, so that a sure
+    prediction gives a large finite value, never infinity.
+
+    >>> metric = NegativeLogLikelihood()
+    >>> metric.update(torch.zeros(1, 2, 1, 4, 4), torch.ones(1, 3, 1, 4, 4), torch.ones(1, 3, dtype=torch.bool))
+    >>> metric.compute()
+    tensor(0.6931, dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("nll", LIKELIHOOD, "low")
+    plot_lower_bound = 0.0
+
+
+negative_log_likelihood = functional(NegativeLogLikelihood)
+
+
+class BrierScore(CaseMetric):
+    """Squared error of the mean prediction against every rater's label, mean over voxels, raters and then cases.
+
+    In [0, 1], lower is better (Brier 1950).
+
+    >>> metric = BrierScore()
+    >>> metric.update(torch.zeros(1, 2, 1, 4, 4), torch.ones(1, 3, 1, 4, 4), torch.ones(1, 3, dtype=torch.bool))
+    >>> metric.compute()
+    tensor(0.2500, dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("brier", LIKELIHOOD, "low")
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+brier_score = functional(BrierScore)
+
+
+class BrierCalibration(CaseMetric):
+    """Calibration part of the Brier score over the 15 bins of `ExpectedCalibrationError` (Murphy 1973).
+
+    In [0, 1], lower is better: the squared gap of a bin, mean over all voxel-rater pairs of all cases.
+
+    >>> brier_calibration(torch.zeros(1, 2, 1, 4, 4), torch.ones(1, 3, 1, 4, 4), torch.ones(1, 3, dtype=torch.bool))
+    tensor(0.2500, dtype=torch.float64)
+    """
+
+    definition = _pooled("brier_calibration", lambda bins: brier_split(bins)[0])
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+brier_calibration = functional(BrierCalibration)
+
+
+class BrierRefinement(CaseMetric):
+    """Refinement part of the Brier score over the 15 bins of `ExpectedCalibrationError` (Murphy 1973).
+
+    In [0, 0.25], lower is better: share (1 - share) of a bin's marked pairs, mean over all pairs of all cases. With
+    `BrierCalibration` it adds up to the Brier score of the bins' mean probabilities.
+
+    >>> brier_refinement(torch.zeros(1, 2, 1, 4, 4), torch.ones(1, 3, 1, 4, 4), torch.ones(1, 3, dtype=torch.bool))
+    tensor(0., dtype=torch.float64)
+    """
+
+    definition = _pooled("brier_refinement", lambda bins: brier_split(bins)[1])
+    plot_lower_bound = 0.0
+    plot_upper_bound = 0.25
+
+
+brier_refinement = functional(BrierRefinement)
+
+
+class ExpectedCalibrationError(CaseMetric):
+    """Mean gap between predicted probability and the share of raters who marked, in 15 bins (Naeini et al. 2015).
+
+    In [0, 1], lower is better. Binned by foreground probability against every rater's label, over all voxels of all
+    cases; bin sums are kept, never the voxels.
+
+    >>> metric = ExpectedCalibrationError()
+    >>> metric.update(torch.zeros(1, 2, 1, 4, 4), torch.ones(1, 3, 1, 4, 4), torch.ones(1, 3, dtype=torch.bool))
+    >>> metric.compute()
+    tensor(0.5000, dtype=torch.float64)
+    """
+
+    definition = _pooled("ece", _expected)
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+expected_calibration_error = functional(ExpectedCalibrationError)
+
+
+class AverageCalibrationError(CaseMetric):
+    """ACE: the gaps of `ExpectedCalibrationError`, mean over the bins that hold a pair (Neumann et al. 2018).
+
+    In [0, 1], lower is better. Sparse bins count as much as full ones, so background does not drown the edge.
+
+    >>> logits = torch.tensor([0.0, 9.0, 9.0, 9.0]).reshape(1, 1, 1, 2, 2)
+    >>> average_calibration_error(logits, torch.ones(1, 3, 1, 2, 2), torch.ones(1, 3, dtype=torch.bool))
+    tensor(0.2501, dtype=torch.float64)
+    """
+
+    definition = _pooled("ace", _average)
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+average_calibration_error = functional(AverageCalibrationError)
+
+
+class MaximumCalibrationError(CaseMetric):
+    """MCE: the largest of the gaps of `ExpectedCalibrationError` (Naeini et al. 2015).
+
+    In [0, 1], lower is better. One pair in an otherwise empty bin can set it.
+
+    >>> logits = torch.tensor([0.0, 9.0, 9.0, 9.0]).reshape(1, 1, 1, 2, 2)
+    >>> maximum_calibration_error(logits, torch.ones(1, 3, 1, 2, 2), torch.ones(1, 3, dtype=torch.bool))
+    tensor(0.5000, dtype=torch.float64)
+    """
+
+    definition = _pooled("mce", _maximum)
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+maximum_calibration_error = functional(MaximumCalibrationError)
+
+
+class AdaptiveCalibrationError(CaseMetric):
+    """Calibration error over 15 ranges of equally many voxels, mean over cases (ACE of Nixon et al. 2019).
+
+    In [0, 1], lower is better; see `adaptive_calibration_error`.
+
+    >>> adaptive_ece(torch.zeros(1, 2, 1, 4, 4), torch.ones(1, 3, 1, 4, 4), torch.ones(1, 3, dtype=torch.bool))
+    tensor(0.5000, dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("adaptive_ece", ADAPTIVE_ERROR, "low")
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+adaptive_ece = functional(AdaptiveCalibrationError)
+
+
+class ReliabilityCurve(CasesOfOneMetric):
+    """The bins behind `ExpectedCalibrationError`, to draw.
+
+    >>> metric = ReliabilityCurve()
+    >>> metric.update(torch.zeros(1, 2, 1, 4, 4), torch.ones(1, 3, 1, 4, 4), torch.ones(1, 3, dtype=torch.bool))
+    >>> metric.compute()[0, 7]
+    tensor([48.0000,  0.5000,  1.0000], dtype=torch.float64)
+    """
+
+    definition = ExpectedCalibrationError.definition
+
+    def compute(self) -> Tensor:
+        """Return for each bin the voxel-rater pairs, their mean probability and the share marked, `[K, 15, 3]`.
+
+        Mean and share of an empty bin are NaN.
+        """
+        bins = self._cases()["bins"].sum(dim=0)
+        return torch.cat([bins[..., :1], bins[..., 1:] / bins[..., :1]], dim=-1)
+
+
+@dataclass(frozen=True)
+class ReliabilityRow:
+    """One bin of a structure's reliability curve.
+
+    Attributes:
+        structure: name of the structure.
+        bin_low: lower edge of the predicted probability.
+        bin_high: upper edge.
+        count: number of pairs of a voxel and a rater.
+        mean_probability: mean prediction; NaN in an empty bin.
+        frequency: share of the pairs that the rater marked; NaN in an empty bin.
+    """
+
+    structure: str
+    bin_low: float
+    bin_high: float
+    count: int
+    mean_probability: float
+    frequency: float
+
+
+def reliability_rows(structure: str, bins: Array) -> list[ReliabilityRow]:
+    """Return the reliability curve of one structure.
+
+    Args:
+        structure: name of the structure.
+        bins: sums over cases, `[15, 3]`, see `reliability_bins`.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means, frequencies = bins[:, 1] / bins[:, 0], bins[:, 2] / bins[:, 0]
+    return [
+        ReliabilityRow(structure, b / RELIABILITY_BINS, (b + 1) / RELIABILITY_BINS, round(bins[b, 0]), *pair)
+        for b, pair in enumerate(zip(means.tolist(), frequencies.tolist(), strict=True))
+    ]
+
+
+STATISTICS = (LIKELIHOOD, ADAPTIVE_ERROR, BINS)
+METRICS = (
+    NegativeLogLikelihood.definition,
+    BrierScore.definition,
+    BrierCalibration.definition,
+    BrierRefinement.definition,
+    ExpectedCalibrationError.definition,
+    AverageCalibrationError.definition,
+    MaximumCalibrationError.definition,
+    AdaptiveCalibrationError.definition,
+)

@@ -1,4 +1,4 @@
-"""One case as the metrics see it: what several of them need is computed once, and only if one asks."""
+"""One case as the metrics see it: each shared map is computed once, on first use."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from edue_lightning.metrics.settings import Members, MetricSettings
 from edue_lightning.uncertainty import PairOverlap, member_variance, pair_overlap, total_variance
 
 PROBABILITY_FLOOR = 1e-7
-"""A given probability of exactly 0 or 1 counts as this far away from it in a logarithm, so that one wrong sure voxel
-costs 16 nats and not infinity. Logits need no such floor."""
+"""Smallest given probability, and smallest 1 - p, inside a logarithm, so that one wrong sure voxel costs 16 nats and
+not infinity. Logits need no floor."""
 
 _SMALLEST_EXACT = 1e-300
 
 _PART = 2**20
-"""Voxels of all members that are worked on at a time: of a large volume one copy of the members must do."""
+"""Number of voxels processed at a time, so that a large volume needs one copy of the members only."""
 
 
 class Case:
-    """The members' predictions and the raters' masks of one case, V voxels in a row, in float64.
+    """The members' predictions and the raters' masks of one case, with its V voxels in a row, in float64.
 
-    In float32 the logarithm of a mean of many sure members would be off by more than a metric may be.
+    In float32 the logarithm of a mean of many sure members would be too inexact.
 
     Args:
         members: `[M, K, *S]`.
         masks: `[R, K, *S]` in {0, 1}.
-        valid: `[R]` bool; the masks of other raters are never read.
+        valid: `[R]` bool; the masks of other raters are ignored.
         spacing: `[n]`, mm along each spatial axis; 1 where it is unknown.
-        contents: what `members` holds.
+        contents: contents of `members`, logits or probabilities.
         settings: see `MetricSettings`.
         structures: names of the K structures.
     """
@@ -58,12 +58,12 @@ class Case:
 
     @property
     def n_members(self) -> int:
-        """M."""
+        """Number of members, M."""
         return self._members.shape[0]
 
     @property
     def n_raters(self) -> int:
-        """Valid raters."""
+        """Number of valid raters."""
         return self.masks.shape[0]
 
     @property
@@ -85,7 +85,7 @@ class Case:
 
     @cached_property
     def marked(self) -> Tensor:
-        """How many raters marked each voxel, `[K, V]`."""
+        """Number of raters who marked each voxel, `[K, V]`."""
         return self.masks.sum(dim=0, dtype=torch.float64)
 
     @cached_property
@@ -145,22 +145,27 @@ class Case:
         return pair_overlap(torch.cat(stacked).transpose(0, 1))
 
     @property
+    def members_overlap(self) -> PairOverlap:
+        """Overlap of the masks: predicted, the M members', `[K, 1 + M, 1 + M]`."""
+        return self.overlap.select([0, *range(2, 2 + self.n_members)])
+
+    @property
     def of_members(self) -> slice:
-        """Where the members' masks stand in `overlap`."""
+        """Positions of the members' masks in `overlap`."""
         return slice(2, 2 + self.n_members)
 
     @property
     def of_raters(self) -> slice:
-        """Where the raters' masks stand in `overlap`."""
+        """Positions of the raters' masks in `overlap`."""
         return slice(2 + self.n_members, None)
 
     def on_grid(self, values: Tensor) -> Tensor:
-        """Put `[K, V]` back on the image's grid, `[K, *S]`."""
+        """Return values `[K, V]` on the image's grid, `[K, *S]`."""
         return values.unflatten(1, self.shape)
 
 
 def _by_parts(function: Callable[[Tensor], Tensor], members: Tensor) -> Tensor:
-    """Apply a function from `[M, K, v]` to `[K, v]` that treats each voxel by itself, some voxels at a time."""
+    """Apply a voxelwise function from `[M, K, v]` to `[K, v]`, to a part of the voxels at a time."""
     return torch.cat([function(part) for part in members.split(_PART, dim=-1)], dim=-1)
 
 
@@ -169,7 +174,7 @@ def _floored_log(probability: Tensor) -> Tensor:
 
 
 def _log_mean_sigmoid(logits: Tensor, mean: Tensor | None = None) -> Tensor:
-    """Return the log of the members' mean sigmoid (`mean`, where it is known), `[M, K, V]` to `[K, V]`."""
+    """Return the log of the members' mean sigmoid, `[M, K, V]` to `[K, V]`; `mean` is that sigmoid if already known."""
     mean = torch.sigmoid(logits).mean(dim=0) if mean is None else mean
     result = mean.log()
     # below this a sigmoid loses digits, and then is 0
@@ -181,7 +186,7 @@ def _log_mean_sigmoid(logits: Tensor, mean: Tensor | None = None) -> Tensor:
 
 def _mean_log_sigmoid(logits: Tensor, probabilities: Tensor) -> Tensor:
     """Return the members' mean log sigmoid, `[M, K, V]` to `[K, V]`; `probabilities` are the sigmoids."""
-    # one logarithm a voxel instead of M
+    # one logarithm per voxel instead of M
     product = probabilities.prod(dim=0)
     result = product.log() / len(logits)
     tiny = product < _SMALLEST_EXACT

@@ -1,163 +1,18 @@
-"""What one case contributes to every metric: a row of numbers a structure, however many voxels it has."""
+"""The statistics of cases: a row of numbers per case and structure, however many voxels the case has."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from edue_lightning.errors import UserError
-from edue_lightning.metrics.calibration import RELIABILITY_BINS, adaptive_calibration_error, reliability_bins
 from edue_lightning.metrics.case import Case
-from edue_lightning.metrics.correlation import cross_entropy_correlation, map_correlation
-from edue_lightning.metrics.distribution import energy_distance, gaussian_crps
+from edue_lightning.metrics.definition import Statistic
 from edue_lightning.metrics.settings import Members, MetricSettings
-from edue_lightning.metrics.surface import hausdorff_distance_95, normalised_surface_dice, surface_distances
-from edue_lightning.uncertainty import (
-    area_under_layer_agreement,
-    dice_of_counts,
-    layer_agreement,
-    model_agreement,
-    predictive_entropy,
-)
-
-BINS = "bins"
-D_SOFT_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """A group of numbers that are computed together.
-
-    Attributes:
-        names: of the numbers.
-        compute: from a case with at least one valid rater, one tensor a name: `[K]`, or `[K, 15, 3]` for `bins`.
-        fewest_raters: a case with fewer valid raters does not define them.
-    """
-
-    names: tuple[str, ...]
-    compute: Callable[[Case], Sequence[Tensor]]
-    fewest_raters: int = 1
-
-
-def _dice(case: Case) -> Sequence[Tensor]:
-    dice = case.overlap.dice()[:, 0]
-    return dice[:, 1], dice[:, case.of_raters].mean(dim=1)
-
-
-def _d_soft(case: Case) -> Sequence[Tensor]:
-    scores = []
-    # in float32 7 of 10 raters reach 0.7, and so does a prediction that was stored as one
-    mean, share = case.mean.float(), case.share.float()
-    for threshold in D_SOFT_THRESHOLDS:
-        predicted, wanted = mean >= threshold, share >= threshold
-        first, second, both = (mask.count_nonzero(dim=1).double() for mask in (predicted, wanted, predicted & wanted))
-        scores.append(dice_of_counts(both, first + second))
-    return (torch.stack(scores).mean(dim=0),)
-
-
-def _surface(case: Case) -> Sequence[Tensor]:
-    hausdorff, surface_dice = (torch.full_like(case.mean[:, 0], torch.nan) for _ in range(2))
-    masks = zip(case.on_grid(case.predicted), case.on_grid(case.consensus), case.structures, strict=True)
-    for k, (predicted, consensus, structure) in enumerate(masks):
-        distances = surface_distances(predicted, consensus, case.spacing)
-        if distances is not None:
-            hausdorff[k] = hausdorff_distance_95(distances)
-            surface_dice[k] = normalised_surface_dice(distances, case.settings.surface_tolerance_of(structure))
-        else:
-            surface_dice[k] = float(not predicted.any() and not consensus.any())
-    return hausdorff, surface_dice
-
-
-def _likelihood(case: Case) -> Sequence[Tensor]:
-    # the labels are 0 or 1, so the mean over raters of each of these needs no more than q
-    log_p, log_not_p = case.log_mean
-    nll = -(case.share * log_p + (1 - case.share) * log_not_p).mean(dim=1)
-    brier = (case.share * (1 - case.mean).square() + (1 - case.share) * case.mean.square()).mean(dim=1)
-    return nll, brier
-
-
-def _model_scores(case: Case) -> Sequence[Tensor]:
-    entropy = predictive_entropy(case.mean[None, None])[0]
-    area = case.predicted.sum(dim=1) * case.voxel_size
-    between, total, entropy = (part.sum(dim=1) * case.voxel_size for part in (case.between, case.total, entropy))
-    if case.n_members < 2:
-        between = torch.full_like(between, torch.nan)
-    return between, total, entropy, between / torch.where(area > 0, area, torch.nan), area
-
-
-def _rater_scores(case: Case) -> Sequence[Tensor]:
-    area = case.consensus.sum(dim=1) * case.voxel_size
-    sum_of_variances = case.expert.sum(dim=1) * case.voxel_size
-    return sum_of_variances, sum_of_variances / torch.where(area > 0, area, torch.nan)
-
-
-def _agreement(case: Case) -> Sequence[Tensor]:
-    pair_dice = case.overlap.dice()[:, case.of_members, case.of_members]
-    neighbours = layer_agreement(pair_dice)
-    return neighbours.mean(dim=1), area_under_layer_agreement(neighbours), model_agreement(pair_dice)
-
-
-def _energy(case: Case) -> Sequence[Tensor]:
-    overlap = case.overlap
-    similarity = overlap.intersection_over_union() if case.settings.ged_distance == "iou" else overlap.dice()
-    distance, members, raters = 1 - similarity, case.of_members, case.of_raters
-    blocks = [(members, raters), (members, members), (raters, raters)]
-    return (energy_distance(*(distance[:, rows, columns] for rows, columns in blocks)),)
-
-
-def _volume(case: Case) -> Sequence[Tensor]:
-    predicted, drawn = (part.sum(dim=-1, dtype=torch.float64) * case.voxel_size for part in (case.mean, case.masks))
-    return (gaussian_crps(predicted, drawn),)
-
-
-STATISTICS = (
-    Statistic(("dice", "dice_per_rater"), _dice),
-    Statistic(("d_soft",), _d_soft),
-    Statistic(("hd95", "nsd"), _surface),
-    Statistic(("nll", "brier"), _likelihood),
-    Statistic(("adaptive_ece",), lambda case: (adaptive_calibration_error(case.mean, case.share),)),
-    Statistic(("ged2",), _energy),
-    Statistic(("volume_crps",), _volume),
-    Statistic(("sv", "sv_total", "entropy", "sv_normalised", "predicted_area"), _model_scores),
-    Statistic(("sv_star", "sv_star_normalised"), _rater_scores, fewest_raters=2),
-    Statistic(("pixel_pearson",), lambda case: (map_correlation(case.between, case.expert),), fewest_raters=2),
-    Statistic(("pixel_pearson_total",), lambda case: (map_correlation(case.total, case.expert),), fewest_raters=2),
-    Statistic(
-        ("pixel_s_ncc",),
-        lambda case: (cross_entropy_correlation(case.mean, case.mean_log, case.masks),),
-        fewest_raters=2,
-    ),
-    Statistic(("layer_agreement", "aula", "model_agreement"), _agreement),
-    Statistic(("area",), lambda case: (case.consensus.sum(dim=1) * case.voxel_size,)),
-    Statistic(("n_raters",), lambda case: (torch.full_like(case.mean[:, 0], case.n_raters),), fewest_raters=0),
-    Statistic((BINS,), lambda case: (reliability_bins(case.mean, case.marked, case.n_raters),)),
-)
-"""Every number that is kept of a case, by name; `[K]` float64 a case, NaN where the case does not define it.
-
-- dice: mean prediction (p >= 0.5) against the soft-majority mask; 1 where both are empty.
-- dice_per_rater: mean over raters of the Dice of the mean prediction against each rater's mask.
-- d_soft: mean over thresholds t of the Dice of (p >= t) against (q >= t).
-- hd95, nsd: mm and share; distances of the surfaces of the two masks of `dice`.
-- nll, brier: of the mean prediction, mean over voxels and raters.
-- adaptive_ece: calibration error over ranges of equally many voxels.
-- ged2: squared generalised energy distance of members and raters.
-- volume_crps: mm² or mm³; of the predicted area or volume under the raters'.
-- sv, sv_total, entropy: mm² or mm³; sums of V (NaN for a single member), and of p (1 - p) and the entropy (nats) of the
-  mean prediction.
-- predicted_area, area: mm² or mm³, of the predicted and of the soft-majority mask.
-- sv_normalised: sv over predicted_area; NaN for an empty prediction.
-- sv_star: mm² or mm³, sum of V*. sv_star_normalised: over the area of the soft-majority mask; NaN where it is empty.
-- pixel_pearson, pixel_pearson_total: correlation over voxels of V, of p (1 - p), with V*.
-- pixel_s_ncc: see `cross_entropy_correlation`.
-- layer_agreement, aula, model_agreement: of the members' masks.
-- n_raters: valid raters.
-- bins: `[K, 15, 3]`, see `reliability_bins`; 0 for a case without a rater.
-"""
-
-STATISTIC_NAMES = tuple(name for statistic in STATISTICS for name in statistic.names)
 
 
 @dataclass(frozen=True)
@@ -165,7 +20,7 @@ class CaseStatistics:
     """Numbers of N cases.
 
     Attributes:
-        columns: by name (see `STATISTICS`), `[N, K]` float64, `bins` `[N, K, 15, 3]`.
+        columns: numbers by name (see `STATISTICS`), `[N, K]` float64, `bins` `[N, K, 15, 3]`.
     """
 
     columns: Mapping[str, Tensor]
@@ -178,8 +33,8 @@ class CaseStatistics:
 
     @property
     def scalars(self) -> dict[str, Tensor]:
-        """The columns of one number a case and structure."""
-        return {name: values for name, values in self.columns.items() if name != BINS}
+        """The columns with one number per case and structure."""
+        return {name: values for name, values in self.columns.items() if values.ndim == 2}
 
     @staticmethod
     def concatenate(parts: Sequence[CaseStatistics]) -> CaseStatistics:
@@ -187,61 +42,96 @@ class CaseStatistics:
         return CaseStatistics({name: torch.cat([part[name] for part in parts]) for name in parts[0].columns})
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The chosen numbers of a table of cases.
+
+    Attributes:
+        statistics: statistics that compute them.
+        names: names of the chosen numbers, in their order.
+    """
+
+    statistics: Sequence[Statistic]
+    names: tuple[str, ...]
+
+    @classmethod
+    def all_of(cls, statistics: Sequence[Statistic]) -> Columns:
+        """Return all numbers of some statistics."""
+        return cls(statistics, tuple(name for statistic in statistics for name in statistic.names))
+
+    def choose(self, names: Sequence[str]) -> Columns:
+        """Return some of the numbers, with the statistics that they need."""
+        needed = [statistic for statistic in self.statistics if set(statistic.names) & set(names)]
+        return Columns(needed, tuple(names))
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each number."""
+        of_name = {name: statistic.shape for statistic in self.statistics for name in statistic.names}
+        return [of_name[name] for name in self.names]
+
+    def pack(self, cases: CaseStatistics) -> Tensor:
+        """Return the numbers of N cases as rows, `[N, width]`."""
+        return torch.cat([cases[name].flatten(1) for name in self.names], dim=1)
+
+    def widths(self, structures: int) -> list[int]:
+        """Return how many entries of a row each number takes."""
+        return [structures * math.prod(shape) for shape in self.shapes]
+
+    def unpack(self, rows: Tensor, structures: int) -> CaseStatistics:
+        """Return the cases that `pack` turned into rows."""
+        parts = rows.split(self.widths(structures), dim=1)
+        return CaseStatistics(
+            {
+                name: part.reshape(len(rows), structures, *shape)
+                for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
+            }
+        )
+
+
 @torch.no_grad()
-def case_statistics(
+def measure_cases(
+    columns: Columns,
     members: Tensor,
     masks: Tensor,
     valid: Tensor,
-    spacing: Tensor | None = None,
-    structures: Sequence[str] | None = None,
-    *,
-    contents: Members = "logits",
-    settings: MetricSettings | None = None,
-    names: Sequence[str] = STATISTIC_NAMES,
+    spacing: Tensor | None,
+    structures: Sequence[str] | None,
+    contents: Members,
+    settings: MetricSettings,
 ) -> CaseStatistics:
-    """Measure cases one by one, so that memory holds one case's maps at a time.
+    """Compute the chosen numbers of each case, with one case's maps in memory at a time.
 
     Args:
+        columns: chosen numbers.
         members: `[B, M, K, *S]`, B at least 1.
         masks: `[B, R, K, *S]` in {0, 1}.
         valid: `[B, R]` bool.
         spacing: `[B, n]`, mm along each spatial axis; None for 1.
-        structures: names of the K structures, by which settings differ; None for their numbers.
-        contents: what `members` holds.
+        structures: names of the K structures; None for their numbers.
+        contents: contents of `members`, logits or probabilities.
         settings: see `MetricSettings`.
-        names: of the numbers wanted; what only others need is not computed.
 
     Raises:
-        UserError: if a prediction is not finite, as those of a diverged model are (as missing values they would drop
-            out of the means and flatter it), or a probability lies outside [0, 1].
+        UserError: see `case_statistics`.
     """
     if not bool(torch.isfinite(members).all()):
         raise UserError("the model predicts NaN or infinity: its training diverged; lower optimizer.learning_rate")
     if contents == "probabilities" and not bool(((members >= 0) & (members <= 1)).all()):
         raise UserError("probabilities must lie between 0 and 1; pass contents='logits' for logits")
-    chosen = settings or MetricSettings()
     if spacing is None:
         spacing = torch.ones(len(members), members.ndim - 3)
     named = tuple(structures or map(str, range(members.shape[2])))
-    cases = (Case(*parts, contents, chosen, named) for parts in zip(members, masks, valid, spacing, strict=True))
-    return CaseStatistics.concatenate([_measure(case, names) for case in cases])
+    cases = (Case(*parts, contents, settings, named) for parts in zip(members, masks, valid, spacing, strict=True))
+    return CaseStatistics.concatenate([_measure(case, columns) for case in cases])
 
 
-def _measure(case: Case, names: Sequence[str]) -> CaseStatistics:
-    columns: dict[str, Tensor] = {}
-    for statistic in STATISTICS:
-        if not set(statistic.names) & set(names):
-            continue
+def _measure(case: Case, columns: Columns) -> CaseStatistics:
+    found: dict[str, Tensor] = {}
+    for statistic in columns.statistics:
         if case.n_raters >= statistic.fewest_raters:
             values: Sequence[Tensor] = statistic.compute(case)
         else:
-            values = [_undefined(name, case) for name in statistic.names]
-        columns.update(zip(statistic.names, values, strict=True))
-    return CaseStatistics({name: columns[name][None] for name in names})
-
-
-def _undefined(name: str, case: Case) -> Tensor:
-    like = case.mean[:, 0]
-    if name == BINS:
-        return like.new_zeros(len(like), RELIABILITY_BINS, 3)
-    return torch.full_like(like, torch.nan)
+            values = [torch.full_like(case.mean[:, 0], torch.nan)] * len(statistic.names)
+        found.update(zip(statistic.names, values, strict=True))
+    return CaseStatistics({name: found[name][None] for name in columns.names})

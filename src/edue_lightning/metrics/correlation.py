@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-FEWEST_CASES_FOR_CORRELATION = 3
+from edue_lightning.metrics.definition import Array, Definition, Statistic, mean_over_cases, over_pairs
+from edue_lightning.metrics.metric import CaseMetric, functional
+from edue_lightning.metrics.scores import MODEL_SCORES, RATER_SCORES, SCORES
 
-Array = NDArray[np.float64]
+FEWEST_CASES_FOR_CORRELATION = 3
 
 
 def map_correlation(first: Tensor, second: Tensor) -> Tensor:
@@ -38,7 +41,7 @@ def cross_entropy_correlation(mean: Tensor, mean_log: tuple[Tensor, Tensor], mas
     Args:
         mean: mean prediction p, `[K, V]`.
         mean_log: means over members of log p and log (1 - p), each `[K, V]`.
-        masks: of the raters, `[R, K, V]` bool.
+        masks: the raters' masks, `[R, K, V]` bool.
 
     Returns:
         `[K]` in [-1, 1]; NaN if a map is constant.
@@ -50,11 +53,11 @@ def cross_entropy_correlation(mean: Tensor, mean_log: tuple[Tensor, Tensor], mas
 
 
 def weighted_pearson(first: Array, second: Array, weights: Array) -> Array:
-    """Return Pearson's correlation over N cases, each counted as often as its weight says.
+    """Return Pearson's correlation over N cases, each counted `weights` times.
 
     Args:
         first: `[N]`, or `[W, N]` where it depends on the weights.
-        second: likewise.
+        second: as `first`.
         weights: `[W, N]`, whole numbers.
 
     Returns:
@@ -63,7 +66,7 @@ def weighted_pearson(first: Array, second: Array, weights: Array) -> Array:
     first, second = np.atleast_2d(first), np.atleast_2d(second)
     count = weights.sum(axis=1, keepdims=True)
     drawn = weights > 0
-    # told by the values themselves: rounding leaves a centred constant with a tiny variance
+    # decided on the values themselves, since rounding leaves a centred constant with a tiny variance
     varies = np.logical_and.reduce(
         [
             np.where(drawn, part, -np.inf).max(axis=1, initial=-np.inf)
@@ -91,3 +94,173 @@ def _ranks(values: Array, weights: Array) -> Array:
     np.add.at(per_group.T, group, weights.T)
     below = np.cumsum(per_group, axis=1) - per_group
     return (below + (per_group + 1) / 2)[:, group]
+
+
+# three statistics, since the maps of each cost time
+PIXEL_PEARSON = Statistic(
+    ("pixel_pearson",), lambda case: (map_correlation(case.between, case.expert),), fewest_raters=2
+)
+TOTAL_PIXEL_PEARSON = Statistic(
+    ("pixel_pearson_total",), lambda case: (map_correlation(case.total, case.expert),), fewest_raters=2
+)
+PIXEL_S_NCC = Statistic(
+    ("pixel_s_ncc",),
+    lambda case: (cross_entropy_correlation(case.mean, case.mean_log, case.masks),),
+    fewest_raters=2,
+)
+
+
+def _over_cases(name: str, correlation: Callable[[Array, Array, Array], Array], suffix: str) -> Definition:
+    """Define the correlation of a score of `SCORES` with the raters' score."""
+    score, sign = SCORES[suffix]
+    # a score by size is compared with the raters' score by size
+    raters = "sv_star_normalised" if suffix == "_normalised" else "sv_star"
+    estimate = over_pairs(correlation, score, raters, sign)
+    return Definition(f"{name}{suffix}", (MODEL_SCORES, RATER_SCORES), estimate, (score, raters), "high")
+
+
+_PEARSON = {suffix: _over_cases("image_pearson", weighted_pearson, suffix) for suffix in SCORES}
+_SPEARMAN = {suffix: _over_cases("image_spearman", weighted_spearman, suffix) for suffix in SCORES}
+
+
+class PixelPearson(CaseMetric):
+    """Correlation over voxels of the variance between members with that between raters, mean over cases.
+
+    In [-1, 1], higher is better. Cases in which either map is constant, or with fewer than two raters, take no part.
+
+    >>> logits = torch.tensor([[4.0, 4.0, -4.0], [4.0, -4.0, -4.0]]).reshape(1, 2, 1, 1, 3)
+    >>> masks = torch.tensor([[1, 0, 0], [1, 1, 0]]).reshape(1, 2, 1, 1, 3)
+    >>> pixel_pearson(logits, masks, torch.ones(1, 2, dtype=torch.bool)).round(decimals=4)
+    tensor(1., dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("pixel_pearson", PIXEL_PEARSON, "high")
+    plot_lower_bound = -1.0
+    plot_upper_bound = 1.0
+
+
+pixel_pearson = functional(PixelPearson)
+
+
+class TotalPixelPearson(CaseMetric):
+    """As `PixelPearson`, with p (1 - p) of the mean prediction in the place of the variance between members.
+
+    >>> logits = torch.tensor([[4.0, 4.0, -4.0], [4.0, -4.0, -4.0]]).reshape(1, 2, 1, 1, 3)
+    >>> masks = torch.tensor([[1, 0, 0], [1, 1, 0]]).reshape(1, 2, 1, 1, 3)
+    >>> pixel_pearson_total(logits, masks, torch.ones(1, 2, dtype=torch.bool)).round(decimals=4)
+    tensor(1., dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("pixel_pearson_total", TOTAL_PIXEL_PEARSON, "high")
+    plot_lower_bound = -1.0
+    plot_upper_bound = 1.0
+
+
+pixel_pearson_total = functional(TotalPixelPearson)
+
+
+class PixelSNCC(CaseMetric):
+    """S_NCC of PHiSeg (Baumgartner et al. 2019): correlation of cross-entropy maps, rater by rater, mean over cases.
+
+    In [-1, 1], higher is better; see `cross_entropy_correlation`. Cases as in `PixelPearson`.
+
+    >>> logits = torch.tensor([[4.0, 4.0, -4.0], [4.0, -4.0, -4.0]]).reshape(1, 2, 1, 1, 3)
+    >>> masks = torch.tensor([[1, 0, 0], [1, 1, 0]]).reshape(1, 2, 1, 1, 3)
+    >>> pixel_s_ncc(logits, masks, torch.ones(1, 2, dtype=torch.bool)).round(decimals=4)
+    tensor(1., dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("pixel_s_ncc", PIXEL_S_NCC, "high")
+    plot_lower_bound = -1.0
+    plot_upper_bound = 1.0
+
+
+pixel_s_ncc = functional(PixelSNCC)
+
+
+class ImagePearson(CaseMetric):
+    """Pearson's correlation over cases of SV, the sum of the variance between members, with the raters' SV*.
+
+    In [-1, 1], higher is better. NaN for fewer than three cases with two raters, or a constant series.
+
+    >>> panel = torch.tensor([[[1, 1, 0]] * 3, [[1, 1, 0], [1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0], [1, 0, 0]]])
+    >>> masks = panel.reshape(3, 3, 1, 1, 3)
+    >>> found = image_pearson(masks.double(), masks, torch.ones(3, 3, dtype=torch.bool), contents="probabilities")
+    >>> found.round(decimals=4)
+    tensor(1., dtype=torch.float64)
+    """
+
+    definition = _PEARSON[""]
+    plot_lower_bound = -1.0
+    plot_upper_bound = 1.0
+
+
+image_pearson = functional(ImagePearson)
+
+
+class ImageSpearman(CaseMetric):
+    """Spearman's rank correlation over cases of SV with the raters' SV*; otherwise as `ImagePearson`.
+
+    >>> panel = torch.tensor([[[1, 1, 0]] * 3, [[1, 1, 0], [1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0], [1, 0, 0]]])
+    >>> masks = panel.reshape(3, 3, 1, 1, 3)
+    >>> found = image_spearman(masks.double(), masks, torch.ones(3, 3, dtype=torch.bool), contents="probabilities")
+    >>> found.round(decimals=4)
+    tensor(1., dtype=torch.float64)
+    """
+
+    definition = _SPEARMAN[""]
+    plot_lower_bound = -1.0
+    plot_upper_bound = 1.0
+
+
+image_spearman = functional(ImageSpearman)
+
+
+class NormalisedImagePearson(CaseMetric):
+    """As `ImagePearson`, of scores by size: SV over the predicted area with SV* over that of the soft-majority mask.
+
+    A large structure has more boundary, so more variance; this correlation owes less to size. Cases in which either
+    mask is empty take no part.
+
+    >>> panel = torch.tensor([[[1, 1, 0]] * 3, [[1, 1, 0], [1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0], [1, 0, 0]]])
+    >>> masks = panel.reshape(3, 3, 1, 1, 3)
+    >>> valid = torch.ones(3, 3, dtype=torch.bool)
+    >>> found = image_pearson_normalised(masks.double(), masks, valid, contents="probabilities")
+    >>> found.round(decimals=4)
+    tensor(1., dtype=torch.float64)
+    """
+
+    definition = _PEARSON["_normalised"]
+    plot_lower_bound = -1.0
+    plot_upper_bound = 1.0
+
+
+image_pearson_normalised = functional(NormalisedImagePearson)
+
+
+class NormalisedImageSpearman(CaseMetric):
+    """As `ImageSpearman`, of the scores by size of `NormalisedImagePearson`.
+
+    >>> panel = torch.tensor([[[1, 1, 0]] * 3, [[1, 1, 0], [1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0], [1, 0, 0]]])
+    >>> masks = panel.reshape(3, 3, 1, 1, 3)
+    >>> valid = torch.ones(3, 3, dtype=torch.bool)
+    >>> found = image_spearman_normalised(masks.double(), masks, valid, contents="probabilities")
+    >>> found.round(decimals=4)
+    tensor(1., dtype=torch.float64)
+    """
+
+    definition = _SPEARMAN["_normalised"]
+    plot_lower_bound = -1.0
+    plot_upper_bound = 1.0
+
+
+image_spearman_normalised = functional(NormalisedImageSpearman)
+
+STATISTICS = (PIXEL_PEARSON, TOTAL_PIXEL_PEARSON, PIXEL_S_NCC)
+METRICS = (
+    PixelPearson.definition,
+    TotalPixelPearson.definition,
+    PixelSNCC.definition,
+    *_PEARSON.values(),
+    *_SPEARMAN.values(),
+)

@@ -45,14 +45,18 @@ def _of_ranks(metric: Any, score: Tensor, distorted: Tensor) -> Tensor:
     undefined = torch.tensor(torch.nan, dtype=torch.float64, device=score.device)
     if bool(score.isnan().any()) or bool(distorted.all()) or not bool(distorted.any()):
         return undefined
-    # both depend on the order of the scores alone; as they are, torchmetrics would send scores outside [0, 1] through a
-    # sigmoid, which makes large ones equal
+    # both depend on the order of the scores alone; torchmetrics would apply a sigmoid to scores outside [0, 1], which
+    # makes large ones equal
     ranks = torch.unique(score, return_inverse=True)[1].double()
     return metric(ranks / ranks.max().clamp_min(1), distorted.long()).double()
 
 
 class _Detection(Metric):
+    is_differentiable = False
+    higher_is_better = True
     full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
     scores: list[Tensor]
     distorted: list[Tensor]
 
@@ -62,9 +66,13 @@ class _Detection(Metric):
         self.add_state("distorted", default=[], dist_reduce_fx="cat")
 
     def update(self, score: Tensor, distorted: Tensor) -> None:
-        """Add images: their scores `[N]`, and which of them are distorted `[N]` bool."""
+        """Add images: their scores `[N]`, and whether each is distorted `[N]` bool."""
         self.scores.append(score.double())
         self.distorted.append(distorted.double())
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw one value or a series of values of `compute`; see `CaseMetric.plot`."""
+        return self._plot(val, ax)
 
     def _states(self) -> tuple[Tensor, Tensor]:
         return dim_zero_cat(self.scores), dim_zero_cat(self.distorted) > 0

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from edue_lightning.metrics.case import Case
+from edue_lightning.metrics.definition import Statistic, mean_over_cases
+from edue_lightning.metrics.metric import CaseMetric, functional
 
 
 def energy_distance(between: Tensor, members: Tensor, raters: Tensor) -> Tensor:
@@ -15,8 +20,8 @@ def energy_distance(between: Tensor, members: Tensor, raters: Tensor) -> Tensor:
 
     Args:
         between: distances of every member to every rater, `[K, M, R]`.
-        members: of every two members, `[K, M, M]`.
-        raters: of every two raters, `[K, R, R]`.
+        members: distances of each pair of members, `[K, M, M]`.
+        raters: distances of each pair of raters, `[K, R, R]`.
 
     Returns:
         `[K]` in [0, 2]; NaN without raters.
@@ -46,3 +51,60 @@ def gaussian_crps(value: Tensor, samples: Tensor) -> Tensor:
     density = torch.exp(-scaled.square() / 2) / math.sqrt(2 * math.pi)
     score = spread * (scaled * torch.erf(scaled / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))
     return torch.where(spread > 0, score, off.abs())
+
+
+def _energy(case: Case) -> Sequence[Tensor]:
+    overlap = case.overlap
+    similarity = overlap.intersection_over_union() if case.settings.ged_distance == "iou" else overlap.dice()
+    distance, members, raters = 1 - similarity, case.of_members, case.of_raters
+    blocks = [(members, raters), (members, members), (raters, raters)]
+    return (energy_distance(*(distance[:, rows, columns] for rows, columns in blocks)),)
+
+
+def _volume(case: Case) -> Sequence[Tensor]:
+    predicted, drawn = (part.sum(dim=-1, dtype=torch.float64) * case.voxel_size for part in (case.mean, case.masks))
+    return (gaussian_crps(predicted, drawn),)
+
+
+ENERGY = Statistic(("ged2",), _energy)
+VOLUME = Statistic(("volume_crps",), _volume)
+
+
+class GeneralisedEnergyDistance(CaseMetric):
+    """GED²: `2 E d(s, y) - E d(s, s') - E d(y, y')` of members s and raters y over all pairs, mean over cases.
+
+    In [0, 2], lower is better; d = 1 - IoU, or 1 - Dice by `MetricSettings.ged_distance`. Two empty masks have d = 0,
+    one empty mask has d = 1 (Kohl et al. 2018; Baumgartner et al. 2019).
+
+    >>> logits = torch.tensor([4.0, 4.0, -4.0, -4.0]).reshape(1, 1, 1, 2, 2)
+    >>> masks = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.uint8).reshape(1, 2, 1, 2, 2)
+    >>> generalised_energy_distance(logits, masks, torch.ones(1, 2, dtype=torch.bool))
+    tensor(0.2500, dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("ged2", ENERGY, "low")
+    plot_lower_bound = 0.0
+    plot_upper_bound = 2.0
+
+
+generalised_energy_distance = functional(GeneralisedEnergyDistance)
+
+
+class VolumeCRPS(CaseMetric):
+    """CRPS of the predicted volume (summed mean probability) under a Gaussian fitted to the raters', mean over cases.
+
+    In [0, inf) mm² or mm³, lower is better (CURVAS, arXiv 2505.08685). Where the raters agree in volume, or there is
+    one, the distance to it.
+
+    >>> volume_crps(torch.zeros(1, 1, 1, 2, 2), torch.ones(1, 2, 1, 2, 2), torch.ones(1, 2, dtype=torch.bool))
+    tensor(2., dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("volume_crps", VOLUME, "low")
+    plot_lower_bound = 0.0
+
+
+volume_crps = functional(VolumeCRPS)
+
+STATISTICS = (ENERGY, VOLUME)
+METRICS = (GeneralisedEnergyDistance.definition, VolumeCRPS.definition)

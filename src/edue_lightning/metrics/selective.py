@@ -1,4 +1,4 @@
-"""How well a score of uncertainty finds the poor segmentations: quality control and selective segmentation.
+"""Quality control and selective segmentation: the ability of a score of uncertainty to find poor segmentations.
 
 Cases are ordered by the score. Cases of one score have no order, so every curve here is the mean over all their orders.
 All functions count case n as often as `weights` says, in W weightings (bootstrap resamples) at once.
@@ -6,12 +6,19 @@ All functions count case n as often as `weights` says, in W weightings (bootstra
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-Array = NDArray[np.float64]
+from edue_lightning.metrics.case_statistics import CaseStatistics
+from edue_lightning.metrics.definition import Array, Definition, Estimate, StructureCases, over_pairs
+from edue_lightning.metrics.metric import CaseMetric, CasesOfOneMetric, functional
+from edue_lightning.metrics.overlap import DICE
+from edue_lightning.metrics.scores import MODEL_SCORES, SCORES
+from edue_lightning.metrics.settings import MetricSettings
 
 
 class QualityControl(NamedTuple):
@@ -37,7 +44,7 @@ def quality_control_curve(uncertainty: Array, poor: Array) -> QualityControl:
         poor: `[N]`, 1 for a poor segmentation, 0 for any other.
 
     Returns:
-        a point a distinct score, and the start.
+        one point per distinct score, and the start.
     """
     counts, poor_counts = _by_score(-uncertainty, poor, np.ones((1, len(poor))))
     flagged = np.append(0.0, np.cumsum(counts[0])) / max(len(poor), 1)
@@ -130,3 +137,158 @@ def _by_score(score: Array, values: Array, weights: Array) -> tuple[Array, Array
     _, starts = np.unique(score[order], return_index=True)
     ordered = weights[:, order]
     return np.add.reduceat(ordered, starts, axis=1), np.add.reduceat(ordered * values[order], starts, axis=1)
+
+
+def quality_control_curves(
+    cases: CaseStatistics, structures: Sequence[str], settings: MetricSettings, score: str = "sv", sign: int = 1
+) -> list[QualityControl]:
+    """Return each structure's quality-control curve of a score, over the cases that define the score and Dice.
+
+    Args:
+        cases: with the score and the statistic `dice`.
+        structures: names of the K structures.
+        settings: see `MetricSettings`.
+        score: name of the statistic.
+        sign: -1 where a small score means an uncertain case.
+    """
+    curves = []
+    for k, structure in enumerate(structures):
+        values, dice = (cases[name][:, k].cpu().numpy() for name in (score, "dice"))
+        defined = ~(np.isnan(values) | np.isnan(dice))
+        poor = dice[defined] < settings.poor_dice_of(structure)
+        curves.append(quality_control_curve(sign * values[defined], poor.astype(float)))
+    return curves
+
+
+def _quality_control(suffix: str) -> Definition:
+    """Define d-AUC of a score of `SCORES`."""
+    score, sign = SCORES[suffix]
+
+    def estimate(cases: StructureCases, weights: Array) -> Estimate:
+        def area(uncertainty: Array, dice: Array, counted: Array) -> Array:
+            return distance_to_ideal_area(uncertainty, (dice < cases.poor_dice).astype(float), counted)
+
+        return over_pairs(area, score, "dice", sign)(cases, weights)
+
+    return Definition(f"d_auc{suffix}", (MODEL_SCORES, DICE), estimate, (score, "dice"), "low")
+
+
+def _selective(name: str, area: Callable[[RiskCoverage], Array], suffix: str) -> Definition:
+    """Define an area under the risk-coverage curve of a score of `SCORES`."""
+    score, sign = SCORES[suffix]
+
+    def of_dice(uncertainty: Array, dice: Array, weights: Array) -> Array:
+        return area(risk_coverage(uncertainty, 1 - dice, weights))
+
+    estimate = over_pairs(of_dice, score, "dice", sign)
+    return Definition(f"{name}{suffix}", (MODEL_SCORES, DICE), estimate, (score, "dice"), "low")
+
+
+_D_AUC = {suffix: _quality_control(suffix) for suffix in SCORES}
+_AURC = {suffix: _selective("aurc", lambda curve: curve.area, suffix) for suffix in SCORES}
+_E_AURC = {suffix: _selective("e_aurc", lambda curve: curve.excess, suffix) for suffix in SCORES}
+_NORMALISED = {suffix: _selective("normalised_aurc", lambda curve: curve.normalised, suffix) for suffix in SCORES}
+
+
+class QualityControlArea(CaseMetric):
+    """d-AUC: area between the quality-control curve of SV and its ideal line (the paper, Fig. 2).
+
+    In [0, 0.25], lower is better. Cases are flagged from the largest SV on; y is the share of all cases that are poor
+    (Dice below `MetricSettings.poor_dice`) and not yet flagged. NaN if no case or every case is poor. `d_auc_total` and
+    others in `METRICS` flag by other scores.
+
+    >>> drawn = [[[1, 1, 1, 1]] * 2 + [[1, 1, 1, 0]], [[1, 1, 1, 0]] * 2 + [[1, 1, 0, 1]], [[1, 0, 0, 0]] * 3]
+    >>> members = torch.tensor(drawn).double().reshape(3, 3, 1, 1, 4)
+    >>> masks = torch.ones(3, 1, 1, 1, 4)  # so Dice is 1, 6/7 and 2/5, and the worst case has the smallest SV
+    >>> d_auc(members, masks, torch.ones(3, 1, dtype=torch.bool), contents="probabilities")
+    tensor(0.2222, dtype=torch.float64)
+    """
+
+    definition = _D_AUC[""]
+    plot_lower_bound = 0.0
+    plot_upper_bound = 0.25
+
+
+d_auc = functional(QualityControlArea)
+
+
+class RiskCoverageArea(CaseMetric):
+    """AURC: mean over n of the mean risk, 1 - Dice, of the n cases with the smallest SV (Geifman et al. 2019).
+
+    In [0, 1], lower is better; it holds the quality of the segmentations and that of their order.
+
+    >>> drawn = [[[1, 1, 1, 1]] * 2 + [[1, 1, 1, 0]], [[1, 1, 1, 0]] * 2 + [[1, 1, 0, 1]], [[1, 0, 0, 0]] * 3]
+    >>> members = torch.tensor(drawn).double().reshape(3, 3, 1, 1, 4)
+    >>> masks = torch.ones(3, 1, 1, 1, 4)  # so Dice is 1, 6/7 and 2/5, and the worst case has the smallest SV
+    >>> aurc(members, masks, torch.ones(3, 1, dtype=torch.bool), contents="probabilities")
+    tensor(0.3825, dtype=torch.float64)
+    """
+
+    definition = _AURC[""]
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+aurc = functional(RiskCoverageArea)
+
+
+class ExcessRiskCoverageArea(CaseMetric):
+    """E-AURC: `RiskCoverageArea` minus that of the best order, by the risk itself (Geifman et al. 2019).
+
+    In [0, 1], lower is better.
+
+    >>> drawn = [[[1, 1, 1, 1]] * 2 + [[1, 1, 1, 0]], [[1, 1, 1, 0]] * 2 + [[1, 1, 0, 1]], [[1, 0, 0, 0]] * 3]
+    >>> members = torch.tensor(drawn).double().reshape(3, 3, 1, 1, 4)
+    >>> masks = torch.ones(3, 1, 1, 1, 4)  # so Dice is 1, 6/7 and 2/5, and the worst case has the smallest SV
+    >>> e_aurc(members, masks, torch.ones(3, 1, dtype=torch.bool), contents="probabilities")
+    tensor(0.2762, dtype=torch.float64)
+    """
+
+    definition = _E_AURC[""]
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+e_aurc = functional(ExcessRiskCoverageArea)
+
+
+class NormalisedRiskCoverageArea(CaseMetric):
+    """`ExcessRiskCoverageArea` as a share of that of an order without information (Zenk et al., arXiv 2406.03323).
+
+    0 for the best order, 1 for one without information, above for a misleading one; lower is better. NaN if all cases
+    have the same risk.
+
+    >>> drawn = [[[1, 1, 1, 1]] * 2 + [[1, 1, 1, 0]], [[1, 1, 1, 0]] * 2 + [[1, 1, 0, 1]], [[1, 0, 0, 0]] * 3]
+    >>> members = torch.tensor(drawn).double().reshape(3, 3, 1, 1, 4)
+    >>> masks = torch.ones(3, 1, 1, 1, 4)  # so Dice is 1, 6/7 and 2/5, and the worst case has the smallest SV
+    >>> normalised_aurc(members, masks, torch.ones(3, 1, dtype=torch.bool), contents="probabilities")
+    tensor(1.9551, dtype=torch.float64)
+    """
+
+    definition = _NORMALISED[""]
+    plot_lower_bound = 0.0
+
+
+normalised_aurc = functional(NormalisedRiskCoverageArea)
+
+
+class QualityControlCurve(CasesOfOneMetric):
+    """The curve behind `QualityControlArea`, to draw.
+
+    >>> members = torch.tensor([[1.0, 1.0], [0.5, 0.75], [0.0, 0.25]]).reshape(3, 2, 1, 1, 1)
+    >>> metric = QualityControlCurve(contents="probabilities")
+    >>> metric.update(members, torch.ones(3, 1, 1, 1, 1), torch.ones(3, 1, dtype=torch.bool))
+    >>> flagged, missed = metric.compute()[0]  # the second and the third case have the same SV, the third is poor
+    >>> missed
+    tensor([0.3333, 0.0000, 0.0000], dtype=torch.float64)
+    """
+
+    definition = QualityControlArea.definition
+
+    def compute(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the fractions flagged and missed of each structure, over the cases that define SV and Dice."""
+        curves = quality_control_curves(self._cases(), self.structures, self.settings)
+        return [(torch.from_numpy(curve.flagged), torch.from_numpy(curve.missed)) for curve in curves]
+
+
+METRICS = (*_D_AUC.values(), *_AURC.values(), *_E_AURC.values(), *_NORMALISED.values())

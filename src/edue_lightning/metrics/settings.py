@@ -1,13 +1,13 @@
-"""The choices in the metrics' definitions that a study must fix before it sees its test cases."""
+"""Choices in the metrics' definitions, which a study must fix before it sees its test cases."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Members = Literal["logits", "probabilities"]
-"""What the members of a prediction hold: logits, or probabilities in [0, 1]."""
+"""Contents of a prediction's members: logits, or probabilities in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -15,25 +15,30 @@ class MetricSettings:
     """Choices in the metrics' definitions.
 
     Attributes:
-        poor_dice: a segmentation with a Dice below this is a poor one, which quality control should flag; one number,
-            or one for each structure by name.
+        poor_dice: Dice below which a segmentation is poor, so that quality control should flag it; one number, or one
+            per structure by name.
         surface_tolerance: distance in mm (in pixels where the spacing is unknown) up to which a surface counts as
-            right in the normalised surface Dice; one number, or one for each structure by name.
+            right in the normalised surface Dice; one number, or one per structure by name.
         majority_tie: whether a voxel that exactly half of the raters marked belongs to the soft-majority mask:
             `foreground` (q >= 0.5) or `background` (q > 0.5, as in MRNet's code).
         ged_distance: distance of two masks in the generalised energy distance, 1 - IoU or 1 - Dice.
+        extra: metrics of your own by their names in tables, each a `PerCaseMetric`; see `docs/extend.md`.
     """
 
     poor_dice: float | Mapping[str, float] = 0.8
     surface_tolerance: float | Mapping[str, float] = 1.0
     majority_tie: Literal["foreground", "background"] = "foreground"
     ged_distance: Literal["iou", "dice"] = "iou"
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, structures: tuple[str, ...]) -> None:
         """Check that every structure has its numbers.
 
+        Args:
+            structures: names of the K structures.
+
         Raises:
-            ValueError: naming the setting and the structures without one.
+            ValueError: if a setting names other structures, or is negative.
         """
         for name in ("poor_dice", "surface_tolerance"):
             value = getattr(self, name)

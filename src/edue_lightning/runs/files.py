@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edue_lightning.errors import UserError
 from edue_lightning.text import reason_of
+from edue_lightning.uncertainty import CASE_SCORES
 
 CONFIGURATION_FILE = "config.yaml"
 METRICS_FILE = "metrics.csv"
@@ -34,7 +35,7 @@ METRICS_COLUMNS = (*IDENTITY, "structure", "metric", "value", "ci_low", "ci_high
 QUALITY_CONTROL_COLUMNS = (*IDENTITY, "structure", "score", "flagged", "missed")
 RELIABILITY_COLUMNS = (*IDENTITY, "structure", "bin_low", "bin_high", "count", "mean_probability", "frequency")
 CASES_COLUMNS = (*IDENTITY, "case_id", "structure", "dice", "nll", "sv", "sv_star")
-DISTORTION_SCORES = ("sv", "sv_total", "sv_normalised", "entropy", "aula", "layer_agreement", "model_agreement")
+DISTORTION_SCORES = tuple(name for name in CASE_SCORES if name != "predicted_area")
 DISTORTED_CASES_COLUMNS = (
     *(*IDENTITY, "case_id", "structure", "distortion", "severity"),
     *(*DISTORTION_SCORES, "dice"),

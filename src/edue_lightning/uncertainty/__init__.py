@@ -1,5 +1,14 @@
 """Disagreement maps and the image-level scores made from them."""
 
+from edue_lightning.uncertainty.case_scores import (
+    CASE_SCORES,
+    MASK_SCORES,
+    VARIANCE_SCORES,
+    case_scores,
+    disagreement_map,
+    map_sums,
+    score_maps,
+)
 from edue_lightning.uncertainty.maps import (
     enough_raters,
     member_variance,
@@ -17,17 +26,24 @@ from edue_lightning.uncertainty.scores import (
 )
 
 __all__ = [
+    "CASE_SCORES",
+    "MASK_SCORES",
+    "VARIANCE_SCORES",
     "PairOverlap",
     "area_under_layer_agreement",
+    "case_scores",
     "dice_of_counts",
+    "disagreement_map",
     "enough_raters",
     "layer_agreement",
+    "map_sums",
     "member_variance",
     "model_agreement",
     "pair_overlap",
     "predictive_entropy",
     "rater_mean",
     "rater_variance",
+    "score_maps",
     "sum_of_variances",
     "total_variance",
 ]

@@ -1,4 +1,4 @@
-"""Disagreement maps: how far raters, or a model's members, lie apart at each voxel.
+"""Disagreement maps: the variance between raters, or between a model's members, at each voxel.
 
 All variances are population variances, computed in float32 or better whatever the input's precision.
 """
@@ -45,15 +45,15 @@ def rater_variance(masks: Tensor, valid: Tensor) -> Tensor:
 
 
 def enough_raters(valid: Tensor) -> Tensor:
-    """Return which cases have the two valid raters without which disagreement is undefined: `[B, R]` to `[B]`."""
+    """Return whether each case has the two valid raters that disagreement needs: `[B, R]` bool to `[B]` bool."""
     return valid.sum(dim=1) >= 2
 
 
 def member_variance(probabilities: Tensor) -> Tensor:
     """Return V, the variance between the members: `[B, M, K, *S]` to `[B, K, *S]`; 0 for a single member."""
     probabilities = at_least_float32(probabilities)
-    # several times as fast as Tensor.var over this axis; from the first member on, so that members of one mind give 0
-    # to the last digit, and without cancellation, since the first member's own difference is 0
+    # several times as fast as Tensor.var over this axis; relative to the first member, so that equal members give
+    # exactly 0, and without cancellation, since the first member's own difference is 0
     difference = probabilities - probabilities[:, :1]
     return difference.square().mean(dim=1) - difference.mean(dim=1).square()
 

@@ -1,7 +1,8 @@
-"""Overlap of many masks of one case, each with each, from one pass over the voxels."""
+"""Pairwise overlap of the masks of one case, from one pass over the voxels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,40 +13,45 @@ _CHUNK = 2**20
 
 
 def dice_of_counts(both: Tensor, total: Tensor) -> Tensor:
-    """Return Dice of two masks from the voxels that both hold and the sum of their sizes; 1 where both are empty."""
+    """Return the Dice of two masks from their common size and the sum of their sizes; 1 if both are empty."""
     return torch.where(total > 0, 2 * both / total.clamp_min(1), 1.0)
 
 
 @dataclass(frozen=True)
 class PairOverlap:
-    """How n masks overlap pairwise.
+    """Pairwise overlap of n masks.
 
     Attributes:
-        intersection: voxels that both masks hold, `[..., n, n]` float64; the diagonal holds each mask's own size.
+        intersection: number of voxels that both masks hold, `[..., n, n]` float64; the diagonal holds each mask's
+            own size.
     """
 
     intersection: Tensor
 
     @property
     def size(self) -> Tensor:
-        """Voxels of each mask, `[..., n]`."""
+        """Number of voxels of each mask, `[..., n]`."""
         return self.intersection.diagonal(dim1=-2, dim2=-1)
 
+    def select(self, masks: slice | Sequence[int]) -> PairOverlap:
+        """Return the overlap of some of the masks."""
+        return PairOverlap(self.intersection[..., masks, :][..., masks])
+
     def dice(self) -> Tensor:
-        """Return Dice of every pair, `[..., n, n]` in [0, 1]; 1 where both masks are empty, 0 where one is."""
+        """Return the Dice of every pair, `[..., n, n]` in [0, 1]; 1 where both masks are empty, 0 where one is."""
         return dice_of_counts(self.intersection, self.size[..., :, None] + self.size[..., None, :])
 
     def intersection_over_union(self) -> Tensor:
-        """Return IoU of every pair, `[..., n, n]` in [0, 1]; 1 where both masks are empty, 0 where one is."""
+        """Return the IoU of every pair, `[..., n, n]` in [0, 1]; 1 where both masks are empty, 0 where one is."""
         union = self.size[..., :, None] + self.size[..., None, :] - self.intersection
         return torch.where(union > 0, self.intersection / union.clamp_min(1), 1.0)
 
 
 def pair_overlap(masks: Tensor) -> PairOverlap:
-    """Count the voxels that every two masks share.
+    """Count the voxels that each pair of masks shares.
 
     Args:
-        masks: `[..., n, V]` bool (or 0 and 1), V voxels in a row.
+        masks: `[..., n, V]` bool (or 0 and 1).
     """
     intersection = torch.zeros(*masks.shape[:-1], masks.shape[-2], dtype=torch.float64, device=masks.device)
     for part in masks.split(_CHUNK, dim=-1):

@@ -1,4 +1,4 @@
-"""Image-level scores of disagreement, one number a case and structure."""
+"""Image-level measures of disagreement, one number per case and structure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def layer_agreement(pair_dice: Tensor) -> Tensor:
     """Return the Dice between the masks of neighbouring heads (Kushibar et al. 2022), high where they agree.
 
     Args:
-        pair_dice: Dice of every two members' thresholded masks, `[..., M, M]`, members ordered by depth; see
+        pair_dice: Dice of each pair of members' thresholded masks, `[..., M, M]`, members ordered by depth; see
             `pair_overlap`.
 
     Returns:
@@ -42,7 +42,7 @@ def area_under_layer_agreement(agreement: Tensor) -> Tensor:
         agreement: `[..., M - 1]`, see `layer_agreement`.
 
     Returns:
-        `[...]` in [0, M - 2]; NaN for fewer than three members, where no area is.
+        `[...]` in [0, M - 2]; NaN for fewer than three members, which span no area.
     """
     if agreement.shape[-1] < 2:
         return agreement.new_full(agreement.shape[:-1], torch.nan)
@@ -53,7 +53,7 @@ def model_agreement(pair_dice: Tensor) -> Tensor:
     """Return the mean Dice over pairs of different members (Kushibar et al. 2022), high where they agree.
 
     Args:
-        pair_dice: Dice of every two members' thresholded masks, `[..., M, M]`; see `pair_overlap`.
+        pair_dice: Dice of each pair of members' thresholded masks, `[..., M, M]`; see `pair_overlap`.
 
     Returns:
         `[...]` in [0, 1]; NaN for a single member.

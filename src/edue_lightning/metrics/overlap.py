@@ -1,0 +1,97 @@
+"""Dice of masks, against the raters' soft majority, each rater, and at several thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from edue_lightning.metrics.case import Case
+from edue_lightning.metrics.definition import Statistic, mean_over_cases
+from edue_lightning.metrics.metric import CaseMetric, functional
+from edue_lightning.uncertainty import dice_of_counts
+
+D_SOFT_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+def _dice(case: Case) -> Sequence[Tensor]:
+    dice = case.overlap.dice()[:, 0]
+    return dice[:, 1], dice[:, case.of_raters].mean(dim=1)
+
+
+def _d_soft(case: Case) -> Sequence[Tensor]:
+    scores = []
+    # in float32 7 of 10 raters reach 0.7, and so does a prediction of 0.7 that was stored in float32
+    mean, share = case.mean.float(), case.share.float()
+    for threshold in D_SOFT_THRESHOLDS:
+        predicted, wanted = mean >= threshold, share >= threshold
+        first, second, both = (mask.count_nonzero(dim=1).double() for mask in (predicted, wanted, predicted & wanted))
+        scores.append(dice_of_counts(both, first + second))
+    return (torch.stack(scores).mean(dim=0),)
+
+
+DICE = Statistic(("dice", "dice_per_rater"), _dice)
+SOFT_DICE = Statistic(("d_soft",), _d_soft)
+
+
+class Dice(CaseMetric):
+    """Dice of the mean prediction (p >= 0.5) and the soft-majority mask (q >= 0.5), mean over cases.
+
+    In [0, 1], higher is better. A case in which both masks are empty scores 1, one in which one of them is 0.
+
+    >>> metric = Dice()
+    >>> logits = torch.tensor([4.0, 4.0, -4.0, -4.0]).reshape(1, 1, 1, 2, 2)
+    >>> masks = torch.tensor([1, 0, 0, 0], dtype=torch.uint8).reshape(1, 1, 1, 2, 2)
+    >>> metric.update(logits, masks, torch.ones(1, 1, dtype=torch.bool))
+    >>> metric.compute()
+    tensor(0.6667, dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("dice", DICE, "high")
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+dice = functional(Dice)
+
+
+class DicePerRater(CaseMetric):
+    """Dice of the mean prediction and each rater's mask, mean over the raters and then over cases.
+
+    In [0, 1], higher is better; at best what one mask can have with raters who disagree. Empty masks as in `Dice`.
+
+    >>> logits = torch.tensor([4.0, 4.0, -4.0, -4.0]).reshape(1, 1, 1, 2, 2)
+    >>> masks = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.uint8).reshape(1, 2, 1, 2, 2)
+    >>> dice_per_rater(logits, masks, torch.ones(1, 2, dtype=torch.bool))
+    tensor(0.8333, dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("dice_per_rater", DICE, "high")
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+dice_per_rater = functional(DicePerRater)
+
+
+class DSoft(CaseMetric):
+    """Soft multi-rater Dice: Dice of (p >= t) and (q >= t), mean over t = 0.1, 0.3, 0.5, 0.7, 0.9 and then cases.
+
+    In [0, 1], higher is better (Ji et al., CVPR 2021). Two empty masks score 1.
+
+    >>> logits = torch.tensor([4.0, 4.0, -4.0, -4.0]).reshape(1, 1, 1, 2, 2)
+    >>> masks = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.uint8).reshape(1, 2, 1, 2, 2)
+    >>> d_soft(logits, masks, torch.ones(1, 2, dtype=torch.bool))
+    tensor(0.8667, dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("d_soft", SOFT_DICE, "high")
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+d_soft = functional(DSoft)
+
+STATISTICS = (DICE, SOFT_DICE)
+METRICS = (Dice.definition, DicePerRater.definition, DSoft.definition)
