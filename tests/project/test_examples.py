@@ -1,4 +1,4 @@
-"""The worked examples: a method and a data set of one's own from the command line, and the notebook."""
+"""The worked examples: a method, a data set and a metric of one's own from the command line, and the notebook."""
 
 from __future__ import annotations
 
@@ -23,18 +23,25 @@ from edue_lightning.runs.checkpoints import load_method, read_checkpoint, write_
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "notebook.ipynb"
 QUICK = [
-    *("trainer.max_epochs=1", "trainer.accelerator=cpu", "network.features=[4,6,8]", "bootstrap_resamples=0"),
+    *("trainer.max_epochs=1", "trainer.accelerator=cpu", "network.features=[4,6,8]", "bootstrap_resamples=40"),
     *("logger.mode=disabled", "hydra.run.dir=runs/rater_heads"),
 ]
 
 
 @pytest.mark.slow
-def test_a_method_and_a_data_set_of_ones_own(tmp_path: Path) -> None:
+def test_a_method_a_data_set_and_a_metric_of_ones_own(tmp_path: Path) -> None:
     place = tmp_path / "extend"
     shutil.copytree(EXAMPLES / "extend", place)
     drawn = subprocess.run([sys.executable, "draw_pictures.py", "PICTURES"], cwd=place, check=False)
     assert drawn.returncode == 0
-    own = ["--config-dir", "conf", "data=pictures", "data.root=PICTURES", "method=rater_heads"]
+    own = [
+        "--config-dir",
+        "conf",
+        "data=pictures",
+        "data.root=PICTURES",
+        "method=rater_heads",
+        "metrics=with_area_error",
+    ]
     trained = run_command("train", [*own, *QUICK], cwd=place)
     assert trained.returncode == 0, trained.stderr
     run = place / "runs" / "rater_heads"
@@ -43,10 +50,20 @@ def test_a_method_and_a_data_set_of_ones_own(tmp_path: Path) -> None:
     assert set(metrics["structure"]) == {"blob"}
     # three heads, so that there is a variance between members
     assert metrics.set_index("metric")["value"].notna()["pixel_pearson"]
+    area_error = metrics.set_index("metric").loc["area_error"]
+    assert area_error["better"] == "low"
+    assert 0 <= area_error["ci_low"] <= area_error["value"] <= area_error["ci_high"]
+    cases = pd.read_csv(run / "cases.csv")
+    assert cases["area_error"].mean() == pytest.approx(area_error["value"])
     command = yaml.safe_load((run / "config.yaml").read_text())["command"]
     assert command.startswith("python -m edue_lightning.train --config-dir conf data=pictures")
 
-    evaluate = [f"ckpt={run}/checkpoints/best.ckpt", "bootstrap_resamples=0", "output=again", "trainer.accelerator=cpu"]
+    evaluate = [
+        f"ckpt={run}/checkpoints/best.ckpt",
+        "bootstrap_resamples=40",
+        "output=again",
+        "trainer.accelerator=cpu",
+    ]
     refused = run_command("evaluate", evaluate, cwd=place)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ")
@@ -60,7 +77,10 @@ def test_a_method_and_a_data_set_of_ones_own(tmp_path: Path) -> None:
 
     reported = run_command("report", ["runs=runs", "reference=rater_heads"], cwd=place)
     assert reported.returncode == 0, reported.stderr
-    assert set(pd.read_csv(place / "runs" / "report" / "comparison.csv")["method"]) == {"rater_heads"}
+    comparison = pd.read_csv(place / "runs" / "report" / "comparison.csv")
+    assert set(comparison["method"]) == {"rater_heads"}
+    assert comparison.set_index("metric").loc["area_error", "better"] == "low"
+    assert "area_error ↓" in (place / "runs" / "report" / "comparison.md").read_text()
 
 
 @pytest.mark.slow

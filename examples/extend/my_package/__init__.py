@@ -1,1 +1,1 @@
-"""A method and a data set of one's own, see docs/extend.md."""
+"""A method, a data set and a metric of your own, see docs/extend.md."""

@@ -1,4 +1,4 @@
-"""A head for each rater."""
+"""One head per rater."""
 
 from __future__ import annotations
 

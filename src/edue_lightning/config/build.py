@@ -19,6 +19,7 @@ from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
 from edue_lightning.methods import Inference, SegmentationMethod
 from edue_lightning.metrics import MetricSettings
+from edue_lightning.metrics.catalogue import known_metrics
 from edue_lightning.networks import HeadLayout
 
 # what a call raises that does not like its arguments
@@ -121,6 +122,7 @@ def build_metric_settings(node: Mapping[str, Any] | None, structures: Sequence[s
     settings: MetricSettings = MetricSettings() if node is None else build(node, "metrics")
     try:
         settings.check(tuple(structures))
+        known_metrics(settings)
     except ValueError as error:
         raise UserError(f"metrics: {error}") from error
     return settings

@@ -133,6 +133,12 @@ def _is_trusted(target: str) -> bool:
 def _value_problems(value: Any, hint: Any, path: str) -> list[str]:
     if isinstance(value, Mapping) and "_target_" in value:
         return _call_problems(value, path)
+    if isinstance(value, Mapping):
+        # calls by name, such as metrics of one's own
+        calls = {key: node for key, node in value.items() if isinstance(node, Mapping) and "_target_" in node}
+        nested = [problem for key, node in calls.items() for problem in _call_problems(node, f"{path}.{key}")]
+        if nested:
+            return nested
     if hint in (Any, inspect.Parameter.empty):
         return []
     try:

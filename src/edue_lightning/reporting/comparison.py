@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from edue_lightning.errors import UserError
-from edue_lightning.metrics import LOWER_IS_BETTER, interval
+from edue_lightning.metrics import METRICS, interval
 from edue_lightning.runs.files import METRICS_COLUMNS, Run
 
-COMPARISON_COLUMNS = (*METRICS_COLUMNS, "seeds")
+COMPARISON_COLUMNS = (*METRICS_COLUMNS, "seeds", "better")
 DIFFERENCE_COLUMNS = (
     *("method", "reference", "data", "split", "structure", "metric"),
     *("difference", "ci_low", "ci_high", "seeds"),
@@ -31,6 +32,8 @@ TABLE_METRICS = (
     "image_pearson_total",
     "pixel_pearson_total",
 )
+
+_ARROWS = {"high": "↑", "low": "↓", "neither": ""}
 
 Array = NDArray[np.float64]
 Subject = tuple[str, str, str]
@@ -100,7 +103,8 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
             value = float(np.mean([row["value"] for row in present]))
             counts = (int(min(r["n_cases"] for r in present)), int(max(r["n_undefined"] for r in present)))
             ends = (low, high) if not np.isnan(value) else (np.nan, np.nan)
-            rows.append((method, data, split, structure, metric, value, *ends, *counts, len(members)))
+            better = _better(present[0])
+            rows.append((method, data, split, structure, metric, value, *ends, *counts, len(members), better))
     return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
 
 
@@ -200,13 +204,14 @@ def comparison_table(
         (comparison["data"] == data) & (comparison["split"] == split) & (comparison["structure"] == structure)
     ]
     table: dict[str, list[str]] = {"method": list(dict.fromkeys(chosen["method"]))}
-    for metric in TABLE_METRICS:
+    own = [metric for metric in dict.fromkeys(chosen["metric"]) if metric not in METRICS]
+    for metric in (*TABLE_METRICS, *own):
+        better = next(iter(chosen.loc[chosen["metric"] == metric, "better"]), _better({"metric": metric}))
         rows = chosen[chosen["metric"] == metric].set_index("method").reindex(table["method"])
         numbers = rows[["value", "ci_low", "ci_high"]].to_numpy(dtype=float)
         defined = numbers[~np.isnan(numbers[:, 0]), 0]
-        lower_is_better = metric in LOWER_IS_BETTER
-        best = (defined.min() if lower_is_better else defined.max()) if len(defined) else np.nan
-        table[f"{metric} {'↓' if lower_is_better else '↑'}"] = [
+        best = {"low": np.min, "high": np.max}[better](defined) if len(defined) and better != "neither" else np.nan
+        table[f"{metric} {_ARROWS[better]}".strip()] = [
             _cell(value, low, high, bold if value == best else None) for value, low, high in numbers.tolist()
         ]
     return pd.DataFrame(table)
@@ -225,7 +230,13 @@ def _cell(value: float, low: float, high: float, bold: Callable[[str], str] | No
     return f"{bold(text) if bold else text} [{low:.3f}, {high:.3f}]"
 
 
-def _by_metric(run: Run) -> dict[tuple[str, str], Mapping[str, float]]:
+def _better(row: Mapping[str, Any]) -> str:
+    """Return the direction of a row's metric; tables of earlier versions do not hold it."""
+    definition = METRICS.get(row["metric"])
+    return str(row.get("better", definition.better if definition else "high"))
+
+
+def _by_metric(run: Run) -> dict[tuple[str, str], Mapping[str, Any]]:
     rows = run.metrics.to_dict("records")
     return {(str(row["structure"]), str(row["metric"])): row for row in rows}  # type: ignore[misc]
 
