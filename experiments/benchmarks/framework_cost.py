@@ -36,16 +36,18 @@ from edue_lightning.config.build import ImageFormat, build_data, build_method
 from edue_lightning.data import RaterBatch, RaterDataModule
 from edue_lightning.data.loading import CaseSampler, KeyedSample, collate
 from edue_lightning.evaluation.cost import side_by_side
-from edue_lightning.methods.base import NetworkMethod
+from edue_lightning.methods import Measuring, NetworkMethod
 from edue_lightning.methods.targets import member_target
+from edue_lightning.metrics import VALIDATION_METRICS, CaseTable
 from edue_lightning.runs.trainer import build_test_trainer, build_trainer
 from edue_lightning.runtime.startup import keep_freed_memory, quiet_libraries
 from edue_lightning.training.progress import EpochLines
+from edue_lightning.training.validation import ValidationMetrics
 
 OURS, BARE, OTHER = "ours", "bare PyTorch", "torch-uncertainty"
 # the bare loop does not see to it that a training can be repeated to the last digit
 FREE = "ours, trainer.deterministic=false"
-SILENT = {"enable_checkpointing": False, "enable_progress_bar": False}
+SILENT: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False}
 
 
 @dataclass(frozen=True)
@@ -185,12 +187,14 @@ def evaluate_bare(work: Work, method: NetworkMethod) -> None:
 
 def evaluate_ours(work: Work, method: NetworkMethod, all_metrics: bool) -> None:
     """Predict every test case, and compute all metrics or those of the validation."""
-    trainer = build_test_trainer(work.trainer_node())
     if all_metrics:
-        trainer.test(method, work.data.test_dataloader(), verbose=False)
-        method.test_cases.summary()
-        method.test_cases.reset()
+        table = CaseTable(method.structures)
+        trainer = build_test_trainer(work.trainer_node())
+        trainer.test(Measuring(method, table), work.data.test_dataloader(), verbose=False)
+        table.summary()
     else:
+        metrics = ValidationMetrics(CaseTable(method.structures, VALIDATION_METRICS))
+        trainer = build_test_trainer(work.trainer_node(), callbacks=[metrics])
         trainer.validate(method, work.data.test_dataloader(), verbose=False)
 
 

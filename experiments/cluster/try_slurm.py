@@ -200,7 +200,7 @@ class Trial:
             [*LONG, f"trainer.max_epochs={10 * EPOCHS}"],
         )
         job.wait_until(lambda: job.read("Restarts") == "1", "requeued")
-        job.wait_until(lambda: "goes on after" in job.log(), "going on")
+        job.wait_until(lambda: "resumes after" in job.log(), "going on")
         _output(["scancel", job.name])
         epochs = _epochs(job)
         _expect(epochs.count(1) == 1, f"began anew: epochs {epochs}")
@@ -270,7 +270,7 @@ class Trial:
     def _expect_went_on(self, job: Job, how: str) -> str:
         job.wait_until(lambda: job.read("Restarts") == "1", "requeued")
         job.wait_until_completed()
-        found = re.search(r"goes on after (\d+) steps", job.log())
+        found = re.search(r"resumes after (\d+) steps", job.log())
         if found is None:
             raise CheckError(f"job {job.name} began anew")
         self._expect_finished_once(job)

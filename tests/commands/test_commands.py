@@ -241,7 +241,7 @@ def test_a_finished_run_is_left_alone_and_one_cut_off_goes_on(tmp_path: Path) ->
     validation.unlink()
     resumed = run_command("train", overrides, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert "goes on after" in resumed.stdout + resumed.stderr
+    assert "resumes after" in resumed.stdout + resumed.stderr
     assert checkpoint.stat().st_mtime_ns == first
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
     assert validation.read_text() == content

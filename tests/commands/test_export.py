@@ -46,8 +46,7 @@ def write_checkpoint(path: Path, image_format: ImageFormat, *overrides: str) -> 
         configuration = resolved(compose("train", overrides=[*TINY, *overrides]))
     torch.manual_seed(0)
     method = build_method(configuration, image_format)
-    method.checkpoint_entries = checkpoint_entries(configuration, image_format)
-    save_method(method, path)
+    save_method(method, path, checkpoint_entries(configuration, image_format))
     return path
 
 

@@ -56,8 +56,7 @@ def untrained(path: Path, images: ImageFormat, *overrides: str, threshold: float
     settings = configuration("train", *NETWORK, *overrides)
     torch.manual_seed(0)
     method = build_method(settings, images)
-    method.checkpoint_entries = checkpoint_entries(settings, images)
-    save_method(method, path)
+    save_method(method, path, checkpoint_entries(settings, images))
     add_triage(path, triage_of(images.structures, threshold).as_dict())
     return path
 
@@ -284,8 +283,7 @@ def test_a_checkpoint_without_triage_sorts_and_flags_nothing(tmp_path: Path, cap
     settings = configuration("train", *NETWORK, "experiment=synthetic", "method=single")
     images = ImageFormat(2, 3, ("disc", "cup"))
     method = build_method(settings, images)
-    method.checkpoint_entries = checkpoint_entries(settings, images)
-    save_method(method, tmp_path / "best.ckpt")
+    save_method(method, tmp_path / "best.ckpt", checkpoint_entries(settings, images))
     photographs(tmp_path / "pictures", cases=2)
     found = predict(asked(tmp_path / "best.ckpt", tmp_path / "pictures", tmp_path / "out"), tmp_path / "out")
     assert found.triage["flagged"].isna().all()

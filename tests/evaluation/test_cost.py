@@ -6,32 +6,26 @@ import math
 
 import pytest
 import torch
+from method_parts import parts_of
 from torch import Tensor, nn
 
-from edue_lightning.evaluation.cost import Cost, measure_cost, prediction_flops, side_by_side
-from edue_lightning.losses import SegmentationLoss
+from edue_lightning.evaluation.cost import Cost, count_passes, measure_cost, prediction_flops, side_by_side
 from edue_lightning.methods import (
     DeepEnsemble,
     Inference,
     MonteCarloDropout,
-    OptimizerSettings,
     SegmentationMethod,
     SingleNetwork,
     StochasticSegmentation,
     parameter_count,
 )
-from edue_lightning.networks import HeadLayout, MultiHeadUNet
+from edue_lightning.networks import HeadLayout
 
-STRUCTURES = ("disc", "cup")
 IMAGE = torch.rand(1, 3, 24, 24)
 
 
-def network(heads: HeadLayout) -> MultiHeadUNet:
-    return MultiHeadUNet(2, 3, 2, heads, features=(4, 6, 8))
-
-
 def single() -> SingleNetwork:
-    return SingleNetwork(network, HeadLayout("last"), STRUCTURES, SegmentationLoss(), OptimizerSettings())
+    return SingleNetwork(parts_of(), HeadLayout("last"))
 
 
 class OneConvolution(nn.Module):
@@ -48,10 +42,9 @@ class OneConvolution(nn.Module):
         return self.convolution(image)[:, None]
 
 
-def one_convolution(dims: int) -> SingleNetwork:
-    return SingleNetwork(
-        lambda heads: OneConvolution(dims), HeadLayout("last"), STRUCTURES, SegmentationLoss(), OptimizerSettings()
-    )
+def one_convolution(dims: int, inference: Inference | None = None) -> SingleNetwork:
+    parts = parts_of(lambda heads: OneConvolution(dims), inference=inference or Inference())
+    return SingleNetwork(parts, HeadLayout("last"))
 
 
 @pytest.mark.parametrize(("dims", "batch"), [(2, 1), (2, 3), (3, 1)])
@@ -62,12 +55,10 @@ def test_operations_of_a_convolution_are_two_for_each_weight_and_voxel(dims: int
 
 
 def test_operations_are_those_of_every_window() -> None:
-    method, image = one_convolution(2), torch.rand(1, 3, 16, 16)
-    whole = prediction_flops(method, image)
-    method.inference = Inference(window=(8, 8), overlap=0.0)
-    assert prediction_flops(method, image) == whole
-    method.inference = Inference(window=(8, 8), overlap=0.5)
-    assert prediction_flops(method, image) == 9 * whole / 4
+    image = torch.rand(1, 3, 16, 16)
+    whole = prediction_flops(one_convolution(2), image)
+    assert prediction_flops(one_convolution(2, Inference(window=(8, 8), overlap=0.0)), image) == whole
+    assert prediction_flops(one_convolution(2, Inference(window=(8, 8), overlap=0.5)), image) == 9 * whole / 4
 
 
 def test_the_reference_against_itself() -> None:
@@ -84,21 +75,48 @@ def cost_of(method: SegmentationMethod) -> Cost:
 
 
 def test_an_ensemble_costs_as_often_as_it_has_members() -> None:
-    ensemble = DeepEnsemble(network, HeadLayout("last"), STRUCTURES, SegmentationLoss(), OptimizerSettings(), members=5)
+    ensemble = DeepEnsemble(parts_of(), HeadLayout("last"), members=5)
     cost = cost_of(ensemble)
     assert (cost.parameter_ratio, cost.flop_ratio) == (5.0, 5.0)
+    assert (cost.networks, cost.forward_passes) == (5, 5)
 
 
 def test_passes_with_dropout_cost_work_but_no_parameters() -> None:
-    method = MonteCarloDropout(
-        network, HeadLayout("last"), STRUCTURES, SegmentationLoss(), OptimizerSettings(), samples=4
-    )
+    method = MonteCarloDropout(parts_of(), HeadLayout("last"), samples=4)
     # a reference in training mode would be counted with a single pass of the method
-    assert (cost_of(method.train()).parameter_ratio, cost_of(method.train()).flop_ratio) == (1.0, 4.0)
+    cost = cost_of(method.train())
+    assert (cost.parameter_ratio, cost.flop_ratio) == (1.0, 4.0)
+    assert (cost.networks, cost.forward_passes) == (1, 4)
+
+
+class Twice(SingleNetwork):
+    """A method that runs its network on the image and on its mirror image, and says nothing of it."""
+
+    def predict(self, image: Tensor) -> Tensor:
+        return (super().predict(image) + super().predict(image.flip(-1)).flip(-1)) / 2
+
+
+@pytest.mark.parametrize("window", [None, (8, 8), (40, 40)], ids=["whole", "windows", "padded"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_passes_are_counted_in_a_prediction_of_one_window(window: tuple[int, int] | None, compiled: bool) -> None:
+    method = Twice(parts_of(inference=Inference(window, overlap=0.5)), HeadLayout("last"))
+    if compiled:
+        method.compile_networks()
+    passes = count_passes(method.eval(), IMAGE)
+    assert list(passes.values()) == [2]
+    # networks that count are left as they were
+    assert not method.network._forward_pre_hooks
+
+
+def test_members_in_turn_and_members_that_share_a_network_are_counted_once_each() -> None:
+    ensemble = DeepEnsemble(parts_of(), HeadLayout("last"), members=3)
+    ensemble.members[2].network = ensemble.members[0].network
+    passes = count_passes(ensemble.eval(), IMAGE)
+    assert sorted(passes.values()) == [1, 2]
 
 
 def test_draws_of_logits_cost_their_product_with_the_factors() -> None:
-    method = StochasticSegmentation(network, STRUCTURES, SegmentationLoss(), OptimizerSettings(), rank=3, samples=7)
+    method = StochasticSegmentation(parts_of(), rank=3, samples=7)
     more_channels = (3 + 1) * 2  # of the head, beyond the two of a plain network
     draws = 2 * 7 * 3 * 2 * 24 * 24
     head = 2 * 24 * 24 * 4 * more_channels

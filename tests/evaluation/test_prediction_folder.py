@@ -147,7 +147,7 @@ def test_every_problem_is_named_before_anything_is_computed(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["ckpt=some.ckpt"], "give one of ckpt=PATH"),
+        (["ckpt=some.ckpt"], "set either ckpt=PATH"),
         (["predictions=nowhere"], "predictions=nowhere: no such folder"),
         (["predictions=data"], "holds no prediction; expected CASE_ID.npz"),
         (["data.root=nowhere"], "data.root=nowhere: no such folder"),

@@ -8,16 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from method_parts import parts_of
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from edue_lightning.data import RaterDataModule, SyntheticFundus
 from edue_lightning.distortions import Distortions
 from edue_lightning.evaluation.shift import measure_shift
-from edue_lightning.losses import SegmentationLoss
-from edue_lightning.methods import OptimizerSettings, SegmentationMethod, SingleNetwork
+from edue_lightning.methods import SegmentationMethod, SingleNetwork
 from edue_lightning.metrics import SCORES, MetricSettings, case_statistics
-from edue_lightning.networks import HeadLayout, MultiHeadUNet
+from edue_lightning.networks import HeadLayout
 from edue_lightning.runs.files import DETECTION_COLUMNS, DISTORTED_CASES_COLUMNS
 
 
@@ -25,7 +25,7 @@ class Reading(SegmentationMethod):
     """Members that read their probabilities off the image, so that the scores are known functions of it."""
 
     def __init__(self) -> None:
-        super().__init__(("disc", "cup"), OptimizerSettings())
+        super().__init__(parts_of())
         self.modes: list[tuple[bool, bool]] = []
 
     @property
@@ -118,13 +118,7 @@ def test_detection_is_that_of_scikit_learn_on_the_same_cases(data: RaterDataModu
 
 
 def test_a_single_network_has_no_variance_to_detect_with(data: RaterDataModule) -> None:
-    method = SingleNetwork(
-        lambda heads: MultiHeadUNet(2, 3, 2, heads, features=(4, 6, 8)),
-        HeadLayout("last"),
-        ("disc", "cup"),
-        SegmentationLoss(),
-        OptimizerSettings(),
-    )
+    method = SingleNetwork(parts_of(), HeadLayout("last"))
     shift = measure_shift(method, data, Distortions(severities=[3]), "single", "test", MetricSettings())
     found = shift.detection_frame().set_index(["structure", "score", "distortion", "severity"])
     assert np.isnan(found.loc[("disc", "sv", "all", 0), "auroc"])

@@ -23,7 +23,7 @@ from processes import PATIENCE
 
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.errors import UserError
-from edue_lightning.methods import SegmentationMethod
+from edue_lightning.methods import Measuring, SegmentationMethod
 from edue_lightning.runs import checkpoints
 from edue_lightning.runs.checkpoints import read_checkpoint
 from edue_lightning.runtime.processes import _distributed_work
@@ -101,7 +101,8 @@ class Moment:
         if self.place == "data":
             fitting.build_data = before(fitting.build_data)
         elif self.place.endswith("_step"):
-            setattr(SegmentationMethod, self.place, before(getattr(SegmentationMethod, self.place)))
+            owner = Measuring if self.place == "test_step" else SegmentationMethod
+            setattr(owner, self.place, before(getattr(owner, self.place)))
         else:
             whole, checkpoints.write_whole = checkpoints.write_whole, write_whole
 

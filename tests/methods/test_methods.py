@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import pytorch_lightning as pl
 import torch
+from method_parts import parts_of
 from torch import Tensor
 
 from edue_lightning.data import RaterBatch, RaterDataModule, SyntheticFundus
@@ -19,39 +20,25 @@ from edue_lightning.methods import (
     parameter_count,
 )
 from edue_lightning.methods.targets import draw_raters, select_raters
-from edue_lightning.networks import HeadLayout, MultiHeadUNet
-
-STRUCTURES = ("disc", "cup")
-
-
-def network(heads: HeadLayout) -> MultiHeadUNet:
-    return MultiHeadUNet(2, 3, 2, heads, features=(4, 6, 8))
+from edue_lightning.networks import HeadLayout
 
 
 def edue(weight: float = 10.0, **options: object) -> EDUE:
     guidance = VarianceGuidance(weight, ramp_up_epochs=0.0)
-    return EDUE(
-        network,
-        HeadLayout("decoder", per_stage=2),
-        STRUCTURES,
-        SegmentationLoss(),
-        OptimizerSettings(learning_rate=0.01),
-        guidance,
-        **options,
-    )
+    parts = parts_of(optimizer=OptimizerSettings(learning_rate=0.01))
+    return EDUE(parts, HeadLayout("decoder", per_stage=2), guidance, **options)
 
 
 def layer_ensemble(**options: object) -> LayerEnsemble:
-    heads = HeadLayout("encoder+decoder", kernel_size=3)
-    return LayerEnsemble(network, heads, STRUCTURES, SegmentationLoss(), OptimizerSettings(), **options)
+    return LayerEnsemble(parts_of(), HeadLayout("encoder+decoder", kernel_size=3), **options)
 
 
 def deep_ensemble(**options: object) -> DeepEnsemble:
-    return DeepEnsemble(network, HeadLayout("last"), STRUCTURES, SegmentationLoss(), OptimizerSettings(), **options)
+    return DeepEnsemble(parts_of(), HeadLayout("last"), **options)
 
 
 def single(**options: object) -> SingleNetwork:
-    return SingleNetwork(network, HeadLayout("last"), STRUCTURES, SegmentationLoss(), OptimizerSettings(), **options)
+    return SingleNetwork(parts_of(), HeadLayout("last"), **options)
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +48,25 @@ def batch() -> RaterBatch:
 
 
 @pytest.mark.parametrize(
-    ("method", "members", "label", "networks"),
+    ("method", "members", "label"),
     [
-        (edue(), 4, "edue", 1),
-        (edue(weight=0.0), 4, "edue_unguided", 1),
-        (edue(mean_weight=2.0), 4, "edue_moments", 1),
-        (layer_ensemble(), 5, "layer_ensemble", 1),
-        (layer_ensemble(skip_heads=3, target="random_rater"), 2, "layer_ensemble_random_rater", 1),
-        (deep_ensemble(members=3), 3, "deep_ensemble", 3),
-        (deep_ensemble(members=2, target="rater_per_member"), 2, "deep_ensemble_rater_per_member", 2),
-        (single(), 1, "single", 1),
-        (single(target="soft_majority"), 1, "single_soft_majority", 1),
+        (edue(), 4, "edue"),
+        (edue(weight=0.0), 4, "edue_unguided"),
+        (edue(mean_weight=2.0), 4, "edue_moments"),
+        (layer_ensemble(), 5, "layer_ensemble"),
+        (layer_ensemble(skip_heads=3, target="random_rater"), 2, "layer_ensemble_random_rater"),
+        (deep_ensemble(members=3), 3, "deep_ensemble"),
+        (deep_ensemble(members=2, target="rater_per_member"), 2, "deep_ensemble_rater_per_member"),
+        (single(), 1, "single"),
+        (single(target="soft_majority"), 1, "single_soft_majority"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_all_methods_yield_member_logits(
-    method: SegmentationMethod, members: int, label: str, networks: int, batch: RaterBatch
+    method: SegmentationMethod, members: int, label: str, batch: RaterBatch
 ) -> None:
     assert method(batch.image).shape == (4, members, 2, 24, 24)
     assert method.label == label
-    assert method.networks == networks
     for trainee in method.trainees():
         parts = trainee.training_loss(batch)
         parts["loss"].backward()

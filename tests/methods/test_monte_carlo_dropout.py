@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from method_parts import parts_of
 from torch import Tensor, nn
 
 from edue_lightning.config.build import ImageFormat, build_method
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data import RaterBatch, RaterDataModule, SyntheticFundus
 from edue_lightning.losses import SegmentationLoss
-from edue_lightning.methods import Inference, MonteCarloDropout, OptimizerSettings
+from edue_lightning.methods import Inference, MonteCarloDropout
 from edue_lightning.methods.targets import member_target
 from edue_lightning.networks import HeadLayout, MultiHeadUNet
 from edue_lightning.runs.checkpoints import checkpoint_entries, load_method, save_method
@@ -25,10 +26,9 @@ def network(heads: HeadLayout, dropout: float = 0.0) -> MultiHeadUNet:
     return MultiHeadUNet(2, 3, 2, heads, features=(4, 6, 8), dropout=dropout)
 
 
-def method_of(make: object, **options: object) -> MonteCarloDropout:
-    return MonteCarloDropout(
-        make, HeadLayout("last"), STRUCTURES, SegmentationLoss(), OptimizerSettings(), **options
-    ).eval()
+def method_of(make: object, window: tuple[int, int] | None = None, **options: object) -> MonteCarloDropout:
+    inference = Inference(window, overlap=0.0)
+    return MonteCarloDropout(parts_of(make, inference=inference), HeadLayout("last"), **options).eval()
 
 
 def mc_dropout(**options: object) -> MonteCarloDropout:
@@ -72,7 +72,7 @@ def test_members_differ_and_a_prediction_is_the_same_each_time() -> None:
     other_seed = mc_dropout(seed=1)
     other_seed.load_state_dict(method.state_dict())
     assert not torch.equal(other_seed(image), first)
-    assert (method.label, method.networks, method.forward_passes) == ("mc_dropout", 1, 4)
+    assert method.label == "mc_dropout"
     assert mc_dropout(target="random_rater").label == "mc_dropout_random_rater"
 
 
@@ -91,8 +91,7 @@ def test_a_prediction_does_not_depend_on_the_batch() -> None:
 
 
 def test_a_member_is_one_network_in_every_window() -> None:
-    method, window = mc_dropout(), torch.rand(1, 3, 16, 16)
-    method.inference = Inference(window=(16, 16), overlap=0.0)
+    method, window = mc_dropout(window=(16, 16)), torch.rand(1, 3, 16, 16)
     tiled = method.predict(window.repeat(1, 1, 2, 2))
     torch.testing.assert_close(tiled, method(window).repeat(1, 1, 1, 2, 2))
 
@@ -186,7 +185,7 @@ def test_dropout_is_set_in_every_layer_or_left_as_the_network_has_it() -> None:
         ({"dropout": 1.0}, "between 0 and 1, not 1"),
         ({"dropout": -0.5}, "between 0 and 1, not -0.5"),
         ({"samples": 1}, "at least 2, not 1"),
-        ({"target": "rater_per_member"}, "rater_per_member has no meaning"),
+        ({"target": "rater_per_member"}, "rater_per_member does not apply"),
     ],
 )
 def test_senseless_options_are_refused(options: dict[str, object], message: str) -> None:
@@ -195,7 +194,7 @@ def test_senseless_options_are_refused(options: dict[str, object], message: str)
 
 
 def test_a_network_without_dropout_layers_is_refused() -> None:
-    with pytest.raises(ValueError, match="take a network with dropout layers"):
+    with pytest.raises(ValueError, match="choose a network with dropout layers"):
         method_of(lambda heads: Dropping(nn.Identity()), dropout=0.5)
 
 
@@ -222,11 +221,10 @@ def test_a_checkpoint_rebuilds_the_method(tmp_path: Path, options: list[str]) ->
         configuration = resolved(compose("train", ["method=mc_dropout", "network.features=[4,6,8]", *options]))
     image_format = ImageFormat(2, 3, STRUCTURES)
     method = build_method(configuration, image_format).eval()
-    method.checkpoint_entries = checkpoint_entries(configuration, image_format)
-    save_method(method, tmp_path / "best.ckpt")
+    save_method(method, tmp_path / "best.ckpt", checkpoint_entries(configuration, image_format))
     again = load_method(tmp_path / "best.ckpt").method
     image = torch.rand(1, 3, 24, 24)
     assert isinstance(again, MonteCarloDropout)
     assert again.label == method.label
-    assert method(image).shape[1] == again.forward_passes == 10
+    assert method(image).shape[1] == again.samples == 10
     torch.testing.assert_close(again(image), method(image), rtol=0, atol=0)

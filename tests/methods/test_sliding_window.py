@@ -50,13 +50,13 @@ def test_the_network_sees_windows_of_the_given_size_alone() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"window": [0, 4]}, "two or three positive numbers"),
-        ({"window": [4]}, "two or three positive numbers"),
-        ({"overlap": 1.0}, "share from 0 to less than 1"),
+        ({"window": [0, 4]}, "two or three positive integers"),
+        ({"window": [4]}, "two or three positive integers"),
+        ({"overlap": 1.0}, "at least 0 and below 1"),
         ({"batch_size": 0}, "at least 1"),
     ],
 )
-def test_settings_that_are_none(arguments: dict[str, object], message: str) -> None:
+def test_invalid_settings_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Inference(**arguments)  # type: ignore[arg-type]
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
+from method_parts import parts_of
 from torch import Tensor, nn
 
 from edue_lightning.config.build import ImageFormat, build_method
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data import RaterBatch, RaterDataModule, SyntheticFundus
-from edue_lightning.losses import SegmentationLoss
-from edue_lightning.methods import Inference, OptimizerSettings, StochasticSegmentation
+from edue_lightning.methods import Inference, StochasticSegmentation
 from edue_lightning.methods.stochastic_segmentation import LogitDistribution, negative_log_likelihood
 from edue_lightning.methods.targets import member_target
 from edue_lightning.networks import HeadLayout, MultiHeadUNet
@@ -31,7 +31,7 @@ def network(heads: HeadLayout) -> MultiHeadUNet:
 
 def ssn(**options: object) -> StochasticSegmentation:
     options = {"rank": 3, "samples": 4, "training_samples": 6, **options}
-    return StochasticSegmentation(network, STRUCTURES, SegmentationLoss(), OptimizerSettings(), **options).eval()
+    return StochasticSegmentation(parts_of(network), **options).eval()
 
 
 def noise(distribution: LogitDistribution, draws: int) -> tuple[Tensor, Tensor]:
@@ -188,9 +188,7 @@ def test_half_precision_ends_at_the_network(batch: RaterBatch, dtype: torch.dtyp
         def forward(self, image: Tensor) -> Tensor:
             return torch.linspace(-9, 9, 5, dtype=dtype)[:, None, None, None].expand(len(image), 5, 2, 24, 24)
 
-    method = StochasticSegmentation(
-        lambda heads: Half(), STRUCTURES, SegmentationLoss(), OptimizerSettings(), rank=3, samples=4
-    )
+    method = StochasticSegmentation(parts_of(lambda heads: Half()), rank=3, samples=4)
     full = LogitDistribution.of(method.network(batch.image).float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = method(batch.image)
@@ -225,7 +223,7 @@ def test_members_differ_and_a_prediction_is_the_same_each_time() -> None:
     other_seed = ssn(seed=1)
     other_seed.load_state_dict(method.state_dict())
     assert not torch.equal(other_seed(image), first)
-    assert (method.label, method.networks, method.forward_passes) == ("stochastic_segmentation", 1, 1)
+    assert method.label == "stochastic_segmentation"
 
 
 def test_a_prediction_does_not_depend_on_the_batch() -> None:
@@ -247,14 +245,12 @@ def test_a_member_moves_along_the_factors_alike_whatever_the_size_and_the_window
             values = torch.tensor([0.0, -100.0, 1.0])[:, None, None, None]
             return values.expand(len(image), 3, 2, *image.shape[2:])
 
-    method = StochasticSegmentation(
-        lambda heads: Flat(), STRUCTURES, SegmentationLoss(), OptimizerSettings(), rank=1, samples=4
-    )
+    parts = parts_of(lambda heads: Flat(), inference=Inference(window=(8, 8), overlap=0.5))
+    method = StochasticSegmentation(parts, rank=1, samples=4)
     small, large = method(torch.rand(1, 3, 8, 8)), method(torch.rand(1, 3, 30, 12))
     shift = small[0].mean(dim=(1, 2, 3))
     assert shift.unique().numel() == 4
     torch.testing.assert_close(large[0].mean(dim=(1, 2, 3)), shift, atol=2e-3, rtol=0)
-    method.inference = Inference(window=(8, 8), overlap=0.5)
     windows = method.predict(torch.rand(1, 3, 20, 20))[0]
     torch.testing.assert_close(windows, shift[:, None, None, None].expand_as(windows), atol=0.03, rtol=0)
 
@@ -300,8 +296,8 @@ def test_training_lowers_the_loss(batch: RaterBatch) -> None:
         ({"rank": 0}, "rank must be at least 1, not 0"),
         ({"warm_up_epochs": -1}, "warm_up_epochs must not be negative: -1"),
         ({"samples": 1}, "samples must be at least 2, not 1"),
-        ({"training_samples": 0}, "even number from 2 on, not 0"),
-        ({"training_samples": 5}, "even number from 2 on, not 5"),
+        ({"training_samples": 0}, "even number of at least 2, not 0"),
+        ({"training_samples": 5}, "even number of at least 2, not 5"),
     ],
 )
 def test_senseless_options_are_refused(options: dict[str, object], message: str) -> None:
@@ -316,8 +312,7 @@ def test_a_checkpoint_rebuilds_the_method(tmp_path: Path, dims: int) -> None:
         configuration = resolved(compose("train", overrides))
     image_format = ImageFormat(dims, 1, STRUCTURES)
     method = build_method(configuration, image_format).eval()
-    method.checkpoint_entries = checkpoint_entries(configuration, image_format)
-    save_method(method, tmp_path / "best.ckpt")
+    save_method(method, tmp_path / "best.ckpt", checkpoint_entries(configuration, image_format))
     again = load_method(tmp_path / "best.ckpt").method
     assert isinstance(again, StochasticSegmentation)
     image = torch.rand(1, 1, *[16] * dims)

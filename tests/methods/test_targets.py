@@ -82,3 +82,4 @@ def test_consensus_targets() -> None:
     assert member_target(batch(masks, valid), "majority").flatten().tolist() == [1, 1, 1, 0]
     tie = torch.tensor([[True, False, True, False]])
     assert member_target(batch(masks, tie), "majority").flatten().tolist() == [1, 1, 1, 1]
+    assert member_target(batch(masks, tie), "majority", tie="background").flatten().tolist() == [1, 1, 0, 0]

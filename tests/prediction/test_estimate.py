@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from method_parts import parts_of
 from torch import Tensor
 
-from edue_lightning.methods import Inference, OptimizerSettings, SegmentationMethod
+from edue_lightning.methods import Inference, SegmentationMethod
 from edue_lightning.metrics import case_statistics
 from edue_lightning.prediction.estimate import estimate
 from edue_lightning.uncertainty import member_variance, total_variance
@@ -17,8 +18,9 @@ from edue_lightning.uncertainty import member_variance, total_variance
 class Given(SegmentationMethod):
     """A method whose members' logits are given multiples of the image's first channel."""
 
-    def __init__(self, factors: Tensor) -> None:
-        super().__init__(tuple(map(str, range(factors.shape[1]))), OptimizerSettings())
+    def __init__(self, factors: Tensor, inference: Inference | None = None) -> None:
+        structures = tuple(map(str, range(factors.shape[1])))
+        super().__init__(parts_of(structures=structures, inference=inference or Inference()))
         self.factors = factors
 
     label = "given"
@@ -30,15 +32,15 @@ class Given(SegmentationMethod):
         raise NotImplementedError
 
 
-def random_method(members: int, structures: int) -> Given:
-    return Given(torch.randn(members, structures, generator=torch.Generator().manual_seed(members)) * 2)
+def random_method(members: int, structures: int, inference: Inference) -> Given:
+    generator = torch.Generator().manual_seed(members)
+    return Given(torch.randn(members, structures, generator=generator) * 2, inference)
 
 
 @pytest.mark.parametrize("window", [None, (5, 6, 4)])
 @pytest.mark.parametrize("members", [1, 2, 5])
 def test_maps_and_scores_are_those_of_the_metrics(members: int, window: Sequence[int] | None) -> None:
-    method = random_method(members, 2)
-    method.inference = Inference(window, overlap=0.5, batch_size=2)
+    method = random_method(members, 2, Inference(window, overlap=0.5, batch_size=2))
     image = torch.randn(1, 1, 11, 9, 7, generator=torch.Generator().manual_seed(0))
     found = estimate(method, image[0], voxel_size=1.5 * 0.7 * 3)
     logits = method(image)

@@ -181,6 +181,6 @@ def test_no_part_of_a_checkpoint_calls_other_code(trained_run: Path, tmp_path: P
     mark = tmp_path / "called"
     checkpoint["edue_configuration"][part] = {"_target_": "os.mkdir", "path": os.fspath(mark)}
     write_checkpoint(checkpoint, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match=r"other\.ckpt: refused, its configuration asks to call 'os.mkdir'"):
+    with pytest.raises(UserError, match=r"other\.ckpt: refused, its configuration calls 'os.mkdir'"):
         load_method(tmp_path / "other.ckpt")
     assert not mark.exists()

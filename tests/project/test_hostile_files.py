@@ -418,8 +418,7 @@ def small(path: Path, images: ImageFormat, *overrides: str) -> Path:
         settings = resolved(compose("train", ["method=single", "network.features=[2,3]", *overrides]))
     torch.manual_seed(0)
     method = build_method(settings, images)
-    method.checkpoint_entries = checkpoint_entries(settings, images)
-    save_method(method, path)
+    save_method(method, path, checkpoint_entries(settings, images))
     return path
 
 
@@ -507,9 +506,9 @@ def test_calls_of_others_are_refused_and_not_made(
     ("part", "key", "value", "line"),
     [
         ("network", "features", [10**5, 10**5], "weights do not fit the network of its settings (network.encoder"),
-        ("network", "features", [1] * 500, "they describe a network of more weights than there are"),
+        ("network", "features", [1] * 500, "they describe a network with more weights than the file holds"),
         ("network", "features", "many", "its settings are damaged or of another version"),
-        ("method", "members", 10**9, "they describe a network of more weights than there are"),
+        ("method", "members", 10**9, "they describe a network with more weights than the file holds"),
     ],
 )
 def test_settings_of_networks_that_no_memory_holds(

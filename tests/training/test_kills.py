@@ -199,7 +199,7 @@ def test_a_full_disk_ends_a_training_in_one_line_and_with_space_it_goes_on(undis
     assert "Traceback" not in told
     (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
     assert "last.ckpt: cannot be written (" in line
-    assert line.endswith("free some space, and go on with resume=auto")
+    assert line.endswith("free some space, then resume with resume=auto")
     assert last.read_bytes() == before
     assert not list(run.rglob("unfinished-*"))
     assert train_apart(settings, run) == 0, output_of(run)

@@ -243,7 +243,7 @@ def test_another_number_of_processes_cannot_take_up_a_training(
     stored = read_checkpoint(path)
     stored["callbacks"]["ResumePoint"]["random"] *= 2
     write_checkpoint(stored, path)
-    with pytest.raises(UserError, match=r"was written by 2 processes, and cannot go on with 1"):
+    with pytest.raises(UserError, match=r"was written by 2 processes and cannot be resumed by 1"):
         train(configuration(), tmp_path)
 
 
@@ -292,7 +292,7 @@ def test_a_scheduler_can_stop_a_training_and_its_job_comes_back(
     process.send_signal(number)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == resuming.STOPPED_STATUS, output
-    assert "told to stop" in output
+    assert "received a signal to stop" in output
     assert "Traceback" not in output
     name = "77_3" if array else "77"
     expected = [f"show job {name}", *([f"requeue {name}"] if state == "RUNNING" else [])]
@@ -320,6 +320,6 @@ def test_auto_finds_the_run_of_the_same_command(tmp_path: Path) -> None:
     (run / "validation.csv").unlink()
     again = run_command("train", [*command, "resume=auto"], cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "goes on after" in again.stdout + again.stderr
+    assert "resumes after" in again.stdout + again.stderr
     assert (run / "validation.csv").is_file()
     assert [path for path in tmp_path.glob("outputs/*/*/*") if path != run] == []

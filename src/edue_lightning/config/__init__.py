@@ -1,1 +1,1 @@
-"""From a configuration to objects: its check, its building, and what every command shares."""
+"""Configurations: their check, the objects built from them, and the shared parts of all commands."""

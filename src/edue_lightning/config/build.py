@@ -1,9 +1,9 @@
-"""From a checked configuration to objects."""
+"""Objects built from a checked configuration."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +17,18 @@ from edue_lightning.data import CaseSource, RaterDataModule
 from edue_lightning.data.preparation import Preparation
 from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
-from edue_lightning.methods import Inference, SegmentationMethod
+from edue_lightning.methods import Inference, MethodParts, SegmentationMethod
 from edue_lightning.metrics import MetricSettings
 from edue_lightning.metrics.catalogue import known_metrics
 from edue_lightning.networks import HeadLayout
 
-# what a call raises that does not like its arguments
+# errors of a call with invalid arguments
 _REFUSALS = (UserError, ValueError, TypeError, MisconfigurationException)
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What a network must know of the images.
+    """Format of the images that a network takes.
 
     Attributes:
         spatial_dims: 2 or 3.
@@ -59,16 +59,17 @@ class ImageFormat:
 
 
 def build(node: Mapping[str, Any], name: str, **arguments: Any) -> Any:
-    """Make the object that a configuration node describes.
+    """Build the object that a configuration node describes.
 
     Args:
-        node: resolved, with its `_target_`.
+        node: resolved node with its `_target_`.
         name: path of the node in the configuration; its `REFERENCE_KEYS` are left out.
-        arguments: for a node with `_partial_`, which is called with them; without any it is left for later.
+        arguments: arguments that complete a node with `_partial_`; without any, the partial call is returned.
 
     Raises:
-        UserError: if the described call refuses its arguments.
+        UserError: if the described call refuses its arguments, or the node sets one of `arguments`.
     """
+    refuse_keys(node, name, arguments)
     call = {key: value for key, value in node.items() if key not in REFERENCE_KEYS.get(name, ())}
     try:
         made = instantiate(call, _convert_="all")
@@ -86,17 +87,28 @@ def build(node: Mapping[str, Any], name: str, **arguments: Any) -> Any:
     raise UserError(f"{name}: {cause}") from cause
 
 
+def refuse_keys(node: Mapping[str, Any], name: str, keys: Iterable[str]) -> None:
+    """Refuse keys of a node that the program sets itself, since they would have no effect.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for key in keys:
+        if key in node:
+            raise UserError(f"{name}.{key}={node[key]}: has no effect, the program sets it itself; remove the key")
+
+
 def build_data(configuration: Mapping[str, Any]) -> RaterDataModule:
-    """Make the data module of a configuration, reading the list of its cases."""
+    """Build the data module of a configuration; it reads the list of its cases."""
     data: RaterDataModule = build(configuration["data"], "data")
     return data
 
 
 def build_preparation(configuration: Mapping[str, Any]) -> Preparation:
-    """Return how the data set of a configuration prepares its images, without the data set being there.
+    """Return how a configuration's data set prepares its images; the data itself is not needed.
 
     Raises:
-        UserError: if the configuration names no data set of ours.
+        UserError: if the configuration names no data set of this package.
     """
     node = dict((configuration.get("data") or {}).get("source") or {})
     check_only_ours(node, "data.source")
@@ -106,7 +118,7 @@ def build_preparation(configuration: Mapping[str, Any]) -> Preparation:
 
 
 def build_distortions(node: Mapping[str, Any] | None) -> Distortions | None:
-    """Make the distortions of a configuration, or none where there is no node."""
+    """Build the distortions of a configuration; None without a node."""
     if node is None:
         return None
     distortions: Distortions = build(node, "distortions")
@@ -114,7 +126,7 @@ def build_distortions(node: Mapping[str, Any] | None) -> Distortions | None:
 
 
 def build_metric_settings(node: Mapping[str, Any] | None, structures: Sequence[str]) -> MetricSettings:
-    """Make the settings of the metrics, or the default ones where there is no node, and check them.
+    """Build and check the settings of the metrics; the default ones without a node.
 
     Raises:
         UserError: if a setting does not fit the structures.
@@ -129,14 +141,19 @@ def build_metric_settings(node: Mapping[str, Any] | None, structures: Sequence[s
 
 
 def build_method(configuration: Mapping[str, Any], image_format: ImageFormat) -> SegmentationMethod:
-    """Make the method of a configuration, its networks freshly initialised.
+    """Build the method of a configuration, its networks freshly initialised.
 
     Args:
-        configuration: with the nodes `method`, `network`, `loss` and `optimizer`, and `inference` unless whole images
-            are seen at once.
-        image_format: what the networks are made for.
+        configuration: resolved, with the nodes `method`, `network`, `loss` and `optimizer`; without `inference`,
+            images are predicted whole; without `metrics`, ties of a majority are foreground.
+        image_format: format of the images that the networks take.
+
+    Raises:
+        UserError: if the nodes do not fit each other or the images.
     """
     make_network = build(configuration["network"], "network")
+    refuse_keys(configuration["network"], "network", ("spatial_dims", "in_channels", "structures", "heads"))
+    refuse_keys(configuration["method"], "method", ("parts",))
 
     def network(heads: HeadLayout) -> nn.Module:
         module: nn.Module = make_network(
@@ -147,28 +164,29 @@ def build_method(configuration: Mapping[str, Any], image_format: ImageFormat) ->
         )
         return module
 
+    parts = MethodParts(
+        network=network,
+        structures=image_format.structures,
+        loss=build(configuration["loss"], "loss"),
+        optimizer=build(configuration["optimizer"], "optimizer"),
+        inference=build_inference(configuration.get("inference"), image_format),
+        majority_tie=build_metric_settings(configuration.get("metrics"), image_format.structures).majority_tie,
+    )
     make_method = build(configuration["method"], "method")
     try:
-        method: SegmentationMethod = make_method(
-            network=network,
-            structures=image_format.structures,
-            loss=build(configuration["loss"], "loss"),
-            optimizer=build(configuration["optimizer"], "optimizer"),
-        )
+        method: SegmentationMethod = make_method(parts=parts)
     except ValueError as error:
         raise UserError(f"method: {error}") from error
-    set_inference(method, configuration.get("inference"), image_format)
     return method
 
 
-def set_inference(method: SegmentationMethod, node: Mapping[str, Any] | None, image_format: ImageFormat) -> None:
-    """Choose how a method (and each of its trainees) sees whole images: as a node says, or at once without one.
+def build_inference(node: Mapping[str, Any] | None, image_format: ImageFormat) -> Inference:
+    """Build the prediction of whole images; without a node, they are predicted at once.
 
     Raises:
-        UserError: if the node cannot be used with such images.
+        UserError: if the node does not fit such images.
     """
     inference: Inference = Inference() if node is None else build(node, "inference")
     if inference.window is not None and len(inference.window) != image_format.spatial_dims:
         raise UserError(f"inference.window={list(inference.window)}: the images are {image_format.spatial_dims}D")
-    for part in (method, *method.trainees()):
-        part.inference = inference
+    return inference

@@ -1,4 +1,4 @@
-"""What every command shares: one-line errors, and its job's folder."""
+"""The shared parts of all commands: one-line errors, and the job's folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 def command(function: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
-    """Turn a `UserError` into its message on standard error and exit status 2, an interrupt into one line and 130."""
+    """Report a `UserError` in one line with exit status 2, and an interrupt in one line with exit status 130."""
 
     @functools.wraps(function)
     def run(config: DictConfig) -> Result:

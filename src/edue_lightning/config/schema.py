@@ -1,7 +1,7 @@
-"""Where the configuration lies, and the check that it fits the code it configures.
+"""The folder of the configuration, and the check that a configuration fits the code it configures.
 
-A node with a `_target_` is the call of a class of ours or of a library. Its keys and values are checked against
-the signature of that class, which so is the one place where an option is defined.
+A node with a `_target_` is the call of a class of this package or of a library. Its keys and values are checked against
+the signature of that class, the one place where its options are defined.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _DIRECTIVES = {"_target_", "_partial_"}
 _OWN_PACKAGE = "edue_lightning"
 
 MOVED_TARGETS = {"edue_lightning.loggers.WandbSettings": "edue_lightning.training.loggers.WandbSettings"}
-"""Names under which classes were known to earlier configurations and checkpoints, and their names today."""
+"""Names of moved classes in earlier configurations and checkpoints, and their names today."""
 
 REFERENCE_KEYS = {"data": frozenset({"root", "cache"})}
 """Per node, the keys that are no arguments of its class: other keys refer to them, as in `root: ${data.root}`."""
 
 TRUSTED_PACKAGES = "EDUE_TRUSTED_PACKAGES"
-"""Environment variable with the packages, divided by commas, whose classes a checkpoint may call beside ours."""
+"""Environment variable with further packages whose classes a checkpoint may call, separated by commas."""
 
 
 def configuration_folder() -> str:
-    """Return the absolute path of `conf/`: the checkout's, or in an installed wheel the package's own."""
+    """Return the absolute path of `conf/`: that of the checkout, or of the installed package."""
     package = Path(__file__).resolve().parents[1]
     checkout = package.parents[1]
     if (checkout / "pyproject.toml").is_file() and (checkout / "conf").is_dir():
@@ -47,7 +47,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     """Return the configuration as plain values with every interpolation replaced.
 
     Raises:
-        UserError: for a mandatory value that is not set, or an interpolation that leads nowhere.
+        UserError: for a mandatory value that is not set, or an interpolation that cannot be resolved.
     """
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -57,7 +57,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def with_current_targets(plain: Any) -> Any:
-    """Return a plain configuration in which every `_target_` of an earlier version has its name of today."""
+    """Return a plain configuration with every `_target_` of an earlier version under its name of today."""
     if isinstance(plain, Mapping):
         return {
             key: MOVED_TARGETS.get(value, value)
@@ -74,11 +74,11 @@ def check_configuration(plain: Mapping[str, Any], schema: type) -> None:
     """Check a resolved configuration: its top level against a dataclass, each `_target_` node by its signature.
 
     Args:
-        plain: see `resolved`.
+        plain: configuration as `resolved` returns it.
         schema: dataclass with the top-level keys and their types.
 
     Raises:
-        UserError: one line a problem, each with the path of the key and the mend.
+        UserError: with one line per problem, each with the path of the key and the fix.
     """
     hints = typing.get_type_hints(schema)
     problems = [f"unknown key {key!r}; known keys: {', '.join(hints)}" for key in plain if key not in hints]
@@ -94,7 +94,7 @@ def check_configuration(plain: Mapping[str, Any], schema: type) -> None:
 def check_only_ours(plain: Any, where: str) -> None:
     """Refuse a resolved configuration, read from a file, that would call anything but classes of this package.
 
-    Whoever wrote a package may name it in `TRUSTED_PACKAGES`; nothing in a file can.
+    Only the environment variable `TRUSTED_PACKAGES` can allow others; nothing in a file can.
 
     Raises:
         UserError: naming the call.
@@ -103,8 +103,8 @@ def check_only_ours(plain: Any, where: str) -> None:
         target = plain.get("_target_")
         if target is not None and not _is_trusted(str(target)):
             raise UserError(
-                f"{where}: refused, its configuration asks to call {target!r}, not a part of this package; if that is "
-                f"code of your own, name its package: {TRUSTED_PACKAGES}={str(target).split('.')[0]}"
+                f"{where}: refused, its configuration calls {target!r}, which is not part of this package; if you "
+                f"trust that code, name its package: {TRUSTED_PACKAGES}={str(target).split('.')[0]}"
             )
         for value in plain.values():
             check_only_ours(value, where)
@@ -112,12 +112,12 @@ def check_only_ours(plain: Any, where: str) -> None:
         for value in plain:
             check_only_ours(value, where)
     elif isinstance(plain, str) and "${" in plain:
-        # could become a call only when it is replaced
-        raise UserError(f"{where}: refused, its configuration holds the interpolation {plain!r}")
+        # it could become a call once it is resolved
+        raise UserError(f"{where}: refused, its configuration contains the interpolation {plain!r}")
 
 
 def _is_trusted(target: str) -> bool:
-    """Tell whether a name leads to a class of a trusted package, and not through it to what it imports."""
+    """Return whether a name is a class that a trusted package defines itself, rather than imports."""
     named = os.environ.get(TRUSTED_PACKAGES, "").split(",")
     trusted = {_OWN_PACKAGE, *(name.strip() for name in named)} - {""}
     module_name, _, name = target.rpartition(".")
@@ -150,7 +150,7 @@ def _value_problems(value: Any, hint: Any, path: str) -> list[str]:
 
 
 def _pydantic_config(hint: Any) -> ConfigDict | None:
-    # a dataclass brings its own configuration, and pydantic refuses a second one
+    # a dataclass has a configuration of its own, and pydantic refuses a second one
     return None if dataclasses.is_dataclass(hint) else ConfigDict(arbitrary_types_allowed=True)
 
 

@@ -1,4 +1,4 @@
-"""Distortions of images, as a scanner, a camera or a transfer may cause them, for tests beyond the training data."""
+"""Distortions of images by scanners, cameras or transfers, for tests beyond the training data."""
 
 from edue_lightning.distortions.distortions import KINDS, SEVERITIES, Distortions
 from edue_lightning.distortions.kinds import KIND_FUNCTIONS

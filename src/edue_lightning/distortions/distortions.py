@@ -1,4 +1,4 @@
-"""Which distortions a study applies, and how they are drawn."""
+"""The distortions of a study, and their random draws."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Distortions:
     """Kinds of distortion and their severities.
 
     Attributes:
-        kinds: names out of `KINDS`, dealt to the cases in turn.
-        severities: out of `SEVERITIES`.
-        seed: of what is drawn, such as noise; not negative.
+        kinds: names from `KINDS`, assigned to the cases in turn.
+        severities: numbers from `SEVERITIES`.
+        seed: seed of the random draws, such as noise; not negative.
 
     Raises:
-        ValueError: for a kind or severity that is unknown, listed twice, or missing altogether, or a seed that is no
-            whole number from 0 on.
+        ValueError: if a kind or severity is unknown or listed twice, a list is empty, or the seed is not a
+            non-negative integer.
     """
 
     kinds: Sequence[str] = ("noise", "blur", "contrast", "gamma", "resolution")
@@ -35,32 +35,34 @@ class Distortions:
 
     def __post_init__(self) -> None:
         for name, values, known in (("kinds", self.kinds, KINDS), ("severities", self.severities, SEVERITIES)):
-            # 1.0 equals 1, but picks no strength
+            # 1.0 equals 1, but is not an index
             unknown = [value for value in values if value not in known or isinstance(value, float)]
             if unknown or not values or len(set(values)) != len(values):
-                raise ValueError(f"{name} must be different ones of {', '.join(map(str, known))}, not {list(values)}")
+                raise ValueError(
+                    f"{name} must be distinct values from {', '.join(map(str, known))}, not {list(values)}"
+                )
         if not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed must be a whole number from 0 on, not {self.seed}")
+            raise ValueError(f"seed must be an integer of at least 0, not {self.seed}")
 
     def kind_of(self, position: int, severity: int) -> str:
-        """Return the kind that a case meets at a severity: all in turn, another one at each severity.
+        """Return the kind of distortion of a case at a severity: all kinds in turn, a different one at each severity.
 
         Args:
-            position: of the case in its split.
-            severity: of `severities`.
+            position: position of the case in its split.
+            severity: number from `severities`.
         """
         return self.kinds[(position + severity) % len(self.kinds)]
 
     def apply(self, image: Tensor, kind: str, severity: int, key: int) -> Tensor:
         """Return a distorted copy of an image.
 
-        What is drawn follows from `seed`, `kind`, `severity` and `key` alone; torch's own random state is left alone.
+        The random draws depend on `seed`, `kind`, `severity` and `key` alone; torch's random state is unchanged.
 
         Args:
             image: `[C, *S]` float32, two or three spatial axes, in main memory.
-            kind: of `KINDS`.
-            severity: of `SEVERITIES`.
-            key: not negative, differs from case to case.
+            kind: name from `KINDS`.
+            severity: number from `SEVERITIES`.
+            key: non-negative number, different for each case.
 
         Returns:
             `[C, *S]` float32.

@@ -1,7 +1,7 @@
-"""What each kind of distortion does to an image, at severities from 1 to 5 (after Hendrycks and Dietterich, ICLR 2019).
+"""The kinds of distortion, at severities from 1 to 5 (after Hendrycks and Dietterich, ICLR 2019).
 
-All take and give `[C, *S]` float32 with two or three spatial axes. Strengths are relative to each channel's own mean,
-spread and extent, so that they mean the same whatever the normalisation.
+All take and return `[C, *S]` float32 with two or three spatial axes. Strengths are relative to each channel's mean,
+spread and range, so that they do not depend on the normalisation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ KindFunction = Callable[[Tensor, int, torch.Generator], Tensor]
 # strengths by severity
 _NOISE = (0.1, 0.2, 0.35, 0.55, 0.8)  # standard deviations of the channel
 _BLUR = (0.5, 0.8, 1.2, 1.7, 2.4)  # sigma of the filter, voxels
-_CONTRAST = (0.8, 0.65, 0.5, 0.35, 0.2)  # share of the contrast that is left
+_CONTRAST = (0.8, 0.65, 0.5, 0.35, 0.2)  # remaining share of the contrast
 _GAMMA = (1.25, 1.5, 2.0, 2.75, 4.0)
 _RESOLUTION = (1.5, 2.0, 2.75, 3.5, 4.5)  # factor between the voxels' edges
 _GHOSTING = (0.1, 0.2, 0.35, 0.5, 0.7)  # share of the image in each of its ghosts
@@ -33,13 +33,13 @@ def noise(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 
 
 def blur(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:  # noqa: ARG001
-    """Smooth with a Gaussian filter; beyond the border the image goes on as at the border."""
+    """Smooth with a Gaussian filter; the border values continue outside the image."""
     sigma = (0, *[_BLUR[severity - 1]] * (image.ndim - 1))
     return torch.from_numpy(gaussian_filter(image.numpy(), sigma, mode="nearest"))
 
 
 def contrast(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:  # noqa: ARG001
-    """Draw each channel towards its mean."""
+    """Reduce the contrast of each channel around its mean."""
     mean = _mean(image)
     return mean + _CONTRAST[severity - 1] * (image - mean)
 
@@ -60,7 +60,7 @@ def resolution(image: Tensor, severity: int, generator: torch.Generator) -> Tens
 
 
 def ghosting(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Add copies of the image, shifted along one axis by equal parts of its length, as movement during a scan does."""
+    """Add copies of the image, shifted along one axis by equal parts of its length, like movement during a scan."""
     axis = 1 + int(torch.randint(image.ndim - 1, (1,), generator=generator))
     step = image.shape[axis] // (_GHOSTS + 1)
     mean = _mean(image)

@@ -1,8 +1,9 @@
-"""What one prediction of a method costs, relative to the plain U-Net."""
+"""Cost of a prediction, counted and timed, relative to the plain U-Net."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,14 +24,16 @@ class Cost:
     """Size of a method, and work and time of one prediction.
 
     Attributes:
-        parameters: trained numbers.
-        flops: floating point operations of one prediction, two for each multiply-add. As torch's `FlopCounterMode`
-            counts them: those of convolutions and matrix products alone, not of normalisation, activation,
-            interpolation or random numbers.
-        parameter_ratio: of the reference's parameters.
-        flop_ratio: of the reference's operations.
-        latency_ratio: median time of a prediction over the reference's. Seconds themselves say more about the machine
-            and what else it was doing than about the method.
+        parameters: number of trained parameters.
+        flops: floating point operations of one prediction, two per multiply-add. As torch's `FlopCounterMode`
+            counts them: convolutions and matrix products only, without normalisation, activation, interpolation or
+            random numbers.
+        parameter_ratio: parameters relative to the reference.
+        flop_ratio: operations relative to the reference.
+        latency_ratio: median time of a prediction relative to the reference. Seconds would depend more on the machine
+            and its load than on the method.
+        networks: distinct networks that run in one prediction, see `count_passes`.
+        forward_passes: runs of a network in one prediction (of one window, if images are predicted by window).
     """
 
     parameters: int
@@ -38,19 +41,22 @@ class Cost:
     parameter_ratio: float
     flop_ratio: float
     latency_ratio: float
+    networks: int
+    forward_passes: int
 
 
 def measure_cost(method: SegmentationMethod, reference: SegmentationMethod, image: Tensor) -> Cost:
-    """Measure what a method's `predict` costs in evaluation mode.
+    """Measure the cost of a method's `predict` in evaluation mode.
 
-    Both are timed in turn, so that a machine that slows down does so to both. Each is left in the mode it was in.
+    Both methods are timed in turn, so that a machine that slows down affects both. The mode of each is unchanged.
 
     Args:
-        method: of any kind.
-        reference: what it is held against, a plain single U-Net of the same width, on the same device.
+        method: method of any kind.
+        reference: method to compare with, a plain single U-Net of the same width, on the same device.
         image: `[B, C, *S]`, on that device.
     """
     with _evaluating(method, reference):
+        passes = count_passes(method, image)
         flops, reference_flops = (prediction_flops(one, image) for one in (method, reference))
         calls = {"method": lambda: method.predict(image), "reference": lambda: reference.predict(image)}
         with torch.inference_mode():
@@ -62,14 +68,52 @@ def measure_cost(method: SegmentationMethod, reference: SegmentationMethod, imag
         parameter_ratio=parameters / parameter_count(reference),
         flop_ratio=flops / reference_flops,
         latency_ratio=float(np.median(seconds["method"]) / np.median(seconds["reference"])),
+        networks=len(passes),
+        forward_passes=sum(passes.values()),
     )
+
+
+def count_passes(method: SegmentationMethod, image: Tensor) -> Counter[nn.Module]:
+    """Count the runs of each network in one `predict` of one window, or of the image if it is predicted whole.
+
+    The networks are the modules with parameters directly below the method, or below the methods and module lists that
+    it consists of.
+
+    Args:
+        method: method of any kind, in the mode to count in.
+        image: `[B, C, *S]`, on the method's device.
+    """
+    window = method.inference.window
+    part = image if window is None else image[:, :, *(slice(edge) for edge in window)]
+    counted: Counter[nn.Module] = Counter()
+    hooks = [
+        network.register_forward_pre_hook(lambda module, _: counted.update([module])) for network in _networks(method)
+    ]
+    try:
+        # compiled networks skip hooks that are added later
+        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+            method.predict(part)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counted
+
+
+def _networks(module: nn.Module) -> set[nn.Module]:
+    found: set[nn.Module] = set()
+    for child in module.children():
+        if isinstance(child, SegmentationMethod | nn.ModuleList | nn.ModuleDict):
+            found |= _networks(child)
+        elif any(True for _ in child.parameters()):
+            found.add(child)
+    return found
 
 
 def prediction_flops(method: SegmentationMethod, image: Tensor) -> int:
     """Return the floating point operations of one `predict` in the method's present mode, see `Cost.flops`.
 
     Args:
-        method: of any kind.
+        method: method of any kind.
         image: `[B, C, *S]`, on the method's device.
     """
     # without gradients rather than in inference mode, where composite operations escape the counter

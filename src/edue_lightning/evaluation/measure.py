@@ -1,23 +1,21 @@
-"""One way to measure all methods: every metric over the cases of a split, and the maps of a few of them."""
+"""Measurement of all methods alike: every metric over the cases of a split, and the maps of a few cases."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from edue_lightning.data import CaseSource, RaterDataModule, RaterSample, collate_samples
 from edue_lightning.data.source import Subset
 from edue_lightning.evaluation.prediction_folder import PredictionFolder
 from edue_lightning.evaluation.result import Evaluation
-from edue_lightning.methods import SegmentationMethod
-from edue_lightning.metrics import CaseTable, MetricSettings, Summary
+from edue_lightning.methods import Measuring, SegmentationMethod
+from edue_lightning.metrics import CaseTable, MetricSettings
 from edue_lightning.reporting.panels import (
     Panel,
     choose_panel_cases,
@@ -29,21 +27,19 @@ from edue_lightning.reporting.panels import (
 from edue_lightning.runtime.processes import is_first_process
 from edue_lightning.uncertainty import member_variance, rater_variance, sum_of_variances
 
-log = logging.getLogger(__name__)
-
 ProbabilitiesOf = Callable[[int], Tensor]
 """Member probabilities `[M, K, *S]` of the case at a position of the split."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured, and how.
+    """Settings of a measurement.
 
     Attributes:
-        label: the method's name in tables.
-        split: whose cases are measured.
-        settings: of the metrics.
-        resamples: bootstrap resamples behind each interval.
+        label: name of the method in tables.
+        split: split whose cases are measured.
+        settings: settings of the metrics.
+        resamples: number of bootstrap resamples behind each interval.
     """
 
     label: str
@@ -55,17 +51,17 @@ class Measurement:
 def measure_method(
     method: SegmentationMethod, data: RaterDataModule, measurement: Measurement, trainer: pl.Trainer
 ) -> Evaluation:
-    """Measure a trained method on the configured devices; every process gets the figures of all cases.
+    """Measure a trained method on the trainer's devices; every process gets the values of all cases.
 
     Args:
-        method: trained.
-        data: whose cases are measured.
-        measurement: what to measure.
-        trainer: runs the loop.
+        method: trained method.
+        data: data module with the cases.
+        measurement: settings of the measurement.
+        trainer: trainer that runs the predictions.
     """
     split = measurement.split
-    method.use_metric_settings(measurement.settings)
-    trainer.test(method, dataloaders=data.evaluation_dataloader(split), verbose=False)
+    table = CaseTable(method.structures, settings=measurement.settings)
+    trainer.test(Measuring(method, table), dataloaders=data.evaluation_dataloader(split), verbose=False)
 
     @torch.inference_mode()
     def probabilities_of(position: int) -> Tensor:
@@ -73,16 +69,16 @@ def measure_method(
         image = data.single_batch(split, position).image.to(method.device)
         return torch.sigmoid(method.predict(image).float())[0].cpu()
 
-    return _evaluation(method.test_cases, data, measurement, probabilities_of)
+    return _evaluation(table, data, measurement, probabilities_of)
 
 
 def measure_predictions(predictions: PredictionFolder, data: RaterDataModule, measurement: Measurement) -> Evaluation:
-    """Measure the predictions that any other model left in a folder, one case in memory at a time.
+    """Measure predictions of any model, read from a folder, with one case in memory at a time.
 
     Args:
-        predictions: checked, see `PredictionFolder.check`.
-        data: whose cases are measured.
-        measurement: what to measure.
+        predictions: folder of predictions, checked by `PredictionFolder.check`.
+        data: data module with the cases.
+        measurement: settings of the measurement.
     """
     table = CaseTable(data.source.structures, settings=measurement.settings, contents="probabilities")
 
@@ -101,10 +97,9 @@ def _evaluation(
 ) -> Evaluation:
     positions, cases = table.cases()
     summary = table.summary(measurement.resamples)
-    _warn_of_undefined(summary)
     records = data.records(measurement.split)
     panels = []
-    # the one process that writes them
+    # only the first process writes them
     if is_first_process():
         panels = _panels(data, measurement.split, positions, cases["sv_star"], probabilities_of)
     return Evaluation(
@@ -122,19 +117,10 @@ def _evaluation(
     )
 
 
-@rank_zero_only
-def _warn_of_undefined(summary: Summary) -> None:
-    """Say which figures there are none of, and from how many cases."""
-    undefined = [row for row in summary.rows if np.isnan(row.value)]
-    if undefined:
-        named = ", ".join(f"{row.metric} of {row.structure} ({row.n_cases} cases)" for row in undefined)
-        log.warning("undefined (NaN): %s", named)
-
-
 def _panels(
     data: RaterDataModule, split: Subset, positions: Tensor, sv_star: Tensor, probabilities_of: ProbabilitiesOf
 ) -> list[Panel]:
-    """Return the panels of all structures, structure by structure; a case of several is predicted once."""
+    """Return the panels of all structures, structure by structure; each case is predicted once."""
     chosen = [
         (structure, int(positions[case]))
         for structure in range(sv_star.shape[1])

@@ -1,4 +1,4 @@
-"""What a measurement found: metrics, tables, curves and pictures of one split."""
+"""Result of a measurement: metrics, tables, curves and figures of one split."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -38,23 +39,26 @@ from edue_lightning.runs.files import (
 
 HEADLINE = ("dice", "nll", "ece", "image_pearson", "pixel_pearson")
 
+# of a correlation
+_FEWEST_CASES = 3
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A method measured on one split.
+    """Result of a method on one split.
 
     Attributes:
-        label: the method's name in tables.
-        data: the data set's name.
+        label: name of the method in tables.
+        data: name of the data set.
         split: train, val, test or all.
         structures: names of the K structures.
-        case_ids: of the N cases, in their order.
-        cases: their statistics.
-        summary: every metric over them.
-        settings: of the metrics.
+        case_ids: ids of the N cases, in their order.
+        cases: statistics of the cases.
+        summary: every metric over the cases.
+        settings: settings of the metrics.
         panels: maps of a few cases.
-        members: M.
-        note: what a reader of any figure from this data must be told, or None.
+        members: number of members M.
+        note: caveat to show with every result on this data set, or None.
     """
 
     label: str
@@ -89,10 +93,10 @@ class Evaluation:
         return self._identified(pd.DataFrame([asdict(row) for row in self.summary.reliability]))
 
     def quality_control_frame(self) -> pd.DataFrame:
-        """Return the content of `quality_control.csv`, a curve a structure and score, over the cases that define both.
+        """Return the content of `quality_control.csv`, one curve per structure and score.
 
-        The order of the scores is that of `SCORES`; one that no case defines, such as the variance between the members
-        of a single network, has no curve.
+        A curve is over the cases whose score and Dice are defined. The scores are in the order of `SCORES`; a score
+        that no case defines, such as the variance between the members of a single network, has no curve.
         """
         parts = [pd.DataFrame(columns=["structure", "score", *QualityControl._fields])]
         curves = {
@@ -101,13 +105,13 @@ class Evaluation:
         }
         for k, structure in enumerate(self.structures):
             for score, of_structures in curves.items():
-                # without a case there is nothing but the start
+                # without a case, the curve is its start alone
                 if len(of_structures[k].flagged) > 1:
                     parts.append(pd.DataFrame({"structure": structure, "score": score, **of_structures[k]._asdict()}))
         return self._identified(pd.concat(parts[1:] or parts, ignore_index=True))
 
     def headline(self) -> str:
-        """Return the metrics that matter most as a few lines of text."""
+        """Return the most important metrics as a few lines of text."""
         frame = self.metrics_frame()
         frame = frame[frame["metric"].isin(HEADLINE)]
         shown = [
@@ -117,9 +121,28 @@ class Evaluation:
         ]
         return "\n".join([f"{self.label} on {self.data}, {self.split}:", *shown])
 
+    def undefined_line(self, file: str = METRICS_FILE) -> str | None:
+        """Return one line on the number of undefined metrics and the reasons, or None if all are defined.
+
+        Args:
+            file: name of the table that lists them all.
+        """
+        undefined = [row for row in self.summary.rows if np.isnan(row.value)]
+        if not undefined:
+            return None
+        rest = [row for row in undefined if self.members > 1 or row.n_cases]
+        few = [row for row in rest if row.n_cases < _FEWEST_CASES]
+        reasons = {
+            "no variance between members of a single network": len(rest) < len(undefined),
+            "too few cases": bool(few),
+            "no variation between cases": len(few) < len(rest),
+        }
+        named = "; ".join(reason for reason, applies in reasons.items() if applies)
+        return f"{len(undefined)} of {len(self.summary.rows)} values undefined, empty in {file}: {named}"
+
     @rank_zero_only
     def write(self, folder: Path) -> None:
-        """Write tables, calibration curve, bootstrap replicates and panels into a run's folder."""
+        """Write tables, curves, bootstrap replicates and panels into a run's folder."""
         write_table(self.cases_frame(), CASES_COLUMNS, folder / CASES_FILE)
         reliability = self.reliability_frame()
         write_table(reliability, RELIABILITY_COLUMNS, folder / RELIABILITY_FILE)
@@ -127,7 +150,7 @@ class Evaluation:
         reliability_figure(curves).savefig(folder / "reliability.png", dpi=120)
         quality_control = self.quality_control_frame()
         write_table(quality_control, QUALITY_CONTROL_COLUMNS, folder / QUALITY_CONTROL_FILE)
-        # of the first score that is defined: SV, or of a single network the total variance
+        # the first defined score: SV, or the total variance for a single network
         curves = {
             str(structure): own[own["score"] == own["score"].iloc[0]]
             for structure, own in quality_control.groupby("structure", sort=False)
@@ -135,11 +158,11 @@ class Evaluation:
         quality_control_figure(curves).savefig(folder / "quality_control.png", dpi=120)
         write_replicates(Replicates(tuple(self.case_ids), self.summary.replicates), folder / BOOTSTRAP_FILE)
         save_panels(self.panels, folder / PANELS_FILE)
-        pictures = folder / "panels"
-        pictures.mkdir(exist_ok=True)
+        figures = folder / "panels"
+        figures.mkdir(exist_ok=True)
         for panel in self.panels:
-            panel_figure(panel, self.note).savefig(pictures / f"{panel.case_id}_{panel.structure}.png", dpi=100)
-        # last, since its presence says that the run is finished
+            panel_figure(panel, self.note).savefig(figures / f"{panel.case_id}_{panel.structure}.png", dpi=100)
+        # last, since this file marks the run as finished
         write_table(self.metrics_frame(), METRICS_COLUMNS, folder / METRICS_FILE)
 
     def _identified(self, frame: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 
-from edue_lightning.config.build import ImageFormat, build_data, build_distortions, build_metric_settings, set_inference
+from edue_lightning.config.build import ImageFormat, build_data, build_distortions, build_metric_settings
 from edue_lightning.config.schema import check_configuration, check_only_ours
 from edue_lightning.data import RaterDataModule
 from edue_lightning.errors import UserError
@@ -23,6 +24,8 @@ from edue_lightning.runs.record import write_configuration
 from edue_lightning.runs.trainer import build_test_trainer
 from edue_lightning.runtime.devices import with_free_device
 from edue_lightning.runtime.processes import is_first_process, quiet_unless_first
+
+log = logging.getLogger(__name__)
 
 PREDICTIONS_FOLDER = "predictions"
 
@@ -47,24 +50,24 @@ class EvaluateConfiguration:
 
 
 def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
-    """Measure a checkpoint or a folder of predictions, as a configuration says.
+    """Measure a checkpoint or a folder of predictions, according to a configuration.
 
     Args:
-        configuration: resolved and plain, as `conf/evaluate.yaml` composes it; without `data` or `metrics`, the
-            checkpoint's own.
-        folder: for the results, new or without results.
+        configuration: resolved and plain configuration, as `conf/evaluate.yaml` composes it; without `data` or
+            `metrics`, the checkpoint's own.
+        folder: folder for the results, new or without results.
 
     Raises:
-        UserError: if the checkpoint, the predictions or the data cannot be used, do not fit each other, or the folder
-            holds results.
+        UserError: if the checkpoint, the predictions or the data cannot be used or do not fit each other, or the folder
+            already contains results.
     """
     check_configuration(configuration, EvaluateConfiguration)
     if (configuration["ckpt"] is None) == (configuration["predictions"] is None):
-        raise UserError("give one of ckpt=PATH (a trained model) and predictions=DIR (the predictions of any model)")
+        raise UserError("set either ckpt=PATH (a trained model) or predictions=DIR (the predictions of any model)")
     if configuration["save_predictions"] and configuration["ckpt"] is None:
-        raise UserError("save_predictions=true: the predictions of predictions=DIR are saved already; give ckpt=PATH")
+        raise UserError("save_predictions=true: the predictions of predictions=DIR are saved already; use ckpt=PATH")
     if configuration.get("distortions") is not None and configuration["ckpt"] is None:
-        raise UserError("distortions: predictions=DIR were made on the images as they are; give ckpt=PATH")
+        raise UserError("distortions: predictions=DIR were made on undistorted images; use ckpt=PATH")
     pl.seed_everything(int(configuration["seed"]), workers=True, verbose=False)
     quiet_unless_first()
     if configuration["ckpt"] is None:
@@ -73,18 +76,19 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
         with with_free_device(configuration["trainer"]) as trainer:
             evaluation = _checkpoint(configuration, trainer, folder)
     evaluation.write(folder)
+    undefined = evaluation.undefined_line()
+    if undefined and is_first_process():
+        log.warning("%s", undefined)
     return evaluation
 
 
 def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any], folder: Path) -> Evaluation:
     path = Path(configuration["ckpt"])
-    method, wanted, trained, _ = load_method(path)
+    method, wanted, trained, _ = load_method(path, configuration.get("inference"))
     data = _data(configuration.get("data") or trained.get("data"), str(path))
     found = ImageFormat.of(data.source)
     if found != wanted:
         raise UserError(f"{path}: was trained for {wanted}, but data={data.name} has {found}")
-    if configuration.get("inference") is not None:
-        set_inference(method, configuration["inference"], wanted)
     label = configuration["label"] or trained.get("label") or method.label
     measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
     distortions = build_distortions(configuration.get("distortions"))
@@ -113,7 +117,7 @@ def _predictions(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
 
 def _data(configuration: Mapping[str, Any] | None, where: str) -> RaterDataModule:
     if configuration is None:
-        raise UserError(f"{where}: no data set to measure it on; give one with data=NAME")
+        raise UserError(f"{where}: no data set to measure on; choose one with data=NAME")
     check_only_ours(configuration, where)
     return build_data({"data": configuration})
 

@@ -1,4 +1,4 @@
-"""How a method's scores change when the images do: the measurement behind out-of-distribution detection."""
+"""Scores of a method on distorted images: the measurement behind out-of-distribution detection."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Shift:
     """Scores of the clean and the distorted cases of a split.
 
     Attributes:
-        label: the method's name in tables.
+        label: name of the method in tables.
         data: name of the data set.
-        split: whose cases were measured.
-        cases: a row a case, structure and severity: `case_id`, `structure`, `distortion` (`none` for the clean image),
-            `severity` (0 for it) and `CASE_SCORES`.
+        split: split whose cases were measured.
+        cases: one row per case, structure and severity: `case_id`, `structure`, `distortion` (`none` for the clean
+            image), `severity` (0 for it) and `CASE_SCORES`.
     """
 
     label: str
@@ -58,10 +58,10 @@ class Shift:
         return self._identified(self.cases)
 
     def detection_frame(self) -> pd.DataFrame:
-        """Return the content of `detection.csv`: how well each score tells distorted cases from clean ones.
+        """Return the content of `detection.csv`: how well each score separates distorted from clean cases.
 
-        A row a structure, score, kind of distortion (or `all`) and severity (0 for all of them): AUROC and AUPR of the
-        distorted cases against the clean images of the same cases. A case whose score is undefined takes no part.
+        One row per structure, score, kind of distortion (or `all`) and severity (0 for all of them): AUROC and AUPR of
+        the distorted cases against the clean images of the same cases. Cases with an undefined score are left out.
         """
         rows = [
             (structure, score, kind, severity, *_detection(chosen, clean, score, sign))
@@ -93,18 +93,18 @@ def measure_shift(
     split: Subset,
     settings: MetricSettings,
 ) -> Shift:
-    """Score each case of a split once as it is, and once at each severity under one kind of distortion.
+    """Score each case of a split once undistorted, and once at each severity under one kind of distortion.
 
-    The kinds are dealt to the cases in turn, see `Distortions.kind_of`. Each process of a distributed run measures its
-    share of the cases, and gets all scores.
+    The kinds are assigned to the cases in turn, see `Distortions.kind_of`. Each process of a distributed run measures
+    its share of the cases, and gets all scores.
 
     Args:
-        method: trained; left in evaluation mode.
-        data: whose cases are measured.
-        distortions: what befalls the images; the masks stay.
-        label: the method's name in tables.
-        split: whose cases are measured.
-        settings: of the metrics.
+        method: trained method; left in evaluation mode.
+        data: data module with the cases.
+        distortions: applied to the images; the masks are unchanged.
+        label: name of the method in tables.
+        split: split whose cases are measured.
+        settings: settings of the metrics.
     """
     method.eval()
     ids = [record.case_id for record in data.records(split)]
@@ -133,7 +133,7 @@ def measure_shift(
 
 
 def _of_all_processes(cases: pd.DataFrame) -> pd.DataFrame:
-    """Return the cases of all processes in one order, each once at each severity."""
+    """Return the cases of all processes in a fixed order, each once per severity."""
     frames: list[Any] = [cases]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         frames = [None] * torch.distributed.get_world_size()
@@ -146,7 +146,7 @@ def _of_all_processes(cases: pd.DataFrame) -> pd.DataFrame:
 def _distorted(
     data: RaterDataModule, split: Subset, distortions: Distortions, severity: int
 ) -> Iterator[tuple[RaterBatch, list[str]]]:
-    """Yield the batches of a split at a severity (0: as they are), with the kind that each case meets."""
+    """Yield the batches of a split at a severity (0: undistorted), with the kind of distortion of each case."""
     for batch in data.evaluation_dataloader(split):
         positions = batch.case_index.tolist()
         if severity == POOLED_SEVERITY:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from edue_lightning.atomic import write_whole
-from edue_lightning.config.build import ImageFormat, build_preparation, set_inference
+from edue_lightning.config.build import ImageFormat, build_preparation
 from edue_lightning.config.schema import check_configuration
 from edue_lightning.data.preparation import Preparation
 from edue_lightning.errors import UserError
@@ -127,10 +127,8 @@ def export(configuration: Mapping[str, Any]) -> float:
 
 
 def _load(path: Path, inference: Mapping[str, Any] | None) -> _Exported:
-    loaded = load_method(path)
+    loaded = load_method(path, inference)
     method = exportable(loaded.method, str(path))
-    if inference is not None:
-        set_inference(method, inference, loaded.image_format)
     preparation = build_preparation(loaded.configuration)
     size = example_sizes(method, loaded.image_format.spatial_dims)[0]
     with torch.inference_mode():

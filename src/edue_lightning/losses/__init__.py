@@ -1,4 +1,4 @@
-"""Losses: pure functions of member logits, masks and which raters are valid."""
+"""Losses: pure functions of member logits, masks and the validity of the raters."""
 
 from edue_lightning.losses.mean_likelihood import mean_prediction_nll
 from edue_lightning.losses.segmentation import SegmentationLoss

@@ -13,11 +13,11 @@ from edue_lightning.uncertainty.maps import at_least_float32, rater_mean
 def mean_prediction_nll(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
     """Return the cross-entropy of the members' mean prediction p against every valid rater.
 
-    It is `-(q log p + (1 - q) log (1 - p))` with the raters' mean q, a proper score: its optimum is p = q. Finite, as
-    are its gradients, for every finite logit.
+    It is `-(q log p + (1 - q) log (1 - p))` with the raters' mean q, a proper score: its optimum is p = q. It and its
+    gradients are finite for every finite logit.
 
     Args:
-        logits: member logits `[B, M, K, *S]`; taken to float32 first if they are narrower.
+        logits: member logits `[B, M, K, *S]`; narrower types than float32 are converted first.
         masks: `[B, R, K, *S]` in {0, 1}.
         valid: `[B, R]` bool, at least one true in each row.
 

@@ -1,4 +1,4 @@
-"""EDUE's disagreement guidance: the variance between the heads is drawn towards that between the raters."""
+"""EDUE's disagreement guidance: a loss between the variance of the heads and the variance of the raters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edue_lightning.uncertainty.maps import at_least_float32, enough_raters, mem
 
 Distance = Literal["mse", "l1", "mse+l1", "ncc", "relative"]
 
-# sum of squared variances below which two maps count as equally small; a voxel that half of the raters marked has 1/16
+# sum of squared variances below which maps count as zero; a voxel that half of the raters marked has 1/16
 _NEGLIGIBLE = 1e-3
 
 
@@ -22,9 +22,9 @@ def map_distance(variance: Tensor, target: Tensor, distance: Distance) -> Tensor
         variance: the model's map, `[B, K, *S]`.
         target: the raters' map, `[B, K, *S]`.
         distance: `mse` and `l1` are means over voxels, `mse+l1` their sum; `ncc` is one minus the normalised
-            cross-correlation (Pearson), 0 for a structure on which the raters agree everywhere, since a
-            constant map correlates with nothing; `relative` the squared error over the sum of both maps' squares, in
-            [0, 1], which depends neither on how much of the image no rater doubts nor on the size of the structure.
+            cross-correlation (Pearson), 0 for a structure on which the raters agree everywhere, since the
+            correlation with a constant map is undefined; `relative` is the squared error over the sum of both maps'
+            squares, in [0, 1], which depends neither on the undisputed part of the image nor on the structure's size.
 
     Returns:
         `[B]`
@@ -63,7 +63,7 @@ class VarianceGuidance(nn.Module):
     Args:
         weight: lambda, the weight after the ramp-up; 0 switches guidance off.
         distance: see `map_distance`.
-        ramp_up_epochs: epochs over which the weight grows linearly from 0; 0 for the full weight at once.
+        ramp_up_epochs: epochs over which the weight grows linearly from 0; 0 for the full weight from the start.
     """
 
     def __init__(self, weight: float, distance: Distance = "mse", ramp_up_epochs: float = 0.0) -> None:
@@ -86,7 +86,7 @@ class VarianceGuidance(nn.Module):
         """Return the unweighted distance, averaged over the cases with at least two valid raters.
 
         Args:
-            logits: member logits `[B, M, K, *S]`; taken to float32 first if they are narrower.
+            logits: member logits `[B, M, K, *S]`; narrower types than float32 are converted first.
             masks: `[B, R, K, *S]` in {0, 1}.
             valid: `[B, R]` bool.
 

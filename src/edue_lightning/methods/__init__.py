@@ -1,12 +1,21 @@
-"""The methods that are compared.
+"""The compared methods: EDUE, its rivals, and their common base.
 
-EDUE, layer ensembles, deep ensembles, Monte Carlo dropout, stochastic segmentation networks and a single network.
+The rivals are layer ensembles, deep ensembles, Monte Carlo dropout, stochastic segmentation networks, and a single
+network.
 """
 
-from edue_lightning.methods.base import NetworkFactory, OptimizerSettings, SegmentationMethod, parameter_count
+from edue_lightning.methods.base import (
+    MethodParts,
+    NetworkFactory,
+    NetworkMethod,
+    OptimizerSettings,
+    SegmentationMethod,
+    parameter_count,
+)
 from edue_lightning.methods.deep_ensemble import DeepEnsemble
 from edue_lightning.methods.edue import EDUE
 from edue_lightning.methods.layer_ensemble import LayerEnsemble
+from edue_lightning.methods.measuring import Measuring
 from edue_lightning.methods.monte_carlo_dropout import MonteCarloDropout
 from edue_lightning.methods.single import SingleNetwork
 from edue_lightning.methods.sliding_window import Inference
@@ -17,8 +26,11 @@ __all__ = [
     "DeepEnsemble",
     "Inference",
     "LayerEnsemble",
+    "Measuring",
+    "MethodParts",
     "MonteCarloDropout",
     "NetworkFactory",
+    "NetworkMethod",
     "OptimizerSettings",
     "SegmentationMethod",
     "SingleNetwork",

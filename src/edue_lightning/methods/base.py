@@ -1,11 +1,11 @@
-"""What all methods share: optimisation, validation and testing on one contract, member logits `[B, M, K, *S]`."""
+"""The base of all methods: one contract (member logits `[B, M, K, *S]`), losses, and the optimizer's set-up."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import pytorch_lightning as pl
 import torch
@@ -16,23 +16,23 @@ from torch.optim.lr_scheduler import OneCycleLR
 from edue_lightning.data.sample import RaterBatch
 from edue_lightning.losses import SegmentationLoss
 from edue_lightning.methods.sliding_window import Inference
-from edue_lightning.metrics import VALIDATION_METRICS, CaseTable, MetricSettings
+from edue_lightning.methods.targets import Tie
 from edue_lightning.networks import HeadLayout
 
 NetworkFactory = Callable[[HeadLayout], nn.Module]
-"""Makes a freshly initialised network with the given heads: `[B, C, *S]` to logits `[B, members, K, *S]`.
+"""Make a freshly initialised network with the given heads: `[B, C, *S]` to logits `[B, members, K, *S]`.
 
-The network says by its attribute `members` how many heads that makes.
+The attribute `members` of the network is the number of its heads.
 """
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW and the course of its learning rate.
+    """AdamW and its learning rate schedule.
 
     Attributes:
-        learning_rate: the largest.
-        weight_decay: decoupled.
+        learning_rate: the largest one.
+        weight_decay: decoupled weight decay.
         schedule: `one_cycle` (rise over the first tenth of the steps, then cosine to zero) or `constant`.
     """
 
@@ -41,50 +41,59 @@ class OptimizerSettings:
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
 
     def configure(self, module: pl.LightningModule) -> OptimizerLRScheduler:
-        """Return what `LightningModule.configure_optimizers` must return."""
+        """Return the value of `LightningModule.configure_optimizers`."""
         optimizer = torch.optim.AdamW(module.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         if self.schedule == "constant":
             return optimizer
-        # rise and fall take a step each at least, else the scheduler divides by zero
+        # rise and fall take at least one step each, else the scheduler divides by zero
         steps = max(int(module.trainer.estimated_stepping_batches), 3)
         rise = max(0.1, 2 / steps)
         scheduler = OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=rise)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-class SegmentationMethod(pl.LightningModule):
-    """A way to train a segmentation model with an estimate of the raters' disagreement.
+@dataclass(frozen=True)
+class MethodParts:
+    """The parts that every method is built from, whatever its own options.
 
-    A method says what its members are (`forward`) and what they learn (`training_loss`); all else is shared, so
-    that methods differ only in what makes them differ.
-
-    Args:
+    Attributes:
+        network: factory of the networks.
         structures: names of the K structures.
-        optimizer: see `OptimizerSettings`.
+        loss: loss of one member against its target.
+        optimizer: optimizer and learning rate schedule.
+        inference: prediction of whole images, at once or window by window.
+        majority_tie: class of a voxel that exactly half of the raters marked, in the target `majority`.
     """
 
-    def __init__(self, structures: Sequence[str], optimizer: OptimizerSettings) -> None:
+    network: NetworkFactory
+    structures: Sequence[str]
+    loss: SegmentationLoss
+    optimizer: OptimizerSettings
+    inference: Inference = field(default_factory=Inference)
+    majority_tie: Tie = "foreground"
+
+
+class SegmentationMethod(pl.LightningModule):
+    """A way to train a segmentation model that estimates the raters' disagreement.
+
+    A method defines its members (`forward`) and what they learn (`training_loss`). Everything else is shared, so that
+    methods differ only in what is their own. Metrics and checkpoints are not its business: see `Measuring`.
+
+    Args:
+        parts: see `MethodParts`.
+    """
+
+    def __init__(self, parts: MethodParts) -> None:
         super().__init__()
-        self.structures = tuple(structures)
-        self.optimizer_settings = optimizer
-        self.checkpoint_entries: dict[str, Any] = {}
-        self.inference = Inference()
-        self.use_metric_settings(MetricSettings())
+        self.structures = tuple(parts.structures)
+        self.optimizer_settings = parts.optimizer
+        self.inference = parts.inference
+        self.majority_tie: Tie = parts.majority_tie
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """Name of the method in tables, with what distinguishes its variants."""
-
-    @property
-    def networks(self) -> int:
-        """How many networks run for one prediction."""
-        return 1
-
-    @property
-    def forward_passes(self) -> int:
-        """How often a network runs for one prediction; once each unless a method says otherwise."""
-        return self.networks
+        """Name of the method in tables, including what distinguishes its variants."""
 
     @abstractmethod
     def forward(self, image: Tensor) -> Tensor:
@@ -94,21 +103,12 @@ class SegmentationMethod(pl.LightningModule):
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
         """Return the scalar `loss`, and its parts under names of their own."""
 
-    def use_metric_settings(self, settings: MetricSettings) -> None:
-        """Choose the definitions that validation and test use from here on; what they hold is forgotten.
-
-        Raises:
-            ValueError: if a setting does not fit the structures.
-        """
-        self.validation_cases = CaseTable(self.structures, VALIDATION_METRICS, settings)
-        self.test_cases = CaseTable(self.structures, settings=settings)
-
     def predict(self, image: Tensor) -> Tensor:
-        """Return member logits `[B, M, K, *S]` for whole images `[B, C, *S]`, seen as `inference` says."""
+        """Return member logits `[B, M, K, *S]` for whole images `[B, C, *S]`, see `inference`."""
         return self.inference(self, image)
 
     def trainees(self) -> Sequence[SegmentationMethod]:
-        """Return what is trained, one after the other: the method itself, or the members of an ensemble."""
+        """Return the parts that are trained one after the other: the method itself, or an ensemble's members."""
         return [self]
 
     def compile_networks(self) -> None:
@@ -117,63 +117,33 @@ class SegmentationMethod(pl.LightningModule):
             trainee.compile_networks()
 
     def training_step(self, batch: RaterBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Optimise `training_loss` on one batch and log its parts."""
+        """Return `training_loss` of one batch, and log its parts."""
         parts = self.training_loss(batch)
         logged = {f"train/{name}": value.detach() for name, value in parts.items()}
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
         return parts["loss"]
 
-    def validation_step(self, batch: RaterBatch, batch_idx: int) -> None:  # noqa: ARG002
-        """Add a batch to the validation metrics."""
-        self._measure(self.validation_cases, batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log each of `VALIDATION_METRICS`, averaged over structures, as `val/METRIC`."""
-        means = self.validation_cases.summary().means()
-        self.validation_cases.reset()
-        # the same in all processes, which have gathered the cases
-        self.log_dict({f"val/{name}": value for name, value in means.items()}, sync_dist=True)
-
-    def test_step(self, batch: RaterBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Add a batch to the test metrics, and return its member logits `[B, M, K, *S]` for callbacks."""
-        return self._measure(self.test_cases, batch)
+    def validation_step(self, batch: RaterBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Return a batch's member logits `[B, M, K, *S]` for callbacks, such as those that compute metrics."""
+        return self.predict(batch.image)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimiser and its schedule."""
+        """Return the optimizer and its schedule."""
         return self.optimizer_settings.configure(self)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what rebuilds the method beside its weights."""
-        checkpoint.update(self.checkpoint_entries)
-
-    def _measure(self, table: CaseTable, batch: RaterBatch) -> Tensor:
-        logits = self.predict(batch.image)
-        table.update(logits, batch.masks, batch.valid, batch.spacing, batch.case_index)
-        return logits
 
 
 class NetworkMethod(SegmentationMethod):
     """A method with one network.
 
     Args:
-        network: makes the network.
-        heads: its heads.
-        structures: names of the K structures.
-        loss: of each head against its target.
-        optimizer: see `OptimizerSettings`.
+        parts: see `MethodParts`.
+        heads: heads of the network.
     """
 
-    def __init__(
-        self,
-        network: NetworkFactory,
-        heads: HeadLayout,
-        structures: Sequence[str],
-        loss: SegmentationLoss,
-        optimizer: OptimizerSettings,
-    ) -> None:
-        super().__init__(structures, optimizer)
-        self.network = network(heads)
-        self.loss = loss
+    def __init__(self, parts: MethodParts, heads: HeadLayout) -> None:
+        super().__init__(parts)
+        self.network = parts.network(heads)
+        self.loss = parts.loss
 
     def compile_networks(self) -> None:
         """Compile the network in place."""
@@ -185,5 +155,5 @@ class NetworkMethod(SegmentationMethod):
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Return the number of trained numbers in a module."""
+    """Return the number of trained parameters in a module."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

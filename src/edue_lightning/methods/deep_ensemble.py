@@ -8,53 +8,42 @@ import torch
 from torch import Tensor, nn
 
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.losses import SegmentationLoss
-from edue_lightning.methods.base import NetworkFactory, OptimizerSettings, SegmentationMethod
+from edue_lightning.methods.base import MethodParts, SegmentationMethod
 from edue_lightning.methods.single import SingleNetwork
 from edue_lightning.methods.targets import Target
 from edue_lightning.networks import HeadLayout
 
 
 class DeepEnsemble(SegmentationMethod):
-    """M networks with their own initialisation, data order and augmentation, each trained alone.
+    """M networks, each trained alone, with its own initialisation, data order and augmentation.
 
     Args:
-        network: makes a network; called once a member.
-        heads: one head each.
-        structures: names of the K structures.
-        loss: of each member against its target.
-        optimizer: see `OptimizerSettings`.
+        parts: see `MethodParts`; one network is made per member.
+        heads: the one head of each network.
         members: M, at least two.
-        target: what the members are trained on; `rater_per_member` gives member m rater m.
+        target: target of the members; with `rater_per_member`, member m learns from rater m.
+
+    Raises:
+        ValueError: for fewer than two members.
     """
 
     def __init__(
         self,
-        network: NetworkFactory,
+        parts: MethodParts,
         heads: HeadLayout,
-        structures: Sequence[str],
-        loss: SegmentationLoss,
-        optimizer: OptimizerSettings,
         members: int = 5,
         target: Target = "majority",
     ) -> None:
-        super().__init__(structures, optimizer)
+        super().__init__(parts)
         if members < 2:
-            raise ValueError(f"an ensemble has at least two members, not {members}; for one take method=single")
+            raise ValueError(f"an ensemble has at least two members, not {members}; for one network use method=single")
         self.target: Target = target
-        self.members = nn.ModuleList(
-            SingleNetwork(network, heads, structures, loss, optimizer, target, member) for member in range(members)
-        )
+        self.members = nn.ModuleList(SingleNetwork(parts, heads, target, member) for member in range(members))
 
     @property
     def label(self) -> str:
         """`deep_ensemble`, with the target unless it is `majority`."""
         return "deep_ensemble" if self.target == "majority" else f"deep_ensemble_{self.target}"
-
-    @property
-    def networks(self) -> int:
-        """One network a member."""
-        return len(self.members)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the members' logits, `[B, M, K, *S]`."""
@@ -65,5 +54,5 @@ class DeepEnsemble(SegmentationMethod):
         return [member for member in self.members if isinstance(member, SegmentationMethod)]
 
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
-        """Not defined: each of `trainees` has a loss of its own."""
+        """Raise `NotImplementedError`: each of `trainees` has a loss of its own."""
         raise NotImplementedError("a deep ensemble is trained member by member: fit each of trainees()")

@@ -1,15 +1,14 @@
-"""EDUE: one network whose heads disagree where the raters do (Abutalip et al., arXiv 2403.16594)."""
+"""EDUE: one network whose heads disagree where the raters disagree (Abutalip et al., arXiv 2403.16594)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
 
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.losses import SegmentationLoss, VarianceGuidance, mean_prediction_nll
-from edue_lightning.methods.base import NetworkFactory, NetworkMethod, OptimizerSettings
+from edue_lightning.losses import VarianceGuidance, mean_prediction_nll
+from edue_lightning.methods.base import MethodParts, NetworkMethod
 from edue_lightning.methods.targets import draw_raters, select_raters
 from edue_lightning.networks import HeadLayout
 
@@ -17,20 +16,17 @@ from edue_lightning.networks import HeadLayout
 class EDUE(NetworkMethod):
     """Expert disagreement-guided uncertainty estimation.
 
-    The loss is `mean_m L_seg(p_m, y_r(m)) + lambda * L_dis(V, V*)`: each head segments like a rater drawn at
-    random, and the variance between the heads is drawn towards that between the raters. The paper's page prints
-    no equation; this is our reading of its text, and every choice in it is an option.
+    The loss is `mean_m L_seg(p_m, y_r(m)) + lambda * L_dis(V, V*)`: each head learns from a rater drawn at
+    random, and the variance between the heads is guided towards the variance between the raters. The paper's page
+    prints no equation; this is our reading of its text, and every choice in it is an option.
 
-    With `mean_weight` the mean of the heads is guided as their variance is, by its likelihood under all raters: `+ mu *
-    L_nll(mean_m p_m, q)`. The first two moments of the heads then follow those of the raters, which lets lambda be
-    larger before Dice and likelihood pay for it. This term is ours, not the paper's.
+    With `mean_weight` the mean of the heads is guided as well, by its likelihood under all raters: `+ mu *
+    L_nll(mean_m p_m, q)`. The first two moments of the heads then follow the raters' own, so that a larger lambda does
+    less harm to Dice and likelihood. This term is ours, not the paper's.
 
     Args:
-        network: makes the network.
-        heads: its heads, at least two in all.
-        structures: names of the K structures.
-        loss: of each head against its rater.
-        optimizer: see `OptimizerSettings`.
+        parts: see `MethodParts`.
+        heads: heads of the network, at least two in all.
         guidance: the term `lambda * L_dis`.
         rater_draw: `per_head` draws a rater for each head, `shared` one for all heads, anew for each case and
             epoch.
@@ -42,16 +38,13 @@ class EDUE(NetworkMethod):
 
     def __init__(
         self,
-        network: NetworkFactory,
+        parts: MethodParts,
         heads: HeadLayout,
-        structures: Sequence[str],
-        loss: SegmentationLoss,
-        optimizer: OptimizerSettings,
         guidance: VarianceGuidance,
         rater_draw: Literal["per_head", "shared"] = "per_head",
         mean_weight: float = 0.0,
     ) -> None:
-        super().__init__(network, heads, structures, loss, optimizer)
+        super().__init__(parts, heads)
         if mean_weight < 0:
             raise ValueError(f"mean_weight must not be negative: {mean_weight}")
         self.guidance = guidance
@@ -60,7 +53,7 @@ class EDUE(NetworkMethod):
 
     @property
     def label(self) -> str:
-        """`edue`, `edue_unguided` for lambda = 0, or `edue_moments` where the mean is guided too."""
+        """`edue`, `edue_unguided` for lambda = 0, or `edue_moments` if the mean is guided too."""
         if self.mean_weight:
             return "edue_moments"
         return "edue" if self.guidance.weight else "edue_unguided"
@@ -72,7 +65,7 @@ class EDUE(NetworkMethod):
         return select_raters(batch.masks, raters)
 
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
-        """Return `loss`, `segmentation` (mean over heads), and where they count, unweighted, `guidance` and `mean`."""
+        """Return `loss`, `segmentation` (mean over heads), and if used, unweighted, `guidance` and `mean`."""
         logits = self(batch.image)
         segmentation = self.loss(logits, self.head_targets(batch, logits.shape[1])).mean()
         parts = {"loss": segmentation, "segmentation": segmentation}

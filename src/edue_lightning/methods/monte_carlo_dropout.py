@@ -1,8 +1,8 @@
-"""Monte Carlo dropout: one network, run again with other units dropped (Gal and Ghahramani, ICML 2016)."""
+"""Monte Carlo dropout: one network, run several times with different units dropped (Gal and Ghahramani, ICML 2016)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.losses import SegmentationLoss
-from edue_lightning.methods.base import NetworkFactory, NetworkMethod, OptimizerSettings
+from edue_lightning.methods.base import MethodParts, NetworkMethod
 from edue_lightning.methods.targets import Target, member_target
 from edue_lightning.networks import HeadLayout
 
@@ -21,51 +20,46 @@ _WHOLE_CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 class MonteCarloDropout(NetworkMethod):
     """One network with one head, whose dropout stays on at prediction: each pass is a member (arXiv 1506.02142).
 
-    In training mode the layers drop as ever. In evaluation mode the masks come from a generator of the method's own,
-    so that a prediction is the same each time (on one kind of device; CPU and GPU draw differently) and the global
-    random state is left alone. A member drops the same units in all images of one size: its prediction of a case does
-    not depend on the batch, and it is one and the same network in every window of an image.
+    In training mode the layers drop units as usual. In evaluation mode the masks come from the method's own generator:
+    a prediction is the same each time (on one kind of device; CPU and GPU draw differently), and the global random
+    state is unchanged. A member drops the same units in all images of one size, so its prediction of a case does not
+    depend on the batch, and it is the same network in every window of an image.
 
     Args:
-        network: makes the network, with dropout layers, which may be idle (p = 0) so far.
-        heads: its one head.
-        structures: names of the K structures.
-        loss: of one pass against the target.
-        optimizer: see `OptimizerSettings`.
-        dropout: the probability in every dropout layer, whatever the network was made with; None leaves it at that.
-        samples: M, passes for one prediction, at least two.
-        target: what the network is trained on.
-        seed: of the masks in evaluation mode.
+        parts: see `MethodParts`; the network needs dropout layers, whose probability may be 0.
+        heads: the one head of the network.
+        dropout: probability in every dropout layer, in place of the network's own; None to keep that.
+        samples: M, forward passes per prediction, at least two.
+        target: target of the network.
+        seed: seed of the masks in evaluation mode.
 
     Raises:
-        ValueError: if nothing would be dropped, or all; for fewer than two samples; or for `rater_per_member`.
+        ValueError: if no layer or a whole layer would be dropped; for fewer than two samples; or for
+            `rater_per_member`.
     """
 
     def __init__(
         self,
-        network: NetworkFactory,
+        parts: MethodParts,
         heads: HeadLayout,
-        structures: Sequence[str],
-        loss: SegmentationLoss,
-        optimizer: OptimizerSettings,
         dropout: float | None = 0.1,
         samples: int = 10,
         target: Target = "majority",
         seed: int = 0,
     ) -> None:
-        super().__init__(network, heads, structures, loss, optimizer)
+        super().__init__(parts, heads)
         if target == "rater_per_member":
-            raise ValueError("all passes are of one network with one target: rater_per_member has no meaning here")
+            raise ValueError("all passes are of one network with one target: rater_per_member does not apply")
         if samples < 2:
-            raise ValueError(f"samples must be at least 2, not {samples}; for one pass take method=single")
+            raise ValueError(f"samples must be at least 2, not {samples}; for one pass use method=single")
         layers = self._dropout_layers()
         if dropout is not None:
             for layer in layers:
                 layer.p = dropout
         if not any(layer.p for layer in layers):
             raise ValueError(
-                "Monte Carlo dropout needs a network that drops something: set method.dropout above 0 (or, where that "
-                "is null, network.dropout), and take a network with dropout layers"
+                "Monte Carlo dropout needs dropout: set method.dropout above 0 (or network.dropout, if it is "
+                "null), and choose a network with dropout layers"
             )
         if not all(0 <= layer.p < 1 for layer in layers):
             raise ValueError(f"dropout must lie between 0 and 1, not {max(layers, key=lambda one: abs(one.p)).p}")
@@ -78,11 +72,6 @@ class MonteCarloDropout(NetworkMethod):
         """`mc_dropout`, with the target unless it is `majority`."""
         return "mc_dropout" if self.target == "majority" else f"mc_dropout_{self.target}"
 
-    @property
-    def forward_passes(self) -> int:
-        """One pass a sample."""
-        return self.samples
-
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits of every pass, `[B, M, K, *S]`; in training mode of a single one, `[B, 1, K, *S]`."""
         if self.training:
@@ -94,7 +83,7 @@ class MonteCarloDropout(NetworkMethod):
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
         """Return `loss` of one pass, averaged over cases."""
         logits = self.network(batch.image)
-        target = member_target(batch, self.target).expand_as(logits)
+        target = member_target(batch, self.target, tie=self.majority_tie).expand_as(logits)
         return {"loss": self.loss(logits, target).mean()}
 
     def _dropout_layers(self) -> list[nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d]:
@@ -102,7 +91,7 @@ class MonteCarloDropout(NetworkMethod):
 
     @contextmanager
     def _dropping(self, generator: torch.Generator) -> Iterator[None]:
-        """Let the dropout layers drop although they are in evaluation mode, the same units in all cases of a batch."""
+        """Apply dropout in evaluation mode within this block, with the same units dropped in all cases of a batch."""
 
         def drop(layer: nn.Module, inputs: tuple[Tensor, ...], kept: Tensor) -> Tensor:  # noqa: ARG001
             share = 1 - cast(float, layer.p)
@@ -112,7 +101,7 @@ class MonteCarloDropout(NetworkMethod):
                 shape[2:] = [1] * (kept.ndim - 2)
             return kept * kept.new_empty(shape).bernoulli_(share, generator=generator).div_(share)
 
-        # only where something is dropped, so that the others cost no draw
+        # layers with p = 0 cost no draw
         hooks = [layer.register_forward_hook(drop) for layer in self._dropout_layers() if layer.p]
         try:
             yield

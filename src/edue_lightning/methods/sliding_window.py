@@ -1,4 +1,4 @@
-"""How a network that was trained on patches sees a whole image."""
+"""Prediction of whole images, at once or window by window, for networks that were trained on patches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import Tensor
 from torch.nn import functional as F
 
-# of a window's weight in its corners: a voxel that only one window sees must not be divided by nothing
+# least weight of a voxel in a window, so that no voxel is divided by zero
 _LEAST_WEIGHT = 1e-3
 
 
@@ -20,14 +20,14 @@ class Inference:
     """Member logits of a whole image, at once or window by window.
 
     Attributes:
-        window: voxels along each axis of the part that the network sees, as in training; None for the whole image. An
-            image that is smaller is padded with zeros, the result cut back.
-        overlap: share of a window that its neighbour sees too; the logits are averaged with Gaussian weights
+        window: voxels along each axis of the network's input, as in training; None for the whole image. A smaller
+            image is padded with zeros, and the result is cropped.
+        overlap: share of a window that overlaps with its neighbour; the logits are averaged with Gaussian weights
             (Isensee et al., Nature Methods 2021), member by member.
-        batch_size: windows in one forward pass.
+        batch_size: windows per forward pass.
 
     Raises:
-        ValueError: for a window, overlap or number that is none.
+        ValueError: if the window, overlap or batch size is invalid.
     """
 
     window: Sequence[int] | None = None
@@ -36,9 +36,9 @@ class Inference:
 
     def __post_init__(self) -> None:
         if self.window is not None and (len(self.window) not in (2, 3) or min(self.window) < 1):
-            raise ValueError(f"inference.window must be two or three positive numbers, not {list(self.window)}")
+            raise ValueError(f"inference.window must be two or three positive integers, not {list(self.window)}")
         if not 0 <= self.overlap < 1:
-            raise ValueError(f"inference.overlap is a share from 0 to less than 1, not {self.overlap}")
+            raise ValueError(f"inference.overlap must be at least 0 and below 1, not {self.overlap}")
         if self.batch_size < 1:
             raise ValueError(f"inference.batch_size must be at least 1, not {self.batch_size}")
 
@@ -49,14 +49,14 @@ class Inference:
     def slabs(self, network: Callable[[Tensor], Tensor], image: Tensor) -> Iterator[Tensor]:
         """Yield the logits as slabs `[B, M, K, s, ...]` along the first spatial axis, as soon as each is complete.
 
-        So the memory that they take does not grow with the length of that axis.
+        Their memory does not grow with the length of that axis.
 
         Args:
             network: `[N, C, *window]` to logits `[N, M, K, *window]`.
             image: `[B, C, *S]`.
 
         Raises:
-            ValueError: if the window has another number of axes than the image.
+            ValueError: if the window and the image have different numbers of axes.
         """
         if self.window is None:
             yield network(image)
@@ -82,7 +82,7 @@ class Inference:
         done = 0
         for start, group in groupby(places, key=lambda place: place[0].start):
             if total is not None and counted is not None:
-                # no later window reaches back to these
+                # no later window overlaps with these
                 ready = start - done
                 yield total[:, :, :, :ready] / counted[:ready]
                 total = torch.cat([total[:, :, :, ready:], torch.zeros_like(total[:, :, :, :ready])], dim=3)
@@ -94,7 +94,7 @@ class Inference:
                     shape = (len(image), *logits.shape[1:3], window[0], *image.shape[3:])
                     total, counted = logits.new_zeros(shape), weight.new_zeros(shape[3:])
                 for place, found in zip(part, logits.split(len(image)), strict=True):
-                    # along the first axis, the sums begin where the windows of this group do
+                    # along the first axis, the sums begin at the start of this group's windows
                     total[:, :, :, :, *place[1:]] += found
                     counted[:, *place[1:]] += weight
         assert total is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -11,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.losses import SegmentationLoss
-from edue_lightning.methods.base import NetworkFactory, NetworkMethod, OptimizerSettings
+from edue_lightning.methods.base import MethodParts, NetworkMethod
 from edue_lightning.methods.targets import member_target
 from edue_lightning.networks import HeadLayout
 from edue_lightning.uncertainty.maps import at_least_float32
@@ -23,13 +21,13 @@ _EPSILON = 1e-5  # added to the diagonal of the covariance, as in the authors' c
 
 
 class LogitDistribution(NamedTuple):
-    """Normal distributions of low rank over the logits of all voxels and structures, one a case.
+    """Normal distributions of low rank over the logits of all voxels and structures, one per case.
 
     Each has the covariance `factors^T factors + diag(variance)`, so logits far apart may vary together.
 
     Attributes:
         mean: `[B, K, *S]`.
-        variance: `[B, K, *S]`, of each logit on its own.
+        variance: `[B, K, *S]`, own variance of each logit.
         factors: `[B, rank, K, *S]`.
     """
 
@@ -39,19 +37,19 @@ class LogitDistribution(NamedTuple):
 
     @classmethod
     def of(cls, output: Tensor) -> LogitDistribution:
-        """Return the distributions that a network's output `[B, rank + 2, K, *S]` stands for, in float32 or better.
+        """Return the distributions of a network's output `[B, rank + 2, K, *S]`, in float32 or better.
 
-        Along its second axis lie the mean, the logarithm of the variance and the factors.
+        The second axis holds the mean, the logarithm of the variance, and the factors.
         """
         output = at_least_float32(output)
         return cls(output[:, 0], output[:, 1].exp() + _EPSILON, output[:, 2:])
 
     def logits(self, shared: Tensor, own: Tensor) -> Tensor:
-        """Return the logits `[B, n, K, *S]` that standard normal noise leads to, without inverting a covariance.
+        """Return the logits `[B, n, K, *S]` of standard normal noise, without inverting a covariance.
 
         Args:
-            shared: `[B or 1, n, rank]`, moves all voxels along the factors.
-            own: `[B or 1, n, K, *S]`, moves each logit alone.
+            shared: `[B or 1, n, rank]`, noise along the factors, the same for all voxels.
+            own: `[B or 1, n, K, *S]`, noise of each logit alone.
         """
         shared = shared.expand(self.mean.shape[0], -1, -1)
         # a product of matrices would be made in half precision where that is on
@@ -77,27 +75,22 @@ class StochasticSegmentation(NetworkMethod):
     no mask of a region of interest, and draws need no inverse.
 
     Args:
-        network: makes the network; it must name its heads `heads`, each a stack whose last bias is that of the logits.
-        structures: names of the K structures.
-        loss: taken like every method takes it, and not used: the likelihood replaces it.
-        optimizer: see `OptimizerSettings`.
+        parts: see `MethodParts`. The network's attribute `heads` holds its heads, each a stack that ends in the bias
+            of the logits. The loss is not used: the likelihood replaces it.
         rank: number of factors, at least one.
         samples: M, members of a prediction, at least two.
         training_samples: draws for the likelihood, an even number: they come in pairs on either side of the mean.
-        seed: of the noise behind the members.
-        warm_up_epochs: at the start, in which the mean alone is trained, without noise: the likelihood of a network
-            that segments nothing yet is that of its luckiest draw, a poor guide.
+        seed: seed of the noise behind the members.
+        warm_up_epochs: number of first epochs in which the mean alone is trained, without noise: at the start, the
+            likelihood depends on the luckiest draw alone, which is a poor guide.
 
     Raises:
-        ValueError: for numbers that are none of these.
+        ValueError: if a number is out of its range.
     """
 
     def __init__(
         self,
-        network: NetworkFactory,
-        structures: Sequence[str],
-        loss: SegmentationLoss,
-        optimizer: OptimizerSettings,
+        parts: MethodParts,
         rank: int = 10,
         samples: int = 16,
         training_samples: int = 20,
@@ -111,16 +104,15 @@ class StochasticSegmentation(NetworkMethod):
         if samples < 2:
             raise ValueError(f"samples must be at least 2, not {samples}")
         if training_samples < 2 or training_samples % 2:
-            raise ValueError(f"training_samples must be an even number from 2 on, not {training_samples}")
-        super().__init__(network, HeadLayout("last", per_stage=rank + 2), structures, loss, optimizer)
+            raise ValueError(f"training_samples must be an even number of at least 2, not {training_samples}")
+        super().__init__(parts, HeadLayout("last", per_stage=rank + 2))
         self.rank = rank
         self.samples = samples
         self.training_samples = training_samples
         self.seed = seed
         self.warm_up_epochs = warm_up_epochs
         means = len(self.structures)
-        # the covariance starts small, and what a network starts its logits with, the prior of the foreground, is meant
-        # for the mean alone
+        # the covariance starts small; the network's first bias (the prior of the foreground) is for the mean alone
         for name, parameter in cast(nn.Module, self.network.heads).named_parameters():
             if name.endswith("bias"):
                 nn.init.constant_(parameter.data[means : 2 * means], _FIRST_LOG_VARIANCE)
@@ -159,7 +151,7 @@ class StochasticSegmentation(NetworkMethod):
 def negative_log_likelihood(logits: Tensor, target: Tensor) -> Tensor:
     """Return `-log(1/n sum_i p(y | logits_i))` of each case over its voxels and structures, `[B]`, in nats.
 
-    Each draw is judged as a whole: its voxels' log-probabilities are added up before draws are averaged.
+    The log-probabilities of a draw's voxels are summed before draws are averaged.
 
     Args:
         logits: `[B, n, K, *S]`, n draws.

@@ -1,4 +1,4 @@
-"""Which rater, or which consensus, a member learns from."""
+"""Training targets of the members: one rater each, or a consensus."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from edue_lightning.data.sample import RaterBatch
 from edue_lightning.uncertainty.maps import rater_mean
 
 Target = Literal["majority", "soft_majority", "random_rater", "rater_per_member"]
-"""What a network is trained on:
+"""Training target of a network:
 
-- `majority`: the mask of voxels that at least half of the valid raters marked;
-- `soft_majority`: the share q of the valid raters itself;
+- `majority`: the mask of voxels that most of the valid raters marked; see `Tie` for exactly half of them;
+- `soft_majority`: the share q of the valid raters;
 - `random_rater`: one valid rater, drawn anew for each case and epoch;
 - `rater_per_member`: member m learns from rater m (modulo the number of raters), always.
 """
+
+Tie = Literal["foreground", "background"]
+"""Class of a voxel that exactly half of the valid raters marked."""
 
 # odd 64-bit constants of the splitmix64 generator (Steele et al., OOPSLA 2014), as signed integers
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - 2**64
@@ -37,21 +40,21 @@ def _splitmix64(state: Tensor) -> Tensor:
 
 
 def draw_raters(valid: Tensor, draw_key: Tensor, draws: int) -> Tensor:
-    """Draw raters uniformly among the valid ones, each draw on its own.
+    """Draw raters uniformly among the valid ones, each draw independently.
 
-    The draws follow from the keys alone: the same on every device, and whatever else is in the batch. They are
-    made where the tensors lie, without waiting for the device.
+    The draws depend on the keys alone: they are the same on every device and in every batch. They are computed on the
+    device of the tensors, without a synchronisation.
 
     Args:
         valid: `[B, R]` bool, at least one true in each row.
         draw_key: `[B]` int64.
-        draws: how many raters to draw for each case.
+        draws: number of raters to draw for each case.
 
     Returns:
         `[B, draws]` int64, positions on the rater axis.
     """
     raters = valid.shape[1]
-    # a rater's lot must not depend on how many padded raters the batch happens to have
+    # a rater's lot does not depend on the number of padded raters in the batch
     lane = torch.arange(draws, device=valid.device)[:, None] * 2**20 + torch.arange(raters, device=valid.device)
     lots = _splitmix64(_splitmix64(draw_key[:, None, None]) + lane)
     lots = _shift_right(lots, 1).masked_fill(~valid[:, None, :], -1)
@@ -59,14 +62,14 @@ def draw_raters(valid: Tensor, draw_key: Tensor, draws: int) -> Tensor:
 
 
 def fixed_raters(valid: Tensor, member: int) -> Tensor:
-    """Return the rater that member `member` learns from in each case.
+    """Return the rater of each case that member `member` learns from.
 
-    It is rater `member` modulo the number of raters R; where that rater is missing, one of the valid raters takes
-    the place, always the same one.
+    It is rater `member` modulo the number of raters R; if that rater is missing, always the same one of the valid
+    raters takes the place.
 
     Args:
         valid: `[B, R]` bool, at least one true in each row.
-        member: counted from 0.
+        member: position of the member, from 0.
 
     Returns:
         `[B, 1]` int64, positions on the rater axis.
@@ -85,11 +88,20 @@ def select_raters(masks: Tensor, raters: Tensor) -> Tensor:
     return masks[rows, raters]
 
 
-def member_target(batch: RaterBatch, target: Target, member: int = 0) -> Tensor:
-    """Return what one member is trained on, `[B, 1, K, *S]` float32 in [0, 1]; ties of a majority are foreground."""
+def member_target(batch: RaterBatch, target: Target, member: int = 0, tie: Tie = "foreground") -> Tensor:
+    """Return the training target of one member, `[B, 1, K, *S]` float32 in [0, 1].
+
+    Args:
+        batch: the cases.
+        target: kind of target.
+        member: position of the member, for `rater_per_member`.
+        tie: class of a voxel that exactly half of the raters marked, for `majority`.
+    """
     if target == "random_rater":
         return select_raters(batch.masks, draw_raters(batch.valid, batch.draw_key, 1)).float()
     if target == "rater_per_member":
         return select_raters(batch.masks, fixed_raters(batch.valid, member)).float()
     share = rater_mean(batch.masks, batch.valid)[:, None]
-    return share if target == "soft_majority" else (share >= 0.5).float()
+    if target == "soft_majority":
+        return share
+    return (share >= 0.5 if tie == "foreground" else share > 0.5).float()

@@ -20,13 +20,13 @@ _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """Where a network carries its segmentation heads.
+    """Segmentation heads of a network: their places, kernels and number.
 
     Attributes:
         stages: `last` (the full-resolution decoder stage alone, as in a plain U-Net), `decoder` (every decoder
             stage) or `encoder+decoder` (every stage, the bottleneck among the encoder's).
-        kernel_size: of each head's convolution; 1, or 3 as in layer ensembles.
-        per_stage: heads on each of these stages.
+        kernel_size: kernel size of each head's convolution; 1, or 3 as in layer ensembles.
+        per_stage: number of heads on each of these stages.
     """
 
     stages: Literal["last", "decoder", "encoder+decoder"] = "last"
@@ -39,14 +39,14 @@ class HeadLayout:
 
 
 class _UpCat(UpCat):
-    """MONAI's decoder stage, without its copy of the features where nothing is to be padded."""
+    """MONAI's decoder stage, without a copy of the features if no padding is needed."""
 
     def forward(self, x: Tensor, x_e: Tensor | None) -> Tensor:
-        """Return the features of this stage from those of the coarser one and those of the encoder."""
+        """Return the features of this stage, from the features of the coarser stage and of the encoder."""
         assert x_e is not None
         upsampled = self.upsample(x)
         for axis in range(2, x_e.ndim):
-            # what `pad` does too, but with deterministic algorithms its gradient cannot be compiled (torch 2.13)
+            # equal to `pad`, whose gradient cannot be compiled with deterministic algorithms (torch 2.13)
             if x_e.shape[axis] != upsampled.shape[axis]:
                 upsampled = torch.cat([upsampled, upsampled.narrow(axis, -1, 1)], dim=axis)
         return self.convs(torch.cat([x_e, upsampled], dim=1))
@@ -55,23 +55,23 @@ class _UpCat(UpCat):
 class MultiHeadUNet(nn.Module):
     """U-Net whose heads each segment all structures at the input's size.
 
-    Encoder stage 1 works at full size, each later one at half the size of the one before; decoder stages lead
-    back. Heads are ordered by depth: encoder 1 (shallow) to the bottleneck, then the decoder from the coarsest
-    stage to the full-size one; so the last head is the plain U-Net's own. A head on a coarse stage predicts at
-    that stage's size, and its logits are interpolated.
+    Encoder stage 1 has the full size, each later stage half the size of the one before; the decoder stages return
+    to the full size. Heads are ordered by depth: encoder 1 (shallow) to the bottleneck, then the decoder from the
+    coarsest stage to the full-size one; so the last head is the plain U-Net's own. A head on a coarse stage predicts
+    at that stage's size, and its logits are interpolated.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: image channels C.
         structures: number of structures K.
-        heads: where the heads sit.
-        features: channels of each encoder stage, at least two stages; each decoder stage has those of the
-            encoder stage at its size.
+        heads: places and number of the heads.
+        features: channels of each encoder stage, at least two stages; a decoder stage has as many as the
+            encoder stage of its size.
         dropout: probability in every convolution block.
-        foreground_prior: the probability that every head predicts everywhere before training. A small one spares the
-            first epochs from learning that most voxels are background (Lin et al., ICCV 2017, section 4.1).
-        channels_last: keep the weights, and compute, with the channels innermost in memory, which suits half precision
-            on recent GPUs; the results differ by rounding alone.
+        foreground_prior: probability that every head predicts everywhere before training. With a small one the first
+            epochs need not learn that most voxels are background (Lin et al., ICCV 2017, section 4.1).
+        channels_last: store and compute with the channels innermost in memory, which is faster in half precision on
+            recent GPUs; the results differ by rounding only.
 
     Shapes:
         input `[B, C, *S]`, every axis at least `2 ** (len(features) - 1)` and at least one of them twice that;
@@ -136,7 +136,7 @@ class MultiHeadUNet(nn.Module):
             ValueError: if the image is too small for the number of stages.
         """
         size = image.shape[2:]
-        # axis by axis: the smaller one of two could not be asked for in a graph for images of any size
+        # axis by axis, since an exported graph for images of any size cannot contain the minimum
         if any(length < self.stride for length in size) or all(length < 2 * self.stride for length in size):
             raise ValueError(
                 f"image of size {list(size)} is too small for a U-Net that halves it to 1/{self.stride}: "
@@ -156,8 +156,8 @@ class MultiHeadUNet(nn.Module):
         return torch.cat(logits, dim=1).unflatten(1, (-1, self.structures))
 
 
-# not compiled: with deterministic algorithms, as trainings ask for, the compiler of torch 2.13 loses gradients of an
-# interpolation without a word
+# not compiled: with deterministic algorithms, the default of trainings, the compiler of torch 2.13 silently loses
+# gradients of an interpolation
 @torch.compiler.disable
 def _resized(logits: list[Tensor], size: torch.Size, mode: str) -> list[Tensor]:
     return [

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from edue_lightning.config.build import ImageFormat, build_preparation, set_inference
+from edue_lightning.config.build import ImageFormat, build_preparation
 from edue_lightning.data.images import ImageError, ImageFile
 from edue_lightning.data.new_images import ImageCase, read_case
 from edue_lightning.data.preparation import PreparedImage, require_channels
@@ -72,11 +72,9 @@ class Model:
         if sensitivity is not None and not 0 < sensitivity <= 1:
             raise UserError(f"sensitivity must lie above 0 and be at most 1, not {sensitivity}")
         path = Path(checkpoint)
-        loaded = load_method(path)
+        loaded = load_method(path, inference)
         self.method = loaded.method
         self.image_format: ImageFormat = loaded.image_format
-        if inference is not None:
-            set_inference(self.method, inference, self.image_format)
         self._preparation = build_preparation(loaded.configuration)
         self.triage = None if loaded.triage is None else Triage.from_dict(loaded.triage, str(path))
         if self.triage is not None and set(self.triage.structures) != set(self.structures):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edue_lightning.data import RaterDataModule
 from edue_lightning.errors import UserError
-from edue_lightning.methods import SegmentationMethod
+from edue_lightning.methods import Measuring, SegmentationMethod
 from edue_lightning.metrics import SCORES, CaseStatistics, CaseTable, MetricSettings
 from edue_lightning.metrics.selective import risk_coverage
 from edue_lightning.prediction.estimate import Estimate
@@ -230,9 +230,9 @@ def fit_triage(
         trainer: runs the prediction of the training cases.
     """
     names = method.structures
-    method.test_cases = CaseTable(names, (), settings, statistics=RANGE_SCORES)
-    trainer.test(method, dataloaders=data.evaluation_dataloader("train"), verbose=False)
-    training = method.test_cases.cases().statistics
+    table = CaseTable(names, (), settings, statistics=RANGE_SCORES)
+    trainer.test(Measuring(method, table), dataloaders=data.evaluation_dataloader("train"), verbose=False)
+    training = table.cases().statistics
     structures = {}
     for k, name in enumerate(names):
         columns = {name: validation[name][:, k].cpu().numpy() for name in (*RANGE_SCORES, "dice")}

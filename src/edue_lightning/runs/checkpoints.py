@@ -1,4 +1,4 @@
-"""Checkpoints that rebuild their method: weights and plain settings, nothing that is executed on loading."""
+"""Checkpoints that rebuild their method: weights and plain settings, no code that runs on loading."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _TRIAGE = "edue_triage"
 
 
 class LoadedMethod(NamedTuple):
-    """A trained method in evaluation mode, what it was built for, and the configuration of its training.
+    """A trained method in evaluation mode, the image format it takes, and the configuration of its training.
 
-    `triage` is what `add_triage` added, or None.
+    `triage` is the entry of `add_triage`, or None.
     """
 
     method: SegmentationMethod
@@ -45,22 +45,30 @@ class LoadedMethod(NamedTuple):
 def checkpoint_entries(
     configuration: Mapping[str, Any], image_format: ImageFormat, member: int | None = None
 ) -> dict[str, Any]:
-    """Return what a checkpoint holds beside its weights.
+    """Return the entries of a checkpoint beside its weights.
 
     Args:
-        configuration: of the run, resolved.
-        image_format: what the method was built for.
-        member: position in a deep ensemble whose member alone the checkpoint holds, or None.
+        configuration: configuration of the run, resolved.
+        image_format: format of the images that the method takes.
+        member: position in a deep ensemble if the checkpoint holds one member alone, or None.
     """
     return {_CONFIGURATION: dict(configuration), _IMAGE_FORMAT: image_format.as_dict(), _MEMBER: member}
 
 
 class WholeFileIO(TorchCheckpointIO):
-    """Lightning's reader and writer of checkpoints; a file appears whole or not at all, and is verified when read."""
+    """Lightning's reader and writer of checkpoints; a file appears whole or not at all, and is verified when read.
+
+    Args:
+        entries: entries that each written checkpoint holds beside Lightning's own.
+    """
+
+    def __init__(self, entries: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.entries = dict(entries or {})
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ARG002
         """Write a checkpoint, see `write_checkpoint`."""
-        write_checkpoint(checkpoint, Path(path))
+        write_checkpoint({**checkpoint, **self.entries}, Path(path))
 
     def load_checkpoint(
         self,
@@ -72,15 +80,15 @@ class WholeFileIO(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
-def save_method(method: SegmentationMethod, path: Path) -> None:
-    """Write a method's weights and entries, see `write_checkpoint`."""
-    write_checkpoint({"state_dict": method.state_dict(), **method.checkpoint_entries}, path)
+def save_method(method: SegmentationMethod, path: Path, entries: Mapping[str, Any]) -> None:
+    """Write a method's weights and `checkpoint_entries`, see `write_checkpoint`."""
+    write_checkpoint({"state_dict": method.state_dict(), **entries}, path)
 
 
 def add_triage(path: Path, triage: Mapping[str, Any]) -> None:
-    """Add to a checkpoint what its validation and training cases tell of new ones, plain values and tensors.
+    """Add the triage data of validation and training cases to a checkpoint, as plain values and tensors.
 
-    One that has it is left as it is, as that of a run that is gone on with after its training.
+    A checkpoint that has such data is left as it is, as when a run is resumed after its training.
     """
     checkpoint = read_checkpoint(path)
     if _TRIAGE not in checkpoint:
@@ -91,7 +99,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint; the file appears whole or not at all, and is on the disk when this returns.
 
     Raises:
-        UserError: if it cannot be written, as on a full disk; the earlier file is still there then.
+        UserError: if it cannot be written, as on a full disk; an earlier file then stays as it was.
     """
 
     def write(temporary: Path) -> None:
@@ -106,21 +114,21 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     # torch reports some failures to write as RuntimeError
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{path}: cannot be written ({reason_of(error)}); free some space, and go on with resume=auto"
+            f"{path}: cannot be written ({reason_of(error)}); free some space, then resume with resume=auto"
         ) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's tensors and plain values, checking that the file is as it was written.
+    """Read a checkpoint's tensors and plain values, and check that the file is as it was written.
 
     Raises:
-        UserError: if there is no such file, or it is not a readable checkpoint.
+        UserError: if the file does not exist, or is not a readable checkpoint.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file; a run keeps its own under checkpoints/best.ckpt")
     try:
         with zipfile.ZipFile(path) as archive:
-            # torch packs nothing: what is packed, or there twice, could unpack to any size
+            # torch compresses nothing: compressed or repeated parts could unpack to any size
             if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
                 raise ValueError("it claims more than the file holds")
             damaged = archive.testzip()
@@ -133,66 +141,71 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: refused, it is damaged or holds more than weights and plain values; "
             "train again or take another checkpoint"
         ) from error
-    # what a damaged archive or pickle makes its reader stumble over: OSError, IndexError, struct.error, ...
+    # a damaged archive or pickle raises OSError, IndexError, struct.error, ...
     except Exception as error:
         raise UserError(one_line(f"{path}: cannot be read as a checkpoint ({reason_of(error)})")) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path}: is no checkpoint, it holds no weights")
+        raise UserError(f"{path}: is not a checkpoint, it contains no weights")
     return checkpoint
 
 
-def load_method(path: Path) -> LoadedMethod:
+def load_method(path: Path, inference: Mapping[str, Any] | None = None) -> LoadedMethod:
     """Rebuild a trained method from its checkpoint alone.
 
+    Args:
+        path: path of the checkpoint.
+        inference: node of the configuration, see `conf/inference`; None for the checkpoint's own.
+
     Raises:
-        UserError: if the checkpoint cannot be read, is of another program, holds one member of an ensemble, or
-            does not fit the code.
+        UserError: if the checkpoint cannot be read, was written by another program, holds one member of an ensemble,
+            or does not fit the code; or if `inference` does not fit its images.
     """
     checkpoint = read_checkpoint(path)
     if _CONFIGURATION not in checkpoint or _IMAGE_FORMAT not in checkpoint:
         raise UserError(f"{path}: was not written by edue_lightning.train, its settings are missing")
     try:
-        return _rebuilt(checkpoint, path)
+        return _rebuilt(checkpoint, path, inference)
     except UserError as error:
-        # a class that refuses its settings does not know where they came from
+        # a class that refuses its settings does not know their file
         text = str(error)
         raise UserError(one_line(text if text.startswith(str(path)) else f"{path}: {text}")) from error
-    # what settings of any type at any place make the code stumble over: TypeError, KeyError, RecursionError, ...
+    # settings of any type at any place raise TypeError, KeyError, RecursionError, ...
     except Exception as error:
         reason = f"{type(error).__name__}: {reason_of(error)}"
         raise UserError(one_line(f"{path}: its settings are damaged or of another version ({reason})")) from error
 
 
-def _rebuilt(checkpoint: Mapping[str, Any], path: Path) -> LoadedMethod:
+def _rebuilt(checkpoint: Mapping[str, Any], path: Path, inference: Mapping[str, Any] | None) -> LoadedMethod:
     if checkpoint.get(_MEMBER) is not None:
         raise UserError(
-            f"{path}: holds one member of a deep ensemble; take the whole, checkpoints/best.ckpt of its run"
+            f"{path}: holds one member of a deep ensemble; use the whole ensemble, checkpoints/best.ckpt of its run"
         )
     configuration = with_current_targets(checkpoint[_CONFIGURATION])
     for part in ("method", "network", "loss", "optimizer"):
         if part not in configuration:
             raise UserError(f"{path}: its settings lack {part!r}")
         check_only_ours(configuration[part], str(path))
-    # not in every checkpoint, but built from it where they are
+    # optional parts, from which objects are built too
     for part in ("inference", "metrics"):
         check_only_ours(configuration.get(part), str(path))
     if configuration.get("data"):
-        # that it cannot prepare images is told when there are some
+        # an unusable preparation is reported once there are images to prepare
         with suppress(UserError):
             build_preparation(configuration)
     image_format = ImageFormat.from_dict(checkpoint[_IMAGE_FORMAT])
     odd = [name for name in image_format.structures if not can_be_in_file_name(name)]
     if odd or image_format.spatial_dims not in (2, 3):
-        raise UserError(one_line(f"{path}: was trained for {image_format}, of which there can be no results"))
+        raise UserError(one_line(f"{path}: was trained for {image_format}, whose results could not be written"))
     weights = checkpoint["state_dict"]
-    # no memory is taken for what the settings describe before it is known to be what the file holds
+    chosen = configuration if inference is None else {**configuration, "inference": inference}
+    # no memory is allocated for the described network until its shapes are known to match the file
     with torch.device("meta"), _at_most(2 * len(weights)):
-        wanted = build_method(configuration, image_format).state_dict()
+        wanted = build_method(chosen, image_format).state_dict()
     for name in dict.fromkeys([*wanted, *weights]):
         if _kind(wanted.get(name)) != _kind(weights.get(name)):
             reason = f"{name}: {_kind(weights.get(name))} instead of {_kind(wanted.get(name))}"
             raise UserError(one_line(f"{path}: weights do not fit the network of its settings ({reason})"))
-    method = build_method(configuration, image_format)
+    method = build_method(chosen, image_format)
     try:
         method.load_state_dict(weights)
     except RuntimeError as error:
@@ -201,7 +214,7 @@ def _rebuilt(checkpoint: Mapping[str, Any], path: Path) -> LoadedMethod:
 
 
 def _refuse_blank_memory(archive: zipfile.ZipFile) -> None:
-    """Refuse a pickle that makes memory of a size that it names: torch counts `bytearray` among the plain values."""
+    """Refuse a pickle that allocates memory of a size it names: torch counts `bytearray` among the plain values."""
     for name in archive.namelist():
         if name.endswith("data.pkl"):
             for code, argument, _ in pickletools.genops(archive.read(name)):
@@ -211,12 +224,12 @@ def _refuse_blank_memory(archive: zipfile.ZipFile) -> None:
 
 @contextmanager
 def _at_most(parameters: int) -> Iterator[None]:
-    """Stop whoever makes a network of more parameters."""
+    """Raise `ValueError` if more parameters are made within this block."""
     made = itertools.count(1)
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:  # noqa: ARG001
         if next(made) > parameters:
-            raise ValueError("they describe a network of more weights than there are")
+            raise ValueError("they describe a network with more weights than the file holds")
 
     hook = register_module_parameter_registration_hook(count)
     try:
@@ -226,7 +239,7 @@ def _at_most(parameters: int) -> Iterator[None]:
 
 
 def _kind(value: Any) -> str:
-    """Return what must be the same of a weight in a file and in a network; half precision may be stored."""
+    """Return the shape and kind of a weight, which must agree between file and network; the precision may differ."""
     if not isinstance(value, Tensor):
         return "nothing" if value is None else type(value).__name__
     size = "x".join(map(str, value.shape)) or "1"

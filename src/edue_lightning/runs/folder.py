@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 from edue_lightning.atomic import remove_unfinished
 from edue_lightning.errors import UserError
 from edue_lightning.runs.files import CONFIGURATION_FILE, VALIDATION_FILE
+from edue_lightning.runs.record import START_ONLY_KEYS
 from edue_lightning.runtime.processes import is_first_process
 
 AUTO = "auto"
@@ -24,7 +26,7 @@ CHECKPOINTS = "checkpoints"
 BEST, LAST = "best.ckpt", "last.ckpt"
 
 # overrides that do not make another run
-_OF_THE_START = ("resume=", "logger", "hydra", "members_at_once=", "checkpoint_every_steps=")
+_START_ONLY = (*START_ONLY_KEYS, "hydra")
 
 
 def register_run_folder() -> None:
@@ -43,7 +45,7 @@ def run_folder(resume: str | None, overrides: Sequence[str], parent: str, time: 
         time: names a new folder; on a cluster the job does, as all its processes, and a requeued job, must agree.
         seed: of the run, the end of its folder's name.
     """
-    own = sorted(one for one in overrides if not one.startswith(_OF_THE_START))
+    own = sorted(one for one in overrides if not _is_start_only(one))
     if resume not in (None, AUTO):
         path = folder_of(str(resume))
         if path.is_dir():
@@ -115,4 +117,9 @@ def _overrides_in(folder: Path) -> list[str] | None:
         recorded = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
     except (OSError, yaml.YAMLError):
         return None
-    return sorted(one for one in recorded or [] if not str(one).startswith(_OF_THE_START))
+    return sorted(one for one in recorded or [] if not _is_start_only(str(one)))
+
+
+def _is_start_only(override: str) -> bool:
+    """Return whether an override (`key=value`, `+key.part=value`, `group@key=value`) may differ between two starts."""
+    return re.split(r"[.=@]", override.lstrip("+~"))[0].split("/")[0] in _START_ONLY

@@ -26,8 +26,11 @@ from edue_lightning.runs.files import (
     read_table,
 )
 
-# what may differ between two starts of one run
-_OF_THE_START = frozenset({"label", "resume", "logger", "members_at_once", "checkpoint_every_steps"})
+START_ONLY_KEYS = frozenset({"resume", "logger", "members_at_once", "checkpoint_every_steps"})
+"""Top-level keys of the configuration that may differ between two starts of one run."""
+
+# the label is recorded as the method names itself
+_NOT_COMPARED = START_ONLY_KEYS | {"label"}
 
 
 def write_configuration(configuration: Mapping[str, Any], label: str, note: str | None, folder: Path) -> None:
@@ -65,7 +68,7 @@ def check_same_run(configuration: Mapping[str, Any], folder: Path) -> None:
         raise UserError(f"{folder}: holds no run that could go on")
     recorded = read_mapping(path)
     differing = [
-        name for name in configuration if name not in _OF_THE_START and configuration[name] != recorded.get(name)
+        name for name in configuration if name not in _NOT_COMPARED and configuration[name] != recorded.get(name)
     ]
     if differing:
         raise UserError(

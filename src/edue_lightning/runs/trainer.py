@@ -1,4 +1,4 @@
-"""Lightning's trainer as every command of ours wants it."""
+"""Lightning's trainer with the settings that all commands share."""
 
 from __future__ import annotations
 
@@ -14,29 +14,32 @@ from edue_lightning.config.build import build
 from edue_lightning.runs.checkpoints import WholeFileIO
 
 
-def build_trainer(node: Mapping[str, Any], **arguments: Any) -> pl.Trainer:
-    """Make the trainer of a configuration.
+def build_trainer(
+    node: Mapping[str, Any], checkpoint_entries: Mapping[str, Any] | None = None, **arguments: Any
+) -> pl.Trainer:
+    """Build the trainer of a configuration.
 
     Args:
-        node: `trainer` of the configuration, resolved.
-        arguments: of `pytorch_lightning.Trainer`.
+        node: node `trainer` of the configuration, resolved.
+        checkpoint_entries: entries that each checkpoint holds beside Lightning's own.
+        arguments: further arguments of `pytorch_lightning.Trainer`.
 
     Raises:
-        UserError: if it refuses its arguments, as for a device that is not there.
+        UserError: if the trainer refuses its arguments, as for a device that does not exist.
     """
-    plugins: list[Any] = [WholeFileIO()]
+    plugins: list[Any] = [WholeFileIO(checkpoint_entries)]
     if SLURMEnvironment.detect():
-        # a stopped job is put back into the queue by `StopSignals`, which knows of all trainers of a run
+        # `StopSignals` puts a stopped job back into the queue, once for all trainers of a run
         plugins.append(SLURMEnvironment(auto_requeue=False))
-    # what `deterministic` switches on too: to fill memory before it is written to, which costs some per cent of a
-    # step and would show an error that is none of ours, memory that is read unwritten
+    # `deterministic` also fills uninitialised memory, which slows each step by some per cent and would only reveal
+    # reads of unwritten memory, which is no error of this package
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     trainer: pl.Trainer = build(node, "trainer", plugins=plugins, enable_model_summary=False, **arguments)
     return trainer
 
 
 def build_test_trainer(node: Mapping[str, Any], **arguments: Any) -> pl.Trainer:
-    """Make the trainer of a configuration for a measurement: it logs and stores nothing."""
+    """Build the trainer of a configuration for a measurement: it logs and stores nothing."""
     return build_trainer(
         node, logger=False, enable_checkpointing=False, enable_progress_bar=sys.stderr.isatty(), **arguments
     )

@@ -1,1 +1,1 @@
-"""Training: fit a method, keep it resumable, log its curves."""
+"""Training: the fit of a method, its resumption, validation and curves."""

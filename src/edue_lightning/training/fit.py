@@ -1,4 +1,4 @@
-"""How a method is trained: each of its trainees in turn, or several members of an ensemble at a time."""
+"""The fit of a method: its trainees one after the other, or several members of an ensemble at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edue_lightning.config.build import ImageFormat, build_data, build_method, b
 from edue_lightning.data import RaterDataModule
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
-from edue_lightning.metrics import LOWER_IS_BETTER, MetricSettings
+from edue_lightning.metrics import LOWER_IS_BETTER, VALIDATION_METRICS, CaseTable, MetricSettings
 from edue_lightning.runs.checkpoints import checkpoint_entries, read_checkpoint, save_method
 from edue_lightning.runs.folder import BEST, CHECKPOINTS, LAST
 from edue_lightning.runs.trainer import build_trainer
@@ -27,13 +27,14 @@ from edue_lightning.runtime.signals import StopSignals
 from edue_lightning.training.loggers import log_curves, training_loggers, wandb_must_not_matter
 from edue_lightning.training.progress import EpochLines
 from edue_lightning.training.resume import BestCheckpoint, ResumePoint
+from edue_lightning.training.validation import ValidationMetrics
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a configuration says to train, on what, and by which definitions it is measured."""
+    """A configuration with the data, method and metric settings built from it."""
 
     configuration: Mapping[str, Any]
     data: RaterDataModule
@@ -42,13 +43,13 @@ class Experiment:
 
     @classmethod
     def of(cls, configuration: Mapping[str, Any]) -> Experiment:
-        """Build it, with all weights drawn from the configuration's seed.
+        """Build an experiment, with all weights drawn from the configuration's seed.
 
         Args:
-            configuration: resolved, plain and checked, as `conf/train.yaml` composes it.
+            configuration: resolved, plain and checked configuration, as `conf/train.yaml` composes it.
 
         Raises:
-            UserError: for data or settings that cannot be used.
+            UserError: if the data or settings cannot be used.
         """
         pl.seed_everything(int(configuration["seed"]), workers=True, verbose=False)
         data = build_data(configuration)
@@ -56,28 +57,29 @@ class Experiment:
         image_format = ImageFormat.of(data.source)
         method = build_method(configuration, image_format)
         metric_settings = build_metric_settings(configuration["metrics"], method.structures)
-        for trainee in method.trainees():
-            trainee.use_metric_settings(metric_settings)
-        method.checkpoint_entries = checkpoint_entries(configuration, image_format)
         if configuration["compile"]:
             method.compile_networks()
         return cls(configuration, data, method, metric_settings)
+
+    def checkpoint_entries(self, member: int | None = None) -> dict[str, Any]:
+        """Return the entries of a checkpoint beside its weights, see `runs.checkpoints.checkpoint_entries`."""
+        return checkpoint_entries(self.configuration, ImageFormat.of(self.data.source), member)
 
 
 def fit(
     experiment: Experiment, trainer: Mapping[str, Any], folder: Path, signals: StopSignals, wandb_run: Any
 ) -> float:
-    """Fit every trainee from where it was cut off, and leave the method with its best weights.
+    """Fit every trainee, resuming from its last checkpoint, and leave the method with its best weights.
 
     Args:
-        experiment: what to train.
+        experiment: experiment to train.
         trainer: node of the configuration, with the devices to use.
-        folder: of the run.
-        signals: to stop.
-        wandb_run: the Weights & Biases run, if there is one.
+        folder: folder of the run.
+        signals: signals to stop.
+        wandb_run: Weights & Biases run, or None.
 
     Returns:
-        seconds spent in training, of all trainees together.
+        seconds of training, summed over the trainees.
 
     Raises:
         UserError: if `select_by` is undefined for the method, or a checkpoint cannot be written or read.
@@ -102,17 +104,17 @@ def fit(
             found.append(checkpoint["state_dict"])
             if name == LAST:
                 seconds += checkpoint["callbacks"][ResumePoint.__qualname__]["seconds"]
-    # the best ones last, since they are the ones to keep
+    # the best weights last, since the method keeps them
     for name in (LAST, BEST):
         for trainee, state in zip(trainees, states[name], strict=True):
             trainee.load_state_dict(state)
         if trainees[0] is not method and is_first_process():
-            save_method(method, folder / CHECKPOINTS / name)
+            save_method(method, folder / CHECKPOINTS / name, experiment.checkpoint_entries())
     return seconds
 
 
 def _folder(experiment: Experiment, position: int, folder: Path) -> Path:
-    """Return where the checkpoints of a trainee lie."""
+    """Return the folder of a trainee's checkpoints."""
     alone = experiment.method.trainees()[0] is experiment.method
     return folder / CHECKPOINTS / ("" if alone else f"member_{position}")
 
@@ -120,7 +122,7 @@ def _folder(experiment: Experiment, position: int, folder: Path) -> Path:
 def _fit_share(
     index: int, count: int, configuration: Mapping[str, Any], trainer: Mapping[str, Any], folder: Path
 ) -> None:
-    """Fit every `count`th member of an ensemble, on a device of its own where there are several."""
+    """Fit every `count`th member of an ensemble, on its own device if there are several."""
     signals = StopSignals()
     signals.listen()
     experiment = Experiment.of(configuration)
@@ -138,20 +140,19 @@ def _fit_trainee(
     signals: StopSignals,
     wandb_run: Any,
 ) -> None:
-    """Fit one trainee from its last checkpoint, if there is one, to its end."""
+    """Fit one trainee to its end, from its last checkpoint if it has one."""
     configuration, data = experiment.configuration, experiment.data
     trainees = experiment.method.trainees()
     trainee = trainees[position]
     member = None if trainee is experiment.method else position
     if member is not None:
-        # a member's order, augmentation and dropout are its own; its weights were drawn one after the other
+        # each member has its own order, augmentation and dropout; its weights were drawn one after the other
         member_seed = int(np.random.SeedSequence([configuration["seed"], position]).generate_state(1)[0])
         pl.seed_everything(member_seed, workers=True, verbose=False)
         data.set_order_seed(member_seed)
-        trainee.checkpoint_entries = checkpoint_entries(configuration, ImageFormat.of(data.source), member=position)
         log.info("member %d of %d", position + 1, len(trainees))
     if not is_first_process():
-        # dropout and the like are drawn by each process for itself; what is drawn for a case follows from its key
+        # each process draws its own dropout; the draws for a case depend on the key of the case
         torch.manual_seed(torch.initial_seed() + process_number())
     own = _folder(experiment, position, folder)
     last, steps = own / LAST, 0
@@ -159,18 +160,24 @@ def _fit_trainee(
         remove_unfinished(own)
     if last.is_file():
         steps = int(read_checkpoint(last)["global_step"])
-        log.info("%s: goes on after %d steps", last, steps)
+        log.info("%s: resumes after %d steps", last, steps)
     metric = configuration["select_by"]
     keeper = BestCheckpoint(own, metric, lower_is_better=metric in LOWER_IS_BETTER)
     trainer = build_trainer(
         trainer_node,
+        experiment.checkpoint_entries(member),
         logger=training_loggers(folder, wandb_run, member, steps),
-        callbacks=[keeper, ResumePoint(last, signals, configuration["checkpoint_every_steps"]), EpochLines()],
+        callbacks=[
+            ValidationMetrics(CaseTable(trainee.structures, VALIDATION_METRICS, experiment.metric_settings)),
+            keeper,
+            ResumePoint(last, signals, configuration["checkpoint_every_steps"]),
+            EpochLines(),
+        ],
         default_root_dir=folder,
         enable_progress_bar=sys.stderr.isatty(),
     )
     trainer.fit(trainee, datamodule=data, ckpt_path=last if steps else None, weights_only=True)
-    # Lightning keeps the first checkpoint where the metric is never a number
+    # Lightning keeps the first checkpoint if the metric is always NaN
     if keeper.best_model_score is None or not keeper.best_model_score.isfinite():
         raise UserError(
             f"select_by={metric}: undefined on the validation cases, as the variance between "

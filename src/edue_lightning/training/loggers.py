@@ -1,4 +1,4 @@
-"""Where training curves go: CSV always, Weights & Biases beside it, which never stops a training."""
+"""Loggers of training curves: always CSV, and Weights & Biases, whose errors never stop a training."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WandbSettings:
-    """Where Weights & Biases keeps a run.
+    """Settings of Weights & Biases for a run.
 
     Attributes:
         mode: `offline` (files in the run's folder, `wandb sync` uploads them), `online` or `disabled`.
-        project: of the run.
-        entity: user or team; None for the key's own.
-        group: of runs that belong together, such as one method's seeds.
-        tags: of the run.
+        project: project of the run.
+        entity: user or team; None for the owner of the API key.
+        group: name of runs that belong together, such as one method's seeds.
+        tags: tags of the run.
     """
 
     mode: Literal["offline", "online", "disabled"] = "offline"
@@ -38,17 +38,17 @@ class WandbSettings:
     tags: Sequence[str] = field(default_factory=tuple)
 
     def start(self, name: str, folder: Path, configuration: Mapping[str, Any]) -> wandb.Run | None:
-        """Start a run, or go on with the one of the folder.
+        """Start a run, or resume the one of the folder.
 
-        Without key, network or server it goes on offline, and at the worst without W&B.
+        Without key, network or server it runs offline; if that fails too, without W&B.
 
         Args:
-            name: of the run.
-            folder: the run's folder, which gets a folder `wandb`.
-            configuration: stored with the run.
+            name: name of the run.
+            folder: folder of the run, in which a folder `wandb` is made.
+            configuration: configuration to store with the run.
 
         Returns:
-            the run; None where disabled, not possible, or not the first of several processes.
+            the run; None if disabled, impossible, or in any but the first of several processes.
         """
         if self.mode == "disabled" or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             return None
@@ -72,7 +72,7 @@ class WandbSettings:
                         silent=True, console="off", init_timeout=30, login_timeout=10, finish_timeout=60
                     ),
                 )
-            # whatever goes wrong in the logger (no key, no network, a full disk), the training matters more
+            # an error of the logger (no key, no network, a full disk) must not stop the training
             except Exception as error:
                 _warn(f"cannot run {mode}", error)
         return None
@@ -80,7 +80,7 @@ class WandbSettings:
 
 @contextmanager
 def wandb_must_not_matter(what: str) -> Iterator[None]:
-    """Turn any error of W&B in this block into a warning: the files of the run are already written."""
+    """Turn any error of W&B within this block into a warning: the files of the run are already written."""
     try:
         yield
     except Exception as error:
@@ -93,13 +93,13 @@ def _warn(what: str, error: Exception) -> None:
 
 
 class _HarmlessWandbLogger(WandbLogger):
-    """Logs no more after it has failed once: a signal to stop may end the service before the training has saved."""
+    """Logger that stops after its first failure: a signal to stop may end W&B before the training has saved."""
 
     _lost = False
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics, if possible."""
+        """Log metrics; failures become a warning."""
         if self._lost:
             return
         self._lost = True
@@ -112,10 +112,10 @@ def training_loggers(folder: Path, run: wandb.Run | None, member: int | None, st
     """Return the loggers of one fit.
 
     Args:
-        folder: the run's folder; the curves go to `logs/metrics.csv`, for a member to `logs/member_M/metrics.csv`.
-        run: the Weights & Biases run, if there is one.
+        folder: folder of the run; the curves go to `logs/metrics.csv`, for a member to `logs/member_M/metrics.csv`.
+        run: Weights & Biases run, or None.
         member: position in a deep ensemble, or None.
-        steps: optimiser steps after which the fit goes on; the curves up to there are kept.
+        steps: optimizer steps after which the fit resumes; the curves up to there are kept.
     """
     name = _name(member)
     loggers: list[Logger] = [_csv_logger(folder, name, steps)]
@@ -125,7 +125,7 @@ def training_loggers(folder: Path, run: wandb.Run | None, member: int | None, st
 
 
 def log_curves(folder: Path, run: wandb.Run, member: int) -> None:
-    """Log the curves of a member that was trained in another process to Weights & Biases."""
+    """Log a member's curves, which another process wrote, to Weights & Biases."""
     logger = _HarmlessWandbLogger(experiment=run, save_dir=folder, prefix=_name(member))
     for row in _rows(Path(CSVLogger(folder, name=_LOGS, version=_name(member)).log_dir) / _CURVES):
         step = int(row.pop("step"))
@@ -141,14 +141,14 @@ def _name(member: int | None) -> str:
 
 @rank_zero_only
 def _keep_curves(logger: CSVLogger, steps: int) -> None:
-    """Hand the curves of the first so many steps, which an earlier process wrote, to a new logger.
+    """Pass the curves of the first `steps` steps, which an earlier process wrote, to a new logger.
 
-    The logger deletes the file that it finds, so that is moved away until its content is written again.
+    The logger deletes an existing file, so the file is moved until its content is written again.
     """
     written = Path(logger.log_dir) / _CURVES
     kept = written.with_suffix(".earlier.csv")
     rows = [row for path in (kept, written) for row in _rows(path) if int(row["step"]) < steps]
-    # of a process that was killed between writing the curves again and deleting their copy
+    # a process that was killed after writing the curves again leaves each row twice
     rows = list({tuple(row.items()): row for row in rows}.values())
     if written.is_file() and not kept.is_file():
         written.replace(kept)
@@ -161,7 +161,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        # a line that was being written when the process was killed lacks fields
+        # a line that was incomplete when the process was killed lacks fields
         return [row for row in csv.DictReader(file) if None not in row.values() and (row.get("step") or "").isdigit()]
 
 

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class EpochLines(pl.Callback):
-    """One line an epoch in the log, with the loss, the validation metrics, the time, and the wait for data."""
+    """One log line per epoch, with the loss, validation metrics, time, and time spent waiting for data."""
 
     def __init__(self) -> None:
         self._start = self._asked = time.monotonic()
@@ -26,15 +26,15 @@ class EpochLines(pl.Callback):
         self._validated = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Note that this epoch has validation metrics of its own."""
+        """Note that this epoch was validated."""
         self._validated = True
 
     def on_train_batch_start(self, *args: object) -> None:  # noqa: ARG002
-        """Count the time since the last step ended: nothing but the loader's work lies between."""
+        """Add the time since the end of the last step, in which only the loader works."""
         self._waited += time.monotonic() - self._asked
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:  # noqa: ARG002
-        """Start to wait for the next batch; log the share of the epoch so far that was spent waiting."""
+        """Start to wait for the next batch; log the share of the epoch spent waiting so far."""
         self._asked = time.monotonic()
         self._training = self._asked - self._start
         if trainer.is_last_batch:
@@ -42,7 +42,7 @@ class EpochLines(pl.Callback):
 
     @property
     def data_wait(self) -> float:
-        """Share of the epoch's training steps that was spent waiting for data."""
+        """Share of the epoch's training time that was spent waiting for data."""
         return self._waited / max(self._training, 1e-9)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002

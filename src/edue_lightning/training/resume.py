@@ -1,4 +1,4 @@
-"""Trainings that go on where they were cut off, and end as if they never had been."""
+"""Resumption of interrupted trainings, with the same result as without the interruption."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ log = logging.getLogger(__name__)
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt`, the weights with the best value of a validation metric.
+    """Writer of `best.ckpt`, the weights with the best value of a validation metric.
 
     Args:
-        folder: of the checkpoint; one that was moved since is no hindrance to going on.
+        folder: folder of the checkpoint; it may have been moved before a resumption.
         metric: name of the validation metric.
-        lower_is_better: of that metric.
+        lower_is_better: direction of that metric.
     """
 
     def __init__(self, folder: Path, metric: str, lower_is_better: bool) -> None:
@@ -37,12 +37,12 @@ class BestCheckpoint(ModelCheckpoint):
             mode="min" if lower_is_better else "max",
             save_weights_only=True,
             auto_insert_metric_name=False,
-            # one that a killed process left behind is replaced
+            # replace the file of a killed process
             enable_version_counter=False,
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best value so far, wherever the checkpoint lay then."""
+        """Restore the best value so far, in the present folder."""
         path = str(Path(self.dirpath or ".") / "best.ckpt")
         moved: dict[str, Any] = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
         moved["best_k_models"] = {path: state_dict["best_model_score"]}
@@ -50,18 +50,18 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class ResumePoint(Checkpoint):
-    """Writes `last.ckpt`, from which a training goes on to the very same weights.
+    """Writer of `last.ckpt`, from which a training resumes and ends with the same weights as without interruption.
 
-    It is written after each epoch and its validation, every so many steps within one, and at a signal to stop: then
-    after the running step, or where that was the epoch's last, after its validation.
+    It is written after each epoch and its validation, every `every_n_steps` steps, and at a signal to stop: then after
+    the current step or, if that is the last of the epoch, after the validation.
 
-    Beside what Lightning keeps (weights, optimiser, schedule, epoch, step, place in the epoch's order, best value so
+    Beside Lightning's own state (weights, optimizer, schedule, epoch, step, place in the epoch's order, best value so
     far) it holds the random states of every process.
 
     Args:
-        path: of the checkpoint.
-        signals: to stop.
-        every_n_steps: optimiser steps between two checkpoints within an epoch, or None.
+        path: path of the checkpoint.
+        signals: signals to stop.
+        every_n_steps: optimizer steps between two checkpoints within an epoch, or None.
     """
 
     def __init__(self, path: Path, signals: StopSignals, every_n_steps: int | None = None) -> None:
@@ -73,7 +73,7 @@ class ResumePoint(Checkpoint):
         self._to_restore: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the random states of all processes, and the seconds spent in training so far."""
+        """Return the random states of all processes, and the seconds of training so far."""
         states: list[Any] = [_random_state()]
         if distributed.is_available() and distributed.is_initialized():
             states = [None] * distributed.get_world_size()
@@ -81,17 +81,17 @@ class ResumePoint(Checkpoint):
         return {"random": states, "seconds": self._earlier_seconds + time.monotonic() - self._start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the seconds now, and the random states before the first step."""
+        """Restore the seconds now; the random states follow before the first step."""
         self._to_restore = state_dict["random"]
         self._earlier_seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Answer the signals here; Lightning's own answer loses the steps since its last checkpoint."""
+        """Handle the signals here; Lightning's handler loses the steps since its last checkpoint."""
         self.signals.deferred = True
         self.signals.listen()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Answer the signals no longer."""
+        """Stop handling the signals."""
         self.signals.deferred = False
 
     def on_train_batch_start(
@@ -104,14 +104,14 @@ class ResumePoint(Checkpoint):
         """Restore the random states, once.
 
         Raises:
-            UserError: if another number of processes wrote them.
+            UserError: if a different number of processes wrote them.
         """
         if not self._to_restore:
             return
         if len(self._to_restore) != trainer.world_size:
             raise UserError(
-                f"{self.path}: was written by {len(self._to_restore)} processes, and cannot go on with "
-                f"{trainer.world_size}; choose trainer.devices (and trainer.num_nodes) accordingly"
+                f"{self.path}: was written by {len(self._to_restore)} processes and cannot be resumed by "
+                f"{trainer.world_size}; set trainer.devices (and trainer.num_nodes) accordingly"
             )
         _restore_random_state(self._to_restore[trainer.global_rank])
         self._to_restore = []
@@ -124,24 +124,24 @@ class ResumePoint(Checkpoint):
         batch: Any,  # noqa: ARG002
         batch_idx: int,
     ) -> None:
-        """Write the checkpoint within an epoch if its time has come."""
-        # gradients that wait for more are in no checkpoint; after the last step the epoch's own one follows
+        """Write the checkpoint within an epoch if it is due."""
+        # accumulated gradients are in no checkpoint; the last step is followed by the checkpoint of the epoch
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         self._save_or_end(trainer, due)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Write the checkpoint of a whole epoch."""
+        """Write the checkpoint of the epoch."""
         self._save_or_end(trainer, due=True)
 
     def _save_or_end(self, trainer: pl.Trainer, due: bool) -> None:
-        # the processes get the signal at different steps, and must end at the same one
+        # the processes receive the signal at different steps, and must end at the same one
         stop = trainer.strategy.reduce_boolean_decision(self.signals.received, all=False)
         if due or stop:
             trainer.save_checkpoint(self.path)
         if stop:
-            log.warning("told to stop; %s is written, go on with resume=auto or resume=PATH", self.path)
+            log.warning("received a signal to stop; %s is written, resume with resume=auto or resume=PATH", self.path)
             self.signals.end()
 
 
@@ -151,7 +151,7 @@ def _random_state() -> dict[str, Any]:
     version, state, next_gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        # of this process' own device; asking for all would take memory on each
+        # of this process' own device only; a query of all devices would allocate memory on each
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
         "numpy": [str(name), torch.from_numpy(np.array(keys, dtype=np.int64)), *rest],
         "python": [version, list(state), next_gauss],

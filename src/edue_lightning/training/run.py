@@ -27,6 +27,7 @@ from edue_lightning.runs.files import (
     CONFIGURATION_FILE,
     COST_FILE,
     METRICS_COLUMNS,
+    METRICS_FILE,
     VALIDATION_FILE,
     write_table,
 )
@@ -68,7 +69,7 @@ class TrainConfiguration:
     distortions: dict[str, Any] | None = None
 
 
-# the plain U-Net, against which the cost of every method is measured
+# the plain U-Net, the reference for the cost of every method
 _PLAIN = {
     "_target_": "edue_lightning.methods.SingleNetwork",
     "_partial_": True,
@@ -77,59 +78,55 @@ _PLAIN = {
 
 
 def train(configuration: Mapping[str, Any], folder: Path) -> float:
-    """Train, validate and test as a configuration says.
+    """Train, validate and test according to a configuration.
 
     Args:
-        configuration: resolved and plain, as `conf/train.yaml` composes it.
-        folder: of the run, see `docs/train.md`. New or without results, unless `resume` says to go on with a run that
-            was cut off: that ends with the weights that it would have had. A finished one is left as it is.
+        configuration: resolved and plain configuration, as `conf/train.yaml` composes it.
+        folder: folder of the run, see `docs/train.md`. New or without results, unless `resume` asks to resume an
+            interrupted run, which then ends with the weights of an uninterrupted one. A finished run is unchanged.
 
     Returns:
-        `select_by` on the validation cases at the best checkpoint, averaged over structures: what a search for
-        settings looks at.
+        `select_by` on the validation cases at the best checkpoint, averaged over structures: the objective of a search
+        for settings.
 
     Raises:
-        UserError: for a configuration or data that cannot be used, before any training; or if the folder holds a run
-            that must not be replaced, or that another process is at work on.
+        UserError: if the configuration or data cannot be used, before any training; or if the folder contains a run
+            that must not be replaced, or that another process is writing.
         SystemExit: if a scheduler stops the process, see `StopSignals`.
     """
     check_training(configuration)
     quiet_unless_first()
     signals = StopSignals()
     signals.listen()
-    going_on = _goes_on(configuration, folder)
-    if going_on:
+    resuming = _is_resumed(configuration, folder)
+    if resuming:
         found = finished_value(folder, configuration["select_by"])
         if found is not None:
-            log.info("%s: is finished, and is not run again", folder)
+            log.info("%s: is already finished, and is not run again", folder)
             return found
     with with_free_device(configuration["trainer"]) as trainer:
         settings: WandbSettings = build(configuration["logger"], "logger")
         distortions = build_distortions(configuration.get("distortions"))
         experiment = Experiment.of(configuration)
         with sole_writer(folder, folder / CHECKPOINTS):
-            return _run(experiment, trainer, distortions, settings, folder, signals, going_on)
+            return _run(experiment, trainer, distortions, settings, folder, signals, resuming)
 
 
 def check_training(configuration: Mapping[str, Any]) -> None:
     """Check a configuration of `conf/train.yaml` before any work.
 
     Raises:
-        UserError: naming the settings that are invalid.
+        UserError: naming the invalid setting.
     """
     check_configuration(configuration, TrainConfiguration)
     if configuration["select_by"] not in VALIDATION_METRICS:
         known = ", ".join(VALIDATION_METRICS)
-        raise UserError(
-            f"select_by={configuration['select_by']}: no metric that validation measures; those are {known}"
-        )
+        raise UserError(f"select_by={configuration['select_by']}: not a validation metric; known: {known}")
     for name in ("members_at_once", "checkpoint_every_steps"):
         if configuration[name] is not None and configuration[name] < 1:
             raise UserError(f"{name} must be at least 1, not {configuration[name]}")
     if not 0 < configuration["triage_sensitivity"] <= 1:
-        raise UserError(
-            f"triage_sensitivity must lie above 0 and be at most 1, not {configuration['triage_sensitivity']}"
-        )
+        raise UserError(f"triage_sensitivity must be above 0 and at most 1, not {configuration['triage_sensitivity']}")
     if configuration["members_at_once"] > 1 and configuration["trainer"].get("devices") not in (1, "1"):
         raise UserError(
             f"members_at_once={configuration['members_at_once']}: each member is trained on one device, so "
@@ -137,11 +134,11 @@ def check_training(configuration: Mapping[str, Any]) -> None:
         )
 
 
-def _goes_on(configuration: Mapping[str, Any], folder: Path) -> bool:
-    """Whether the folder holds a run of this configuration that `resume` says to go on with.
+def _is_resumed(configuration: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether the folder contains a run of this configuration that `resume` asks to resume.
 
     Raises:
-        UserError: if there is none although a path was given, or one of another configuration.
+        UserError: if `resume` is a path without a run, or the run has another configuration.
     """
     resume = configuration["resume"]
     if resume is None:
@@ -163,12 +160,12 @@ def _run(
     settings: WandbSettings,
     folder: Path,
     signals: StopSignals,
-    going_on: bool,
+    resuming: bool,
 ) -> float:
     """Train, measure and write all results."""
     configuration, data, method = experiment.configuration, experiment.data, experiment.method
     label = configuration["label"] or method.label
-    if is_first_process() and not going_on:
+    if is_first_process() and not resuming:
         write_configuration(configuration, label, data.note, folder)
     wandb_run = settings.start(
         f"{label}-{data.name}-{configuration['seed']}", folder, {**configuration, "label": label}
@@ -197,8 +194,12 @@ def _run(
                 with wandb_must_not_matter("log the evaluation"):
                     log_results(wandb_run, evaluation, detection, distorted_cases, cost)
             log.info("%s\n%s", folder, evaluation.headline())
+        measured, table_file = (evaluation, METRICS_FILE) if configuration["test"] else (validation, VALIDATION_FILE)
+        undefined = measured.undefined_line(table_file)
         if is_first_process():
-            # last, and whole, since its presence says that the run is finished
+            if undefined:
+                log.warning("%s", undefined)
+            # last, and whole, since this file marks the run as finished
             table = validation.metrics_frame()
             write_whole(folder / VALIDATION_FILE, lambda path: write_table(table, METRICS_COLUMNS, path))
     finally:
@@ -221,8 +222,6 @@ def _cost(
     image = data.single_batch("val", 0).image.to(method.device)
     return {
         **asdict(measure_cost(method, plain, image)),
-        "networks": method.networks,
-        "forward_passes": method.forward_passes,
         "members": members,
         "train_seconds": train_seconds,
     }

@@ -1,0 +1,43 @@
+"""Measurement of a method's predictions, case by case, into a table of statistics."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from edue_lightning.data.sample import RaterBatch
+from edue_lightning.methods.base import SegmentationMethod
+from edue_lightning.metrics import CaseTable
+
+
+class Measuring(pl.LightningModule):
+    """A trained method whose test predictions are added to a table of cases.
+
+    Args:
+        method: method to measure.
+        table: table that receives the cases; it moves to the method's device.
+    """
+
+    def __init__(self, method: SegmentationMethod, table: CaseTable) -> None:
+        super().__init__()
+        self.method = method
+        self.table = table
+
+    def test_step(self, batch: RaterBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Add a batch to the table, and return its member logits `[B, M, K, *S]` for callbacks."""
+        logits = self.method.predict(batch.image)
+        add_batch(self.table, logits, batch)
+        return logits
+
+
+def add_batch(table: CaseTable, logits: Tensor, batch: RaterBatch) -> None:
+    """Add predicted cases to a table, in full precision whatever the precision of the prediction.
+
+    Args:
+        table: table that receives the cases.
+        logits: member logits `[B, M, K, *S]`.
+        batch: the cases, on the same device.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        table.update(logits, batch.masks, batch.valid, batch.spacing, batch.case_index)
