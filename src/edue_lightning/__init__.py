@@ -20,9 +20,9 @@ def load_model(checkpoint: Path | str, device: str = "auto") -> Model:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
 
     Raises:
-        UserError: if the checkpoint cannot be used, or the device is not there.
+        UserError: if the checkpoint cannot be used, or the device does not exist.
     """
-    # the commands do not need it, and importing it takes seconds
+    # imported here because it takes seconds, and the commands need not wait for it
     from edue_lightning.prediction.model import Model
 
     return Model(checkpoint, device)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writing of files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ _PREFIX, _SUFFIX = "unfinished-", ".tmp"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place and move it there once it is complete; nothing is left behind if that fails.
+    """Write a temporary file in the same folder and move it to its place once it is complete.
+
+    If that fails, nothing is left behind.
 
     Args:
-        path: of the file; its folder must be there.
-        write: gets the path to write to.
+        path: path of the file; its folder must exist.
+        write: called with the temporary path to write to.
     """
     temporary = path.parent / f"{_PREFIX}{uuid4().hex}{_SUFFIX}"
     try:
@@ -26,6 +28,6 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left behind in a folder, where no other process is writing."""
+    """Remove temporary files of killed processes from a folder that no other process is writing to."""
     for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         path.unlink(missing_ok=True)

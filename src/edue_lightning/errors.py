@@ -1,10 +1,11 @@
-"""The one kind of error that a user can mend, told in one line."""
+"""The error that a user can fix."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the file or setting, and the mend.
+    """An error the user can fix, reported in one line.
 
-    The commands print the message alone, without a traceback, and exit with status 2.
+    The message names the file or setting, what is wrong with it and what to do. Commands print it without a traceback
+    and exit with status 2.
     """

@@ -192,9 +192,9 @@ def test_a_model_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest
         ({"ckpt": "nowhere.ckpt"}, "nowhere.ckpt: no such checkpoint file"),
         ({"format": "torchscript"}, "format='torchscript': input should be 'onnx', 'torch_export' or 'monai_bundle'"),
         ({"inference": {"_target_": "edue_lightning.methods.Inference", "window": [8, 8, 8]}}, "the images are 2D"),
-        ({"output": "."}, "is there already"),
+        ({"output": "."}, "already exists; choose another path or set overwrite=true"),
         ({"output": ".", "overwrite": True}, "is a folder"),
-        ({"output": ".", "overwrite": True, "format": "monai_bundle"}, "is no MONAI bundle"),
+        ({"output": ".", "overwrite": True, "format": "monai_bundle"}, "is not a MONAI bundle"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(

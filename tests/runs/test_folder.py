@@ -1,14 +1,18 @@
-"""Which folder a training writes to."""
+"""Choice and lock of the folder that a training writes to."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from edue_lightning.errors import UserError
-from edue_lightning.runs.folder import AUTO, folder_of, run_folder
+from edue_lightning.runs.folder import AUTO, folder_of, run_folder, sole_writer
 
 OVERRIDES = ["experiment=lidc", "method=edue", "resume=auto"]
 TIME = "2026-01-02_03-04-05"
@@ -94,7 +98,7 @@ def test_a_path_that_is_not_there_gives_a_new_folder_which_the_command_refuses(t
 
 
 def test_a_checkpoint_outside_of_a_run_is_refused() -> None:
-    with pytest.raises(UserError, match=r"resume=best\.ckpt: does not lie in the checkpoints of a run"):
+    with pytest.raises(UserError, match=r"resume=best\.ckpt: is not below the `checkpoints` folder of a run"):
         folder_of("best.ckpt")
 
 
@@ -134,3 +138,44 @@ def test_a_path_counts_in_a_job_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     run = begun(tmp_path / "2025-01-02_00-00-00_3", OVERRIDES)
     assert chosen(tmp_path, resume=str(run)) == str(run)
+
+
+def refusing(code: int) -> Callable[..., None]:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named_and_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(code))
+    with sole_writer(tmp_path / "run"):
+        (tmp_path / "run" / "file").touch()
+    (line,) = caplog.messages
+    assert line == f"{tmp_path}/run: its file system has no locks; start no second command that writes there"
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_folder_that_cannot_be_written_to_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(Path, "mkdir", refusing(code))
+    with pytest.raises(UserError) as error, sole_writer(tmp_path / "run"):
+        raise AssertionError
+    assert str(error.value) == f"{tmp_path}/run: cannot be written to ({os.strerror(code)}); choose another folder"
+
+
+def test_an_error_within_is_not_taken_for_one_of_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError, match="of something else"), sole_writer(tmp_path):
+        raise PermissionError("of something else")
+    # and the folder is free again
+    with sole_writer(tmp_path):
+        pass
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    with sole_writer(tmp_path), pytest.raises(UserError, match="is in use by another process"), sole_writer(tmp_path):
+        raise AssertionError

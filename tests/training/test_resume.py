@@ -306,7 +306,7 @@ def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
     try:
         second = run_command("train", [*QUICK, "trainer.max_epochs=3000", "hydra.run.dir=run"], cwd=tmp_path)
         assert second.returncode == 2
-        assert "another process is at work there" in second.stderr
+        assert "is in use by another process" in second.stderr
     finally:
         process.kill()
         process.communicate()

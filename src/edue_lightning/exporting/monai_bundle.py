@@ -1,8 +1,8 @@
-"""A trained model as a MONAI bundle: programs, and a configuration that runs them on files without this package.
+"""The MONAI bundle of a trained model: programs, and a configuration that runs them on files without this package.
 
-The configuration loads and prepares the images of a case as the training did, lets the network see them whole or window
+The configuration loads and prepares the images of a case as in training, runs the network on the whole image or window
 by window, and writes mask, probability and disagreement on the voxels of the case's own (first) file. Its expressions
-need torch, monai and nibabel, for pictures Pillow.
+need torch, monai and nibabel, and Pillow for pictures.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/downl
 _VOLUMES = ((".nii", ".nii.gz"), r"\.nii(\.gz)?$")
 _PICTURES = ((".png", ".jpg", ".jpeg", ".tif", ".tiff"), r"\.(png|jpe?g|tiff?)$")
 _IMPORTS = ["$import itertools", "$import os", "$import pathlib", "$import re"]
-# files that are channels of one case, named as `edue_lightning.data.new_images` knows them
+# names of the channels of one case, as in `edue_lightning.data.new_images`
 _CHANNEL = r"(_{1,2}(CT|PT)|_[0-9]{4}|__[1-9])?"
 _AIR = -1024.0
 _WHOLE_VOXELS = 1e-3
@@ -47,13 +47,13 @@ def bundle_configuration(
     """Return the content of `configs/inference.json`.
 
     Args:
-        preparation: of the training's images.
-        inference: how whole images are seen.
-        image_format: of these images.
-        members: M.
+        preparation: preparation of the training's images.
+        inference: settings for whole images.
+        image_format: format of the images.
+        members: number of members M.
 
     Raises:
-        UserError: if the preparation cannot be written down.
+        UserError: if the preparation cannot be expressed in MONAI's configuration.
     """
     volumes = image_format.spatial_dims == 3
     endings, ending_pattern = _VOLUMES if volumes else _PICTURES
@@ -103,9 +103,9 @@ def bundle_metadata(description: Mapping[str, Any], image_format: ImageFormat, s
     """Return the content of `configs/metadata.json`.
 
     Args:
-        description: of the model, plain values; the bundle's entry `edue_lightning`.
-        image_format: of the images.
-        sizes: which lengths each axis may have, in MONAI's terms.
+        description: description of the model as plain values, the bundle's entry `edue_lightning`.
+        image_format: format of the images.
+        sizes: allowed lengths of each axis, in MONAI's notation.
     """
     per_voxel = {
         "type": "image",
@@ -147,7 +147,7 @@ def bundle_metadata(description: Mapping[str, Any], image_format: ImageFormat, s
             "outputs": {
                 "pred": {
                     **per_voxel,
-                    "format": "logits of each member, of one after the other all structures",
+                    "format": "logits of all structures of the first member, then of the second, ...",
                     "num_channels": description["members"] * len(image_format.structures),
                     "value_range": [],
                     "channel_def": {
@@ -168,13 +168,13 @@ def write_bundle(
     texts: Mapping[str, Mapping[str, Any]],
     check: Callable[[Path], object],
 ) -> None:
-    """Write a bundle; the folder appears whole or not at all, in the place of an earlier one.
+    """Write a bundle; the folder appears whole or not at all, and replaces an earlier one.
 
     Args:
-        folder: for the bundle; its parent is made if need be.
-        programs: by their paths in the bundle.
+        folder: folder of the bundle; its parent is created if necessary.
+        programs: programs by their paths in the bundle.
         texts: contents of JSON files by their paths in the bundle.
-        check: is called with the folder before it takes its place.
+        check: called with the folder before it is moved to its place.
 
     Raises:
         UserError: if it cannot be written.
@@ -204,7 +204,7 @@ def write_bundle(
 def _inferer(inference: Inference) -> dict[str, Any]:
     if inference.window is None:
         return {"_target_": "SimpleInferer"}
-    # windows lie, are weighted and are padded as `Inference` does it
+    # places, weights and padding of windows as in `Inference`
     return {
         "_target_": "SlidingWindowInferer",
         "roi_size": list(inference.window),
@@ -215,7 +215,7 @@ def _inferer(inference: Inference) -> dict[str, Any]:
 
 
 def _preparing(preparation: Preparation, volumes: bool) -> dict[str, Any]:
-    """Return `preprocessing`, what it refers to, and `on_file`, the way back to the file's voxels."""
+    """Return `preprocessing` with the expressions it uses, and `on_file`, which maps results to the file's voxels."""
     if isinstance(preparation, Stacked):
         read = _LOAD_VOLUMES if volumes else [_with("torch.cat([@read_picture(path) for path in data['image']])")]
         return {
@@ -241,8 +241,8 @@ def _preparing(preparation: Preparation, volumes: bool) -> dict[str, Any]:
     if isinstance(preparation, PetCt):
         return _preparing_petct(preparation)
     raise UserError(
-        f"format=monai_bundle: the preparation {type(preparation).__name__} cannot be written as MONAI's; take "
-        "format=onnx or format=torch_export and prepare the images yourself"
+        f"format=monai_bundle: the preparation {type(preparation).__name__} has no counterpart in MONAI; choose "
+        "format=onnx or format=torch_export, and prepare the images yourself"
     )
 
 
@@ -323,7 +323,7 @@ def _preparing_petct(preparation: PetCt) -> dict[str, Any]:
     return {
         "canonical": {"_target_": "Orientation", "axcodes": "RAS", "labels": _AXES},
         **({"grid": "$lambda ct: ct"} if preparation.spacing is None else _respacing(preparation.spacing)),
-        # as `edue_lightning.data.geometry.resample`: a grid that lies on whole steps of another is taken to lie on it,
+        # as in `edue_lightning.data.geometry.resample`: a grid on whole steps of another counts as lying on it exactly
         "step": "$lambda volume, grid: torch.linalg.inv(volume.affine).matmul(grid.affine)",
         "is_whole": (
             "$lambda step, shape: bool((step - step.round())[:3].abs().matmul(torch.tensor([n - 1.0 for n in shape]"
@@ -334,7 +334,7 @@ def _preparing_petct(preparation: PetCt) -> dict[str, Any]:
             "$lambda volume, grid: volume.affine.matmul(@step(volume, grid).round())"
             " if @is_whole(@step(volume, grid), grid.shape[1:]) else grid.affine"
         ),
-        # and of two interpolations, which differ outside of the volume alone, one tells where that is
+        # two interpolations, which differ outside of the volume only, so that their difference shows where that is
         "interpolated": {"_target_": "SpatialResample", "padding_mode": "border", "align_corners": True},
         "inside": {"_target_": "SpatialResample", "padding_mode": "zeros", "align_corners": True},
         "resample": (

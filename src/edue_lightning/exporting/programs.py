@@ -1,4 +1,4 @@
-"""Export of a trained model as ONNX, as a program of torch.export, or as a MONAI bundle: the body of `export`."""
+"""Export of a trained model as ONNX, as a torch.export program or as a MONAI bundle: the body of `export`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from edue_lightning.runs.checkpoints import load_method
 log = logging.getLogger(__name__)
 
 DESCRIPTION = "edue_lightning.json"
-"""Extra file of a `.pt2` with the description; of an ONNX file it is the metadata `edue_lightning`."""
+"""Name of the description in a `.pt2` file; in an ONNX file it is the metadata entry `edue_lightning`."""
 
 _ONNX_KEY = "edue_lightning"
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -73,7 +73,7 @@ class ExportConfiguration:
 
 @dataclass(frozen=True)
 class _Exported:
-    """A checkpoint that is about to be exported."""
+    """A checkpoint to export."""
 
     method: SegmentationMethod
     image_format: ImageFormat
@@ -83,21 +83,21 @@ class _Exported:
 
     @property
     def reduction(self) -> int | None:
-        """What the lengths of an image are multiples of; None where they are the window's."""
+        """Number that the lengths of an image are multiples of; None where they are the window's."""
         return None if is_fixed(self.method) else reduction_of(self.method)
 
     def example(self) -> Tensor:
-        """Return two images."""
+        """Return a batch of two blank images to trace the graph with."""
         size = example_sizes(self.method, self.image_format.spatial_dims)[0]
         return torch.zeros(2, self.image_format.channels, *size)
 
     def require_same(self, run: Callable[[Tensor], Outputs]) -> float:
-        """Check what was exported, see `graph.require_same`."""
+        """Compare the exported model with the method, see `graph.require_same`."""
         return require_same(self.method, self.image_format.channels, self.image_format.spatial_dims, run)
 
 
 def export(configuration: Mapping[str, Any]) -> float:
-    """Export a model as a configuration says; see `docs/export.md` for what there will be.
+    """Export a model; `docs/export.md` describes the result.
 
     Args:
         configuration: resolved and plain, as `conf/export.yaml` composes it.
@@ -106,8 +106,8 @@ def export(configuration: Mapping[str, Any]) -> float:
         the largest difference between the exported model and the checkpoint, see `graph.TOLERANCE`.
 
     Raises:
-        UserError: for a configuration or checkpoint that cannot be used; if something is there and `overwrite` is
-            false; if packages are missing; or if the exported model differs, and then nothing is left behind.
+        UserError: if the configuration or checkpoint cannot be used; if the output exists and `overwrite` is false; if
+            packages are missing; or if the exported model differs from the checkpoint. Then nothing is written.
     """
     check_configuration(configuration, ExportConfiguration)
     for name in ("ckpt", "format", "output"):
@@ -146,7 +146,7 @@ def _load(path: Path, inference: Mapping[str, Any] | None) -> _Exported:
 
 
 def _plain(triage: Triage) -> dict[str, Any]:
-    """Return what tells which cases to flag as plain values of JSON, None for what is not finite."""
+    """Return the rules by which cases are flagged as JSON values, with None for infinite ones."""
     structures = {}
     for name, one in triage.structures.items():
         threshold = one.threshold(triage.sensitivity).value
@@ -246,7 +246,7 @@ def _save_program(program: ExportedProgram, path: Path, description: str) -> Non
 
 
 def _load_program(path: Path) -> Callable[[Tensor], Any]:
-    # through memory: the loader takes files with another ending for something else
+    # from memory, because the loader rejects files with another ending
     module = torch.export.load(io.BytesIO(path.read_bytes())).module()
 
     def run(image: Tensor) -> Any:
@@ -257,7 +257,7 @@ def _load_program(path: Path) -> Callable[[Tensor], Any]:
 
 
 def _whole(output: Path, write: Callable[[Path], float]) -> float:
-    """Write a file through `write_whole`, and return what `write` found of it."""
+    """Write a file with `write_whole`, and return the result of `write`."""
     differences: list[float] = []
     try:
         write_whole(output, lambda temporary: differences.append(write(temporary)))
@@ -276,18 +276,18 @@ def _require_place(output: Path, form: str, overwrite: bool) -> None:
     if not output.exists():
         return
     if not overwrite:
-        raise UserError(
-            f"output={output}: is there already, and nothing is overwritten; choose another, or overwrite=true"
-        )
+        raise UserError(f"output={output}: already exists; choose another path or set overwrite=true")
     if form != "monai_bundle" and output.is_dir():
-        raise UserError(f"output={output}: is a folder; give the path of a file")
+        raise UserError(f"output={output}: is a folder; choose the path of a file")
     if form == "monai_bundle" and not (output / METADATA).is_file():
-        raise UserError(f"output={output}: is no MONAI bundle, and is not replaced by one; choose another folder")
+        raise UserError(
+            f"output={output}: exists and is not a MONAI bundle, so it is not replaced; choose another folder"
+        )
 
 
 @contextmanager
 def _quiet_exporters() -> Iterator[None]:
-    """Silence what exporters say on every run and no user can act on."""
+    """Silence messages that exporters print on every run and users cannot act on."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

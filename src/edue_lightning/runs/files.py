@@ -46,7 +46,7 @@ DETECTION_COLUMNS = (
 )
 
 CLEAN = "none"
-"""Distortion of an image as it is, of severity 0."""
+"""Name of the undistorted images' distortion, of severity 0."""
 
 POOLED_KINDS = "all"
 """Distortion of a row of `detection.csv` over all kinds."""
@@ -73,7 +73,7 @@ class Run:
     """A finished run, read from its folder.
 
     Attributes:
-        folder: of the run.
+        folder: the run's folder.
         configuration: content of `config.yaml`.
         metrics: content of `metrics.csv`.
         cases: content of `cases.csv`.
@@ -110,11 +110,11 @@ class Run:
         return int(self.configuration["seed"])
 
     def value(self, structure: str, metric: str) -> float:
-        """Return a figure of `metrics.csv`; NaN where it is undefined or was not measured."""
+        """Return a value of `metrics.csv`; NaN where it is undefined or was not measured."""
         return self._values.get((structure, metric), np.nan)
 
     def validation_value(self, structure: str, metric: str) -> float:
-        """Return a figure of `validation.csv`; NaN where it is undefined or was not measured."""
+        """Return a value of `validation.csv`; NaN where it is undefined or was not measured."""
         return self._validation_values.get((structure, metric), np.nan)
 
     @cached_property
@@ -232,7 +232,7 @@ def _read_replicates(path: Path) -> Replicates:
             values = {(name.partition("/")[0], name.partition("/")[2]): archive[name] for name in names}
         if not all(isinstance(value, np.ndarray) for value in values.values()):
             raise ValueError("holds more than arrays")
-    # a decoder raises whatever it stumbles over in a damaged file: BadZipFile, zlib.error, TokenError, ...
+    # decoders of damaged files raise errors of many kinds: BadZipFile, zlib.error, TokenError, ...
     except Exception as error:
         raise UserError(f"{path}: cannot be read ({reason_of(error)}); run the evaluation again") from error
     return Replicates(case_ids, values)

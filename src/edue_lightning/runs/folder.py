@@ -1,8 +1,10 @@
-"""Which folder a command writes to, so that one that was cut off finds its own again, and that no two write there."""
+"""Choice and lock of a run's folder, so that an interrupted command can resume and no two commands share it."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -19,8 +21,13 @@ from edue_lightning.runs.files import CONFIGURATION_FILE, VALIDATION_FILE
 from edue_lightning.runs.record import START_ONLY_KEYS
 from edue_lightning.runtime.processes import is_first_process
 
+log = logging.getLogger(__name__)
+
 AUTO = "auto"
-"""Value of `resume` for the run that this very command began, if there is one."""
+"""Value of `resume` for the unfinished run of this very command, if there is one."""
+
+# what file systems answer that know no locks, as network drives without a lock service
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 CHECKPOINTS = "checkpoints"
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -35,15 +42,16 @@ def register_run_folder() -> None:
 
 
 def run_folder(resume: str | None, overrides: Sequence[str], parent: str, time: str, seed: int) -> str:
-    """Return the folder of a run: an earlier one to go on with, or a new one.
+    """Return the folder of a run: that of an earlier run to resume, or a new one.
 
     Args:
-        resume: None for a new run; `auto` for the newest one that this very command began below `parent` and did not
-            finish, or else a new one; or a path, see `folder_of`.
-        overrides: of the command.
-        parent: of new folders.
-        time: names a new folder; on a cluster the job does, as all its processes, and a requeued job, must agree.
-        seed: of the run, the end of its folder's name.
+        resume: None for a new run; `auto` for the newest unfinished run of this very command below `parent`, or a new
+            one; or a path, see `folder_of`.
+        overrides: overrides of the command.
+        parent: parent of new folders.
+        time: name of a new folder; on a cluster the job's name replaces it, since all processes of a job, and the job
+            when it is requeued, must agree on the folder.
+        seed: seed of the run, the end of its folder's name.
     """
     own = sorted(one for one in overrides if not _is_start_only(one))
     if resume not in (None, AUTO):
@@ -63,43 +71,56 @@ def run_folder(resume: str | None, overrides: Sequence[str], parent: str, time: 
 
 
 def folder_of(path: str) -> Path:
-    """Return the folder of a run from its own path or that of one of its checkpoints."""
+    """Return the folder of a run from its own path or from that of one of its checkpoints.
+
+    Raises:
+        UserError: if a checkpoint lies in no run.
+    """
     found = Path(path)
     if found.suffix != ".ckpt":
         return found
     inside = [parent for parent in found.parents if parent.name == CHECKPOINTS]
     if not inside:
-        raise UserError(f"resume={path}: does not lie in the checkpoints of a run; give the run's folder")
+        raise UserError(f"resume={path}: is not below the `checkpoints` folder of a run; give the run's folder")
     return inside[0].parent
 
 
 @contextmanager
 def sole_writer(*folders: Path) -> Iterator[None]:
-    """Hold a folder, for the first process; a killed process lets go of it, and what it left half written is removed.
+    """Hold a folder for the first process, and remove what killed processes left half written.
+
+    The lock ends with the process, however that ends. On a file system without locks a warning replaces it.
 
     Args:
-        folders: the one that is held, made if need be, and those below it that are written to.
+        folders: the folder to hold, created if necessary, and those below it that are written to.
 
     Raises:
-        UserError: if another process holds it, or it cannot be made.
+        UserError: if another process holds the folder, or it cannot be created or written to.
     """
     if not is_first_process():
         yield
         return
+    folder = folders[0]
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        folders[0].mkdir(parents=True, exist_ok=True)
-        with FileLock(folders[0] / ".lock", timeout=0):
-            for place in folders:
-                remove_unfinished(place)
-            yield
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout as error:
-        raise UserError(f"{folders[0]}: another process is at work there; wait for it, or stop it") from error
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"{folders[0]}: cannot be made a folder ({error.strerror}); choose another one") from error
+        raise UserError(f"{folder}: is in use by another process; wait until it ends, or stop it") from error
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from error
+        log.warning("%s: its file system has no locks; start no second command that writes there", folder)
+    try:
+        for place in folders:
+            remove_unfinished(place)
+        yield
+    finally:
+        lock.release()
 
 
 def _job() -> str | None:
-    """Return the name of the cluster's job that this process is one of, or None."""
+    """Return the name of the cluster job that this process belongs to, or None."""
     if "SLURM_JOB_ID" in os.environ:
         if "SLURM_ARRAY_JOB_ID" in os.environ:
             return f"job-{os.environ['SLURM_ARRAY_JOB_ID']}-{os.environ['SLURM_ARRAY_TASK_ID']}"

@@ -1,4 +1,4 @@
-"""What a run's folder says of how it came about."""
+"""The record of how a run came about: configuration, command and commit."""
 
 from __future__ import annotations
 
@@ -34,55 +34,55 @@ _NOT_COMPARED = START_ONLY_KEYS | {"label"}
 
 
 def write_configuration(configuration: Mapping[str, Any], label: str, note: str | None, folder: Path) -> None:
-    """Write `config.yaml`: the resolved configuration, the command, the commit and what readers must be told.
+    """Write `config.yaml`: the resolved configuration, the command, the commit and a caveat.
 
     Args:
         configuration: resolved and plain.
         label: the method's name in tables.
-        note: what a reader of any figure from this data must be told, or None.
-        folder: of the run; made if need be.
+        note: caveat to show with every result on this data set, or None.
+        folder: the run's folder, created if necessary.
 
     Raises:
         UserError: if the folder already holds a run.
     """
     path = folder / CONFIGURATION_FILE
     if path.exists():
-        raise UserError(f"{folder}: already holds a run, and nothing is overwritten; choose another folder")
+        raise UserError(f"{folder}: already holds a run; choose another folder, or resume that run with resume=auto")
     folder.mkdir(parents=True, exist_ok=True)
     record = {**configuration, "label": label, "command": command_line(), "commit": _commit(), "image_note": note}
     write_whole(path, lambda temporary: temporary.write_text(yaml.safe_dump(record, sort_keys=False)))
 
 
 def check_same_run(configuration: Mapping[str, Any], folder: Path) -> None:
-    """Check that a folder holds a run of a configuration.
+    """Check that a folder holds a run of this configuration.
 
     Args:
         configuration: resolved and plain.
-        folder: of the run.
+        folder: the run's folder.
 
     Raises:
-        UserError: if there is no run, or one of another configuration.
+        UserError: if it holds no run, or one of another configuration.
     """
     path = folder / CONFIGURATION_FILE
     if not path.is_file():
-        raise UserError(f"{folder}: holds no run that could go on")
+        raise UserError(f"{folder}: holds no run to resume; check the path, or leave out resume")
     recorded = read_mapping(path)
     differing = [
         name for name in configuration if name not in _NOT_COMPARED and configuration[name] != recorded.get(name)
     ]
     if differing:
         raise UserError(
-            f"{folder}: holds a run with another {', '.join(differing)}, and nothing is overwritten; choose another "
-            f"folder, or go on with that run by its own command and resume=auto: {recorded.get('command')}"
+            f"{folder}: holds a run with another {', '.join(differing)}; choose another folder, or resume that run by "
+            f"its own command with resume=auto: {recorded.get('command')}"
         )
 
 
 def finished_value(folder: Path, metric: str) -> float | None:
-    """Return what a finished run found on its validation cases, None of one that is not finished.
+    """Return the value of a metric on a finished run's validation cases, None if the run is not finished.
 
     Args:
-        folder: of the run.
-        metric: whose mean over structures is wanted.
+        folder: the run's folder.
+        metric: name of the metric, averaged over structures.
     """
     if not (folder / VALIDATION_FILE).is_file():
         return None
@@ -97,11 +97,11 @@ def write_mapping(values: Mapping[str, Any], path: Path) -> None:
 
 
 def command_line() -> str:
-    """Return the command that makes this run, for one run of many the one that makes it alone."""
+    """Return the command that repeats this run; for a run of a sweep, the command that runs it alone."""
     if not HydraConfig.initialized():
         return shlex.join(["python", *sys.argv])
     hydra = HydraConfig.get()
-    # a launcher may run this in a process whose own command line says nothing
+    # not from sys.argv: a launcher may run this in a process of its own
     folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     directories = [part for folder in folders for part in ("--config-dir", os.path.relpath(folder, hydra.runtime.cwd))]
     own = [override for override in hydra.overrides.hydra if override != "hydra.mode=RUN"]
@@ -110,7 +110,7 @@ def command_line() -> str:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout that this code runs from, `+` marking uncommitted changes."""
+    """Return the commit of the checkout this code runs from, with `+` for uncommitted changes, or None."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],

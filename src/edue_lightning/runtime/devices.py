@@ -1,4 +1,4 @@
-"""Which device of a machine a run takes, where several runs share it."""
+"""Choice of a run's device, and locks for devices that several runs share."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from edue_lightning.text import reason_of
 log = logging.getLogger(__name__)
 
 FREE = "free"
-"""Value of `trainer.devices` for one GPU that no other run of this machine holds."""
+"""Value of `trainer.devices` for one GPU that no other run on this machine holds."""
 
 
 def chosen_device(name: str) -> torch.device:
-    """Return the device of a name such as `cpu` or `cuda:1`; for `auto` the accelerator if there is one.
+    """Return the device with a name such as `cpu` or `cuda:1`; for `auto` the accelerator if there is one.
 
     Raises:
-        UserError: if there is no such device.
+        UserError: if the device does not exist.
     """
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    # torch says differently of each kind what is missing
+    # the type of error depends on the kind of device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = reason_of(error)
-        raise UserError(f"device={name}: is not there ({reason}); take auto or cpu") from error
+        raise UserError(f"device={name}: does not exist here ({reason}); choose auto or cpu") from error
     return device
 
 
 @contextmanager
 def with_free_device(trainer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Hold a GPU for the time of a run if its trainer asks for a free one; on a machine without, the CPU is shared.
+    """Hold a GPU during a run if its trainer asks for a free one; without GPUs, runs share the CPU.
 
     Args:
-        trainer: node of the configuration.
+        trainer: `trainer` node of the configuration.
 
     Yields:
-        the node with the device that was found in place of `free`.
+        the node, with the device found instead of `free`.
     """
     if trainer.get("devices") != FREE:
         yield trainer
@@ -65,15 +65,15 @@ def with_free_device(trainer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 @contextmanager
 def held(names: list[str], folder: Path | None = None, poll_seconds: float = 1.0) -> Iterator[int]:
-    """Hold one of some devices, waiting until one is free; a process that ends, however it does, gives it back.
+    """Hold one of several devices, waiting until one is free; the hold ends with the process, however that ends.
 
     Args:
-        names: of the devices, the same for all processes.
-        folder: for the locks; None for one that all processes of this user share.
-        poll_seconds: between two looks.
+        names: names of the devices, the same in all processes.
+        folder: folder for the locks; None for one that all processes of this user share.
+        poll_seconds: seconds between two attempts.
 
     Yields:
-        the position of the device among the names.
+        the position of the device in `names`.
     """
     folder = folder or Path(tempfile.gettempdir()) / f"edue_lightning_devices_{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -86,7 +86,7 @@ def held(names: list[str], folder: Path | None = None, poll_seconds: float = 1.0
             except Timeout:
                 continue
             try:
-                log.info("device %s is free, and is taken", names[position])
+                log.info("takes the free device %s", names[position])
                 yield position
             finally:
                 lock.release()

@@ -1,4 +1,4 @@
-"""Work in several processes: one a device of a distributed run, or one a member of an ensemble."""
+"""Work in several processes: one per device of a distributed run, or one per ensemble member trained at once."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ _LOCAL_RANK, _WORLD_SIZE = "LOCAL_RANK", "WORLD_SIZE"
 def launch(
     work: Callable[[Mapping[str, Any], Path], Result], configuration: Mapping[str, Any], folder: Path
 ) -> Result | None:
-    """Do work in one process a device of `configuration["trainer"]`, and return what the first of them returns.
+    """Do work in one process per device of `configuration["trainer"]`, and return the result of the first.
 
-    Processes that `torchrun` or `srun` started are found, and none are added. Lightning's own launcher, which starts
-    the command line again, is not used: it cannot do so for one run of many.
+    Processes started by `torchrun` or `srun` are used, and none are added. Lightning's own launcher is not used: it
+    repeats the command line, which for one run of a sweep is that of all runs.
 
     Args:
-        work: importable by its name; gets the configuration and the folder.
+        work: function importable by name; called with the configuration and the folder.
         configuration: resolved and plain.
-        folder: of the run.
+        folder: the run's folder.
 
     Raises:
-        UserError: of whichever process raises one first; or if several machines are asked for from one of them.
-        SystemExit: with the status of the first process that ends with another one than 0.
+        UserError: the first that any process raises; or if several machines are requested from one of them.
+        SystemExit: with the status of the first process that fails.
     """
     count = _processes_to_start(configuration["trainer"])
     if count == 1:
@@ -63,21 +63,21 @@ def launch(
 
 
 def run_processes(work: Callable[..., Result], count: int, *arguments: Any) -> list[Result]:
-    """Call `work(index, *arguments)` in processes of their own, which end when this one does.
+    """Call `work(index, *arguments)` in new processes, which end when this one does.
 
-    SIGTERM and SIGUSR1 are passed on to them. Each logs as this process does.
+    They receive the SIGTERM and SIGUSR1 sent to this process, and log as it does.
 
     Args:
-        work: importable by its name; returns a plain value.
-        count: of the processes; they get the indices from 0, and share the cores unless OMP_NUM_THREADS says otherwise.
-        arguments: can be pickled.
+        work: function importable by name that returns a plain value.
+        count: number of processes, with indices from 0; they share the cores unless OMP_NUM_THREADS is set.
+        arguments: further arguments, picklable.
 
     Returns:
-        what each call returned.
+        the result of each call.
 
     Raises:
-        UserError: of whichever process raises one first; the others are ended.
-        SystemExit: with the status of the first process that ends with another one than 0.
+        UserError: the first that any process raises; the others are stopped.
+        SystemExit: with the status of the first process that fails.
     """
     hydra = HydraConfig.instance().cfg if HydraConfig.initialized() else None
     with tempfile.TemporaryDirectory() as mailbox:
@@ -90,9 +90,9 @@ def run_processes(work: Callable[..., Result], count: int, *arguments: Any) -> l
                 while not context.join(grace_period=_GRACE_SECONDS):
                     pass
         except ProcessExitedException as error:
-            refusals = sorted(Path(mailbox).glob("refused_*"))
-            if refusals:
-                raise UserError(refusals[0].read_text()) from None
+            errors = sorted(Path(mailbox).glob("error_*"))
+            if errors:
+                raise UserError(errors[0].read_text()) from None
             sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)
         finally:
             for process in context.processes:
@@ -100,12 +100,12 @@ def run_processes(work: Callable[..., Result], count: int, *arguments: Any) -> l
         return [json.loads((Path(mailbox) / f"result_{index}").read_text()) for index in range(count)]
 
 
-# for the others to end by themselves, after one has failed
+# for the others to end by themselves after one has failed
 _GRACE_SECONDS = 5.0
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of a distributed run that writes files."""
+    """Whether this process is the one that writes files in a distributed run."""
     return process_number() == 0
 
 
@@ -115,7 +115,7 @@ def process_number() -> int:
 
 
 def quiet_unless_first() -> None:
-    """Leave the log's file and progress lines to the first process of a distributed run."""
+    """Leave log file and progress lines to the first process of a distributed run."""
     if is_first_process():
         return
     root = logging.getLogger()
@@ -134,7 +134,7 @@ def _processes_to_start(trainer: Mapping[str, Any]) -> int:
         return 1
     if trainer.get("num_nodes", 1) > 1:
         raise UserError(
-            "trainer.num_nodes: a process on each machine must be started by srun or torchrun; see experiments/cluster"
+            "trainer.num_nodes: start one process on each machine with srun or torchrun; see experiments/cluster"
         )
     return len(strategy.parallel_devices or [None])
 
@@ -172,10 +172,10 @@ def _guarded(
     hydra: DictConfig | None,
     arguments: tuple[Any, ...],
 ) -> None:
-    """Call work with the logging of the process that started this one, and leave its result or refusal in a mailbox."""
+    """Call work with the logging of the parent process, and leave its result or error in a mailbox."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
-    # torch tells these processes by SIGINT that the one that started them is gone; background jobs of a shell ignore it
+    # torch sends SIGINT when the parent has ended; background jobs of a shell ignore it by default
     signal.signal(signal.SIGINT, signal.default_int_handler)
     start_process()
     if hydra is not None:
@@ -184,7 +184,7 @@ def _guarded(
     try:
         result = work(index, *arguments)
     except UserError as error:
-        (mailbox / f"refused_{index}").write_text(str(error))
+        (mailbox / f"error_{index}").write_text(str(error))
         sys.exit(2)
     (mailbox / f"result_{index}").write_text(json.dumps(result))
 

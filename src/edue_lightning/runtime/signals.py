@@ -1,4 +1,4 @@
-"""Signals of a scheduler that needs the machine, and the job's way back into the queue."""
+"""Stop signals of a scheduler, and the requeueing of a stopped job."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from edue_lightning.runtime.processes import is_first_process
 log = logging.getLogger(__name__)
 
 STOPPED_STATUS = 128 + signal.SIGTERM
-"""Exit status of a training that was told to stop, and can go on."""
+"""Exit status of a training that was stopped and can be resumed."""
 
 
 class StopSignals:
-    """Ends this process when a scheduler needs the machine, at once or, in a training, where that can go on.
+    """Handler that ends this process on SIGTERM or SIGUSR1, at once or, in a training, where it can be resumed.
 
-    SIGTERM and SIGUSR1 are such signals. A SLURM job is put back into the queue, which the cluster itself does for no
-    job that leaves before its time is up, or when it is preempted. The process ends with `STOPPED_STATUS`.
+    Schedulers send these signals when they need the machine. A SLURM job is requeued, which the cluster itself does not
+    do for a job that ends before its time limit or when it is preempted. The exit status is `STOPPED_STATUS`.
 
     Attributes:
-        deferred: a training will look at `received` after each step; otherwise the process ends at once.
-        received: whether a signal came.
+        deferred: whether a training checks `received` after each step; otherwise the process ends at once.
+        received: whether a signal was received.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class StopSignals:
         self.received = False
 
     def listen(self) -> None:
-        """Take up the signals, from whoever did before (of the main thread alone, as Python has it)."""
+        """Replace earlier handlers of the signals; in the main thread only, as Python requires."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(number, self._note)
@@ -53,10 +53,10 @@ class StopSignals:
 
 
 def _requeue() -> None:
-    """Put this SLURM job back into the queue, unless it is there already, or was cancelled."""
+    """Requeue this SLURM job unless it is queued already or was cancelled."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
-        # the last task of an array has the number of the whole array
+        # the number of the last task of an array is that of the whole array
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
         shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False).stdout

@@ -1,4 +1,4 @@
-"""The start of a process: how it keeps memory, and which messages of libraries it hides."""
+"""Set-up of a process: reuse of memory, and silence for libraries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import logging
 import warnings
 
-# of malloc.h
+# constants of malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -17,10 +17,10 @@ def start_process() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep large blocks of memory that it has freed, as it soon needs their like again.
+    """Let this process keep large blocks of memory that it has freed, for reuse.
 
-    Otherwise glibc gives each back to the system and gets it anew, page by page filled with zeros, which on a CPU takes
-    a third of a training step (`experiments/benchmarks/allocator.py`). Does nothing with another C library.
+    By default glibc returns each block to the system and requests it again, filled with zeros page by page, which on a
+    CPU takes a third of a training step (`experiments/benchmarks/allocator.py`). No effect with other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -29,10 +29,10 @@ def keep_freed_memory() -> None:
 
 
 def quiet_libraries() -> None:
-    """Silence what libraries print on every start and no user can act on."""
+    """Silence messages that libraries print on every start and users cannot act on."""
     for library in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    # loading happens once, from memory; more workers would not help
+    # cases are loaded once and kept in memory, so more workers would not help
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
