@@ -86,3 +86,13 @@ def test_the_committed_constraints_lie_within_the_bounds_of_the_project() -> Non
         requirement = Requirement(text)
         if requirement.name not in (PROJECT["name"], "hydra-ray-launcher"):
             assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
+
+
+def test_the_changelog_names_moved_modules_as_they_are_today() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \| `([\w.]+)` \|$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert len(rows) > 30
+    for earlier, now in rows:
+        path = ROOT / "src/edue_lightning" / now.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), now
+        old = ROOT / "src/edue_lightning" / earlier.replace(".", "/")
+        assert not old.with_suffix(".py").is_file(), earlier
