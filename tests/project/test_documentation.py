@@ -292,6 +292,8 @@ def test_commands_within_a_line_name_what_there_is(name: str) -> None:
     for command in re.findall(r"`([^`\n]+)`", text):
         if command.startswith("make "):
             assert command.split()[1] in targets[1].split(), command
+        elif form := re.fullmatch(r"python -m edue_lightning\.(\w+) \.\.\.", command):
+            assert form[1] in COMMANDS, command
         elif command.startswith("edue "):
             assert command.split()[1] in {*COMMANDS, "--help"}, command
         elif command.startswith("pip "):
