@@ -58,7 +58,7 @@ def panel(case_id: str, seed: int = 0) -> Panel:
 def write_run(
     folder: Path, method: str, seed: int, *, cases: int = 9, shift: float = 0.0, data: str = "lidc", split: str = "test"
 ) -> Path:
-    """Write a finished run with figures that depend on its seed."""
+    """Write a finished run with values that depend on its seed."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     identity = {"method": method, "data": data, "split": split}
@@ -73,7 +73,8 @@ def write_run(
     ]
     write_table(pd.DataFrame(rows, columns=list(METRICS_COLUMNS)), METRICS_COLUMNS, folder / "metrics.csv")
     table = pd.DataFrame({"case_id": ids, "structure": "nodule", "dice": rng.random(cases), "nll": 0.1, "extra": 1})
-    table = table.assign(sv=rng.random(cases), sv_star=rng.random(cases), **identity)
+    # what the raters drew is the same for all methods and seeds
+    table = table.assign(sv=rng.random(cases), sv_star=np.random.default_rng(cases).random(cases), **identity)
     write_table(table, CASES_COLUMNS, folder / "cases.csv")
     edges = np.arange(16) / 15
     curve = pd.DataFrame({"bin_low": edges[:-1], "bin_high": edges[1:], "count": 10, "structure": "nodule"})
@@ -99,7 +100,7 @@ def write_values(
     noise: float = 0.0,
     cases: int = 9,
 ) -> Path:
-    """Write a run with given figures by structure and metric; its replicates scatter evenly around them by `noise`."""
+    """Write a run with given values by structure and metric; its replicates scatter evenly around them by `noise`."""
     write_run(folder, method, seed, data=data, cases=cases)
     spread = noise * np.linspace(-1, 1, RESAMPLES)
     # in an order of the method's own, or all would rise and fall together

@@ -22,7 +22,7 @@ from run_files import (
 
 from edue_lightning.errors import UserError
 from edue_lightning.reporting import compare, comparison_table, find_runs, paired_differences, read_run, write_report
-from edue_lightning.reporting.comparison import COMPARISON_COLUMNS, to_markdown
+from edue_lightning.reporting.comparison import COMPARISON_COLUMNS, best_methods, to_markdown
 from edue_lightning.reporting.figures import (
     comparison_panel_figure,
     disagreement_scatter_figure,
@@ -110,14 +110,17 @@ def test_methods_on_other_cases_are_not_paired(tmp_path: Path) -> None:
 
 def test_the_same_run_twice_is_an_error_that_names_both(tmp_path: Path) -> None:
     runs = [read_run(write_run(tmp_path / name, "edue", 4)) for name in ("first", "second")]
-    with pytest.raises(UserError, match=r"first and .*second: both are edue on lidc/test with seed 4"):
+    with pytest.raises(
+        UserError, match=r"first and .*second: both are edue on lidc/test with seed 4 and the same sett"
+    ):
         compare(runs)
 
 
-def test_seeds_on_different_cases_are_an_error(tmp_path: Path) -> None:
+def test_seeds_on_different_cases_are_different_data(tmp_path: Path) -> None:
     runs = [read_run(write_run(tmp_path / str(n), "edue", n, cases=n)) for n in (8, 9)]
-    with pytest.raises(UserError, match="different cases"):
-        compare(runs)
+    frame = compare(runs)
+    assert set(frame["seeds"]) == {1}
+    assert [name.split(" cases ")[0] for name in dict.fromkeys(frame["data"])] == ["lidc, 8", "lidc, 9"]
 
 
 def test_an_undefined_metric_stays_undefined(tmp_path: Path) -> None:
@@ -128,7 +131,7 @@ def test_an_undefined_metric_stays_undefined(tmp_path: Path) -> None:
     frame = compare([read_run(folder)])
     row = frame.set_index("metric").loc["image_pearson"]
     assert np.isnan([row["value"], row["ci_low"], row["ci_high"]]).all()
-    table = comparison_table(frame, "lidc", "test", "nodule", bold=str)
+    table = comparison_table(frame, ("lidc", "test", "nodule"), {}, bold=str)
     assert table["image_pearson ↑"].tolist() == ["undefined"]
 
 
@@ -137,9 +140,10 @@ def test_the_best_value_is_bold_in_the_right_direction(tmp_path: Path) -> None:
         read_run(write_run(tmp_path / "a", "edue", 4)),
         read_run(write_run(tmp_path / "b", "layer_ensemble", 4, shift=0.3)),
     ]
-    table = comparison_table(compare(runs), "lidc", "test", "nodule", bold=lambda text: f"**{text}**").set_index(
-        "method"
-    )
+    methods = {run.method: [run] for run in runs}
+    best = {metric: best_methods(methods, "nodule", metric) for metric in METRICS}
+    table = comparison_table(compare(runs), ("lidc", "test", "nodule"), best, bold=lambda text: f"**{text}**")
+    table = table.set_index("method")
     for column in table.columns:
         lower_is_better = column in {"nll ↓", "ece ↓", "brier ↓"}
         if table[column].tolist() != ["undefined"] * 2:
@@ -262,7 +266,7 @@ def test_the_verdict_stands_on_top_of_page_and_markdown(runs_folder: Path, tmp_p
     assert set(frame["quantity"]) >= {"nll", "dice", "forward_passes"}
     row = frame[frame["quantity"] == "nll"].iloc[0]
     for text in (paths.markdown.read_text(), References(paths.html.read_text()).text):
-        assert text.index("Does edue keep its promise on the test cases?") < text.index("lidc, test, nodule")
+        assert text.index("edue against the other methods on the test cases") < text.index("95 % bootstrap intervals")
         assert f"NLL {row['value']:.3f} against {row['baseline_value']:.3f} of layer_ensemble" in text
         # there is no deep ensemble to be compared with
         assert "lidc: not compared with layer_ensemble and deep_ensemble" in text

@@ -1,7 +1,8 @@
-"""The verdict, on runs whose figures are made by hand."""
+"""The verdict, on runs with values made by hand."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 from run_files import RESAMPLES, write_cost, write_values
 
 from edue_lightning.reporting import judge, read_run
-from edue_lightning.reporting.comparison import paired_difference, replicates_over_seeds
+from edue_lightning.reporting.comparison import best_methods, paired_difference, replicates_over_seeds
 from edue_lightning.reporting.findings import Finding, Verdict
+from edue_lightning.reporting.outcomes import MARGINS
 from edue_lightning.reporting.verdict_text import sentence, sentences, summary, table
 from edue_lightning.runs.files import METRICS_COLUMNS, Replicates, Run, write_replicates, write_table
 
@@ -20,7 +22,7 @@ NOTHING = dict.fromkeys(("image_pearson", "pixel_pearson"), 0.5)
 
 
 def run(folder: Path, method: str, test: Mapping[str, float], validation: Mapping[str, float] | None = None, **more):
-    """Write and read a run of one structure; without other figures the validation's are those of the test."""
+    """Write and read a run of one structure; without values of its own the validation has those of the test."""
     seed = more.pop("seed", 0)
     name = f"{more.get('data', 'lidc')}_{method}_{seed}"
     validation = test if validation is None else validation
@@ -43,25 +45,27 @@ def usual(folder: Path, edue: float, layers: float, deep: float, data: str = "li
 
 
 @pytest.mark.parametrize(
-    ("edue", "layers", "deep", "measure", "change", "target", "holds"),
+    ("edue", "layers", "deep", "measure", "change", "target", "outcome"),
     [
-        (0.62, 0.3, 0.5, "relative gain", 0.55, 0.55, "yes"),  # just reached
-        (0.61, 0.3, 0.5, "relative gain", 0.525, 0.55, "no"),
+        (0.64, 0.3, 0.5, "relative gain", 0.6, 0.55, "better"),
+        (0.62, 0.3, 0.5, "relative gain", 0.55, 0.55, "not distinguishable"),  # just reached
+        (0.61, 0.3, 0.5, "relative gain", 0.525, 0.55, "worse"),
         # +55 % of 0.8 would pass 1, so 0.9 is wanted
-        (0.9, 0.75, 0.85, "relative gain", 0.125, 0.125, "yes"),
-        (0.89, 0.75, 0.85, "relative gain", 0.1125, 0.125, "no"),
+        (0.9, 0.75, 0.85, "relative gain", 0.125, 0.125, "not distinguishable"),
+        (0.89, 0.75, 0.85, "relative gain", 0.1125, 0.125, "worse"),
         # of a baseline that is not positive there is no gain; half of 1.2 is 0.6
-        (0.4, -0.3, -0.1, "distance closed", 0.5, 0.5, "yes"),
-        (0.3, -0.3, -0.1, "distance closed", 0.5 / 1.2, 0.5, "no"),
+        (0.41, -0.3, -0.1, "distance closed", 0.61 / 1.2, 0.5, "better"),
+        (0.4, -0.3, -0.1, "distance closed", 0.5, 0.5, "not distinguishable"),
+        (0.3, -0.3, -0.1, "distance closed", 0.5 / 1.2, 0.5, "worse"),
         (0.6, np.nan, 0.4, "distance closed", np.nan, 0.5, "undefined"),
         (np.nan, 0.3, 0.4, "relative gain", np.nan, 0.55, "undefined"),
     ],
 )
 def test_the_target_over_the_usual_ensembles(
-    tmp_path: Path, edue: float, layers: float, deep: float, measure: str, change: float, target: float, holds: str
+    tmp_path: Path, edue: float, layers: float, deep: float, measure: str, change: float, target: float, outcome: str
 ) -> None:
     found = of(judge(usual(tmp_path, edue, layers, deep), "edue"), "image_pearson", "usual")
-    assert (found.measure, found.holds) == (measure, holds)
+    assert (found.measure, found.outcome) == (measure, outcome)
     assert found.change == pytest.approx(change, nan_ok=True)
     assert found.target == pytest.approx(target)
     # no replicate differs from the value
@@ -73,11 +77,13 @@ def test_gains_are_averaged_over_data_sets_and_so_are_their_targets(tmp_path: Pa
     found = of(judge(runs, "edue"), "image_pearson", "usual", "all")
     assert found.change == pytest.approx((0.8 + 0.125) / 2)
     assert found.target == pytest.approx((0.55 + 0.125) / 2)
-    assert found.holds == "yes"
-    # a data set without a relative gain must reach its own target
-    missed = of(judge(runs + usual(tmp_path, 0.1, -0.2, -0.2, "petct"), "edue"), "image_pearson", "usual", "all")
+    assert found.outcome == "better"
+    # a data set without a relative gain has a finding of its own, and the average names it
+    verdict = judge(runs + usual(tmp_path, 0.1, -0.2, -0.2, "petct"), "edue")
+    missed = of(verdict, "image_pearson", "usual", "all")
     assert (missed.change, missed.target) == (found.change, found.target)
-    assert (missed.holds, missed.outcome) == ("no", "reached, but not on petct")
+    assert missed.reason == "without petct, which has no relative gain"
+    assert of(verdict, "image_pearson", "usual", "petct").outcome == "worse"
 
 
 def test_the_interval_of_a_gain_is_that_of_its_paired_replicates(tmp_path: Path) -> None:
@@ -118,10 +124,9 @@ def test_the_best_baseline_is_chosen_on_validation_data(tmp_path: Path) -> None:
     found = of(judge(runs, "edue"), "nll")
     assert (found.baseline, found.value, found.baseline_value) == ("layer_ensemble", 0.049, 0.055)
     assert found.change == pytest.approx(-0.006)
-    assert found.holds == "yes"
+    assert found.outcome == "better"
     assert sentence(found) == (
-        "lidc, nodule: NLL 0.049 against 0.055 of layer_ensemble, the best baseline on validation data: "
-        "lower by 0.006 [0.006, 0.006], which excludes 0; holds."
+        "lidc, nodule: NLL 0.049 against 0.055 of layer_ensemble: lower by 0.006 [0.006, 0.006]; better."
     )
 
 
@@ -140,47 +145,76 @@ def test_each_method_has_the_read_out_that_is_best_on_validation_data(tmp_path: 
     found = of(judge(runs, "edue"), "pixel_pearson")
     assert (found.metric, found.value) == ("pixel_pearson", 0.6)
     assert (found.baseline, found.baseline_metric, found.baseline_value) == ("single", "pixel_pearson_total", 0.5)
-    assert found.holds == "yes"
+    assert found.outcome == "better"
     assert "0.600 (variance between members) against 0.500 (p(1 - p)) of single" in sentence(found)
 
 
 def test_each_method_flags_cases_by_the_score_that_is_best_on_validation_data(tmp_path: Path) -> None:
     runs = [
-        run(tmp_path, "edue", {"d_auc": 0.2, "d_auc_aula": 0.05}, {"d_auc": 0.2, "d_auc_aula": 0.1}),
         run(
-            tmp_path, "single", {"d_auc_entropy": 0.1, "d_auc_total": 0.01}, {"d_auc_entropy": 0.1, "d_auc_total": 0.2}
+            tmp_path,
+            "edue",
+            {"normalised_aurc": 0.6, "normalised_aurc_aula": 0.4},
+            {"normalised_aurc": 0.6, "normalised_aurc_aula": 0.5},
+        ),
+        run(
+            tmp_path,
+            "single",
+            {"normalised_aurc_entropy": 0.5, "normalised_aurc_total": 0.1},
+            {"normalised_aurc_entropy": 0.5, "normalised_aurc_total": 0.9},
         ),
     ]
-    found = of(judge(runs, "edue"), "d_auc")
-    assert (found.metric, found.baseline_metric, found.holds) == ("d_auc_aula", "d_auc_entropy", "yes")
-    assert "d-AUC 0.050 (aula) against 0.100 (entropy) of single" in sentence(found)
+    found = of(judge(runs, "edue"), "normalised_aurc")
+    assert (found.metric, found.baseline_metric) == ("normalised_aurc_aula", "normalised_aurc_entropy")
+    assert found.outcome == "better"
+    assert "normalised AURC 0.400 (aula) against 0.500 (entropy) of single" in sentence(found)
 
 
 @pytest.mark.parametrize(
-    ("quantity", "own", "other", "noise", "outcome", "holds"),
+    ("quantity", "own", "other", "noise", "outcome", "small"),
     [
-        ("image_pearson", 0.8, 0.7, 0.01, "higher with an interval that excludes 0", "yes"),
-        ("image_pearson", 0.8, 0.7, 0.3, "higher, but the interval contains 0", "not shown"),
-        ("image_pearson", 0.6, 0.7, 0.01, "lower", "no"),
-        ("image_pearson", 0.6, 0.6, 0.01, "equal", "no"),
-        ("image_pearson", np.nan, 0.6, 0.01, "undefined", "undefined"),
-        ("ece", 0.01, 0.02, 0.001, "lower with an interval that excludes 0", "yes"),
-        ("ece", 0.01, 0.02, 0.1, "lower, but the interval contains 0", "yes"),
-        ("ece", 0.03, 0.02, 0.1, "higher", "no"),
-        ("dice", 0.80, 0.81, 0.0, "at most 0.01 lower", "yes"),
-        ("dice", 0.80, 0.82, 0.0, "more than 0.01 lower", "no"),
-        ("dice", 0.90, 0.82, 0.0, "at most 0.01 lower", "yes"),
+        ("image_pearson", 0.8, 0.7, 0.01, "better", False),
+        ("image_pearson", 0.8, 0.7, 0.3, "not distinguishable", False),
+        ("image_pearson", 0.6, 0.7, 0.01, "worse", False),
+        # equality is no defeat
+        ("image_pearson", 0.6, 0.6, 0.0, "not distinguishable", True),
+        ("image_pearson", 0.605, 0.6, 0.001, "not distinguishable", True),
+        ("image_pearson", np.nan, 0.6, 0.01, "undefined", False),
+        ("image_spearman_normalised", -0.36, 0.6, 0.01, "worse", False),
+        # a better value alone shows nothing, for no quantity
+        ("nll", 0.04, 0.05, 0.1, "not distinguishable", False),
+        ("nll", 0.04, 0.05, 0.001, "better", False),
+        ("nll", 0.0495, 0.05, 0.0001, "not distinguishable", True),
+        ("ece", 0.01, 0.02, 0.001, "better", False),
+        ("ece", 0.01, 0.02, 0.1, "not distinguishable", False),
+        ("ece", 0.03, 0.02, 0.1, "not distinguishable", False),
+        ("ece", 0.03, 0.02, 0.001, "worse", False),
+        ("normalised_aurc", 0.9, 1.0, 0.3, "not distinguishable", False),
+        ("normalised_aurc", 0.97, 1.0, 0.01, "not distinguishable", True),
+        ("dice", 0.805, 0.81, 0.0, "not distinguishable", True),
+        ("dice", 0.805, 0.81, 0.1, "not distinguishable", False),
+        ("dice", 0.80, 0.82, 0.0, "worse", False),
+        ("dice", 0.90, 0.82, 0.0, "better", False),
     ],
 )
-def test_outcomes(
-    tmp_path: Path, quantity: str, own: float, other: float, noise: float, outcome: str, holds: str
+def test_one_rule_of_three_outcomes_by_interval_for_every_quantity(
+    tmp_path: Path, quantity: str, own: float, other: float, noise: float, outcome: str, small: bool
 ) -> None:
     runs = [
         run(tmp_path, "edue", {quantity: own}, noise=noise),
         run(tmp_path, "layer_ensemble", {quantity: other}, noise=noise),
     ]
     found = of(judge(runs, "edue"), quantity)
-    assert (found.outcome, found.holds) == (outcome, holds)
+    assert (found.outcome, found.within_margin) == (outcome, small)
+    if not np.isnan(own):
+        # the same by hand
+        sign = -1 if quantity in {"nll", "ece", "normalised_aurc"} else 1
+        margin = MARGINS[quantity].size * (other if quantity in {"nll", "ece"} else 1)
+        first, second = (each.replicates.arrays["nodule", quantity] for each in runs)
+        low, high = np.quantile(sign * (first - second), [0.025, 0.975])
+        inside = low >= -margin - 1e-9 and high <= margin + 1e-9
+        expected = "not distinguishable" if inside or low <= 0 <= high else "better" if low > 0 else "worse"
+        assert (outcome, small) == (expected, inside)
 
 
 def test_what_fails_is_said_plainly(tmp_path: Path) -> None:
@@ -190,13 +224,118 @@ def test_what_fails_is_said_plainly(tmp_path: Path) -> None:
     )
     (lines,) = sentences(verdict).values()
     dice = next(line for line in lines if "Dice" in line)
-    assert "lower by 0.050 [0.050, 0.050], which excludes 0; more than 0.01 lower; does not hold." in dice
+    assert dice == "lidc, nodule: Dice 0.800 against 0.850 of single: lower by 0.050 [0.050, 0.050]; worse."
     nll = next(line for line in lines if "NLL" in line)
-    assert "0.3000 against 0.3004 of single, the best baseline on validation data: lower by 0.0004" in nll
-    assert "image-level rank correlation is undefined for edue or for every baseline" in " ".join(lines)
+    assert "0.3000 against 0.3004 of single: lower by 0.0004 [0.0004, 0.0004]; not distinguishable, within 0.006" in nll
+    assert "image-level rank correlation is undefined (of edue undefined on validation data)" in " ".join(lines)
     assert summary(verdict) == (
-        "Of 7 comparisons of edue with the best baseline hold: 1, do not hold: 1, undefined: 5."
+        "8 comparisons of edue with the best baseline: 1 not distinguishable (1 of them within the margin), 1 worse, "
+        "6 undefined."
     )
+
+
+@pytest.mark.parametrize("candidate", ["edue", "mine", "layer_ensemble"])
+def test_the_same_baselines_stand_for_every_reference(tmp_path: Path, candidate: str) -> None:
+    runs = [
+        run(tmp_path, "edue", {"nll": 0.03}),
+        run(tmp_path, "edue_moments", {"nll": 0.02}),
+        run(tmp_path, "mine", {"nll": 0.05}),
+        run(tmp_path, "layer_ensemble", {"nll": 0.04}),
+        run(tmp_path, "deep_ensemble", {"nll": 0.06}),
+    ]
+    verdict = judge(runs, candidate)
+    best = of(verdict, "nll").baseline
+    # variants of EDUE are no baselines of each other, and are baselines of every other method
+    assert best == ("layer_ensemble" if candidate == "edue" else "edue_moments")
+    # the gains over the usual ensembles are EDUE's promise alone
+    assert {finding.part for finding in verdict.findings} >= {"best baseline"}
+    assert ("usual" in {finding.part for finding in verdict.findings}) == (candidate == "edue")
+
+
+def test_a_baseline_undefined_on_validation_data_is_compared_too(tmp_path: Path) -> None:
+    runs = [
+        run(tmp_path, "edue", {"image_pearson": 0.7}),
+        run(tmp_path, "layer_ensemble", {"image_pearson": 0.5}),
+        # the strongest, which validation data do not define
+        run(tmp_path, "deep_ensemble", {"image_pearson": 0.9}, {"image_pearson": np.nan}),
+        # undefined everywhere, so no rival
+        run(tmp_path, "single", {"image_pearson": np.nan}),
+    ]
+    found = [f for f in judge(runs, "edue").findings if (f.part, f.quantity) == ("best baseline", "image_pearson")]
+    assert [(f.baseline, f.outcome) for f in found] == [("layer_ensemble", "better"), ("deep_ensemble", "worse")]
+    assert "undefined on validation data" in found[1].reason
+
+
+def test_many_comparisons_are_corrected_for(tmp_path: Path) -> None:
+    gains = {
+        "image_pearson": 0.05,
+        "image_spearman": 0.09,
+        "pixel_pearson": 0.06,
+        "nll": -0.05,
+        "ece": -0.07,
+        "dice": 0.05,
+    }
+    runs = [
+        run(tmp_path, "edue", {name: 0.5 + gain for name, gain in gains.items()}, noise=0.05),
+        run(tmp_path, "layer_ensemble", dict.fromkeys(gains, 0.5), noise=0.0),
+    ]
+    verdict = judge(runs, "edue")
+    found = [f for f in verdict.findings if f.part == "best baseline" and f.outcome != "undefined"]
+    assert len(found) == 6
+    naive = []
+    for finding in found:
+        sign = 1 if finding.change > 0 else -1
+        facing = sign * finding.change - min(sign * finding.ci_low, sign * finding.ci_high)
+        naive.append(math.erfc(1.959964 * abs(finding.change) / facing / math.sqrt(2)))
+    # each alone would be shown
+    assert all(p < 0.05 for p in naive)
+    assert all(f.ci_low > 0 or f.ci_high < 0 for f in found)
+    ordered = sorted(range(6), key=lambda n: naive[n])
+    largest, adjusted = 0.0, {}
+    for rank, n in enumerate(ordered):
+        largest = max(largest, min(1.0, (6 - rank) * naive[n]))
+        adjusted[n] = largest
+    assert [f.adjusted_p for f in found] == pytest.approx([adjusted[n] for n in range(6)], rel=1e-4)
+    for n, finding in enumerate(found):
+        assert (finding.outcome == "better") == (adjusted[n] <= 0.05)
+    assert [f.outcome for f in found].count("better") == 2
+
+
+def test_a_degenerate_model_wins_nothing(tmp_path: Path) -> None:
+    runs = [
+        run(tmp_path, "edue", {"dice": 0.001, "nll": 0.01, "ece": 0.001}),
+        run(tmp_path, "single", {"dice": 0.8, "nll": 0.05, "ece": 0.01}),
+    ]
+    verdict = judge(runs, "edue")
+    assert of(verdict, "dice").outcome == "worse"
+    for quantity in ("nll", "ece"):
+        found = of(verdict, quantity)
+        assert (found.outcome, found.reason) == ("undefined", "degenerate model, Dice 0.001")
+    # and is no baseline either
+    verdict = judge(runs, "single")
+    assert not [f for f in verdict.findings if f.part == "best baseline" and f.baseline]
+    assert "lidc, nodule: edue is no baseline: degenerate model, Dice 0.001." in verdict.remarks
+    best = {name: best_methods({each.method: [each] for each in runs}, "nodule", name) for name in ("nll", "ece")}
+    assert best == {"nll": frozenset(), "ece": frozenset()}
+
+
+def test_all_methods_that_are_not_distinguishable_from_the_best_are_named(tmp_path: Path) -> None:
+    values = {"edue": 0.050, "layer_ensemble": 0.051, "deep_ensemble_of_5": 0.06, "single": 0.09}
+    methods = {name: [run(tmp_path, name, {"nll": nll, "dice": 0.8}, noise=0.004)] for name, nll in values.items()}
+    assert best_methods(methods, "nodule", "nll") == {"edue", "layer_ensemble"}
+    wide = {name: [run(tmp_path / "wide", name, {"nll": nll, "dice": 0.8}, noise=1.0)] for name, nll in values.items()}
+    assert best_methods(wide, "nodule", "nll") == set(values)
+
+
+def test_defined_cases_that_differ_are_said(tmp_path: Path) -> None:
+    runs = [
+        run(tmp_path, name, {"image_spearman_normalised": value}) for name, value in (("edue", 0.6), ("other", 0.4))
+    ]
+    table = pd.read_csv(runs[0].folder / "metrics.csv")
+    table.loc[table["metric"] == "image_spearman_normalised", ["n_cases", "n_undefined"]] = [6, 3]
+    write_table(table, METRICS_COLUMNS, runs[0].folder / "metrics.csv")
+    found = of(judge([read_run(each.folder) for each in runs], "edue"), "image_spearman_normalised")
+    assert found.reason == "defined for 6 and 9 cases"
 
 
 def test_runs_without_resamples_show_nothing(tmp_path: Path) -> None:
@@ -205,8 +344,8 @@ def test_runs_without_resamples_show_nothing(tmp_path: Path) -> None:
         empty = {key: values[:0] for key, values in each.replicates.arrays.items()}
         write_replicates(Replicates(each.replicates.case_ids, empty), each.folder / "bootstrap.npz")
     found = of(judge([read_run(each.folder) for each in runs], "edue"), "image_pearson")
-    assert (found.outcome, found.holds) == ("higher, without an interval", "not shown")
-    assert "higher by 0.200 without an interval; not shown to hold." in sentence(found)
+    assert (found.outcome, found.reason) == ("undefined", "no interval")
+    assert "higher by 0.200 (no interval); undefined (no interval)." in sentence(found)
 
 
 def test_without_validation_data_nothing_is_chosen(tmp_path: Path) -> None:
@@ -224,8 +363,10 @@ def test_methods_on_other_cases_are_left_out_and_named(tmp_path: Path) -> None:
         run(tmp_path, "single", {"nll": 0.05}, cases=8),
     ]
     verdict = judge(runs, "edue")
-    assert of(verdict, "nll").baseline == "layer_ensemble"
-    assert "lidc: single left out, measured on other cases than edue." in verdict.remarks
+    (found,) = [f for f in verdict.findings if f.quantity == "nll"]
+    assert found.baseline == "layer_ensemble"
+    (remark,) = [remark for remark in verdict.remarks if "8 cases" in remark]
+    assert remark.endswith("no verdict, since edue was not measured on this data with these settings of the metrics.")
 
 
 def test_only_the_test_split_is_judged(tmp_path: Path) -> None:
@@ -244,11 +385,12 @@ def test_the_cost_of_every_seed_counts(tmp_path: Path) -> None:
         write_cost(each.folder, forward_passes=1, parameter_ratio=ratio)
     runs = [read_run(each.folder) for each in runs]
     verdict = judge(runs, "edue")
-    assert of(verdict, "forward_passes", "cost").holds == "yes"
-    assert (of(verdict, "parameter_ratio", "cost").value, of(verdict, "parameter_ratio", "cost").holds) == (1.06, "no")
+    assert of(verdict, "forward_passes", "cost").within_margin
+    ratio = of(verdict, "parameter_ratio", "cost")
+    assert (ratio.value, ratio.outcome, ratio.within_margin) == (1.06, "worse", False)
     write_cost(runs[0].folder, parameters=3)
     verdict = judge([read_run(each.folder) for each in runs], "edue")
-    assert of(verdict, "parameter_ratio", "cost").holds == "undefined"
+    assert of(verdict, "parameter_ratio", "cost").outcome == "undefined"
 
 
 def test_different_metrics_of_two_methods_are_paired(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs of several methods and seeds side by side, compared on the same resamples of the same cases."""
+"""Comparison of methods over their seeds, paired on the same resamples of the same cases."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from edue_lightning.errors import UserError
 from edue_lightning.metrics import METRICS, interval
+from edue_lightning.reporting.identity import distinguish
+from edue_lightning.reporting.outcomes import holm, is_degenerate, is_shown, two_sided_p
 from edue_lightning.runs.files import METRICS_COLUMNS, Run
 
 COMPARISON_COLUMNS = (*METRICS_COLUMNS, "seeds", "better")
@@ -37,7 +39,7 @@ _ARROWS = {"high": "↑", "low": "↓", "neither": ""}
 
 Array = NDArray[np.float64]
 Subject = tuple[str, str, str]
-"""Method, data set and split."""
+"""Method, data set and split; or data set, split and structure."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,13 @@ class PairedDifference:
     """A metric of one method and a metric of another, on the same resamples of the same cases.
 
     Attributes:
-        value: of the first, mean over seeds; NaN where it is undefined.
-        other: of the second.
+        value: value of the first, mean over seeds; NaN where it is undefined.
+        other: value of the second.
         difference: the first minus the second.
-        ci_low: lower end of the difference's 95 % interval.
+        ci_low: lower end of the difference's 95 % interval; NaN without an interval.
         ci_high: upper end.
-        seeds: the smaller number of the two.
+        p_value: two-sided p-value of no difference, see `two_sided_p`; NaN without an interval.
+        seeds: the smaller number of seeds.
     """
 
     value: float
@@ -58,17 +61,18 @@ class PairedDifference:
     difference: float
     ci_low: float
     ci_high: float
+    p_value: float
     seeds: int
 
 
 def group_by_subject(runs: Sequence[Run]) -> dict[Subject, list[Run]]:
-    """Return the runs of each method, data set and split, which differ by their seed.
+    """Return the seeds of each method, data set and split, under names that `distinguish` gives.
 
     Raises:
-        UserError: if two of them have the same seed, or they were measured on different cases.
+        UserError: if two runs differ in nothing, not even in their seed.
     """
     groups: dict[Subject, list[Run]] = defaultdict(list)
-    for run in runs:
+    for run in distinguish(runs):
         groups[run.key].append(run)
     for (method, data, split), members in groups.items():
         of_seed: dict[int, Run] = {}
@@ -76,19 +80,14 @@ def group_by_subject(runs: Sequence[Run]) -> dict[Subject, list[Run]]:
             if run.seed in of_seed:
                 raise UserError(
                     f"{of_seed[run.seed].folder} and {run.folder}: both are {method} on {data}/{split} with seed "
-                    f"{run.seed}; remove one, or train one with a label of its own (label=NAME)"
+                    f"{run.seed} and the same settings; remove one, or give one a label of its own (label=NAME)"
                 )
             of_seed[run.seed] = run
-            if run.replicates.case_ids != members[0].replicates.case_ids:
-                raise UserError(
-                    f"{members[0].folder} and {run.folder}: seeds of {method} on {data}/{split} were measured on "
-                    "different cases; evaluate both on the same data"
-                )
     return dict(groups)
 
 
 def compare(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return one row a method, data set, split, structure and metric (`COMPARISON_COLUMNS`).
+    """Return one row per method, data set, split, structure and metric (`COMPARISON_COLUMNS`).
 
     The value is the mean over seeds. With one seed the interval is the run's own, over cases; with several it is over
     cases and seeds: each replicate draws seeds with replacement and averages their replicate of the same cases.
@@ -96,26 +95,29 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
     rows = []
     for (method, data, split), members in group_by_subject(runs).items():
         tables = [_by_metric(run) for run in members]
-        for structure, metric in tables[0]:
-            found = [table.get((structure, metric)) for table in tables]
-            present = [row for row in found if row is not None]
-            low, high = interval(replicates_over_seeds(members, structure, metric))
-            value = float(np.mean([row["value"] for row in present]))
+        for structure, metric in dict.fromkeys(key for table in tables for key in table):
+            present = [table[structure, metric] for table in tables if (structure, metric) in table]
+            value = mean_over_seeds(members, structure, metric)
+            if len(members) == 1:
+                ends = (present[0]["ci_low"], present[0]["ci_high"])
+            elif np.isnan(value):
+                ends = (np.nan, np.nan)
+            else:
+                ends = interval(replicates_over_seeds(members, structure, metric))
             counts = (int(min(r["n_cases"] for r in present)), int(max(r["n_undefined"] for r in present)))
-            ends = (low, high) if not np.isnan(value) else (np.nan, np.nan)
             better = _better(present[0])
             rows.append((method, data, split, structure, metric, value, *ends, *counts, len(members), better))
     return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
 
 
 def paired_differences(runs: Sequence[Run], reference: str) -> pd.DataFrame:
-    """Return how every other method differs from a reference (method minus reference), on the same resamples.
+    """Return the differences of every other method from a reference (method minus reference), on the same resamples.
 
-    Methods that were measured on other cases than the reference are left out: nothing pairs them.
+    Methods measured on other data than the reference are left out.
 
     Args:
         runs: see `find_runs`.
-        reference: label of a method.
+        reference: name of a method.
 
     Returns:
         `DIFFERENCE_COLUMNS`; `seeds` is the smaller number of the two.
@@ -124,7 +126,7 @@ def paired_differences(runs: Sequence[Run], reference: str) -> pd.DataFrame:
     rows = []
     for (method, data, split), members in groups.items():
         references = groups.get((reference, data, split))
-        if method == reference or references is None or not on_same_cases(members, references):
+        if method == reference or references is None:
             continue
         for structure, metric in _by_metric(members[0]):
             found = paired_difference(members, references, structure, metric)
@@ -134,100 +136,157 @@ def paired_differences(runs: Sequence[Run], reference: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
 
 
-def on_same_cases(first: Sequence[Run], second: Sequence[Run]) -> bool:
-    """Return whether two methods were measured on the same cases, so that their resamples pair."""
-    return first[0].replicates.case_ids == second[0].replicates.case_ids
-
-
 def paired_difference(
     first: Sequence[Run], second: Sequence[Run], structure: str, metric: str, other_metric: str | None = None
 ) -> PairedDifference:
-    """Return how two methods differ, each in a metric of its own, with an interval over cases and seeds.
+    """Return the difference between two methods, each in a metric of its own, with an interval over cases and seeds.
 
     Args:
         first: seeds of a method.
         second: seeds of another, on the same cases.
-        structure: of both.
-        metric: of the first.
-        other_metric: of the second; None for the same.
-
-    Raises:
-        UserError: if a run has no replicates of its metric.
+        structure: structure of both.
+        metric: metric of the first.
+        other_metric: metric of the second; None for the same.
     """
     other_metric = other_metric or metric
     value, other = mean_over_seeds(first, structure, metric), mean_over_seeds(second, structure, other_metric)
-    own, others = (
-        replicates_over_seeds(first, structure, metric),
-        replicates_over_seeds(second, structure, other_metric, 1),
-    )
-    ends = interval(own - others) if not np.isnan(value - other) else (np.nan, np.nan)
-    return PairedDifference(value, other, value - other, *ends, min(len(first), len(second)))
+    low = high = np.nan
+    if not np.isnan(value - other):
+        own, others = paired_replicates([(first, metric), (second, other_metric)], structure)
+        low, high = interval(own - others)
+    p_value = two_sided_p(value - other, low, high)
+    return PairedDifference(value, other, value - other, low, high, p_value, min(len(first), len(second)))
+
+
+def paired_replicates(methods: Sequence[tuple[Sequence[Run], str]], structure: str) -> list[Array]:
+    """Return the replicates of several methods' means over seeds, each in its metric, on the same resamples.
+
+    Runs with different numbers of resamples share the first of them, since the draws of a resample do not depend on
+    their number. Runs whose cases are in different orders share none.
+
+    Args:
+        methods: seeds and metric of each method.
+        structure: structure of the metrics.
+    """
+    drawn = [replicates_over_seeds(runs, structure, metric, draw) for draw, (runs, metric) in enumerate(methods)]
+    shared = min(map(len, drawn)) if _in_one_order([run for runs, _ in methods for run in runs]) else 0
+    return [values[:shared] for values in drawn]
 
 
 def mean_over_seeds(runs: Sequence[Run], structure: str, metric: str) -> float:
-    """Return a metric's mean over the seeds of a method; NaN if one of them does not define it."""
+    """Return a metric's mean over the seeds of a method; NaN if a seed does not define it."""
     return float(np.mean([run.value(structure, metric) for run in runs]))
 
 
 def replicates_over_seeds(runs: Sequence[Run], structure: str, metric: str, draw: int = 0) -> Array:
-    """Return the replicates of a method's mean over seeds, `[resamples]`, the seeds drawn with replacement for each.
+    """Return the replicates of a method's mean over seeds, `[resamples]`; each replicate draws seeds with replacement.
+
+    Empty if a run has no replicates of the metric, or the seeds' cases are in different orders.
 
     Args:
         runs: seeds of the method.
-        structure: of the metric.
-        metric: its name.
-        draw: distinguishes the draws of two methods, whose seeds have nothing to do with each other.
-
-    Raises:
-        UserError: if a run has no replicates of the metric.
+        structure: structure of the metric.
+        metric: name of the metric.
+        draw: number that differs between methods, whose seeds are drawn independently.
     """
-    stacked = np.stack([_replicates(run, structure, metric) for run in runs])
+    found = [run.replicates.arrays.get((structure, metric), np.empty(0)) for run in runs]
+    shared = min(map(len, found)) if _in_one_order(runs) else 0
+    stacked = np.stack([values[:shared] for values in found])
     seeds, resamples = stacked.shape
     drawn = np.random.default_rng([seeds, draw]).integers(0, seeds, size=(seeds, resamples))
     averaged: Array = np.take_along_axis(stacked, drawn, axis=0).mean(axis=0)
     return averaged
 
 
+def best_methods(methods: Mapping[str, Sequence[Run]], structure: str, metric: str) -> frozenset[str]:
+    """Return the methods that are not distinguishable from the one with the best value of a metric.
+
+    A method is distinguishable if the interval of its difference from the best excludes 0 and so does Holm's correction
+    over the methods, which accounts for the choice of the best among them. Degenerate methods (`is_degenerate`) and
+    methods without an interval are left out; the result is empty for fewer than two others.
+
+    Args:
+        methods: seeds of each method, all on the same data.
+        structure: name of the structure.
+        metric: name of the metric.
+    """
+    rows = [
+        row for runs in methods.values() for run in runs for key, row in _by_metric(run).items() if key[1] == metric
+    ]
+    better = _better(rows[0] if rows else {"metric": metric})
+    if better == "neither":
+        return frozenset()
+    sign = -1 if better == "low" else 1
+    values = {name: sign * mean_over_seeds(runs, structure, metric) for name, runs in methods.items()}
+    compared = {
+        name: value
+        for name, value in values.items()
+        if not np.isnan(value) and not is_degenerate(mean_over_seeds(methods[name], structure, "dice"))
+    }
+    if len(compared) < 2:
+        return frozenset()
+    best = max(compared, key=lambda name: compared[name])
+    found = {
+        name: paired_difference(methods[name], methods[best], structure, metric) for name in compared if name != best
+    }
+    found = {name: difference for name, difference in found.items() if not np.isnan(difference.p_value)}
+    adjusted = holm([difference.p_value for difference in found.values()])
+    alike = {
+        name
+        for (name, difference), p_value in zip(found.items(), adjusted, strict=True)
+        if not is_shown(difference.ci_low, difference.ci_high, p_value)
+    }
+    return frozenset({best, *alike}) if found else frozenset()
+
+
 def comparison_table(
-    comparison: pd.DataFrame, data: str, split: str, structure: str, bold: Callable[[str], str]
+    comparison: pd.DataFrame,
+    subject: Subject,
+    best: Mapping[str, frozenset[str]],
+    bold: Callable[[str], str],
 ) -> pd.DataFrame:
-    """Return a table to read: a row a method, a column a metric, cells such as `0.842 [0.801, 0.871]`.
+    """Return a table to read: one row per method, one column per metric, cells such as `0.842 [0.801, 0.871]`.
 
     Args:
         comparison: see `compare`.
-        data: data set.
-        split: of it.
-        structure: of it.
-        bold: marks the best value of a column.
+        subject: data set, split and structure.
+        best: names of the methods to mark by metric, see `best_methods`.
+        bold: marker of the best values.
     """
-    chosen = comparison[
-        (comparison["data"] == data) & (comparison["split"] == split) & (comparison["structure"] == structure)
-    ]
+    chosen = comparison[(comparison[["data", "split", "structure"]] == list(subject)).all(axis=1)]
     table: dict[str, list[str]] = {"method": list(dict.fromkeys(chosen["method"]))}
-    own = [metric for metric in dict.fromkeys(chosen["metric"]) if metric not in METRICS]
-    for metric in (*TABLE_METRICS, *own):
+    for metric in shown_metrics(chosen):
         better = next(iter(chosen.loc[chosen["metric"] == metric, "better"]), _better({"metric": metric}))
         rows = chosen[chosen["metric"] == metric].set_index("method").reindex(table["method"])
         numbers = rows[["value", "ci_low", "ci_high"]].to_numpy(dtype=float)
-        defined = numbers[~np.isnan(numbers[:, 0]), 0]
-        best = {"low": np.min, "high": np.max}[better](defined) if len(defined) and better != "neither" else np.nan
         table[f"{metric} {_ARROWS[better]}".strip()] = [
-            _cell(value, low, high, bold if value == best else None) for value, low, high in numbers.tolist()
+            _cell(value, low, high, bold if method in best.get(metric, ()) else None)
+            for method, (value, low, high) in zip(table["method"], numbers.tolist(), strict=True)
         ]
     return pd.DataFrame(table)
+
+
+def shown_metrics(comparison: pd.DataFrame) -> list[str]:
+    """Return the metrics of a table to read: `TABLE_METRICS`, and those from outside the package."""
+    return [*TABLE_METRICS, *(metric for metric in dict.fromkeys(comparison["metric"]) if metric not in METRICS)]
 
 
 def to_markdown(table: pd.DataFrame) -> str:
     """Return a table of texts in Markdown."""
     lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _cell(value: float, low: float, high: float, bold: Callable[[str], str] | None) -> str:
     if np.isnan(value):
         return "undefined"
     text = f"{value:.3f}"
-    return f"{bold(text) if bold else text} [{low:.3f}, {high:.3f}]"
+    return f"{bold(text) if bold else text} {interval_text(low, high)}"
+
+
+def interval_text(low: float, high: float, form: str = ".3f") -> str:
+    """Return an interval in brackets, or the words `no interval`."""
+    return "(no interval)" if np.isnan(low) else f"[{low:{form}}, {high:{form}}]"
 
 
 def _better(row: Mapping[str, Any]) -> str:
@@ -241,8 +300,5 @@ def _by_metric(run: Run) -> dict[tuple[str, str], Mapping[str, Any]]:
     return {(str(row["structure"]), str(row["metric"])): row for row in rows}  # type: ignore[misc]
 
 
-def _replicates(run: Run, structure: str, metric: str) -> Array:
-    found = run.replicates.arrays.get((structure, metric))
-    if found is None:
-        raise UserError(f"{run.folder}: has no bootstrap replicates of {structure}/{metric}; evaluate it again")
-    return found
+def _in_one_order(runs: Sequence[Run]) -> bool:
+    return all(run.replicates.case_ids == runs[0].replicates.case_ids for run in runs)

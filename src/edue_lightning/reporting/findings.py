@@ -1,4 +1,4 @@
-"""What a verdict consists of: a finding a comparison, and what could not be judged."""
+"""Parts of a verdict: one finding per comparison, and remarks on what was not compared."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-Answer = Literal["yes", "no", "not shown", "undefined"]
+from edue_lightning.reporting.outcomes import Outcome
+
 Part = Literal["usual", "best baseline", "cost"]
 Measure = Literal["relative gain", "distance closed", "difference", "limit"]
 
 TEST = "test"
 OVER_DATA = "all"
-UNDEFINED = "undefined"
+UNDEFINED: Outcome = "undefined"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,25 +25,29 @@ class Finding:
 
     Attributes:
         part: usual (ensembles), best baseline, or cost.
-        method: the candidate.
-        data: data set; `all` for the average over data sets.
+        method: name of the candidate.
+        data: name of the data set; `all` for the average over data sets.
         split: test.
-        structure: its name; `mean` for the mean over structures.
-        quantity: what is compared.
-        metric: the candidate's read-out of it.
-        value: of the candidate.
-        baseline: label, or the labels of those averaged; empty for a cost.
-        baseline_metric: the baseline's read-out.
-        baseline_value: of the baseline.
-        measure: what `change` is. A relative gain is value / baseline - 1, the distance closed is
+        structure: name of the structure; `mean` for the mean over structures.
+        quantity: name of the quantity.
+        metric: read-out of the candidate.
+        value: value of the candidate.
+        baseline: name of the baseline, or of those averaged; empty for a cost.
+        baseline_metric: read-out of the baseline.
+        baseline_value: value of the baseline.
+        measure: definition of `change`. A relative gain is value / baseline - 1, the distance closed is
             (value - baseline) / (1 - baseline), the difference is value - baseline, a limit has the value itself.
-        change: how the candidate differs from the baseline.
+        change: change from the baseline to the candidate.
         ci_low: lower end of its 95 % interval over cases and seeds.
         ci_high: upper end.
-        target: what `change` must reach, or for a quantity of which less is better must not exceed.
-        outcome: in words.
-        holds: yes, no, not shown (higher, but the interval contains 0) or undefined.
-        seeds: the smallest number among the methods.
+        p_value: two-sided p-value that `change` equals `target`.
+        adjusted_p: the same after Holm's correction over all findings of the part.
+        target: value that `change` is compared with: 0 for a difference, a promised gain, or a limit.
+        margin: largest distance from `target` that does not matter.
+        outcome: better, not distinguishable, worse or undefined, see `outcomes.outcome`.
+        within_margin: whether the interval lies within the margin.
+        reason: reason for an undefined outcome or an additional baseline; mostly empty.
+        seeds: smallest number of seeds among the methods.
     """
 
     part: Part
@@ -60,9 +65,13 @@ class Finding:
     change: float = np.nan
     ci_low: float = np.nan
     ci_high: float = np.nan
-    target: float
-    outcome: str = UNDEFINED
-    holds: Answer = "undefined"
+    p_value: float = np.nan
+    adjusted_p: float = np.nan
+    target: float = 0.0
+    margin: float = 0.0
+    outcome: Outcome = UNDEFINED
+    within_margin: bool = False
+    reason: str = ""
     seeds: int
 
 
@@ -74,9 +83,9 @@ class Verdict:
     """All findings on a candidate.
 
     Attributes:
-        candidate: its label.
-        findings: in the order of the parts, then of the data sets.
-        remarks: sentences on what could not be judged.
+        candidate: name of the method.
+        findings: findings in the order of the parts, then of the data sets.
+        remarks: sentences on what was not compared.
     """
 
     candidate: str
@@ -89,5 +98,5 @@ class Verdict:
 
 
 def listed(labels: Sequence[str]) -> str:
-    """Return labels as they stand in a sentence."""
-    return " and ".join(", ".join(labels).rsplit(", ", 1))
+    """Return labels as a list in a sentence."""
+    return " and ".join(", ".join(labels).rsplit(", ", 1)) if len(labels) < 3 else ", ".join(labels)

@@ -10,8 +10,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from edue_lightning.reporting.comparison import compare, comparison_table, paired_differences, to_markdown
+from edue_lightning.reporting.caveats import caveats
+from edue_lightning.reporting.comparison import (
+    best_methods,
+    compare,
+    comparison_table,
+    group_by_subject,
+    paired_differences,
+    shown_metrics,
+    to_markdown,
+)
 from edue_lightning.reporting.findings import OVER_DATA, Verdict
+from edue_lightning.reporting.identity import distinguish
 from edue_lightning.reporting.page import html_list, html_table, page, write_figure
 from edue_lightning.reporting.report_figures import drawings
 from edue_lightning.reporting.tables import cost_table, detection_table, differences_table
@@ -27,12 +37,14 @@ _DEFINITIONS = {
     "brier ↓": "squared error of the mean prediction against every rater",
     "image_pearson ↑": "correlation over cases of the summed variance between members (SV) with that between raters",
     "image_spearman ↑": "the same by ranks",
-    "image_spearman_normalised ↑": "by ranks, of SV and SV* each over the area of its mask, so that no method wins "
-    "because large structures have long edges",
+    "image_spearman_normalised ↑": "rank correlation of SV and SV*, each over the area of its mask, so that no method "
+    "wins because large structures have long edges",
     "pixel_pearson ↑": "correlation over voxels of the two variance maps, mean over cases",
-    "…_total ↑": "the same with p(1 - p) of the mean prediction in the place of the variance between members",
-    "d-AUC ↓": "area between the quality-control curve of a score and the ideal one, which flags the poor ones first",
-    "AUROC ↑": "of distorted images against clean ones, by a score; 0.5 for a score without information",
+    "…_total ↑": "the same with p(1 - p) of the mean prediction instead of the variance between members",
+    "normalised AURC ↓": "how far the order of the cases by a score is from the ideal order by Dice: 0 ideal, 1 blind",
+    "d-AUC ↓": "area between the quality-control curve of a score and the ideal one, which flags the poor cases first; "
+    "its scale depends on the share of a method's own poor cases, so methods are not compared by it",
+    "AUROC ↑": "separation of distorted from clean images by a score; 0.5 for a score without information",
 }
 
 
@@ -41,7 +53,7 @@ class Report:
     """A written report.
 
     Attributes:
-        tables: its short tables for a terminal.
+        tables: its short tables for a terminal, and caveats.
         folder: folder with all of its files.
         html: the self-contained page.
         comparison: `comparison.csv`.
@@ -65,24 +77,24 @@ def write_report(runs_folder: Path, output: Path, reference: str) -> Report:
     The report is derived from the runs, which are only read; an earlier report in `output` is replaced.
 
     Args:
-        runs_folder: holds the runs, at any depth.
+        runs_folder: folder that holds the runs, at any depth.
         output: folder for `comparison.csv`, `differences.csv`, `verdict.csv`, `comparison.md`, `figures/` and
             `report.html`.
-        reference: label of the method that the others are compared with, and that is judged; without a run of it there
-            are neither differences nor a verdict.
+        reference: name of the method to judge and to compare the others with; without a run of it there are neither
+            differences nor a verdict.
 
     Raises:
-        UserError: if there is no finished run, a run's file is damaged, or two runs are the same method and seed.
+        UserError: if no run is finished, a run's file is damaged, or two runs differ in nothing.
     """
-    runs = find_runs(runs_folder)
-    comparison, differences = compare(runs), paired_differences(runs, reference)
-    if any(run.key[0] == reference for run in runs):
+    runs = distinguish(find_runs(runs_folder))
+    comparison, differences, warnings = compare(runs), paired_differences(runs, reference), caveats(runs)
+    if any(reference in (run.method, run.label) for run in runs):
         verdict = judge(runs, reference)
     else:
         missing = f"No run has the label {reference}, so there are no differences from it and no verdict on it."
         verdict = Verdict(reference, [], [missing])
     written = Report(
-        tables=terminal_tables(comparison),
+        tables="\n\n".join(filter(None, [terminal_tables(comparison), "\n".join(warnings)])),
         folder=output,
         html=output / "report.html",
         comparison=output / "comparison.csv",
@@ -95,15 +107,21 @@ def write_report(runs_folder: Path, output: Path, reference: str) -> Report:
     differences.to_csv(output / "differences.csv", index=False)
     verdict.frame().to_csv(written.verdict, index=False)
 
-    markdown = list(_verdict_markdown(verdict))
-    body = [f"<h1>Comparison of {len(runs)} runs</h1>", *_notes(runs), *_verdict_section(verdict)]
+    markdown = [*(f"- Caution: {warning}" for warning in warnings), "", *_verdict_markdown(verdict)]
+    body = [f"<h1>Comparison of {len(runs)} runs</h1>", *_notes(runs, warnings), *_verdict_section(verdict)]
+    groups = group_by_subject(runs)
     for data, split, structure in comparison[["data", "split", "structure"]].drop_duplicates().itertuples(index=False):
         title = f"{data}, {split}, {structure}"
         cases = int(comparison[(comparison["data"] == data) & (comparison["split"] == split)]["n_cases"].max())
-        caption = f"{cases} cases; mean over seeds, with 95 % bootstrap intervals; the best value of a column in bold"
-        figures = comparison_table(comparison, data, split, structure, bold=lambda text: f"**{text}**")
-        markdown.append(f"### {title}\n\n{caption}\n\n{to_markdown(figures)}\n")
-        body += [f"<h2>{html.escape(title)}</h2>", f"<p>{caption}.</p>", html_table(figures)]
+        caption = (
+            f"{cases} cases; mean over seeds, with 95 % bootstrap intervals; in bold the best value of a column and "
+            "all that are not distinguishable from it"
+        )
+        methods = {name: members for (name, *where), members in groups.items() if where == [data, split]}
+        best = {metric: best_methods(methods, structure, metric) for metric in shown_metrics(comparison)}
+        values = comparison_table(comparison, (data, split, structure), best, bold=lambda text: f"**{text}**")
+        markdown.append(f"### {title}\n\n{caption}\n\n{to_markdown(values)}\n")
+        body += [f"<h2>{html.escape(title)}</h2>", f"<p>{caption}.</p>", html_table(values)]
         body += _further_tables(runs, differences, reference, (data, split, structure))
     body += _cost_section(runs)
     command = ["python", "-m", "edue_lightning.report"]
@@ -112,7 +130,7 @@ def write_report(runs_folder: Path, output: Path, reference: str) -> Report:
         caption = f"{drawing.caption} {_origin(shlex.join(command), drawing.runs)}"
         body.append(f"<h2>{html.escape(drawing.name.replace('_', ' '))}</h2>")
         body.append(write_figure(drawing.figure, drawing.name, caption, written.figures))
-    body += ["<h2>What the figures mean</h2><ul>"]
+    body += ["<h2>Definitions</h2><ul>"]
     body += [f"<li><b>{term}</b>: {meaning}</li>" for term, meaning in _DEFINITIONS.items()]
     body += ["</ul>", *_runs_section(runs)]
     written.markdown.write_text("\n".join(markdown))
@@ -121,7 +139,7 @@ def write_report(runs_folder: Path, output: Path, reference: str) -> Report:
 
 
 def _verdict_title(verdict: Verdict) -> str:
-    return f"Does {verdict.candidate} keep its promise on the test cases?"
+    return f"{verdict.candidate} against the other methods on the test cases"
 
 
 def _verdict_markdown(verdict: Verdict) -> Iterator[str]:
@@ -155,10 +173,11 @@ def _data_title(data: str) -> str:
     return "Over all data sets" if data == OVER_DATA else data
 
 
-def _notes(runs: Sequence[Run]) -> Iterator[str]:
-    notes = {(run.key[1], run.configuration.get("image_note")) for run in runs}
+def _notes(runs: Sequence[Run], warnings: Sequence[str]) -> Iterator[str]:
+    notes = {(run.data, run.configuration.get("image_note")) for run in runs}
     for data, note in sorted((data, note) for data, note in notes if note):
         yield f'<p class="note"><b>{html.escape(data)}</b>: {html.escape(str(note))}.</p>'
+    yield from (f'<p class="note">{html.escape(warning)}.</p>' for warning in warnings)
 
 
 def _further_tables(
@@ -179,8 +198,8 @@ def _cost_section(runs: Sequence[Run]) -> Iterator[str]:
     costs = cost_table(runs)
     if len(costs):
         yield (
-            "<h2>Cost</h2><p>Median over seeds; ratios against one plain U-Net of the same width. Training seconds are "
-            "one machine's and include validation; compare, don't quote.</p>"
+            "<h2>Cost</h2><p>Median over seeds; ratios against one plain U-Net of the same width. Training seconds "
+            "include validation and depend on the machine: compare them within one report only.</p>"
         )
         yield html_table(costs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,9 @@ from edue_lightning.reporting.figures import (
 from edue_lightning.reporting.panels import Panel, load_panels
 from edue_lightning.reporting.tables import DETECTION_SCORES
 from edue_lightning.runs.files import PANELS_FILE, Run
+from edue_lightning.runs.record import digest
 
+_MOST_NAME_BYTES = 100
 BOX_SCORES = ("layer_agreement", "model_agreement", "sv")
 
 Methods = Mapping[str, Sequence[Run]]
@@ -55,13 +58,13 @@ def drawings(runs: Sequence[Run]) -> Iterator[Drawing]:
     Raises:
         UserError: if a run's panels do not exist or are damaged.
     """
-    groups = group_by_subject(runs)
+    groups = group_by_subject([run for run in runs if run.tested])
     for data, split in dict.fromkeys((data, split) for _, data, split in groups):
         methods = {method: members for (method, d, s), members in groups.items() if (d, s) == (data, split)}
-        for structure in next(iter(methods.values()))[0].reliability["structure"].astype(str).unique():
-            yield from _curves(methods, structure, f"{data}_{split}_{structure}")
-            yield from _distortions(methods, structure, f"{data}_{split}_{structure}")
-        yield from _panels(methods, f"{data}_{split}")
+        for structure in next(iter(methods.values()))[0].reliability["structure"].unique():
+            yield from _curves(methods, structure, _file_name(f"{data}_{split}_{structure}"))
+            yield from _distortions(methods, structure, _file_name(f"{data}_{split}_{structure}"))
+        yield from _panels(methods, _file_name(f"{data}_{split}"))
 
 
 def _curves(methods: Methods, structure: str, name: str) -> Iterator[Drawing]:
@@ -117,6 +120,12 @@ def _panels(methods: Methods, name: str) -> Iterator[Drawing]:
         figure = comparison_panel_figure(panels, drawn[0].configuration.get("image_note"))
         caption = "Variance between the members above, prediction below, for the lowest seed."
         yield Drawing(f"heatmaps_{name}_{case_id}_{structure}", figure, caption, drawn)
+
+
+def _file_name(text: str) -> str:
+    """Return a text that can be a part of a file's name, whatever path or setting is in it."""
+    name = re.sub(r"[^\w.=+-]+", "_", text)
+    return name if len(name.encode()) <= _MOST_NAME_BYTES else f"{name[:20]}_{digest([text])}"
 
 
 def _lowest_seed(methods: Methods) -> dict[str, Run]:

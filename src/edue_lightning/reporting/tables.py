@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from edue_lightning.reporting.comparison import group_by_subject
+from edue_lightning.reporting.comparison import group_by_subject, interval_text
 from edue_lightning.reporting.curves import auroc_by_kind
 from edue_lightning.runs.files import POOLED_KINDS, Run
 
@@ -47,7 +47,7 @@ def differences_table(differences: pd.DataFrame, data: str, split: str, structur
         rows = chosen[chosen["metric"] == metric].set_index("method").reindex(table["method"])
         numbers = rows[["difference", "ci_low", "ci_high"]].to_numpy(dtype=float).tolist()
         table[metric] = [
-            "undefined" if np.isnan(value) else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+            "undefined" if np.isnan(value) else f"{value:+.3f} {interval_text(low, high, '+.3f')}"
             for value, low, high in numbers
         ]
     return table

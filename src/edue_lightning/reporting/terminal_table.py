@@ -38,7 +38,8 @@ def terminal_tables(comparison: pd.DataFrame) -> str:
         structures = list(dict.fromkeys(rows["structure"]))
         structure = MEAN_STRUCTURE if MEAN_STRUCTURE in structures else structures[0]
         chosen = rows[rows["structure"] == structure]
-        counts = ", ".join(_counted(chosen[column], noun) for column, noun in (("n_cases", "case"), ("seeds", "seed")))
+        cases = (chosen["n_cases"] + chosen["n_undefined"]).max()
+        counts = f"{_counted(pd.Series([cases]), 'case')}, {_counted(chosen['seeds'], 'seed')}"
         title = f"{data}, {split}, {structure}: {counts}"
         tables.append("\n".join([_shortened(title, TERMINAL_WIDTH), *_lines(chosen)]))
     return "\n\n".join([*tables, _LEGEND])

@@ -1,7 +1,7 @@
-"""Whether a method keeps its promise on the test split, against baselines that are chosen on validation data.
+"""Verdict on one method on the test split, against baselines that are chosen on validation data.
 
-The promise: clearly higher correlations with the raters' disagreement than the usual ensembles have, and on every data
-set at least what the best baseline reaches, at the cost of one network.
+Every comparison has one of three outcomes by the rule of `outcomes.outcome`. Methods of the EDUE family are also
+compared with the gains over the usual ensembles that EDUE promises.
 """
 
 from __future__ import annotations
@@ -16,97 +16,137 @@ from edue_lightning.metrics import LOWER_IS_BETTER, MEAN_STRUCTURE, SCORES, inte
 from edue_lightning.reporting.comparison import (
     group_by_subject,
     mean_over_seeds,
-    on_same_cases,
     paired_difference,
-    replicates_over_seeds,
+    paired_replicates,
 )
-from edue_lightning.reporting.findings import OVER_DATA, TEST, UNDEFINED, Answer, Finding, Measure, Verdict, listed
+from edue_lightning.reporting.findings import OVER_DATA, TEST, UNDEFINED, Finding, Measure, Verdict, listed
+from edue_lightning.reporting.outcomes import MARGINS, Outcome, holm, is_degenerate, outcome, two_sided_p, within_margin
 from edue_lightning.reporting.selection import best_metric, goodness, validation_mean
 from edue_lightning.runs.files import Run
 
 Array = NDArray[np.float64]
 
 FAMILY = "edue"
-"""Methods whose label begins so are variants of the candidate, and no baselines."""
+"""Label of EDUE, and with `_` after it the beginning of its variants' labels."""
 
 USUAL = ("layer_ensemble", "deep_ensemble")
 USUAL_TARGETS = {"image_pearson": 0.55, "pixel_pearson": 0.23}
-"""Relative gains over the mean of the usual ensembles that are promised, averaged over data sets."""
+"""Promised relative gains of EDUE over the mean of the usual ensembles, averaged over data sets."""
 
 HALF = 0.5
 LARGEST_PARAMETER_RATIO = 1.05
 # of a comparison of decimal numbers
 _TOLERANCE = 1e-9
 
+Methods = Mapping[str, Mapping[str, Sequence[Run]]]
+"""Seeds by data set and method, all of a data set measured on the same data."""
+
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is compared with the best baseline.
+    """Quantity that is compared with the baselines.
 
     Attributes:
-        name: in `verdict.csv`.
-        metrics: its read-outs, of which each method has the one that is best on validation data.
-        margin: how much worse the candidate may be.
-        must_be_shown: whether it holds only with an interval that excludes 0.
+        name: name in `verdict.csv` and `MARGINS`.
+        metrics: its read-outs; each method has the one that is best on validation data.
     """
 
     name: str
     metrics: tuple[str, ...]
-    margin: float = 0.0
-    must_be_shown: bool = False
 
     @property
-    def lower_is_better(self) -> bool:
-        """Direction."""
-        return self.metrics[0] in LOWER_IS_BETTER
+    def sign(self) -> int:
+        """-1 where lower is better."""
+        return -1 if self.metrics[0] in LOWER_IS_BETTER else 1
 
 
+# not d-AUC: its scale grows with the share of a method's own poor cases, so a blind score can have the smaller one
 QUANTITIES = (
-    Quantity("image_pearson", ("image_pearson", "image_pearson_total"), must_be_shown=True),
-    Quantity("image_spearman", ("image_spearman", "image_spearman_total"), must_be_shown=True),
-    Quantity("pixel_pearson", ("pixel_pearson", "pixel_pearson_total"), must_be_shown=True),
+    Quantity("image_pearson", ("image_pearson", "image_pearson_total")),
+    Quantity("image_spearman", ("image_spearman", "image_spearman_total")),
+    Quantity("image_spearman_normalised", ("image_spearman_normalised",)),
+    Quantity("pixel_pearson", ("pixel_pearson", "pixel_pearson_total")),
     Quantity("nll", ("nll",)),
     Quantity("ece", ("ece",)),
-    Quantity("d_auc", tuple(f"d_auc{suffix}" for suffix in SCORES)),
-    Quantity("dice", ("dice",), margin=0.01),
+    Quantity("normalised_aurc", tuple(f"normalised_aurc{suffix}" for suffix in SCORES)),
+    Quantity("dice", ("dice",)),
 )
 
 
 def judge(runs: Sequence[Run], candidate: str) -> Verdict:
-    """Return whether a method keeps its promise on the test split.
+    """Return the verdict on a method on the test split.
 
     Args:
         runs: see `find_runs`.
-        candidate: label of the method.
+        candidate: name of the method; its label, if all runs of that label are seeds of one method.
 
     Raises:
-        UserError: if runs contradict each other (see `group_by_subject`), or lack replicates.
+        UserError: if two runs differ in nothing (see `group_by_subject`).
     """
     by_data: dict[str, dict[str, list[Run]]] = {}
     for (method, data, split), members in group_by_subject(runs).items():
         if split == TEST:
             by_data.setdefault(data, {})[method] = members
-    by_data = {data: methods for data, methods in by_data.items() if candidate in methods}
-    findings: list[Finding] = []
     remarks = [] if by_data else [f"No verdict: there is no run of {candidate} on a test split."]
-    for data, methods in by_data.items():
-        others = [label for label, own in methods.items() if not on_same_cases(own, methods[candidate])]
-        if others:
-            remarks.append(f"{data}: {listed(others)} left out, measured on other cases than {candidate}.")
-        for label in others:
-            del methods[label]
-    for judged in (_against_usual, _against_best, _cost):
-        found, said = judged(by_data, candidate)
-        findings += found
+    for data in [data for data, methods in by_data.items() if candidate not in methods]:
+        remarks.append(_without_candidate(data, by_data.pop(data), candidate))
+    findings: list[Finding] = []
+    for compared in (_against_usual, _against_best, _cost):
+        found, said = compared(by_data, candidate)
+        findings += _judged(found)
         remarks += said
     return Verdict(candidate, findings, remarks)
 
 
-Methods = Mapping[str, Mapping[str, Sequence[Run]]]
-"""The seeds of each method by data set and label, all of a data set on the same cases."""
+def _without_candidate(data: str, methods: Mapping[str, Sequence[Run]], candidate: str) -> str:
+    variants = [name for name, runs in methods.items() if runs[0].label == candidate]
+    if variants:
+        choices = " or ".join(f"reference='{name}'" for name in variants)
+        return f"{data}: no verdict, since runs of {candidate} differ by more than their seed; choose {choices}."
+    return f"{data}: no verdict, since {candidate} was not measured on this data with these settings of the metrics."
+
+
+def _judged(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings of a part with their outcomes, after Holm's correction over all of them."""
+    adjusted = holm([finding.p_value for finding in findings])
+    return [_with_outcome(finding, float(p_value)) for finding, p_value in zip(findings, adjusted, strict=True)]
+
+
+def _with_outcome(finding: Finding, adjusted_p: float) -> Finding:
+    if finding.part == "cost":
+        return finding
+    sign = -1 if finding.metric in LOWER_IS_BETTER else 1
+    ends = (sign * (finding.ci_low - finding.target), sign * (finding.ci_high - finding.target))
+    gain, low, high = sign * (finding.change - finding.target), min(ends), max(ends)
+    found = outcome(gain, low, high, finding.margin, adjusted_p) if not _is_refused(finding) else UNDEFINED
+    reason = finding.reason or ("no interval" if found == UNDEFINED and not np.isnan(gain) else "")
+    return replace(
+        finding,
+        adjusted_p=adjusted_p,
+        outcome=found,
+        within_margin=bool(found != UNDEFINED and within_margin(low, high, finding.margin)),
+        reason=reason or ("undefined" if found == UNDEFINED else ""),
+    )
+
+
+def _is_refused(finding: Finding) -> bool:
+    return finding.reason.startswith("degenerate")
+
+
+def _degeneracy(runs: Sequence[Run], structure: str) -> str:
+    """Return why a method's values mean nothing, or an empty text."""
+    dice = mean_over_seeds(runs, structure, "dice")
+    return f"degenerate model, Dice {dice:.3f}" if is_degenerate(dice) else ""
+
+
+def _is_family(name: str) -> bool:
+    return name == FAMILY or name.startswith((f"{FAMILY}_", f"{FAMILY},"))
 
 
 def _against_usual(by_data: Methods, candidate: str) -> tuple[list[Finding], list[str]]:
+    """Compare with the gains that EDUE promises; other methods promise none."""
+    if not _is_family(candidate):
+        return [], []
     remarks, usable = [], {}
     for data, methods in by_data.items():
         absent = [label for label in USUAL if label not in methods]
@@ -126,12 +166,12 @@ def _against_usual(by_data: Methods, candidate: str) -> tuple[list[Finding], lis
 def _usual_gain(
     data: str, methods: Mapping[str, Sequence[Run]], candidate: str, metric: str, target: float
 ) -> tuple[Finding, Array]:
-    """Return the gain on a data set, and its replicates `[resamples]`; those that are undefined are NaN."""
+    """Return the gain on a data set, and its replicates `[resamples]`; undefined ones are NaN."""
     members = [methods[candidate], *(methods[label] for label in USUAL)]
     structures = _structures(members[0])
     structure = MEAN_STRUCTURE if len(structures) > 1 else structures[0]
     value, *usual = (mean_over_seeds(runs, structure, metric) for runs in members)
-    own, *others = (replicates_over_seeds(runs, structure, metric, draw) for draw, runs in enumerate(members))
+    own, *others = paired_replicates([(runs, metric) for runs in members], structure)
     baseline, baselines = float(np.mean(usual)), np.mean(others, axis=0)
     measure: Measure = "relative gain" if baseline > 0 else "distance closed"
     if measure == "distance closed":
@@ -141,7 +181,6 @@ def _usual_gain(
     change = float(_gain(np.array(value), np.array(baseline), measure))
     replicates = _gain(own, baselines, measure)
     low, high = interval(replicates) if not np.isnan(change) else (np.nan, np.nan)
-    outcome, holds = _reached(change, target)
     finding = Finding(
         part="usual",
         method=candidate,
@@ -157,9 +196,9 @@ def _usual_gain(
         change=change,
         ci_low=low,
         ci_high=high,
+        p_value=two_sided_p(change - target, low - target, high - target),
         target=target,
-        outcome=outcome,
-        holds=holds,
+        reason=next(filter(None, (_degeneracy(runs, structure) for runs in members)), ""),
         seeds=min(len(runs) for runs in members),
     )
     return finding, replicates
@@ -172,14 +211,14 @@ def _gain(value: Array, baseline: Array, measure: Measure) -> Array:
 
 
 def _average_gain(gains: Sequence[tuple[Finding, Array]]) -> Finding:
-    """Average the relative gains and their targets over data sets; where there is none, its own target must be reached.
+    """Average the relative gains and their targets over the data sets that have one; undefined if any has none.
 
-    The interval takes the replicates of each data set in an order of its own: cases and seeds of different data sets
-    have nothing to do with each other, though their resamples are drawn alike.
+    The replicates of each data set are shuffled: cases and seeds of different data sets are independent, though their
+    resamples are drawn alike.
     """
     relative = [(finding, values) for finding, values in gains if finding.measure == "relative gain"]
     relative = [(finding, values) for finding, values in relative if not np.isnan(finding.change)]
-    others = [finding for finding, _ in gains if finding.measure != "relative gain" or np.isnan(finding.change)]
+    others = [finding.data for finding, _ in gains if finding.measure != "relative gain" or np.isnan(finding.change)]
     first = gains[0][0]
     change = target = low = high = np.nan
     if relative:
@@ -187,12 +226,8 @@ def _average_gain(gains: Sequence[tuple[Finding, Array]]) -> Finding:
         target = float(np.mean([finding.target for finding, _ in relative]))
         shortest = min(len(values) for _, values in relative)
         shuffled = [np.random.default_rng(n).permutation(values)[:shortest] for n, (_, values) in enumerate(relative)]
-        low, high = interval(np.mean(shuffled, axis=0))
-    outcome, holds = _reached(change, target)
-    if others and holds == "yes":
-        missed = [finding for finding in others if finding.holds != "yes"]
-        if missed:
-            outcome, holds = f"{outcome}, but not on {listed([finding.data for finding in missed])}", "no"
+        if not any(np.isnan(finding.ci_low) for finding, _ in relative):
+            low, high = interval(np.mean(shuffled, axis=0))
     return replace(
         first,
         data=OVER_DATA,
@@ -203,28 +238,28 @@ def _average_gain(gains: Sequence[tuple[Finding, Array]]) -> Finding:
         change=change,
         ci_low=low,
         ci_high=high,
+        p_value=two_sided_p(change - target, low - target, high - target),
         target=target,
-        outcome=outcome,
-        holds=holds,
+        reason=f"without {listed(others)}, which has no relative gain" if others else first.reason,
         seeds=min(finding.seeds for finding, _ in gains),
     )
-
-
-def _reached(change: float, target: float) -> tuple[str, Answer]:
-    if np.isnan(change):
-        return UNDEFINED, "undefined"
-    return ("reached", "yes") if change >= target - _TOLERANCE else ("not reached", "no")
 
 
 def _against_best(by_data: Methods, candidate: str) -> tuple[list[Finding], list[str]]:
     findings, remarks = [], []
     for data, methods in by_data.items():
+        label = methods[candidate][0].label
+        # variants of one method are no baselines of each other
         baselines = {
-            label: runs for label, runs in methods.items() if label != candidate and not label.startswith(FAMILY)
+            name: runs
+            for name, runs in methods.items()
+            if name != candidate
+            and runs[0].label != label
+            and not (_is_family(candidate) and _is_family(runs[0].label))
         }
         unvalidated = [
-            label
-            for label, runs in {candidate: methods[candidate], **baselines}.items()
+            name
+            for name, runs in {candidate: methods[candidate], **baselines}.items()
             if any(run.validation is None for run in runs)
         ]
         if not baselines:
@@ -235,80 +270,91 @@ def _against_best(by_data: Methods, candidate: str) -> tuple[list[Finding], list
                 f"{listed(unvalidated)} have no validation.csv."
             )
         else:
-            findings += [
-                _best_finding(data, structure, quantity, methods[candidate], baselines)
-                for structure in _structures(methods[candidate])
-                for quantity in QUANTITIES
-            ]
+            for structure in _structures(methods[candidate]):
+                rivals = {name: runs for name, runs in baselines.items() if not _degeneracy(runs, structure)}
+                remarks += [
+                    f"{data}, {structure}: {name} is no baseline: {_degeneracy(runs, structure)}."
+                    for name, runs in baselines.items()
+                    if name not in rivals
+                ]
+                for quantity in QUANTITIES:
+                    findings += _compared(data, structure, quantity, methods[candidate], rivals)
     return findings, remarks
 
 
-def _best_finding(
+def _compared(
     data: str, structure: str, quantity: Quantity, own: Sequence[Run], baselines: Mapping[str, Sequence[Run]]
-) -> Finding:
+) -> list[Finding]:
+    """Return one finding on the baseline that is best on validation data, and one per baseline undefined there."""
     metric = best_metric(own, structure, quantity.metrics)
-    read_outs = {label: best_metric(runs, structure, quantity.metrics) for label, runs in baselines.items()}
-    chosen = {label: read_out for label, read_out in read_outs.items() if read_out is not None}
+    read_outs = {name: best_metric(runs, structure, quantity.metrics) for name, runs in baselines.items()}
+    chosen = {name: read_out for name, read_out in read_outs.items() if read_out is not None}
     best = max(
         chosen,
-        key=lambda label: goodness(chosen[label], validation_mean(baselines[label], structure, chosen[label])),
+        key=lambda name: goodness(chosen[name], validation_mean(baselines[name], structure, chosen[name])),
         default=None,
     )
+    rivals = {} if best is None else {best: (chosen[best], "")}
+    for name, runs in baselines.items():
+        measured = [
+            read_out for read_out in quantity.metrics if not np.isnan(mean_over_seeds(runs, structure, read_out))
+        ]
+        if name not in chosen and measured:
+            # it cannot be ranked, and might be the best
+            rivals[name] = (measured[0], "undefined on validation data, so compared beside the best baseline")
     nothing = Finding(
         part="best baseline",
-        method=own[0].key[0],
+        method=own[0].method,
         data=data,
         structure=structure,
         quantity=quantity.name,
-        metric=metric or "",
+        metric=metric or quantity.metrics[0],
         measure="difference",
-        target=quantity.margin if quantity.lower_is_better else -quantity.margin,
         seeds=len(own),
     )
-    if metric is None or best is None:
-        return nothing
-    found = paired_difference(own, baselines[best], structure, metric, chosen[best])
-    outcome, holds = _compared(quantity, found.difference, found.ci_low, found.ci_high)
+    if metric is None or not rivals:
+        of = f"of {own[0].method}" if metric is None else "of every baseline"
+        return [replace(nothing, reason=f"{of} undefined on validation data")]
+    degenerate = _degeneracy(own, structure) if quantity.name != "dice" else ""
+    return [
+        _difference(nothing, own, baselines[name], name, read_out, degenerate or reason)
+        for name, (read_out, reason) in rivals.items()
+    ]
+
+
+def _difference(
+    nothing: Finding, own: Sequence[Run], others: Sequence[Run], name: str, read_out: str, reason: str
+) -> Finding:
+    found = paired_difference(own, others, nothing.structure, nothing.metric, read_out)
+    counts = [
+        min(run.n_cases(nothing.structure, metric) for run in runs)
+        for runs, metric in ((own, nothing.metric), (others, read_out))
+    ]
+    if counts[0] != counts[1] and not reason:
+        reason = f"defined for {counts[0]} and {counts[1]} cases"
     return replace(
         nothing,
         value=found.value,
-        baseline=best,
-        baseline_metric=chosen[best],
+        baseline=name,
+        baseline_metric=read_out,
         baseline_value=found.other,
         change=found.difference,
         ci_low=found.ci_low,
         ci_high=found.ci_high,
-        outcome=outcome,
-        holds=holds,
+        p_value=found.p_value,
+        margin=MARGINS[nothing.quantity].of(found.other),
+        reason=reason,
         seeds=found.seeds,
     )
-
-
-def _compared(quantity: Quantity, difference: float, low: float, high: float) -> tuple[str, Answer]:
-    """Return the outcome of a difference in words, and whether what was promised holds."""
-    if np.isnan(difference):
-        return UNDEFINED, "undefined"
-    better, worse = ("lower", "higher") if quantity.lower_is_better else ("higher", "lower")
-    gain = -difference if quantity.lower_is_better else difference
-    if quantity.margin:
-        within = gain >= -quantity.margin - _TOLERANCE
-        return (f"{'at most' if within else 'more than'} {quantity.margin:g} {worse}"), "yes" if within else "no"
-    if gain <= 0:
-        return (worse if gain else "equal"), "no"
-    if np.isnan(low):
-        return f"{better}, without an interval", "not shown" if quantity.must_be_shown else "yes"
-    if low > 0 or high < 0:
-        return f"{better} with an interval that excludes 0", "yes"
-    return f"{better}, but the interval contains 0", "not shown" if quantity.must_be_shown else "yes"
 
 
 def _cost(by_data: Methods, candidate: str) -> tuple[list[Finding], list[str]]:
     findings = []
     for data, methods in by_data.items():
         for name, limit in (("forward_passes", 1.0), ("parameter_ratio", LARGEST_PARAMETER_RATIO)):
-            # the largest, since each seed must keep the limit; NaN if one has none
+            # the largest, since each seed must keep the limit; NaN if a seed has none
             value = float(np.max([float(run.cost.get(name, np.nan)) for run in methods[candidate]]))
-            outcome, holds = _kept(value, limit)
+            kept: Outcome = "not distinguishable" if value <= limit + _TOLERANCE else "worse"
             findings.append(
                 Finding(
                     part="cost",
@@ -320,20 +366,15 @@ def _cost(by_data: Methods, candidate: str) -> tuple[list[Finding], list[str]]:
                     measure="limit",
                     change=value,
                     target=limit,
-                    outcome=outcome,
-                    holds=holds,
+                    outcome=UNDEFINED if np.isnan(value) else kept,
+                    within_margin=bool(value <= limit + _TOLERANCE),
+                    reason="not measured" if np.isnan(value) else "",
                     seeds=len(methods[candidate]),
                 )
             )
     return findings, []
 
 
-def _kept(value: float, limit: float) -> tuple[str, Answer]:
-    if np.isnan(value):
-        return UNDEFINED, "undefined"
-    return (f"at most {limit:g}", "yes") if value <= limit + _TOLERANCE else (f"more than {limit:g}", "no")
-
-
 def _structures(runs: Sequence[Run]) -> list[str]:
     """Return the structures that a method was measured on; without their mean, if there are several."""
-    return [structure for structure in runs[0].metrics["structure"].astype(str).unique() if structure != MEAN_STRUCTURE]
+    return [structure for structure in runs[0].metrics["structure"].unique() if structure != MEAN_STRUCTURE]

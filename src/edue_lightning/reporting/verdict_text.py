@@ -1,4 +1,4 @@
-"""The verdict in words: plain sentences a data set, and a table a part."""
+"""Verdict in words: sentences per data set, and one table per part."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from edue_lightning.reporting.findings import OVER_DATA, UNDEFINED, Finding, Par
 TITLES = {
     "image_pearson": "image-level correlation",
     "image_spearman": "image-level rank correlation",
+    "image_spearman_normalised": "image-level rank correlation by size",
     "pixel_pearson": "pixel-level correlation",
     "nll": "NLL",
     "ece": "ECE",
-    "d_auc": "d-AUC",
+    "normalised_aurc": "normalised AURC",
     "dice": "Dice",
     "forward_passes": "forward passes",
     "parameter_ratio": "parameters over those of one plain U-Net",
@@ -27,13 +28,11 @@ PARTS: dict[Part, str] = {
     "cost": "Cost",
 }
 
-_ENDS = {"yes": "holds", "no": "does not hold", "not shown": "not shown to hold", "undefined": "undefined"}
-_COUNTED = {"yes": "hold", "not shown": "not shown to hold", "no": "do not hold", "undefined": "undefined"}
 _SMALL = 0.001
 
 
 def sentences(verdict: Verdict) -> dict[str, list[str]]:
-    """Return a sentence a finding, by data set; those on the average over data sets last."""
+    """Return one sentence per finding, by data set; those on the average over data sets last."""
     by_data: dict[str, list[str]] = {}
     for finding in sorted(verdict.findings, key=lambda finding: finding.data == OVER_DATA):
         by_data.setdefault(finding.data, []).append(sentence(finding))
@@ -41,12 +40,21 @@ def sentences(verdict: Verdict) -> dict[str, list[str]]:
 
 
 def summary(verdict: Verdict) -> str:
-    """Return one sentence on how many findings hold."""
-    answers = [finding.holds for finding in verdict.findings if finding.part == "best baseline"]
-    if not answers:
+    """Return one sentence with the number of comparisons of each outcome."""
+    findings = [finding for finding in verdict.findings if finding.part == "best baseline"]
+    if not findings:
         return f"Nothing was compared with a best baseline for {verdict.candidate}."
-    counts = [f"{word}: {answers.count(answer)}" for answer, word in _COUNTED.items() if answer in answers]
-    return f"Of {len(answers)} comparisons of {verdict.candidate} with the best baseline {', '.join(counts)}."
+    outcomes = [finding.outcome for finding in findings]
+    small = sum(finding.within_margin for finding in findings)
+    counts = {
+        "better": f"{outcomes.count('better')} better",
+        "not distinguishable": f"{outcomes.count('not distinguishable')} not distinguishable ({small} of them within "
+        "the margin)",
+        "worse": f"{outcomes.count('worse')} worse",
+        "undefined": f"{outcomes.count('undefined')} undefined",
+    }
+    shown = ", ".join(text for name, text in counts.items() if name in outcomes)
+    return f"{len(findings)} comparisons of {verdict.candidate} with the best baseline: {shown}."
 
 
 def sentence(finding: Finding) -> str:
@@ -57,31 +65,42 @@ def sentence(finding: Finding) -> str:
     title = TITLES[finding.quantity]
     if finding.part == "cost":
         value = UNDEFINED if np.isnan(finding.value) else f"{finding.value:.4g}"
-        return f"{where}: {title} {value}, of at most {finding.target:g}; {_ENDS[finding.holds]}."
+        return f"{where}: {title} {value}, of at most {finding.target:g}; {_limit(finding)}."
     if finding.part == "usual":
-        return f"{where}: {title} {_usual(finding)}; {'undefined' if finding.holds == UNDEFINED else finding.outcome}."
-    if finding.holds == UNDEFINED:
-        return f"{where}: {title} is undefined for {finding.method} or for every baseline."
+        return f"{where}: {title} {_usual(finding)}; {outcome_text(finding)}."
+    if np.isnan(finding.change):
+        return f"{where}: {title} is undefined ({finding.reason})."
     digits = _digits(finding)
     sign = -1 if finding.change < 0 else 1
     low, high = sorted((sign * finding.ci_low, sign * finding.ci_high))
-    remark = f"[{low:.{digits}f}, {high:.{digits}f}], which {'excludes' if low > 0 or high < 0 else 'contains'} 0"
-    if np.isnan(low):
-        remark = "without an interval"
-    if finding.quantity == "dice":
-        remark += f"; {finding.outcome}"
     against = f"{finding.value:.{digits}f}{read_out(finding.metric)} against {finding.baseline_value:.{digits}f}"
-    amount = f"{'lower' if sign < 0 else 'higher'} by {abs(finding.change):.{digits}f}"
+    interval = "(no interval)" if np.isnan(low) else f"[{low:.{digits}f}, {high:.{digits}f}]"
+    amount = f"{'lower' if sign < 0 else 'higher'} by {abs(finding.change):.{digits}f} {interval}"
     return (
-        f"{where}: {title} {against}{read_out(finding.baseline_metric)} of {finding.baseline}, the best baseline on "
-        f"validation data: {amount} {remark}; {_ENDS[finding.holds]}."
+        f"{where}: {title} {against}{read_out(finding.baseline_metric)} of {finding.baseline}: {amount}; "
+        f"{outcome_text(finding)}."
     )
 
 
+def outcome_text(finding: Finding) -> str:
+    """Return the outcome of a finding, with its margin or its reason."""
+    if finding.part == "cost":
+        return _limit(finding)
+    text: str = finding.outcome
+    if finding.part == "usual" and finding.outcome != UNDEFINED:
+        text = {"better": "above", "not distinguishable": "not distinguishable from", "worse": "below"}[finding.outcome]
+        text += " the target"
+    elif finding.within_margin:
+        text += f", within {finding.margin:.2g}"
+    return f"{text} ({finding.reason})" if finding.reason else text
+
+
 def read_out(metric: str) -> str:
-    """Return the read-out of a metric in brackets, after a space; nothing for a metric that has one alone."""
-    if metric.startswith("d_auc"):
-        return f" ({SCORES[metric.removeprefix('d_auc')][0]})"
+    """Return the read-out of a metric in brackets, after a space; nothing for a metric with a single read-out."""
+    if metric.startswith("normalised_aurc"):
+        return f" ({SCORES[metric.removeprefix('normalised_aurc')][0]})"
+    if metric == "image_spearman_normalised":
+        return ""
     if metric.startswith(("image_", "pixel_")):
         return " (p(1 - p))" if metric.endswith("_total") else " (variance between members)"
     return ""
@@ -99,17 +118,22 @@ def table(verdict: Verdict, part: Part) -> pd.DataFrame:
         if part == "cost":
             row |= {verdict.candidate: _number(finding.value, 2), "at most": f"{finding.target:g}"}
         else:
-            low, high = (_signed(end, digits, percent) for end in (finding.ci_low, finding.ci_high))
             row |= {
                 verdict.candidate: _valued(finding.value, finding.metric, digits, finding.data),
                 "baseline": finding.baseline,
                 "its value": _valued(finding.baseline_value, finding.baseline_metric, digits, finding.data),
-                "change": f"{_signed(finding.change, digits, percent)} [{low}, {high}]",
+                "change": f"{_signed(finding.change, digits, percent)} {_interval(finding, digits, percent)}",
             }
         if part == "usual":
             row |= {"change is": finding.measure, "target": _signed(finding.target, digits, percent)}
-        rows.append(row | {"outcome": finding.outcome, "holds": finding.holds})
+        if part != "cost":
+            row["Holm's p"] = _number(finding.adjusted_p, 3)
+        rows.append(row | {"outcome": outcome_text(finding)})
     return pd.DataFrame(rows)
+
+
+def _limit(finding: Finding) -> str:
+    return finding.reason or ("within the limit" if finding.within_margin else "above the limit")
 
 
 def _valued(value: float, metric: str, digits: int, data: str) -> str:
@@ -119,7 +143,7 @@ def _valued(value: float, metric: str, digits: int, data: str) -> str:
 
 def _usual(finding: Finding) -> str:
     change, target = (_signed(value, 0, True) for value in (finding.change, finding.target))
-    ends = f"[{_signed(finding.ci_low, 0, True)}, {_signed(finding.ci_high, 0, True)}]"
+    ends = _interval(finding, 0, True)
     if finding.data == OVER_DATA:
         if np.isnan(finding.change):
             return "has no relative gain on any data set"
@@ -141,6 +165,12 @@ def _usual(finding: Finding) -> str:
 def _halved(finding: Finding) -> str:
     halving = (1 - finding.baseline_value) / (2 * finding.baseline_value)
     return ", which halves the baseline's distance to 1" if np.isclose(finding.target, halving) else ""
+
+
+def _interval(finding: Finding, digits: int, percent: bool) -> str:
+    if np.isnan(finding.ci_low):
+        return "(no interval)"
+    return f"[{_signed(finding.ci_low, digits, percent)}, {_signed(finding.ci_high, digits, percent)}]"
 
 
 def _digits(finding: Finding) -> int:

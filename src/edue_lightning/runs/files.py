@@ -1,10 +1,10 @@
-"""The files of a run's folder, written and read back with their columns checked."""
+"""Files of a run's folder, written and read back with their columns checked."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,22 @@ DETECTION_COLUMNS = (
     *("auroc", "aupr", "n_clean", "n_distorted"),
 )
 
+FINGERPRINT = "fingerprint"
+"""Column of `cases.csv`: digest of the raters' masks of a case and structure, on their grid."""
+
+TEXT_COLUMNS = frozenset(
+    (*IDENTITY, "structure", "metric", "case_id", "score", "distortion", "better", "reason", "group", FINGERPRINT)
+)
+"""Columns that are read as text, whatever they look like: a structure may be called `1`, `NA` or `nan`."""
+
 CLEAN = "none"
 """Name of the undistorted images' distortion, of severity 0."""
 
 POOLED_KINDS = "all"
-"""Distortion of a row of `detection.csv` over all kinds."""
+"""Value of `distortion` in `detection.csv` for all kinds together."""
 
 POOLED_SEVERITY = 0
-"""Severity of a row of `detection.csv` over all severities."""
+"""Value of `severity` in `detection.csv` for all severities together."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,8 @@ class Replicates:
     """Bootstrap replicates of a run.
 
     Attributes:
-        case_ids: the cases resampled, in their order; runs with equal cases have the same resamples.
-        arrays: by structure and metric, `[resamples]`.
+        case_ids: ids of the resampled cases in their order; runs with the same ids have the same resamples.
+        arrays: replicates by structure and metric, `[resamples]`.
     """
 
     case_ids: tuple[str, ...]
@@ -75,8 +83,11 @@ class Run:
     Attributes:
         folder: the run's folder.
         configuration: content of `config.yaml`.
-        metrics: content of `metrics.csv`.
-        cases: content of `cases.csv`.
+        method: name of the method in tables: its label, or its label and what differs from other runs of that label.
+        data: name of the data set in tables, likewise.
+        split: train, val, test or all.
+        metrics: content of `metrics.csv`; of `validation.csv` for a training without a test.
+        cases: content of `cases.csv`; empty for a training without a test, as the next three.
         reliability: content of `reliability.csv`.
         quality_control: content of `quality_control.csv`.
         replicates: content of `bootstrap.npz`.
@@ -88,6 +99,9 @@ class Run:
 
     folder: Path
     configuration: Mapping[str, Any]
+    method: str
+    data: str
+    split: str
     metrics: pd.DataFrame
     cases: pd.DataFrame
     reliability: pd.DataFrame
@@ -101,13 +115,26 @@ class Run:
     @property
     def key(self) -> tuple[str, str, str]:
         """Method, data set and split."""
-        first = self.metrics.iloc[0]
-        return str(first["method"]), str(first["data"]), str(first["split"])
+        return self.method, self.data, self.split
+
+    @property
+    def label(self) -> str:
+        """Label of the method in the run's own tables."""
+        return str(self.metrics["method"].iloc[0])
 
     @property
     def seed(self) -> int:
-        """The training's seed."""
+        """Seed of the training."""
         return int(self.configuration["seed"])
+
+    @property
+    def tested(self) -> bool:
+        """Whether the run was measured beyond the validation of its training."""
+        return (self.folder / METRICS_FILE).is_file()
+
+    def named(self, method: str, data: str) -> Run:
+        """Return the run under other names of its method and data set."""
+        return replace(self, method=method, data=data)
 
     def value(self, structure: str, metric: str) -> float:
         """Return a value of `metrics.csv`; NaN where it is undefined or was not measured."""
@@ -116,6 +143,15 @@ class Run:
     def validation_value(self, structure: str, metric: str) -> float:
         """Return a value of `validation.csv`; NaN where it is undefined or was not measured."""
         return self._validation_values.get((structure, metric), np.nan)
+
+    def n_cases(self, structure: str, metric: str) -> int:
+        """Return the number of cases that define a metric; 0 where it was not measured."""
+        return self._n_cases.get((structure, metric), 0)
+
+    @cached_property
+    def _n_cases(self) -> dict[tuple[str, str], int]:
+        counts = _by_structure_and_metric(self.metrics, "n_cases")
+        return {key: int(count) for key, count in counts.items()}
 
     @cached_property
     def _values(self) -> dict[tuple[str, str], float]:
@@ -130,9 +166,9 @@ def write_table(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> None
     """Write a table; floats keep every digit, and an undefined value is an empty field.
 
     Args:
-        frame: with at least `columns`; others come after them.
-        columns: that the file must have, in this order.
-        path: of the CSV file.
+        frame: table with at least `columns`; others are written after them.
+        columns: columns of the file, in this order.
+        path: path of the CSV file.
     """
     rest = [column for column in frame.columns if column not in columns]
     frame[[*columns, *rest]].to_csv(path, index=False)
@@ -151,31 +187,44 @@ def find_runs(folder: Path) -> list[Run]:
         UserError: if the folder does not exist or holds no finished run, or a run's file is damaged.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the one that holds the runs, such as outputs or multirun")
-    found = [path.parent for path in sorted(folder.rglob(METRICS_FILE)) if (path.parent / CONFIGURATION_FILE).is_file()]
+        raise UserError(f"{folder}: no such folder; give the folder that holds the runs, such as outputs or multirun")
+    files = [*folder.rglob(METRICS_FILE), *folder.rglob(VALIDATION_FILE)]
+    found = sorted({path.parent for path in files if (path.parent / CONFIGURATION_FILE).is_file()})
     if not found:
-        raise UserError(f"{folder}: holds no finished run ({METRICS_FILE} beside {CONFIGURATION_FILE})")
+        raise UserError(
+            f"{folder}: holds no finished run ({METRICS_FILE} or {VALIDATION_FILE} beside {CONFIGURATION_FILE})"
+        )
     return [read_run(path) for path in found]
 
 
 def read_run(folder: Path) -> Run:
-    """Read one finished run.
+    """Read one finished run; a training without a test is read from its validation.
 
     Raises:
-        UserError: naming the file that is missing or damaged.
+        UserError: naming the file that does not exist or is damaged.
     """
-    metrics = read_table(folder / METRICS_FILE, METRICS_COLUMNS)
+    tested = (folder / METRICS_FILE).is_file() or not (folder / VALIDATION_FILE).is_file()
+    file = folder / (METRICS_FILE if tested else VALIDATION_FILE)
+    metrics = read_table(file, METRICS_COLUMNS)
     identities = metrics[list(IDENTITY)].drop_duplicates()
     if len(identities) != 1:
-        raise UserError(f"{folder / METRICS_FILE}: must hold exactly one method, data set and split")
+        raise UserError(f"{file}: must hold exactly one method, data set and split")
+    method, data, split = identities.iloc[0]
+
+    def table(name: str, columns: Sequence[str]) -> pd.DataFrame:
+        return read_table(folder / name, columns) if tested else pd.DataFrame(columns=list(columns))
+
     return Run(
         folder=folder,
         configuration=read_mapping(folder / CONFIGURATION_FILE),
+        method=method,
+        data=data,
+        split=split,
         metrics=metrics,
-        cases=read_table(folder / CASES_FILE, CASES_COLUMNS),
-        reliability=read_table(folder / RELIABILITY_FILE, RELIABILITY_COLUMNS),
-        quality_control=read_table(folder / QUALITY_CONTROL_FILE, QUALITY_CONTROL_COLUMNS),
-        replicates=_read_replicates(folder / BOOTSTRAP_FILE),
+        cases=table(CASES_FILE, CASES_COLUMNS),
+        reliability=table(RELIABILITY_FILE, RELIABILITY_COLUMNS),
+        quality_control=table(QUALITY_CONTROL_FILE, QUALITY_CONTROL_COLUMNS),
+        replicates=_read_replicates(folder / BOOTSTRAP_FILE) if tested else Replicates((), {}),
         cost=read_mapping(folder / COST_FILE) if (folder / COST_FILE).is_file() else {},
         validation=_read_optional(folder / VALIDATION_FILE, METRICS_COLUMNS),
         distorted_cases=_read_optional(folder / DISTORTED_CASES_FILE, DISTORTED_CASES_COLUMNS),
@@ -184,13 +233,17 @@ def read_run(folder: Path) -> Run:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a table that has at least some columns.
+    """Read a table with at least some columns; `TEXT_COLUMNS` are text, whatever they look like.
 
     Raises:
         UserError: naming the file, if it cannot be read or lacks a column.
     """
     try:
-        frame = pd.read_csv(path)
+        # blanks are undefined in columns of numbers alone, so a name such as NA stays a name
+        found = pd.read_csv(path, nrows=0).columns
+        text = [column for column in found if column in TEXT_COLUMNS]
+        undefined = {column: ["", "nan", "NaN"] for column in found if column not in TEXT_COLUMNS}
+        frame = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=undefined)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a table ({error}); run the evaluation again") from error
     missing = [column for column in columns if column not in frame.columns]
@@ -219,8 +272,8 @@ def _read_optional(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
     return read_table(path, columns) if path.is_file() else None
 
 
-def _by_structure_and_metric(table: pd.DataFrame) -> dict[tuple[str, str], float]:
-    columns = (table["structure"].astype(str), table["metric"].astype(str), table["value"].astype(float))
+def _by_structure_and_metric(table: pd.DataFrame, column: str = "value") -> dict[tuple[str, str], float]:
+    columns = (table["structure"], table["metric"], table[column].astype(float))
     return {(structure, metric): value for structure, metric, value in zip(*columns, strict=True)}
 
 

@@ -1,13 +1,15 @@
-"""The record of how a run came about: configuration, command and commit."""
+"""Records in a run's folder: its configuration, command and commit, and the settings that identify its method."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from edue_lightning.atomic import write_whole
+from edue_lightning.config.schema import with_current_targets
 from edue_lightning.errors import UserError
-from edue_lightning.metrics import MEAN_STRUCTURE
+from edue_lightning.metrics import MEAN_STRUCTURE, MetricSettings
 from edue_lightning.runs.files import (
     CONFIGURATION_FILE,
     METRICS_COLUMNS,
@@ -32,15 +35,40 @@ START_ONLY_KEYS = frozenset({"resume", "logger", "members_at_once", "checkpoint_
 # the label is recorded as the method names itself
 _NOT_COMPARED = START_ONLY_KEYS | {"label"}
 
+TRAINING = "training"
+"""Key of an evaluation's record for the configuration of the training behind its checkpoint."""
 
-def write_configuration(configuration: Mapping[str, Any], label: str, note: str | None, folder: Path) -> None:
-    """Write `config.yaml`: the resolved configuration, the command, the commit and a caveat.
+TRAINING_CASES = "training_cases"
+"""Key of a training's record for the number and the digest of its training cases."""
+
+# keys that do not identify a method: the seed, what a start or an output takes, and what is compared on its own
+_NOT_OF_THE_METHOD = _NOT_COMPARED | {
+    *("seed", "test", "command", "commit", "image_note", "ckpt", "predictions", "output", "split", "save_predictions"),
+    *("bootstrap_resamples", "allow_overlap", "metrics", TRAINING),
+}
+_NOT_OF_THE_METHOD_BELOW = {
+    *("data.name", "data.note", "data.seed", "data.cache", "data.source.cache"),
+    *("data.num_workers", "data.cache_cases", "data.eval_batch_size"),
+    *("trainer.accelerator", "trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.default_root_dir"),
+}
+_ROOTS = ("data.root", "data.source.root")
+
+
+def write_configuration(
+    configuration: Mapping[str, Any],
+    label: str,
+    note: str | None,
+    folder: Path,
+    training_cases: Iterable[str] | None = None,
+) -> None:
+    """Write `config.yaml`: the resolved configuration, the command, the commit and a caveat on the data.
 
     Args:
-        configuration: resolved and plain.
-        label: the method's name in tables.
+        configuration: resolved plain configuration.
+        label: name of the method in tables.
         note: caveat to show with every result on this data set, or None.
-        folder: the run's folder, created if necessary.
+        folder: folder of the run; made if it does not exist.
+        training_cases: ids of the cases of a training, None for other commands.
 
     Raises:
         UserError: if the folder already holds a run.
@@ -50,7 +78,58 @@ def write_configuration(configuration: Mapping[str, Any], label: str, note: str 
         raise UserError(f"{folder}: already holds a run; choose another folder, or resume that run with resume=auto")
     folder.mkdir(parents=True, exist_ok=True)
     record = {**configuration, "label": label, "command": command_line(), "commit": _commit(), "image_note": note}
+    if training_cases is not None:
+        ids = sorted(training_cases)
+        record[TRAINING_CASES] = f"{len(ids)} ({digest(ids)})"
     write_whole(path, lambda temporary: temporary.write_text(yaml.safe_dump(record, sort_keys=False)))
+
+
+def digest(parts: Iterable[str]) -> str:
+    """Return a short digest of some texts in their order."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
+
+
+def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that identify a method, by dotted key; seeds of one method agree in them.
+
+    These are all of the resolved configuration but the seed, keys of a start alone, outputs, caches, the settings of
+    the metrics (see `metric_settings`) and, where the training cases are recorded, the place of the data. An evaluation
+    has the settings of its checkpoint's training.
+
+    Args:
+        record: content of `config.yaml`.
+    """
+    trained = record.get(TRAINING) or record
+    settings = _flat(with_current_targets({key: trained[key] for key in trained if key not in _NOT_OF_THE_METHOD}))
+    if trained is not record and record.get("inference") is not None:
+        settings |= _flat(with_current_targets({"inference": record["inference"]}))
+    ignored = {*_NOT_OF_THE_METHOD_BELOW, *(_ROOTS if TRAINING_CASES in record else ())}
+    return {key: value for key, value in settings.items() if key not in ignored}
+
+
+def metric_settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the metrics by dotted key, defaults where `config.yaml` has none."""
+    trained = record.get(TRAINING) or {}
+    chosen = record.get("metrics") or trained.get("metrics") or {}
+    settings = {**asdict(MetricSettings()), **{key: chosen[key] for key in chosen if key != "_target_"}}
+    return _flat({"metrics": settings})
+
+
+def data_settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run's data by dotted key, its place among them."""
+    data = record.get("data") or {}
+    return _flat(with_current_targets({"data": {key: data[key] for key in data if key not in ("seed", "cache")}}))
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by dotted key; leaves that are None are left out."""
+    if isinstance(node, Mapping):
+        return {
+            name: leaf
+            for key, value in node.items()
+            for name, leaf in _flat(value, f"{path}.{key}" if path else str(key)).items()
+        }
+    return {} if node is None else {path: node}
 
 
 def check_same_run(configuration: Mapping[str, Any], folder: Path) -> None:

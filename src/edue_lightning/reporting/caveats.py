@@ -1,0 +1,62 @@
+"""Caveats on a comparison, to read before its numbers: degenerate models, few cases, one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edue_lightning.metrics import MEAN_STRUCTURE
+from edue_lightning.reporting.comparison import TABLE_METRICS, group_by_subject, mean_over_seeds
+from edue_lightning.reporting.findings import listed
+from edue_lightning.reporting.outcomes import FEWEST_CASES, is_degenerate
+from edue_lightning.runs.files import Run
+
+_MOST_NAMED = 4
+
+
+def caveats(runs: Sequence[Run]) -> list[str]:
+    """Return one line per caveat on the methods of each data set and split.
+
+    Args:
+        runs: see `find_runs`.
+    """
+    by_data: dict[tuple[str, str], dict[str, list[Run]]] = {}
+    for (method, data, split), members in group_by_subject(runs).items():
+        by_data.setdefault((data, split), {})[method] = members
+    lines = []
+    for (data, split), methods in by_data.items():
+        where = f"{data}, {split}"
+        structures = next(iter(methods.values()))[0].metrics["structure"].unique().tolist()
+        for structure in [name for name in structures if name != MEAN_STRUCTURE]:
+            lines += [f"{where}, {structure}: {text}" for text in _of_structure(methods, structure)]
+        alone = [method for method, members in methods.items() if len(members) == 1]
+        if alone:
+            lines.append(f"{where}: one seed of {_named(alone)}; intervals leave out differences between trainings")
+    return lines
+
+
+def _of_structure(methods: dict[str, list[Run]], structure: str) -> list[str]:
+    dice = {method: mean_over_seeds(members, structure, "dice") for method, members in methods.items()}
+    degenerate = [f"{method} ({value:.3f})" for method, value in dice.items() if is_degenerate(value)]
+    lines = []
+    if degenerate:
+        lines.append(f"Dice near 0: {_named(degenerate)}; degenerate models, whose other values mean nothing")
+    few: dict[int, list[str]] = {}
+    for metric in TABLE_METRICS:
+        defined = [
+            run.n_cases(structure, metric)
+            for members in methods.values()
+            for run in members
+            if run.n_cases(structure, metric)
+        ]
+        if defined and min(defined) < FEWEST_CASES:
+            few.setdefault(min(defined), []).append(metric)
+    for cases, metrics in few.items():
+        of = "all metrics" if len(metrics) == len(TABLE_METRICS) else _named(metrics)
+        lines.append(f"{cases} cases for {of}, fewer than {FEWEST_CASES}; values and intervals are unreliable")
+    return lines
+
+
+def _named(names: Sequence[str]) -> str:
+    if len(names) <= _MOST_NAMED:
+        return listed(names)
+    return f"{', '.join(names[:_MOST_NAMED])} and {len(names) - _MOST_NAMED} more"

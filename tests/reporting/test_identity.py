@@ -1,0 +1,273 @@
+"""Runs that differ by more than their seed are told apart, by what differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from processes import run_command
+from run_files import RESAMPLES, write_run, write_validation, write_values
+
+from edue_lightning.reporting import compare, find_runs, judge, paired_differences, read_run, write_report
+from edue_lightning.reporting.identity import distinguish
+from edue_lightning.runs.files import FINGERPRINT, Replicates, Run, write_replicates
+
+SETTINGS: dict[str, Any] = {
+    "method": {"_target_": "edue_lightning.methods.EDUE", "guidance": {"weight": 200.0}},
+    "optimizer": {"learning_rate": 0.003},
+    "data": {"name": "lidc", "root": "a", "source": {"root": "a", "size": 64}, "training_raters": None, "seed": 0},
+    "metrics": {"_target_": "edue_lightning.metrics.MetricSettings", "poor_dice": 0.8, "ged_distance": "iou"},
+    "logger": {"mode": "offline"},
+    "resume": None,
+    "training_cases": "30 (abc)",
+}
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    both = {**first, **second}
+    return both | {
+        key: merged(first[key], second[key])
+        for key in second
+        if isinstance(first.get(key), dict) and isinstance(second[key], dict)
+    }
+
+
+def run(folder: Path, seed: int = 0, method: str = "edue", written: Any = write_run, **changed: Any) -> Run:
+    """Write and read a run whose settings differ in some, given by dotted keys with `__` for the dot."""
+    written(folder, method, seed)
+    record = yaml.safe_load((folder / "config.yaml").read_text())
+    record = merged(merged(record, SETTINGS), {"data": {"seed": seed}})
+    for path, value in changed.items():
+        record = merged(record, nested(path.replace("__", "."), value))
+    (folder / "config.yaml").write_text(yaml.safe_dump(record))
+    return read_run(folder)
+
+
+def names(runs: list[Run]) -> list[tuple[str, str]]:
+    return [(run.method, run.data) for run in distinguish(runs)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "name"),
+    [
+        ("optimizer__learning_rate", 0.001, "learning_rate=0.001"),
+        ("method__guidance__weight", 500.0, "weight=500.0"),
+        ("data__training_raters", [0, 1], "training_raters=[0,1]"),
+        ("method__members", 5, "members=5"),
+        ("data__source__size", 48, "size=48"),
+        ("method___target_", "edue_lightning.methods.LayerEnsemble", "method=methods.LayerEnsemble"),
+        ("training_cases", "39 (abcdef01)", "training_cases=39 (abcdef01)"),
+    ],
+)
+def test_runs_of_other_settings_are_no_seeds_of_one_method(tmp_path: Path, setting: str, value: Any, name: str) -> None:
+    runs = [run(tmp_path / "a", 0), run(tmp_path / "b", 1), run(tmp_path / "c", 2, **{setting: value})]
+    frame = compare(runs)
+    seeds = frame.groupby("method", sort=False)["seeds"].max().to_dict()
+    other, changed = seeds
+    assert seeds == {other: 2, changed: 1}
+    assert changed == f"edue, {name}"
+    assert other.startswith("edue, ")
+    # the same seed is no contradiction either
+    again = run(tmp_path / "d", 0, **{setting: value})
+    assert names([*runs, again])[-1][0] == changed
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("logger__mode", "disabled"),
+        ("resume", "auto"),
+        ("members_at_once", 2),
+        ("data__num_workers", 4),
+        ("data__cache", "elsewhere"),
+        ("command", "another"),
+        ("commit", "def"),
+    ],
+)
+def test_settings_of_a_start_alone_make_no_other_method(tmp_path: Path, setting: str, value: Any) -> None:
+    runs = [run(tmp_path / "a", 0), run(tmp_path / "b", 1, **{setting: value})]
+    assert names(runs) == [("edue", "lidc")] * 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "name"),
+    [
+        ("metrics__ged_distance", "dice", "lidc, ged_distance=dice"),
+        ("metrics__poor_dice", 0.9, "lidc, poor_dice=0.9"),
+        ("metrics__majority_tie", "background", "lidc, majority_tie=background"),
+        ("metrics__surface_tolerance", 2.0, "lidc, surface_tolerance=2.0"),
+    ],
+)
+def test_other_settings_of_the_metrics_are_not_compared(tmp_path: Path, setting: str, value: Any, name: str) -> None:
+    runs = [run(tmp_path / "a"), run(tmp_path / "b", method="single", **{setting: value})]
+    assert names(runs)[1] == ("single", name)
+    assert paired_differences(runs, "edue").empty
+    write_report(tmp_path, tmp_path / "report", "edue")
+    text = (tmp_path / "report" / "comparison.md").read_text()
+    # two tables of one method each, in which nothing is the best
+    assert "**" not in text
+    assert f"{name}: no verdict, since edue was not measured on this data with these settings of the metrics." in text
+
+
+def test_the_same_cases_in_another_order_are_the_same_data(tmp_path: Path) -> None:
+    runs = [run(tmp_path / "a", 0), run(tmp_path / "b", 1)]
+    turned = pd.read_csv(runs[1].folder / "cases.csv").iloc[::-1]
+    turned.to_csv(runs[1].folder / "cases.csv", index=False)
+    arrays = runs[1].replicates.arrays
+    write_replicates(Replicates(runs[1].replicates.case_ids[::-1], arrays), runs[1].folder / "bootstrap.npz")
+    runs = [runs[0], read_run(runs[1].folder)]
+    frame = compare(runs)
+    assert set(frame["seeds"]) == {2}
+    # but their resamples drew other cases, so there is no interval
+    assert frame[["ci_low", "ci_high"]].isna().all(axis=None)
+    write_report(tmp_path, tmp_path / "report", "edue")
+    assert "(no interval)" in (tmp_path / "report" / "comparison.md").read_text()
+
+
+def changed_masks(folder: Path, fingerprint: bool) -> None:
+    table = pd.read_csv(folder / "cases.csv")
+    if fingerprint:
+        table[FINGERPRINT] = [f"d{n}" for n in range(len(table))]
+        table.loc[2, FINGERPRINT] = "other"
+    else:
+        table.loc[2, "sv_star"] += 1
+    table.to_csv(folder / "cases.csv", index=False)
+
+
+@pytest.mark.parametrize("fingerprint", [True, False])
+def test_other_masks_of_the_same_cases_are_other_data(tmp_path: Path, fingerprint: bool) -> None:
+    runs = [run(tmp_path / "a", 0), run(tmp_path / "b", 1)]
+    if fingerprint:
+        table = runs[0].cases.assign(**{FINGERPRINT: [f"d{n}" for n in range(9)]})
+        table.to_csv(runs[0].folder / "cases.csv", index=False)
+    changed_masks(runs[1].folder, fingerprint)
+    found = names([read_run(each.folder) for each in runs])
+    assert found[0][1] != found[1][1]
+    assert all(data.startswith("lidc, 9 cases ") for _, data in found)
+    # a mask that is turned has the same statistics, and another fingerprint
+    rounding = pd.read_csv(runs[0].folder / "cases.csv")
+    rounding["sv_star"] *= 1 + 1e-12
+    rounding.to_csv(runs[0].folder / "cases.csv", index=False)
+    assert names([runs[0], read_run(runs[0].folder)])[0][1] == "lidc"
+
+
+def test_two_manifests_are_told_apart_by_their_roots(tmp_path: Path) -> None:
+    first = run(tmp_path / "a")
+    second = run(tmp_path / "b", data__root="/scans/b", data__source__root="/scans/b")
+    changed_masks(second.folder, fingerprint=False)
+    assert [data for _, data in names([first, read_run(second.folder)])] == ["lidc, root=a", "lidc, root=/scans/b"]
+    report = write_report(tmp_path, tmp_path / "report", "edue")
+    assert set(pd.read_csv(report.comparison)["data"]) == {"lidc, root=a", "lidc, root=/scans/b"}
+
+
+def test_data_that_moved_are_the_same_data(tmp_path: Path) -> None:
+    moved = {"data__root": "/elsewhere", "data__source__root": "/elsewhere", "training_cases": "30 (abc)"}
+    assert (
+        names([run(tmp_path / "a", training_cases="30 (abc)"), run(tmp_path / "b", 1, **moved)])
+        == [("edue", "lidc")] * 2
+    )
+
+
+def test_an_evaluation_has_the_settings_of_its_training(tmp_path: Path) -> None:
+    runs = []
+    for seed, weight in ((0, 200.0), (1, 200.0), (2, 500.0)):
+        trained = merged(SETTINGS, {"method": {"guidance": {"weight": weight}}, "seed": seed})
+        runs.append(run(tmp_path / str(seed), seed, ckpt=f"{seed}.ckpt", output=f"out{seed}", training=trained))
+    found = [method for method, _ in names(runs)]
+    assert found == ["edue, weight=200.0", "edue, weight=200.0", "edue, weight=500.0"]
+
+
+def test_names_are_unique_and_short(tmp_path: Path) -> None:
+    runs = [
+        run(tmp_path / str(n), optimizer={f"setting_{k}": n for k in range(8)}, optimizer__learning_rate=0.1 * n)
+        for n in range(3)
+    ]
+    found = [method for method, _ in names(runs)]
+    assert len(set(found)) == 3
+    assert max(map(len, found)) < 80
+    assert names(distinguish(runs)) == names(runs)
+
+
+def test_a_sweep_is_reported_and_its_reference_can_be_named(tmp_path: Path) -> None:
+    for rate in (0.001, 0.003):
+        folder = tmp_path / "runs" / str(rate)
+        run(folder, optimizer__learning_rate=rate)
+        write_validation(folder, "edue", {"nll": 0.1})
+    done = run_command("report", ["runs=runs", "reference='edue, learning_rate=0.003'"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "edue, learning_rate=0.001" in done.stdout
+    differences = pd.read_csv(tmp_path / "runs" / "report" / "differences.csv")
+    assert set(differences["method"]) == {"edue, learning_rate=0.001"}
+    (remark,) = judge(find_runs(tmp_path / "runs"), "edue").remarks
+    assert "reference='edue, learning_rate=0.001' or reference='edue, learning_rate=0.003'" in remark
+
+
+def test_trainings_without_a_test_are_reported_on_validation(tmp_path: Path) -> None:
+    for rate in (0.001, 0.003):
+        folder = tmp_path / "runs" / str(rate)
+        run(folder, optimizer__learning_rate=rate, test=False)
+        for name in (
+            "metrics.csv",
+            "cases.csv",
+            "reliability.csv",
+            "quality_control.csv",
+            "bootstrap.npz",
+            "panels.npz",
+        ):
+            (folder / name).unlink()
+        write_validation(folder, "edue", {"nll": 50 * rate, "dice": 0.8})
+    report = write_report(tmp_path / "runs", tmp_path / "report", "edue")
+    frame = pd.read_csv(report.comparison)
+    assert set(frame["split"]) == {"val"}
+    nll = frame[frame["metric"] == "nll"].set_index("method")["value"]
+    assert nll.to_dict() == pytest.approx({"edue, learning_rate=0.001": 0.05, "edue, learning_rate=0.003": 0.15})
+    assert "0.050" in report.tables
+
+
+def test_runs_with_different_resamples_share_the_first_ones(tmp_path: Path) -> None:
+    def written(folder: Path, method: str, seed: int) -> None:
+        write_values(folder, method, seed, {"nodule": {"nll": 0.1 + 0.01 * seed}}, noise=0.05)
+
+    runs = [
+        run(tmp_path / f"{method}{seed}", seed, method, written) for method in ("edue", "single") for seed in (0, 1)
+    ]
+    cut = {key: values[:20] for key, values in runs[1].replicates.arrays.items()}
+    write_replicates(Replicates(runs[1].replicates.case_ids, cut), runs[1].folder / "bootstrap.npz")
+    runs[1] = run_with_fewer = read_run(runs[1].folder)
+    assert len(run_with_fewer.replicates.arrays["nodule", "nll"]) == 20 < RESAMPLES
+    frame = compare(runs).set_index("method")
+    shared = [each.replicates.arrays["nodule", "nll"][:20] for each in runs[:2]]
+    drawn = np.random.default_rng([2, 0]).integers(0, 2, size=(2, 20))
+    means = [(shared[drawn[0, n]][n] + shared[drawn[1, n]][n]) / 2 for n in range(20)]
+    assert frame.loc["edue", ["ci_low", "ci_high"]].tolist() == pytest.approx(np.quantile(means, [0.025, 0.975]))
+    done = run_command("report", [f"runs={tmp_path}", "output=report"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("structure", ["1", "NA", "nan", "None", "1e3", "true", "007"])
+def test_names_are_read_as_text(tmp_path: Path, structure: str) -> None:
+    values = {structure: {"dice": 0.8, "nll": 0.1}}
+    for label in ("edue", "NA"):
+        folder = write_values(tmp_path / label, label, 0, values, values)
+        for name in ("cases.csv", "reliability.csv", "quality_control.csv"):
+            table = pd.read_csv(folder / name, dtype={"method": str}, keep_default_na=False, na_values={"count": [""]})
+            table["structure"] = structure
+            table.to_csv(folder / name, index=False)
+    found = {each.method: each for each in find_runs(tmp_path)}
+    assert set(found) == {"edue", "NA"}
+    for each in found.values():
+        assert each.value(structure, "dice") == 0.8
+        assert each.validation_value(structure, "nll") == 0.1
+        assert set(each.cases["structure"]) == set(each.reliability["structure"]) == {structure}
+    report = write_report(tmp_path, tmp_path / "report", "edue")
+    assert f"lidc, test, {structure}" in report.html.read_text()
