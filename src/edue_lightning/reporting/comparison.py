@@ -210,10 +210,9 @@ def best_methods(methods: Mapping[str, Sequence[Run]], structure: str, metric: s
         structure: name of the structure.
         metric: name of the metric.
     """
-    rows = [
-        row for runs in methods.values() for run in runs for key, row in _by_metric(run).items() if key[1] == metric
-    ]
-    better = _better(rows[0] if rows else {"metric": metric})
+    table = next(iter(methods.values()))[0].metrics
+    rows = table[table["metric"] == metric].to_dict("records")
+    better = _better(rows[0] if rows else {"metric": metric})  # type: ignore[arg-type]
     if better == "neither":
         return frozenset()
     sign = -1 if better == "low" else 1
