@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
+import imageio.v3 as imageio
 import nibabel
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from PIL import Image
 
-from edue_lightning.data.images import ImageError, read_image, read_mask
+from edue_lightning.data.images import ImageError, ImageFile, read_colours, read_image, read_label_map, read_mask
 
 OBLIQUE = np.array([[0.0, -0.6, 0.8, 10.0], [0.5, 0.0, 0.0, -20.0], [0.0, 0.8, 2.4, 5.0], [0.0, 0.0, 0.0, 1.0]])
 """Voxels of 0.5, 1 and about 2.53 mm, turned and sheared against the axes of space."""
@@ -297,3 +299,224 @@ def test_volumes_that_are_no_images(tmp_path: Path) -> None:
     content[296:312] = bytes(16)  # srow_y, the second row of the affine
     flat.write_bytes(content)
     assert refusal(flat) == "its header gives no valid voxel size; correct its affine"
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+@pytest.mark.parametrize("marked", [0, 1, 7, 16, 30])
+def test_masks_of_one_bit(tmp_path: Path, ending: str, marked: int) -> None:
+    mask = np.arange(30).reshape(5, 6) < marked
+    path = write_picture(tmp_path / f"mask{ending}", mask)
+    assert imageio.imread(path).astype(bool).sum() == marked
+    np.testing.assert_array_equal(read_mask(path).array, mask)
+    np.testing.assert_array_equal(read_image(path).array[0], mask)
+
+
+def test_pictures_of_few_bits(tmp_path: Path) -> None:
+    for depth in (1, 2, 4):
+        levels = 2**depth
+        values = np.arange(8 // depth * 2) % levels
+        packed = values.reshape(2, -1, 1) * levels ** np.arange(8 // depth)[::-1][:, None]
+        rows = b"".join(b"\0" + bytes([row]) for row in packed.sum(axis=(1, 2)) % 256)
+        path = write_png(tmp_path / f"{depth}.png", 8 // depth, 2, depth, 0, rows)
+        expected = imageio.imread(path)
+        np.testing.assert_allclose(
+            read_image(path).array[0], expected.astype(float) / imageio_range(expected), rtol=1e-6
+        )
+
+
+def imageio_range(array: NDArray) -> float:
+    return 1.0 if array.dtype == bool else float(np.iinfo(array.dtype).max)
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask])
+def test_png_files_whose_checksum_does_not_match(tmp_path: Path, read: Callable[[Path], ImageFile]) -> None:
+    mask = np.zeros((9, 9), dtype=np.uint8)
+    mask[2:4, 3:5] = 255
+    path = write_picture(tmp_path / "a.png", mask, compress_level=0)
+    read(path)
+    content = bytearray(path.read_bytes())
+    pixel = content.index(bytes([255, 255]), content.index(b"IDAT") + 16)
+    checksum = content.index(b"IEND") - 8
+    for place, words in ((pixel, "broken data stream"), (checksum, "a checksum does not match")):
+        content[place] ^= 255
+        path.write_bytes(content)
+        with pytest.raises(ImageError, match=rf"^cannot be read \({words}.*\); save it again$"):
+            read(path)
+        content[place] ^= 255
+
+
+def gross_volumes(path: Path) -> ImageFile:
+    return read_label_map(path, {1: "GTVp", 2: "GTVn"})
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask, gross_volumes])
+@pytest.mark.parametrize("place", [-8, -4, 60])
+def test_gzip_files_whose_checksum_or_length_does_not_match(
+    tmp_path: Path, read: Callable[[Path], ImageFile], place: int
+) -> None:
+    volume = np.zeros((14, 15, 16), dtype=np.uint8)
+    volume[1:3, 2, 3] = 1
+    path = write_volume(tmp_path / "a.nii", volume)
+    packed = bytearray(gzip.compress(path.read_bytes(), compresslevel=0))
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(packed)
+    read(path)
+    # of the checksum, of the length, and of a description in the header, which decides on no voxel
+    packed[place if place < 0 else packed.index(b"n+1") - 200] ^= 1
+    path.write_bytes(packed)
+    with pytest.raises(ImageError, match=r"^cannot be read \((CRC check failed|Incorrect length).*\); save it again$"):
+        read(path)
+    # other decoders do not look
+    assert nibabel.load(path).get_fdata().shape == volume.shape
+    path.write_bytes(gzip.compress((tmp_path / "a.nii").read_bytes())[:-3])
+    with pytest.raises(ImageError, match=r"^cannot be read \(.+\); save it again$"):
+        read(path)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("packed", [False, True])
+def test_voxels_that_would_begin_within_the_header(tmp_path: Path, kind: type, packed: bool) -> None:
+    path = tmp_path / "a.nii"
+    nibabel.save(kind(np.arange(60, dtype=np.int16).reshape(3, 4, 5), OBLIQUE), path)
+    right = path.read_bytes()
+    np.testing.assert_array_equal(read_image(path).array[0].ravel(), np.arange(60))
+    place, code = (108, "<f") if kind is nibabel.Nifti1Image else (168, "<q")
+    for offset in (0, 100, 340):
+        content = right[:place] + struct.pack(code, offset) + right[place + struct.calcsize(code) :]
+        target = tmp_path / ("a.nii.gz" if packed else "a.nii")
+        target.write_bytes(gzip.compress(content) if packed else content)
+        words = f"^its header says that the voxels begin at byte {offset}, within the header; save it again$"
+        with pytest.raises(ImageError, match=words):
+            read_image(target)
+
+
+def test_headers_whose_voxels_lie_elsewhere(tmp_path: Path) -> None:
+    path = write_volume(tmp_path / "a.nii", np.zeros((3, 4, 5), dtype=np.uint8))
+    content = bytearray(path.read_bytes())
+    content[344:348] = b"ni1\0"
+    path.write_bytes(content)
+    assert refusal(path) == "keeps its voxels in another file (.img); save both as one .nii or .nii.gz"
+    content[344:348], content[108:112] = b"n+1\0", struct.pack("<f", 352.5)
+    path.write_bytes(content)
+    assert "begin at byte 352.5" in refusal(path)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_files_that_hold_more_voxels_than_their_header_claims(tmp_path: Path, ending: str) -> None:
+    path = write_volume(tmp_path / "a.nii", np.arange(60, dtype=np.int16).reshape(3, 4, 5))
+    content = path.read_bytes()
+    path = tmp_path / f"a{ending}"
+    for surplus, is_read in ((16, True), (120, False), (5000, False)):
+        longer = content + bytes(surplus)
+        path.write_bytes(gzip.compress(longer) if ending == ".nii.gz" else longer)
+        if is_read:
+            np.testing.assert_array_equal(read_image(path).array[0].ravel(), np.arange(60))
+        else:
+            assert refusal(path) == "holds many more bytes than its header claims; save it again"
+
+
+def test_further_axes_of_length_one(tmp_path: Path) -> None:
+    stored = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    image = read_image(write_volume(tmp_path / "a.nii", stored[..., None, None, None]))
+    np.testing.assert_array_equal(image.array, stored[None])
+    assert "claims the shape 3x4x5x1x2" in refusal(write_volume(tmp_path / "b.nii", np.zeros((3, 4, 5, 1, 2), "u1")))
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "expected"),
+    [(0, 0, (1, 0)), (0, 7, (1, 0)), (np.nan, np.nan, (1, 0)), (np.nan, 3, (1, 0)), (2, -3, (2, -3)), (-1, 0, (-1, 0))],
+)
+def test_slopes_that_scale_and_those_that_do_not(
+    tmp_path: Path, slope: float, intercept: float, expected: tuple[float, float]
+) -> None:
+    stored = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    path = write_volume(tmp_path / "a.nii", stored)
+    content = bytearray(path.read_bytes())
+    content[112:120] = struct.pack("<2f", slope, intercept)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_image(path).array[0], stored * expected[0] + expected[1])
+
+
+def test_a_slope_without_its_intercept(tmp_path: Path) -> None:
+    path = write_volume(tmp_path / "a.nii", np.zeros((3, 4, 5), dtype=np.int16))
+    content = bytearray(path.read_bytes())
+    content[112:120] = struct.pack("<2f", 2, np.nan)
+    path.write_bytes(content)
+    assert refusal(path).startswith("cannot be read (")
+
+
+JUST_ABOVE, JUST_BELOW = np.nextafter(np.float32(1), 2), np.nextafter(np.float32(1), 0)
+
+
+@pytest.mark.parametrize("factor", [1, 255, 1e-6, -3])
+def test_masks_whose_values_are_rounded(tmp_path: Path, factor: float) -> None:
+    mask = np.array([[[0, 1e-9, 1], [JUST_ABOVE, JUST_BELOW, 0.9998]]]) * factor
+    found = read_mask(write_volume(tmp_path / "m.nii", mask)).array
+    np.testing.assert_array_equal(found, [[[0, 0, 1], [1, 1, 1]]])
+
+
+def test_masks_whose_whole_numbers_are_close(tmp_path: Path) -> None:
+    stored = np.array([[[0, 65534, 65535]]], dtype=np.uint16)
+    with pytest.raises(ImageError, match=r"^holds the values 0, 65534, 65535; a mask holds"):
+        read_mask(write_volume(tmp_path / "m.nii", stored))
+
+
+def test_values_are_listed_with_digits_that_tell_them_apart(tmp_path: Path) -> None:
+    stored = np.array([[[0, 1, 0.9999999, 5]]])
+    with pytest.raises(ImageError, match=r"^holds the values 0, 0\.9999999, 1, 5; a mask"):
+        read_mask(write_volume(tmp_path / "m.nii", stored))
+
+
+def test_labels_that_are_rounded(tmp_path: Path) -> None:
+    stored = np.array([[[0, 1e-7, JUST_ABOVE], [JUST_BELOW, 2.0000002, 1.9999]]], dtype=np.float32)
+    np.testing.assert_array_equal(
+        gross_volumes(write_volume(tmp_path / "l.nii", stored)).array, [[[0, 0, 1], [1, 2, 2]]]
+    )
+    for value, shown in ((1.5, "1.5"), (1.01, "1.01"), (np.nan, "nan")):
+        stored[0, 0, 0] = value
+        with pytest.raises(ImageError, match=f"^holds the value {shown}; labels are 0, 1"):
+            gross_volumes(write_volume(tmp_path / "l.nii", stored))
+
+
+def test_a_palette_whose_colours_hide_labels(tmp_path: Path) -> None:
+    labels = Image.fromarray(np.array([[0, 1], [2, 0]], dtype=np.uint8), mode="P")
+    labels.putpalette([0, 0, 0, 0, 0, 0, 255, 255, 255])
+    labels.save(tmp_path / "m.png")
+    with pytest.raises(ImageError, match=r"^its palette shows the value 1 as black, like 0; save the mask as grey$"):
+        read_mask(tmp_path / "m.png")
+
+
+def test_marks_that_are_transparent(tmp_path: Path) -> None:
+    colours = np.dstack([disc()] * 3 + [np.full((32, 32), 255, dtype=np.uint8)])
+    path = write_picture(tmp_path / "m.png", colours)
+    np.testing.assert_array_equal(read_mask(path).array, disc() > 0)
+    # nothing is seen where nothing is marked
+    write_picture(path, np.dstack([*[disc()] * 3, disc()]))
+    np.testing.assert_array_equal(read_mask(path).array, disc() > 0)
+    write_picture(path, np.dstack([*[disc()] * 3, 255 - disc()]))
+    with pytest.raises(ImageError, match=r"^marks pixels that are transparent; save the mask without transparency$"):
+        read_mask(path)
+    grey = Image.fromarray(disc())
+    grey.save(path, transparency=255)
+    with pytest.raises(ImageError, match=r"^marks pixels that are transparent"):
+        read_mask(path)
+    grey.save(path, transparency=0)
+    np.testing.assert_array_equal(read_mask(path).array, disc() > 0)
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".tif"])
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_pictures_that_are_stored_turned(tmp_path: Path, ending: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = write_picture(tmp_path / f"a{ending}", np.zeros((16, 24), dtype=np.uint8), exif=exif)
+    for read in (read_image, read_mask, read_colours):
+        with pytest.raises(ImageError, match=r"^is stored turned "):
+            read(path)
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".tif"])
+def test_colours_for_print(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a{ending}"
+    Image.fromarray(np.zeros((16, 24, 4), dtype=np.uint8), mode="CMYK").save(path)
+    assert refusal(path).startswith("holds colours of an unusual kind (")

@@ -97,7 +97,7 @@ def refusal(path: Path, read: Callable[[Path], object] = read_image) -> str:
 @pytest.mark.parametrize("read", [read_image, read_mask, header_of])
 def test_a_header_that_claims_a_million_million_voxels(tmp_path: Path, name: str, read: Any) -> None:
     path = nifti(tmp_path / name, 10000, 10000, 10000)
-    line = "its header claims 10000x10000x10000 voxels, more than 2^31; save it again, or cut it up"
+    line = "its header claims 10000x10000x10000 voxels, more than 2^31; save it again, or cut it into parts"
     assert refusal(path, read) == line
 
 
@@ -133,12 +133,12 @@ def test_what_does_not_fit_the_memory_is_not_begun(tmp_path: Path, monkeypatch: 
     path.write_bytes(path.read_bytes() + bomb(2))
     # pages of 4 KiB, as many
     monkeypatch.setattr(reading.os, "sysconf", lambda name: 4096)
-    assert refusal(path) == "does not fit this machine's memory; cut it up"
+    assert refusal(path) == "does not fit into this machine's memory; cut it into parts"
 
 
 def test_pictures_that_claim_too_much(tmp_path: Path) -> None:
     path = png(tmp_path / "a.png", 50000, 50000)
-    assert refusal(path) == "its header claims more pixels than Pillow's limit; save it again, or cut it up"
+    assert refusal(path) == "its header claims more pixels than Pillow's limit; save it again, or cut it into parts"
 
 
 def test_images_without_a_voxel(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_arrays_that_claim_too_much(tmp_path: Path, content: bytes, line: str) -
 def test_an_array_that_does_not_fit_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_archive(tmp_path / "one.npz", **{"members.npy": array_header(shape=(10**5, 2, 6, 5)) + bytes(48 * 10**6)})
     monkeypatch.setattr(reading.os, "sysconf", lambda name: 4096)
-    assert archive_problem(tmp_path) == "one: one.npz: does not fit this machine's memory; cut it up"
+    assert archive_problem(tmp_path) == "one: one.npz: does not fit into this machine's memory; cut it into parts"
 
 
 def test_a_pipe_and_a_number_of_members_without_end(tmp_path: Path) -> None:

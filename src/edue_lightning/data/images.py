@@ -1,13 +1,15 @@
 """One image or mask file: PNG, JPEG, TIFF or NIfTI.
 
-Files are data of strangers: a decoder is chosen from a short list, a header's claims are checked before anything is
-allocated, and what could be read in two ways is refused instead of guessed.
+Files come from strangers: only a few decoders are allowed, a header's claims are checked before memory is allocated,
+checksums are verified to the end, and a file that programs show in different ways is refused, not guessed at.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,43 +22,61 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.openers import ImageOpener
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
+from edue_lightning.data.tiff import (
+    BITS_TAG,
+    DEEP_COLOURS,
+    PHOTOMETRIC_TAG,
+    SAMPLE_FORMAT_TAG,
+    WHITE_IS_ZERO,
+    tag_problem,
+)
 from edue_lightning.text import reason_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 VOLUMES = (".nii", ".nii.gz")
 MOST_VOXELS = 2**31
-"""Voxels that a NIfTI header may claim; for pictures Pillow's own, lower limit holds."""
+"""Largest number of voxels that a NIfTI header may claim; pictures have Pillow's own, lower limit."""
 
 MOST_INFLATION = 1032
-"""Times its own size that a file which is packed by deflate, as gzip and ZIP do, can unpack to."""
+"""Largest ratio of unpacked to packed size of deflate, the compression of gzip and ZIP."""
 
 AFFINE_TOLERANCE = 1e-3
-"""Largest difference of any entry, in mm, between affines that count as one."""
+"""Largest difference of any entry, in mm, between affines that count as equal."""
+
+ROUNDING = 1e-3
+"""Largest distance of a floating-point label from its whole number, and of a mask's values relative to the largest."""
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
-_PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA", "I", "I;16", "I;16B", "F")
-_TOO_LARGE = "does not fit this machine's memory; cut it up"
+_PLAIN_MODES = ("L", "LA", "RGB", "RGBA", "I", "I;16", "I;16B", "F")
+# numbers whose bytes Pillow leaves in the wrong order when libtiff unpacks them
+_SWAPPED = (";16BS", ";32B", ";32BS", ";32BF", ";64BF")
+_MODES = (*_PLAIN_MODES, "1", "P", "PA", "La")
+_TOO_LARGE = "does not fit into this machine's memory; cut it into parts"
 _ORIENTATION_TAG = 0x0112
 _MM = {"meter": 1000.0, "micron": 0.001}
 _VOXEL_SIZES = (1e-6, 1e4)  # mm, from a nanometre on
 _SMALLEST_SINE = 1e-6  # of the angle between two axes of a volume
 _MOST_BYTES_BEFORE_VOXELS = 2**26
+_MOST_BYTES_BEHIND_VOXELS = 2**26
+_CHUNK = 2**20
+_PNG_SIGNATURE_BYTES = 8
 _MOST_VALUES_LISTED = 6
 
 
 class ImageError(ValueError):
-    """A file cannot be used; the message is the reason and the mend, without the file's name."""
+    """A file cannot be used; the message gives the reason and the fix, without the file's name."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """What a file holds; `*S` is two axes (rows, columns; of NIfTI i, j) or three (i, j, k).
+    """Content of a file; `*S` is two axes (rows and columns; i and j of NIfTI) or three (i, j, k).
 
     Attributes:
         array: `[C, *S]` float32 of an image, `[*S]` bool of a mask, `[*S]` uint8 of a label map.
-        spacing: voxel size in mm along each spatial axis, or None where the format does not tell.
-        affine: `[4, 4]` from the file's three voxel indices to mm, or None where the format does not tell.
+        spacing: voxel size in mm along each spatial axis, or None if the format has none.
+        affine: `[4, 4]`, from the file's three voxel indices to mm, or None if the format has none.
     """
 
     array: NDArray[np.float32] | NDArray[np.bool_] | NDArray[np.uint8]
@@ -65,19 +85,19 @@ class ImageFile:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Length of the spatial axes, `S`."""
+        """Lengths of the spatial axes, `S`."""
         return self.array.shape[1:] if self.array.dtype == np.float32 else self.array.shape
 
 
 @dataclass(frozen=True, eq=False)
 class ImageHeader:
-    """What a file says of its grid.
+    """Grid of a file by its header.
 
     Attributes:
-        shape: of the spatial axes, `S`.
-        channels: C.
-        spacing: as in `ImageFile`.
-        affine: as in `ImageFile`.
+        shape: lengths of the spatial axes, `S`.
+        channels: number of channels, C.
+        spacing: see `ImageFile`.
+        affine: see `ImageFile`.
     """
 
     shape: tuple[int, ...]
@@ -87,38 +107,39 @@ class ImageHeader:
 
 
 def header_of(path: Path) -> nibabel.Nifti1Header:
-    """Return the header of a NIfTI file that can be read (that of NIfTI 2 is a kind of NIfTI 1's).
+    """Return the checked header of a NIfTI file; the class of NIfTI 2 is derived from NIfTI 1's.
 
     Raises:
-        ImageError: if it is none.
+        ImageError: if the file is no NIfTI file, or its header is invalid.
     """
     with _decoding(path):
         return _open_volume(path)[0]
 
 
 def require_memory(size: int) -> None:
-    """Refuse what would take more bytes than this machine has memory: the system would end the process instead.
+    """Check that a number of bytes fits into this machine's memory; the system would end the process otherwise.
 
     Raises:
-        ImageError: if it does.
+        ImageError: if it does not fit.
     """
     if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
         raise ImageError(_TOO_LARGE)
 
 
 def same_affine(first: ArrayLike, second: ArrayLike) -> bool:
-    """Tell whether two affines place their voxels alike, to a thousandth of a millimetre an entry."""
+    """Return whether two affines are equal, to `AFFINE_TOLERANCE` in each entry."""
     return np.allclose(first, second, rtol=0, atol=AFFINE_TOLERANCE)
 
 
 def read_image(path: Path) -> ImageFile:
-    """Read an image: 8-bit values over 255, 16-bit over 65535, all others and NIfTI's as they are stored.
+    """Read an image.
 
-    Transparency is dropped, palettes become RGB. The last axis of a 4D NIfTI file is the channels; a third axis of
-    length one is none.
+    Values of 1 to 8 bits are divided by their largest, those of 16 bits by 65535; all others, and NIfTI's, stay as they
+    are. Where a TIFF file says that 0 is white, values are inverted. Transparency is dropped, palettes become RGB. The
+    fourth axis of a NIfTI file holds the channels; a third axis of length one is dropped.
 
     Raises:
-        ImageError: if the file cannot be read, holds NaN or infinity, or could be read in more than one way.
+        ImageError: if the file cannot be read, holds NaN or infinity, or is shown differently by different programs.
     """
     with _decoding(path):
         image = _read_volume(path, np.float32) if _is_volume(path) else ImageFile(_read_picture(path))
@@ -128,9 +149,10 @@ def read_image(path: Path) -> ImageFile:
 
 
 def read_mask(path: Path) -> ImageFile:
-    """Read a mask: true where the file's one value other than 0 is.
+    """Read a mask: true where the file holds its one value other than 0.
 
-    A palette that begins with black is taken for a list of labels, whatever the colours.
+    Floating-point values may be off by `ROUNDING`. A palette that begins with black is a list of labels, whatever its
+    other colours.
 
     Raises:
         ImageError: if the file cannot be read or holds more than a mask.
@@ -141,25 +163,29 @@ def read_mask(path: Path) -> ImageFile:
 
 
 def read_colours(path: Path) -> NDArray[np.uint8]:
-    """Read a picture of 8 bits as `[H, W, 3]` uint8; grey ones get three equal channels, transparency is dropped.
+    """Read a picture of 8 bits per colour as `[H, W, 3]` uint8.
+
+    Grey pictures get three equal channels, transparency is dropped.
 
     Raises:
         ImageError: if the file is no such picture.
     """
     with _decoding(path):
         if _is_volume(path):
-            raise ImageError("is a volume; save a picture of 8 bits a colour")
+            raise ImageError("is a volume; save a picture of 8 bits per colour")
         with _open_picture(path) as picture:
             if picture.mode.startswith(("I", "F")):
-                raise ImageError("holds more than 8 bits a colour; save it with 8")
+                raise ImageError("holds more than 8 bits per colour; save it with 8")
             return np.asarray(picture.convert("RGB"))
 
 
 def read_label_map(path: Path, labels: Mapping[int, str]) -> ImageFile:
-    """Read a NIfTI file of one number a structure, 0 being the background.
+    """Read a NIfTI file with one number per structure and 0 for the background.
+
+    Floating-point values may be off by `ROUNDING`.
 
     Args:
-        path: of the file.
+        path: NIfTI file.
         labels: names of the structures by their numbers, from 1 to 255.
 
     Raises:
@@ -170,8 +196,11 @@ def read_label_map(path: Path, labels: Mapping[int, str]) -> ImageFile:
             raise ImageError("is a picture; save the labels as NIfTI")
         volume = _read_volume(path, None)
     if len(volume.array) > 1:
-        raise ImageError("has channels; save one number a voxel")
+        raise ImageError("has channels; save one number per voxel")
     values = volume.array[0]
+    if values.dtype.kind == "f":
+        whole = np.rint(values)
+        values = np.where(np.abs(values - whole) <= ROUNDING, whole, values)
     found = np.zeros(values.shape, dtype=np.uint8)
     for number in labels:
         found[values == number] = number
@@ -191,12 +220,12 @@ def _is_volume(path: Path) -> bool:
 
 @contextmanager
 def _decoding(path: Path) -> Iterator[None]:
-    """Tell whatever goes wrong in a decoder as an `ImageError`."""
+    """Turn any error of a decoder into an `ImageError`."""
     try:
-        # a pipe would be waited for, a device may have no end
+        # reading a pipe would block, and a device may have no end
         if path.exists() and not path.is_file():
             raise ImageError("is no regular file; put the image itself there")
-        # values that are out of range become infinite, and are told then
+        # values out of range become infinite, which is reported later
         with np.errstate(all="ignore"):
             yield
     except ImageError:
@@ -204,8 +233,10 @@ def _decoding(path: Path) -> Iterator[None]:
     except MemoryError as error:
         raise ImageError(_TOO_LARGE) from error
     except Image.DecompressionBombError as error:
-        raise ImageError("its header claims more pixels than Pillow's limit; save it again, or cut it up") from error
-    # a decoder raises whatever it stumbles over in a damaged file: OSError, SyntaxError, struct.error, ...
+        raise ImageError(
+            "its header claims more pixels than Pillow's limit; save it again, or cut it into parts"
+        ) from error
+    # decoders raise all kinds of errors on damaged files: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise ImageError(f"cannot be read ({reason_of(error, path)}); save it again") from error
 
@@ -215,61 +246,118 @@ def _open_picture(path: Path) -> Image.Image:
     picture = Image.open(path, formats=_FORMATS)
     pages = getattr(picture, "n_frames", 1)
     if pages > 1:
-        raise ImageError(f"holds {pages} pages; save one 2D picture a file, volumes as NIfTI")
+        raise ImageError(f"holds {pages} pages; save one 2D picture per file, volumes as NIfTI")
+    # before loading, which turns a TIFF picture and forgets that it was stored turned
+    problem = tag_problem(picture.tag_v2) if isinstance(picture, TiffImageFile) else None
+    if problem is not None:
+        raise ImageError(problem)
     if ";16" in str(picture.tile) and not picture.mode.startswith("I"):
-        raise ImageError("holds 16-bit colours, which would be cut to 8 bits; save it with 8, or a file a channel")
+        raise ImageError(DEEP_COLOURS)
+    if any(tile[0] == "libtiff" and str(tile[3][0]).endswith(_SWAPPED) for tile in picture.tile):
+        raise ImageError("is compressed, its highest byte first, which Pillow misreads; save it uncompressed")
+    if picture.mode not in _MODES:
+        raise ImageError(f"holds colours of an unusual kind ({picture.mode}); save it as grey or RGB")
     picture.load()
     # some programs turn such pictures, others do not: a mask may have been drawn on either
     orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
-    if orientation > 1:
+    if orientation not in (0, 1):
         raise ImageError(f"is stored turned (EXIF orientation {orientation}); save it upright")
+    if picture.format == "PNG":
+        _verify_png(path)
     return picture
+
+
+def _verify_png(path: Path) -> None:
+    """Check the checksums of a PNG file, which Pillow skips for the pixels.
+
+    Raises:
+        ValueError: if one does not match, or the file is cut off.
+    """
+    with path.open("rb") as file:
+        file.seek(_PNG_SIGNATURE_BYTES)
+        kind = b""
+        while kind != b"IEND":
+            start = file.read(8)
+            length, kind = struct.unpack(">I4s", start) if len(start) == 8 else (0, b"")
+            content = file.read(length)
+            if zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(file.read(4), "big") or not kind:
+                raise ValueError("a checksum does not match")
 
 
 def _read_picture(path: Path) -> NDArray[np.float32]:
     with _open_picture(path) as picture:
         stored = _colours(picture)
-    largest = np.iinfo(stored.dtype).max if stored.dtype.kind == "u" else 1
+    largest = np.iinfo(stored.dtype).max if stored.dtype in (np.uint8, np.uint16) else 1
     return stored.astype(np.float32) / np.float32(largest)
 
 
 def _read_labels(path: Path) -> NDArray:
     """Return `[C, *S]` values of a mask as they are stored."""
     with _open_picture(path) as picture:
-        palette = picture.getpalette()
-        if picture.mode == "P" and palette and not any(palette[:3]):
-            return np.array(picture)[None]
-        colours = _colours(picture)
-        if picture.format == "JPEG" and len(np.unique(colours)) > 2:
+        palette = picture.getpalette() or []
+        if picture.mode == "P" and not any(palette[:3]):
+            values = np.array(picture)[None]
+            black = [value for value in np.unique(values) if value > 0 and not any(palette[3 * value : 3 * value + 3])]
+            if black:
+                raise ImageError(f"its palette shows the value {black[0]} as black, like 0; save the mask as grey")
+        else:
+            values = _colours(picture)
+        if picture.format == "JPEG" and len(np.unique(values)) > 2:
             raise ImageError("is a JPEG, which blurs labels; save the mask as PNG")
-        if "A" in picture.getbands() and np.ptp(colours) == 0 and np.ptp(np.asarray(picture.getchannel("A"))) > 0:
+        alpha = _transparency(picture)
+        if alpha is not None and np.ptp(values) == 0 and np.ptp(alpha) > 0:
             raise ImageError("has its shape in the transparency; save the mask with 0 and one other value")
-    return colours
+        if alpha is not None and (values[:, alpha == 0] != 0).any():
+            raise ImageError("marks pixels that are transparent; save the mask without transparency")
+    return values
+
+
+def _transparency(picture: Image.Image) -> NDArray[np.uint8] | None:
+    """Return how opaque each pixel is, `[H, W]` from 0 to 255, or None for an opaque picture."""
+    if not picture.has_transparency_data:
+        return None
+    if picture.mode.startswith("I"):
+        return np.where(np.asarray(picture) == picture.info["transparency"], 0, 255).astype(np.uint8)
+    return np.asarray(picture.convert("RGBA").getchannel("A"))
 
 
 def _colours(picture: Image.Image) -> NDArray:
-    """Return `[C, *S]` values as they are stored, without transparency."""
-    if picture.mode not in _PLAIN_MODES:
+    """Return `[C, *S]` values without transparency, as they are stored; inverted where 0 means white."""
+    if picture.mode == "1":
+        # Pillow's bools hold bytes of 255
+        picture = picture.convert("L")
+    elif picture.mode not in _PLAIN_MODES:
         picture = picture.convert("RGB")
     stored = np.array(picture)
+    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    if isinstance(picture, TiffImageFile):
+        tags = picture.tag_v2
+        if stored.dtype == np.uint16 and tags[PHOTOMETRIC_TAG] == WHITE_IS_ZERO:
+            # Pillow inverts up to 8 bits alone
+            stored = np.iinfo(np.uint16).max - stored
+        if stored.dtype == np.int32 and (*tags[BITS_TAG], *tags.get(SAMPLE_FORMAT_TAG, (1,))) == (32, 1):
+            # Pillow has no unsigned numbers of 32 bits
+            stored = stored.view(np.uint32)
     if stored.ndim == 2:
         return stored[None]
     return np.moveaxis(stored, -1, 0)[: len(picture.getbands()) - ("A" in picture.getbands())]
 
 
 def _open_volume(path: Path) -> tuple[nibabel.Nifti1Header, ImageHeader]:
-    """Check what a NIfTI file claims; none of its voxels are read."""
+    """Check what a NIfTI file claims, without reading any voxels."""
     header = _header(path)
     stored = header.get_data_shape()
     claimed = "x".join(map(str, stored))
+    while len(stored) > 4 and stored[-1] == 1:
+        stored = stored[:-1]
     if len(stored) not in (2, 3, 4) or min(stored) < 1:
         raise ImageError(f"its header claims the shape {claimed}; give it 2 or 3 axes, and one more for channels")
     if math.prod(stored) > MOST_VOXELS:
-        raise ImageError(f"its header claims {claimed} voxels, more than 2^31; save it again, or cut it up")
+        raise ImageError(f"its header claims {claimed} voxels, more than 2^31; save it again, or cut it into parts")
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
         raise ImageError("holds colours or complex numbers; save plain numbers, channels along the fourth axis")
-    _require_bytes(path, header.get_data_offset(), math.prod(stored) * dtype.itemsize)
+    _require_bytes(path, header, math.prod(stored) * dtype.itemsize)
     # as they are stored, and as numbers of up to 8 bytes
     require_memory(math.prod(stored) * (dtype.itemsize + 8))
     shape = stored[:2] if stored[2:3] == (1,) else stored[:3]
@@ -279,15 +367,16 @@ def _open_volume(path: Path) -> tuple[nibabel.Nifti1Header, ImageHeader]:
     if not np.isfinite(affine).all() or not all(_VOXEL_SIZES[0] <= size <= _VOXEL_SIZES[1] for size in spacing):
         raise ImageError("its header gives no valid voxel size; correct its affine")
     if np.linalg.matrix_rank(affine[:3, : len(shape)] / spacing, tol=_SMALLEST_SINE) < len(shape):
-        raise ImageError("its header gives two axes one direction; correct its affine")
+        raise ImageError("its header gives two axes the same direction; correct its affine")
     channels = stored[3] if len(stored) == 4 else 1
     return header, ImageHeader(shape, channels, spacing, affine)
 
 
 def _header(path: Path) -> nibabel.Nifti1Header:
-    """Return what a NIfTI file begins with, without the extensions behind it, which may claim, and unpack to, any size.
+    """Return the start of a NIfTI file, without the extensions behind it, which may claim, and unpack to, any size.
 
     Raises:
+        ImageError: if the voxels do not lie behind the header.
         ValueError: if it is no NIfTI file.
     """
     kinds = (nibabel.Nifti1Header, nibabel.Nifti2Header)
@@ -295,12 +384,23 @@ def _header(path: Path) -> nibabel.Nifti1Header:
         start = file.read(max(kind.template_dtype.itemsize for kind in kinds))
     for kind in kinds:
         if kind.may_contain_header(start):
-            return kind(start[: kind.template_dtype.itemsize])
+            start = start[: kind.template_dtype.itemsize]
+            _require_voxels_behind(kind(start, check=False))
+            return kind(start)
     raise ValueError("no NIfTI header")
 
 
-def _require_bytes(path: Path, before: int, voxels: int) -> None:
+def _require_voxels_behind(header: nibabel.Nifti1Header) -> None:
+    if not bytes(header["magic"]).startswith(b"n+"):
+        raise ImageError("keeps its voxels in another file (.img); save both as one .nii or .nii.gz")
+    begin = float(header["vox_offset"])
+    if not begin.is_integer() or begin < header.single_vox_offset:
+        raise ImageError(f"its header says that the voxels begin at byte {begin:g}, within the header; save it again")
+
+
+def _require_bytes(path: Path, header: nibabel.Nifti1Header, voxels: int) -> None:
     """Check that a file can hold what its header claims: memory for the voxels is filled before they are read."""
+    before = header.get_data_offset()
     if before > _MOST_BYTES_BEFORE_VOXELS:
         raise ValueError(f"its header claims {before} bytes before the voxels")
     most = path.stat().st_size * (MOST_INFLATION if path.name.lower().endswith(".gz") else 1)
@@ -311,7 +411,14 @@ def _require_bytes(path: Path, before: int, voxels: int) -> None:
 def _read_volume(path: Path, dtype: type[np.float32] | None) -> ImageFile:
     """Return `[C, *S]` values through the slope, in `dtype` or as stored."""
     stored, header = _open_volume(path)
-    values = np.asarray(ArrayProxy(path, stored, mmap=False), dtype=dtype)
+    with ImageOpener(str(path)) as file:
+        values = np.asarray(ArrayProxy(file, stored, mmap=False), dtype=dtype)
+        # gzip verifies its checksum at the end of the file
+        behind, most = 0, min(values.size * stored.get_data_dtype().itemsize, _MOST_BYTES_BEHIND_VOXELS)
+        while behind < most and (chunk := file.read(_CHUNK)):
+            behind += len(chunk)
+    if behind >= most:
+        raise ImageError("holds many more bytes than its header claims; save it again")
     array = np.moveaxis(values.reshape(*header.shape, header.channels), -1, 0)
     return ImageFile(array, header.spacing, header.affine)
 
@@ -321,14 +428,21 @@ def _foreground(channels: NDArray) -> NDArray[np.bool_]:
     values = channels[0]
     if (channels[1:] != values).any():
         raise ImageError("is coloured; save the mask as one channel of 0 and one other value")
-    foreground = values != 0
+    tolerance = 0.0
+    if values.dtype.kind == "f":
+        peak = float(np.abs(values).max())
+        tolerance = ROUNDING * peak if math.isfinite(peak) else 0.0
+    # NaN counts as a value of its own
+    foreground = ~(np.abs(values) <= tolerance) if tolerance else values != 0
     others = values[foreground]
-    if (others != others[:1]).any():
+    if not (np.abs(others - others[:1]) <= tolerance if tolerance else others == others[:1]).all():
         raise ImageError(f"holds the values {_listed(np.unique(values))}; a mask holds 0 and one other value")
     return foreground
 
 
 def _listed(values: NDArray) -> str:
-    return ", ".join(f"{value:g}" for value in values[:_MOST_VALUES_LISTED]) + ", ..." * (
-        len(values) > _MOST_VALUES_LISTED
-    )
+    shown = values[:_MOST_VALUES_LISTED]
+    texts = [f"{value:g}" for value in shown]
+    if len({*texts}) < len(texts):
+        texts = [np.format_float_positional(value, trim="-") for value in shown]
+    return ", ".join(texts) + ", ..." * (len(values) > _MOST_VALUES_LISTED)
