@@ -37,6 +37,17 @@ def can_be_in_file_name(text: str) -> bool:
     return text != "" and text.isprintable() and len(text.encode()) <= _MOST_NAME_BYTES and not {*"/\\"} & {*text}
 
 
+def natural_key(text: str) -> tuple[tuple[str | tuple[int, str], ...], str]:
+    """Return a key for sorting names as people count them, `rater 2` before `rater 10`.
+
+    >>> sorted(["rater 10", "rater 2", "anna"], key=natural_key)
+    ['anna', 'rater 2', 'rater 10']
+    """
+    parts = re.split(r"0*(\d+)", text)
+    # every second part is a number, so parts of two names can be compared; the longer number is the larger one
+    return tuple((len(part), part) if place % 2 else part for place, part in enumerate(parts)), text
+
+
 def counted(problems: Sequence[str]) -> str:
     """Return the number of problems in words."""
     return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

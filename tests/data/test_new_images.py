@@ -67,7 +67,7 @@ def test_a_case_without_one_of_its_channels_is_a_problem_of_its_own(tmp_path: Pa
     found = find_images(tmp_path, 2)
     assert set(listed(found)) == {"b"}
     problems = dict(found.problems)
-    assert problems["a"] == "lacks a channel: there is a__CT.nii.gz alone"
+    assert problems["a"] == "lacks a channel: only a__CT.nii.gz exists; add the other files"
     assert "are the same channel" in problems["c"]
 
 

@@ -169,7 +169,7 @@ def test_a_failing_write_leaves_nothing_and_is_told(tmp_path: Path, monkeypatch:
     assert not list(cache.glob("*.pt"))
     assert not list(cache.glob("unfinished-*"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"data\.cache=.* cannot be made"):
+    with pytest.raises(UserError, match=r"data\.cache=.* cannot be created"):
         ManifestSource(str(folder), cache=str(tmp_path / "file" / "cache"))
 
 

@@ -135,11 +135,11 @@ def test_every_problem_is_named_before_anything_is_computed(tmp_path: Path) -> N
     assert code == 2
     assert error.splitlines() == [
         "error: predictions=predictions: 5 problems",
-        "  case0: surplus, is of another split; take split=all or remove it",
-        "  stranger: surplus, no case of the data",
+        "  case0: belongs to another split; set split=all or remove its files",
+        "  stranger: is no case of the data set; remove its files",
         "  case2: missing; add case2.npz",
-        "  case3: case3.npz: members has shape [3, 2, 5, 12], wanted [M, 2, 10, 12]",
-        "  case4: holds NaN",
+        "  case3: case3.npz: members has shape [3, 2, 5, 12], expected [M, 2, 10, 12]",
+        "  case4: holds NaN; replace these values",
     ]
     assert not (tmp_path / "out" / "config.yaml").exists()
 
@@ -182,11 +182,11 @@ def problems(folder: Path, data: Path) -> list[str]:
         ({"members": np.zeros((0, 2, 10, 12))}, "shape [0, 2, 10, 12]"),
         ({"members": np.zeros((2, 10, 12))}, "shape [2, 10, 12]"),
         ({"members": np.zeros(())}, "shape []"),
-        ({"members": np.zeros((3, 1, 10, 12))}, "wanted [M, 2, 10, 12]"),
+        ({"members": np.zeros((3, 1, 10, 12))}, "expected [M, 2, 10, 12]"),
         ({"member": np.zeros((3, 2, 10, 12))}, "holds no array named 'members'"),
         ({"members": np.full((3, 2, 10, 12), "x")}, "holds <U1"),
         ({"members": np.full((3, 2, 10, 12), None)}, "holds object"),
-        ({"members": np.zeros((2, 2, 10, 12))}, "has 2 members, most cases have 3"),
+        ({"members": np.zeros((2, 2, 10, 12))}, "has 2 members, but most cases have 3"),
     ],
 )
 def test_a_broken_archive_is_named(tmp_path: Path, content: bytes | dict[str, np.ndarray], words: str) -> None:
@@ -251,9 +251,9 @@ def test_nifti_members_equal_an_archive(tmp_path: Path) -> None:
     (images / "case4__member2__cup.nii.gz").unlink()
     (images / "notes.nii").write_bytes(b"")
     assert problems(images, tmp_path / "data") == [
-        "notes.nii: is not named CASE_ID__memberM.nii.gz",
+        "notes.nii: is not named CASE_ID__memberM.nii.gz; rename or remove it",
         "case2: case2__member1__cup.nii.gz: lies on another grid (affine) than the case",
-        "case3: case3__member0__disc.nii.gz: has shape [9, 10, 7], wanted [9, 10, 8]",
+        "case3: case3__member0__disc.nii.gz: has shape [9, 10, 7], expected [9, 10, 8]",
         "case4: lacks a file for cup of member 2",
     ]
 
@@ -265,7 +265,7 @@ def test_a_single_structure_needs_no_name_and_two_forms_of_one_case_are_refused(
         volume = nibabel.Nifti1Image(members[0, m, 0].astype(np.float32), AFFINE)
         nibabel.save(volume, tmp_path / "predictions" / f"case2__member{m}.nii")
     (line,) = problems(tmp_path / "predictions", tmp_path / "data")
-    assert line == "case2: lies there as case2.npz and as NIfTI; remove one"
+    assert line == "case2: exists as case2.npz and as NIfTI; remove one"
     (tmp_path / "predictions" / "case2.npz").unlink()
     source = ManifestSource(str(tmp_path / "data"))
     loaded = PredictionFolder(tmp_path / "predictions", source.structures).load(source.load("case2"))

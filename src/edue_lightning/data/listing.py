@@ -1,4 +1,4 @@
-"""Files in a folder as somebody unpacked it, and what is wrong with their list; none of them is opened."""
+"""Lists of the files in an unpacked data set, and the problems of such lists; no file is opened."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from edue_lightning.data.file_source import problem_line, relative_name
 from edue_lightning.data.images import VOLUMES
 
 DEEPEST = 6
-"""Levels of folders below the data set's that are looked into."""
+"""Number of folder levels below the data set's folder that are searched."""
 
 
 class ListingProblems:
-    """Collects a line for each thing that is wrong with the files below a folder.
+    """Collects one line per problem of the files below a folder.
 
     Args:
-        root: the data set's folder, from which files are named.
+        root: folder of the data set; files are named by their paths from there.
     """
 
     def __init__(self, root: Path) -> None:
@@ -25,49 +25,64 @@ class ListingProblems:
         self.lines: list[str] = []
 
     def add(self, path: Path, problem: str, case_id: str | None = None) -> None:
-        """Note a problem and its mend; without a case where the file's name tells none."""
+        """Note a problem and its fix; without a case if the file's name gives none."""
         name = relative_name(path, self.root)
         self.lines.append(f"{name}: {problem}" if case_id is None else problem_line(name, case_id, problem))
 
     def add_twice(self, path: Path, first: Path, what: str, case_id: str) -> None:
-        """Note that two files (or folders) claim to be the same thing."""
+        """Note that two files or folders claim to be the same thing."""
         self.add(path, f"is {what}, and so is {relative_name(first, self.root)}; remove one", case_id)
 
 
 def find_files(
-    problems: ListingProblems, leave_out: Callable[[str], bool], endings: tuple[str, ...] = VOLUMES
+    problems: ListingProblems,
+    leave_out: Callable[[str], bool],
+    endings: tuple[str, ...] = VOLUMES,
+    deepest: int = DEEPEST,
 ) -> list[Path]:
-    """List the files with some endings in the data set's folder and below it, `DEEPEST` levels down, sorted by path.
+    """List the files with certain endings in the data set's folder and `deepest` levels below, sorted by path.
 
-    Hidden files and macOS' `__MACOSX` are passed over. Links to files count as files if they stay within the folder;
-    linked folders are not entered, as what lies within is found where it lies.
+    Hidden files and macOS' `__MACOSX` are skipped. Links to files count as files, wherever they lead. Linked folders
+    are searched if they lie outside of the data set's folder; the others are found where they lie.
 
     Args:
-        problems: takes a line for each link that leads out of the folder or nowhere, and for each unreadable folder.
-        leave_out: tells from a folder's name that nothing below it is of interest.
-        endings: in lower case, each with its dot; files may have them in any case. By default NIfTI's.
+        problems: receives one line per broken link and per unreadable folder.
+        leave_out: returns from a folder's name whether to skip it.
+        endings: endings in lower case, each with its dot, by default NIfTI's; files may have them in any case.
+        deepest: number of folder levels to search.
     """
     root = problems.root
     found = []
+    # a linked folder may lead to one that holds the link
+    entered = [root]
 
     def unreadable(error: OSError) -> None:
-        problems.add(Path(error.filename), f"cannot be looked into ({error.strerror}); make it readable")
+        problems.add(Path(error.filename), f"cannot be searched ({error.strerror}); make it readable")
 
-    for folder, subfolders, files in os.walk(root, onerror=unreadable):
+    for folder, subfolders, files in os.walk(root, onerror=unreadable, followlinks=True):
         here = Path(folder)
-        kept = [name for name in sorted(subfolders) if not _is_hidden(name) and not leave_out(name)]
-        for name in kept:
+        kept = []
+        for name in sorted(subfolders):
+            if _is_hidden(name) or leave_out(name):
+                continue
             if (here / name).is_symlink():
-                _follow(here / name, problems)
-        deepest = len(here.relative_to(root).parts) >= DEEPEST
-        subfolders[:] = [] if deepest else kept
+                target = _target(here / name, problems)
+                if target is None or any(_overlap(target, other) for other in entered):
+                    continue
+                entered.append(target)
+            kept.append(name)
+        subfolders[:] = kept if len(here.relative_to(root).parts) < deepest else []
+        for name in files:
+            # most likely a folder, as files have endings
+            if "." not in name and (here / name).is_symlink():
+                _target(here / name, problems)
         wanted = [here / name for name in files if name.lower().endswith(endings) and not _is_hidden(name)]
-        found += [path for path in wanted if not path.is_symlink() or _follow(path, problems)]
+        found += [path for path in wanted if not path.is_symlink() or _target(path, problems) is not None]
     return sorted(found, key=lambda path: path.parts)
 
 
 def stem_of(path: Path, endings: tuple[str, ...] = VOLUMES) -> str:
-    """Return a file's name without its ending, which must be one of those given, by default NIfTI's.
+    """Return a file's name without its ending, which must be one of `endings`, by default NIfTI's.
 
     >>> stem_of(Path("imagesTr/CHUM-001__CT.nii.gz"))
     'CHUM-001__CT'
@@ -80,15 +95,15 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _follow(link: Path, problems: ListingProblems) -> bool:
-    """Tell whether a link leads to something within the folder; note it if not."""
+def _overlap(first: Path, second: Path) -> bool:
+    return first.is_relative_to(second) or second.is_relative_to(first)
+
+
+def _target(link: Path, problems: ListingProblems) -> Path | None:
+    """Return where a link leads, or None if nowhere, which is noted."""
     try:
-        target = link.resolve(strict=True)
+        return link.resolve(strict=True)
     # RuntimeError is a circle of links
     except (OSError, RuntimeError):
         problems.add(link, "is a link that leads nowhere; fetch what it points to, or remove it")
-        return False
-    if not target.is_relative_to(problems.root):
-        problems.add(link, "is a link that leads out of the data set's folder; put the files themselves there")
-        return False
-    return True
+        return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, read_image
 from edue_lightning.data.listing import ListingProblems, find_files, stem_of
 from edue_lightning.data.preparation import Preparation, PreparedImage, require_channels
-from edue_lightning.data.sources.manifest.source import locate
+from edue_lightning.data.sources.manifest.files import NamedFiles
 from edue_lightning.data.sources.manifest.table import TABLES, read_images
 from edue_lightning.errors import UserError
 from edue_lightning.text import can_be_in_file_name, one_line
@@ -31,12 +31,12 @@ _CHANNEL_NAMES = (
 
 @dataclass(frozen=True)
 class ImageCase:
-    """A case of which there is nothing but images.
+    """A case with images alone.
 
     Attributes:
-        case_id: unique among the cases.
-        files: in the order of the channels.
-        spacing: mm along each axis, where a table tells; else the files do.
+        case_id: name of the case, unique among the cases.
+        files: image files in the order of the channels.
+        spacing: voxel size in mm along each axis from a table, or None to take the files'.
     """
 
     case_id: str
@@ -46,11 +46,11 @@ class ImageCase:
 
 @dataclass(frozen=True)
 class ImageCases:
-    """What was found.
+    """The cases below a path.
 
     Attributes:
-        cases: in the order of their names, or of the table.
-        problems: by name of a file or case, what is wrong with it; these are no cases.
+        cases: usable cases in the order of their names, or of the table.
+        problems: pairs of a file's or case's name and its problem; none of these is among the cases.
     """
 
     cases: Sequence[ImageCase]
@@ -58,20 +58,20 @@ class ImageCases:
 
 
 def find_images(place: Path, channels: int, leave_out: Path | None = None) -> ImageCases:
-    """List the cases that a path leads to.
+    """List the cases of an image file, a folder or a table.
 
-    In a folder each file is a case, named by its stem. Where the network wants several channels, files that are named
-    like a data set's (`CASE__CT` and `CASE__PT`, of NIfTI `CASE_0000` and `CASE_0001`, `CASE__1` and `CASE__2`) are one
-    case, and files beside such, as labels are, are passed over. A table has the columns `case_id, image[, image2...]`
-    and, if you like, `spacing`; others, as those of a manifest with masks, are not read.
+    In a folder each file is a case, named by its stem. If the network expects several channels, files that are named
+    like those of a data set (`CASE__CT` and `CASE__PT`, of NIfTI `CASE_0000` and `CASE_0001`, `CASE__1` and `CASE__2`)
+    are one case, and other files beside them, such as labels, are skipped. A table has the columns
+    `case_id, image[, image2...]` and optionally `spacing`; further columns, such as those of a manifest, are not read.
 
     Args:
-        place: of an image, a folder or a table (CSV, Parquet).
-        channels: that the network wants.
-        leave_out: folder whose files are none of them.
+        place: path of an image, a folder or a table (CSV, Parquet).
+        channels: number of channels that the network expects.
+        leave_out: folder whose files are skipped, or None.
 
     Raises:
-        UserError: if there is nothing there, or a table cannot be read.
+        UserError: if there is no image, or a table cannot be read.
     """
     if place.is_dir():
         found = _in_folder(place, channels, leave_out)
@@ -83,19 +83,19 @@ def find_images(place: Path, channels: int, leave_out: Path | None = None) -> Im
         found = _of_file(place, channels)
     else:
         endings = ", ".join((*PICTURES, *VOLUMES, *TABLES))
-        raise UserError(f"input={place}: has none of the endings {endings}; give an image, a folder or a table")
+        raise UserError(f"input={place}: has none of the endings {endings}; choose an image, a folder or a table")
     if not found.cases and not found.problems:
         raise UserError(f"input={place}: holds no image with one of the endings {', '.join(_IMAGES)}")
     refused = {case.case_id: reason for case in found.cases if (reason := _refusal(case)) is not None}
-    told = [(one_line(name), one_line(reason)) for name, reason in (*found.problems, *refused.items())]
-    return ImageCases([case for case in found.cases if case.case_id not in refused], told)
+    shown = [(one_line(name), one_line(reason)) for name, reason in (*found.problems, *refused.items())]
+    return ImageCases([case for case in found.cases if case.case_id not in refused], shown)
 
 
 def read_case(case: ImageCase, preparation: Preparation, spatial_dims: int, channels: int) -> PreparedImage:
     """Read and prepare the images of a case.
 
     Raises:
-        ImageError: naming the file, if one cannot be used.
+        ImageError: naming the file, if one of them cannot be used.
     """
     files: list[ImageFile] = []
     for path in case.files:
@@ -109,21 +109,23 @@ def read_case(case: ImageCase, preparation: Preparation, spatial_dims: int, chan
         require_channels(prepared, channels)
     except ImageError as error:
         raise ImageError(f"{first}: {error}") from error
-    # on another grid it may be of any size
+    # resampled to another grid it may have any size
     except MemoryError as error:
-        raise ImageError(f"{first}: does not fit the memory as the model sees it; correct its affine") from error
+        raise ImageError(f"{first}: does not fit into memory after resampling; correct its affine") from error
     if case.spacing is None:
         return prepared
     if len(case.spacing) != spatial_dims:
-        raise ImageError(f"{first}: spacing has {len(case.spacing)} numbers for {spatial_dims} axes")
+        raise ImageError(
+            f"{first}: spacing has {len(case.spacing)} numbers for {spatial_dims} axes; write one per axis"
+        )
     return replace(prepared, spacing=case.spacing)
 
 
 def _refusal(case: ImageCase) -> str | None:
-    """Return why the files of a case are not even opened, or None where they are."""
+    """Return why the files of a case must not be opened, or None if they can be."""
     if not can_be_in_file_name(case.case_id):
         return "cannot be the name of a result; rename it, with fewer and plainer characters"
-    # a pipe would be waited for, a device may have no end
+    # reading a pipe would block, and a device may have no end
     if not all(path.is_file() for path in case.files):
         return "is no regular file; put the image itself there"
     return None
@@ -143,24 +145,22 @@ def _in_folder(folder: Path, channels: int, leave_out: Path | None) -> ImageCase
     problems = ListingProblems(folder.resolve())
     outside = None if leave_out is None else leave_out.resolve()
     files = [
-        path for path in find_files(problems, _nothing, _IMAGES) if outside is None or not path.is_relative_to(outside)
+        path
+        for path in find_files(problems, lambda _: False, _IMAGES)
+        if outside is None or not path.is_relative_to(outside)
     ]
-    told = [(line.partition(": ")[0], line.partition(": ")[2]) for line in problems.lines]
+    listed = [(line.partition(": ")[0], line.partition(": ")[2]) for line in problems.lines]
     if channels > 1 and any(_channel_of(path) is not None for path in files):
         parts = [path for path in files if _channel_of(path) is not None]
         if len(parts) < len(files):
-            log.info("%s: %d files are named like no channel and are passed over", folder, len(files) - len(parts))
+            log.info("%s: %d files have no channel in their names and are skipped", folder, len(files) - len(parts))
         found = _grouped(parts, folder.resolve(), channels)
-        return ImageCases(found.cases, [*told, *found.problems])
-    return ImageCases(_named([((path,), stem_of(path, _IMAGES)) for path in files], folder.resolve()), told)
-
-
-def _nothing(folder: str) -> bool:  # noqa: ARG001
-    return False
+        return ImageCases(found.cases, [*listed, *found.problems])
+    return ImageCases(_named([((path,), stem_of(path, _IMAGES)) for path in files], folder.resolve()), listed)
 
 
 def _grouped(parts: Sequence[Path], root: Path, channels: int) -> ImageCases:
-    """Return the cases whose files are named by channel; files of one case lie in one folder."""
+    """Return the cases whose files have a channel in their names; files of one case lie in one folder."""
     groups: defaultdict[tuple[Path, str], dict[int, Path]] = defaultdict(dict)
     problems: list[tuple[str, str]] = []
     for path in parts:
@@ -178,7 +178,7 @@ def _grouped(parts: Sequence[Path], root: Path, channels: int) -> ImageCases:
                 cases += [((path,), stem_of(path, _IMAGES)) for path in files.values()]
                 continue
             listed = ", ".join(path.name for path in files.values())
-            problems.append((case_id, f"lacks a channel: there is {listed} alone"))
+            problems.append((case_id, f"lacks a channel: only {listed} exists; add the other files"))
         else:
             cases.append((tuple(files[number] for number in sorted(files)), case_id))
     broken = {name for name, _ in problems}
@@ -186,7 +186,7 @@ def _grouped(parts: Sequence[Path], root: Path, channels: int) -> ImageCases:
 
 
 def _named(cases: Sequence[tuple[tuple[Path, ...], str]], root: Path) -> list[ImageCase]:
-    """Return the cases, those of one name in several folders or formats told apart by their paths."""
+    """Return the cases; if several have the same name, each is named by its path."""
     count: defaultdict[str, int] = defaultdict(int)
     for _, name in cases:
         count[name] += 1
@@ -203,9 +203,10 @@ def _in_table(path: Path) -> ImageCases:
         raise UserError(one_line(f"input={path}: {error}")) from error
     cases: list[ImageCase] = []
     problems: list[tuple[str, str]] = [*rows.problems]
+    named = NamedFiles(path.parent)
     for case_id, (names, spacing) in rows.cases.items():
         try:
-            files = tuple(locate(path.parent.resolve(), name) for name in names)
+            files = tuple(named.locate(name) for name in names)
         except ImageError as error:
             problems.append((case_id, f"{', '.join(names)}: {error}"))
         else:
@@ -214,11 +215,11 @@ def _in_table(path: Path) -> ImageCases:
 
 
 def _channel_of(path: Path) -> tuple[str, int] | None:
-    """Return the case and the number of the channel that a file's name tells, or None."""
+    """Return the case and the channel's number in a file's name, or None."""
     stem = stem_of(path, _IMAGES)
     for pattern, channels in _CHANNEL_NAMES:
         named = pattern.fullmatch(stem)
-        # pictures, which hold their colours in one file, are often numbered like that
+        # numbers of pictures, which hold their colours in one file, count the cases
         is_number = pattern is _NUMBERED and path.name.lower().endswith(PICTURES)
         if named is not None and not is_number and named["channel"].lower() in channels:
             return named["case"], channels.index(named["channel"].lower())

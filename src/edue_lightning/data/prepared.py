@@ -1,8 +1,8 @@
-"""Cases as they were read and prepared, kept on disk so that decoding and resampling happen once.
+"""Prepared cases on disk, so that decoding and resampling happen once.
 
-An entry is named by a hash over the content of the case's files and everything that decides what is made of them, so a
-changed file or setting never meets a stale entry. Entries are mapped into memory: what is not touched is not read, and
-memory does not grow with the number of cases.
+The name of an entry holds a hash of the contents of the case's files, of all settings that affect the result, and of
+the version of the code that reads and prepares cases. A changed file, setting or version thus never meets a stale
+entry. Entries are mapped into memory: only what is used is read, and memory does not grow with the number of cases.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ from edue_lightning.text import reason_of
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Of the entries; a reader meets none of another format, as it is part of their names."""
+VERSION = 2
+"""Version of the entries' format and of the code that makes samples from files; part of the entries' names.
+
+Raise it with every change that gives a sample other values: in decoding, preparation, resampling or rasterising.
+"""
 
 _DIGESTS = "digests.json"
 _FRESH_SECONDS = 5.0
 
 
 class PreparedCases:
-    """A folder with one file a prepared case. Several processes may use it at once.
+    """A folder with one file per prepared case. Several processes may use it at once.
 
     Args:
-        folder: made if need be.
+        folder: folder of the entries, created if necessary.
 
     Raises:
-        UserError: if it cannot be made.
+        UserError: if the folder cannot be created.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,7 +49,9 @@ class PreparedCases:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"data.cache={folder}: cannot be made ({error}); choose another folder, or null") from error
+            raise UserError(
+                f"data.cache={folder}: cannot be created ({reason_of(error)}); choose another folder, or null"
+            ) from error
         self._digests: dict[str, str] = {}
         try:
             self._digests = json.loads((folder / _DIGESTS).read_text())
@@ -54,17 +59,17 @@ class PreparedCases:
             log.debug("no digests in %s", folder)
 
     def key(self, files: Mapping[str, Path], settings: Mapping[str, Any]) -> str:
-        """Return the name of the entry for files in given roles and given settings.
+        """Return the key of the entry for files in given roles and given settings.
 
         Raises:
             OSError: if a file cannot be read.
         """
         content = {role: self._digest(path) for role, path in files.items()}
-        described = json.dumps([FORMAT, dict(settings), content], sort_keys=True)
+        described = json.dumps([VERSION, dict(settings), content], sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()[:40]
 
     def read(self, case_id: str, key: str) -> RaterSample | None:
-        """Return a prepared case, its tensors mapped from the file, or None where there is none that can be read."""
+        """Return a prepared case, its tensors mapped from the file, or None if there is no readable entry."""
         path = self._path(case_id, key)
         if not path.is_file():
             return None
@@ -72,7 +77,7 @@ class PreparedCases:
             stored = torch.load(path, mmap=True, weights_only=True)
             origin = None if stored["origin"] is None else Grid(tuple(stored["origin"][0]), stored["origin"][1])
             return RaterSample(**{**stored, "case_id": case_id, "origin": origin})
-        # whatever a damaged file makes the reader stumble over: it is made again from the case's own files
+        # any error of reading a damaged file: the entry is made again from the case's own files
         except Exception as error:
             log.warning("%s: is damaged and is made again (%s)", path, type(error).__name__)
             return None
@@ -103,7 +108,7 @@ class PreparedCases:
             ) from error
 
     def remember(self) -> None:
-        """Keep the digests of the files, so that the next start need not read unchanged ones again."""
+        """Store the digests of the files, so that the next start does not read unchanged ones again."""
         try:
             write_whole(self.folder / _DIGESTS, lambda temporary: temporary.write_text(json.dumps(self._digests)))
         except OSError as error:
@@ -113,15 +118,15 @@ class PreparedCases:
         return self.folder / f"{case_id}-{key}.pt"
 
     def _digest(self, path: Path) -> str:
-        """Return the hash of a file's content, reading it only if anything that the system notes of it has changed."""
-        noted = path.stat()
-        # the time of the last change of status cannot be set back, unlike that of the last change of content
-        identity = f"{path.resolve()}|{noted.st_ino}|{noted.st_size}|{noted.st_mtime_ns}|{noted.st_ctime_ns}"
+        """Return the hash of a file's content, reading it only if its size, inode or a time has changed."""
+        status = path.stat()
+        # unlike the time of the last modification, that of the last change of status cannot be set back
+        identity = f"{path.resolve()}|{status.st_ino}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}"
         if identity in self._digests:
             return self._digests[identity]
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        # within the clock's grain a second change would go unnoticed
-        if time.time() - max(noted.st_mtime, noted.st_ctime) > _FRESH_SECONDS:
+        # a second change within the clock's resolution would go unnoticed
+        if time.time() - max(status.st_mtime, status.st_ctime) > _FRESH_SECONDS:
             self._digests[identity] = digest
         return digest

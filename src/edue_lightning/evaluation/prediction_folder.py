@@ -1,8 +1,8 @@
-"""Predictions of any model, in files: one `CASE_ID.npz` a case, or one NIfTI file a member.
+"""Predictions of any model in files: one `CASE_ID.npz` per case, or one NIfTI file per member and structure.
 
 - `CASE_ID.npz` with an array `members` `[M, K, *S]`, probabilities in [0, 1], structures in the data set's order.
-- `CASE_ID__memberM__STRUCTURE.nii.gz` (or `.nii`), M counted from 0, each on the grid of the case's image file, or on
-  the one that the case was brought onto; with a single structure `CASE_ID__memberM.nii.gz` will do.
+- `CASE_ID__memberM__STRUCTURE.nii.gz` (or `.nii`), M counted from 0, each on the grid of the case's image file or on
+  the grid that the case was resampled to; with a single structure, `CASE_ID__memberM.nii.gz` is enough.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from edue_lightning.data import CaseRecord, CaseSource, Grid, RaterSample
 from edue_lightning.data.geometry import grid_of, resample, same_grid
 from edue_lightning.data.images import MOST_INFLATION, ImageError, read_image, require_memory
 from edue_lightning.errors import UserError
-from edue_lightning.text import counted, one_line
+from edue_lightning.text import counted, one_line, reason_of
 
 _NIFTI_NAME = re.compile(r"(?P<case>.+?)__member(?P<member>\d+)(?:__(?P<structure>.+))?\.nii(?:\.gz)?")
 ARRAY = "members"
 """Name of the array in an archive."""
+
+ROUNDING = 1e-5
+"""Largest distance from [0, 1] that counts as rounding; such values become 0 or 1."""
 
 _ENTRY = f"{ARRAY}.npy"
 _MOST_HEADER_BYTES = 2**16
@@ -38,7 +41,7 @@ Member = tuple[int, str]
 
 
 def nifti_name(case_id: str, member: int, structure: str) -> str:
-    """Return the name of a member's file."""
+    """Return the file name of a member's probabilities of one structure."""
     return f"{case_id}__member{member}__{structure}.nii.gz"
 
 
@@ -46,11 +49,11 @@ class PredictionFolder:
     """Member probabilities of cases, read one case at a time.
 
     Args:
-        folder: with the files.
+        folder: folder with the files.
         structures: names of the K structures, in the data set's order.
 
     Raises:
-        UserError: if there is no such folder, or it holds no prediction.
+        UserError: if the folder does not exist, or holds no prediction.
     """
 
     def __init__(self, folder: Path, structures: Sequence[str]) -> None:
@@ -78,20 +81,22 @@ class PredictionFolder:
         """Check every prediction against its case, before anything is computed.
 
         Args:
-            records: the cases to be measured.
-            all_records: every case of the data set, to tell a case of another split from an unknown one.
-            source: of the cases.
+            records: cases to be measured.
+            all_records: all cases of the data set, to distinguish cases of another split from unknown ones.
+            source: source of the cases.
 
         Raises:
-            UserError: a line for each missing case, surplus case, file of another shape or grid, and each NaN or value
-                outside [0, 1].
+            UserError: with one line per missing case, surplus case, file of another shape or grid, and file with NaN or
+                values outside [0, 1].
         """
         wanted, known = ({record.case_id for record in part} for part in (records, all_records))
         found = set(self._archives) | set(self._images)
-        problems = [f"{name}: is not named CASE_ID__memberM.nii.gz" for name in self._unnamed]
+        problems = [f"{name}: is not named CASE_ID__memberM.nii.gz; rename or remove it" for name in self._unnamed]
         for case_id in sorted(found - wanted):
-            reason = "is of another split; take split=all or remove it" if case_id in known else "no case of the data"
-            problems.append(f"{case_id}: surplus, {reason}")
+            other = "belongs to another split; set split=all or remove its files"
+            problems.append(
+                f"{case_id}: {other if case_id in known else 'is no case of the data set; remove its files'}"
+            )
         members: dict[str, int] = {}
         for record in records:
             if record.case_id not in found:
@@ -104,7 +109,7 @@ class PredictionFolder:
         if members:
             usual = Counter(members.values()).most_common(1)[0][0]
             odd = [
-                f"{case}: has {count} members, most cases have {usual}"
+                f"{case}: has {count} members, but most cases have {usual}; predict all with the same number"
                 for case, count in members.items()
                 if count != usual
             ]
@@ -127,32 +132,32 @@ class PredictionFolder:
         size = tuple(sample.image.shape[1:])
         archive, images = self._archives.get(sample.case_id), self._images.get(sample.case_id, {})
         if archive is not None and images:
-            raise _PredictionError(f"lies there as {archive.name} and as NIfTI; remove one")
+            raise _PredictionError(f"exists as {archive.name} and as NIfTI; remove one")
         values = self._read_images(images, sample) if archive is None else self._read_archive(archive, size)
         if np.isnan(values).any():
-            raise _PredictionError("holds NaN")
+            raise _PredictionError("holds NaN; replace these values")
         low, high = float(values.min()), float(values.max())
-        if low < 0 or high > 1:
-            raise _PredictionError(f"holds values from {low:g} to {high:g}; probabilities lie in [0, 1]")
-        return torch.from_numpy(values)
+        if low < -ROUNDING or high > 1 + ROUNDING:
+            raise _PredictionError(f"holds values from {low:.9g} to {high:.9g}; probabilities lie in [0, 1]")
+        return torch.from_numpy(values if low >= 0 and high <= 1 else values.clip(0, 1))
 
     def _read_archive(self, path: Path, size: tuple[int, ...]) -> NDArray[np.floating]:
-        # a pipe would be waited for
+        # reading a pipe would block
         if not path.is_file():
             raise _PredictionError(f"{path.name}: is no regular file; put the archive itself there")
         try:
             shape, dtype, bytes_there = _announced(path)
             if len(shape) < 2 or shape[0] < 1 or shape[1:] != (len(self.structures), *size):
-                wanted = ", ".join(map(str, (len(self.structures), *size)))
-                raise _PredictionError(f"{path.name}: {ARRAY} has shape {list(shape)}, wanted [M, {wanted}]")
+                expected = ", ".join(map(str, (len(self.structures), *size)))
+                raise _PredictionError(f"{path.name}: {ARRAY} has shape {list(shape)}, expected [M, {expected}]")
             if dtype.kind not in "fbui":
-                raise _PredictionError(f"{path.name}: {ARRAY} holds {dtype}, wanted floating-point numbers")
+                raise _PredictionError(f"{path.name}: {ARRAY} holds {dtype}, expected floating-point numbers")
             claimed = math.prod(shape) * dtype.itemsize
             if claimed > bytes_there:
                 raise ValueError(f"it claims {claimed} bytes and holds {bytes_there}")
             require_memory(claimed)
             with np.load(path, allow_pickle=False) as archive:
-                # of the entry that was looked at, whatever others are called
+                # the entry that was checked, whatever the names of others
                 values: NDArray[np.floating] = archive[_ENTRY]
         except KeyError as error:
             raise _PredictionError(f"{path.name}: holds no array named {ARRAY!r}") from error
@@ -160,10 +165,10 @@ class PredictionFolder:
             raise
         except ImageError as error:
             raise _PredictionError(f"{path.name}: {error}") from error
-        # a decoder raises whatever it stumbles over in a damaged file: BadZipFile, zlib.error, TokenError, ...
+        # decoders raise all kinds of errors on damaged files: BadZipFile, zlib.error, TokenError, ...
         except Exception as error:
-            raise _PredictionError(f"{path.name}: cannot be read ({error or type(error).__name__})") from error
-        # numbers beyond those of float32 become infinite, and are told then
+            raise _PredictionError(f"{path.name}: cannot be read ({reason_of(error, path)}); save it again") from error
+        # numbers beyond the range of float32 become infinite, which is reported later
         with np.errstate(all="ignore"):
             return values if values.dtype in (np.float32, np.float64) else values.astype(np.float32)
 
@@ -171,9 +176,11 @@ class PredictionFolder:
         members = 1 + max(member for member, _ in files)
         surplus = [path.name for (_, structure), path in files.items() if structure not in self.structures]
         if surplus:
-            raise _PredictionError(f"{surplus[0]}: names no structure of {', '.join(self.structures)}")
+            raise _PredictionError(
+                f"{surplus[0]}: its name holds none of the structures {', '.join(self.structures)}; rename it"
+            )
         arrays = []
-        # one by one: a name may tell of any number of members
+        # one by one: a file's name may claim any number of members
         for member in range(members):
             for structure in self.structures:
                 if (member, structure) not in files:
@@ -183,23 +190,23 @@ class PredictionFolder:
 
 
 class _PredictionError(Exception):
-    """What is wrong with one case's prediction."""
+    """A problem of one case's prediction."""
 
 
 def _announced(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Return shape and type that an archive's array claims to have, before anything of that size is made.
+    """Return the shape and type that an archive's array claims to have, and the number of bytes that it can hold.
 
-    The last is how many bytes of it there can be.
+    Nothing of the claimed size is allocated.
     """
     with zipfile.ZipFile(path) as archive, archive.open(_ENTRY) as member:
         entry = archive.getinfo(_ENTRY)
         there = min(entry.file_size, path.stat().st_size * MOST_INFLATION)
-        # the header may claim, and unpack to, any size of its own
+        # the header itself may claim, and unpack to, any size
         file = io.BytesIO(member.read(_MOST_HEADER_BYTES))
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         version = np.lib.format.read_magic(file)
         if version not in read:
-            raise ValueError(f"version {version} of the array format is not known")
+            raise ValueError(f"version {version} of the array format is unknown")
         shape, _, dtype = read[version](file)
     return shape, dtype, there
 
@@ -216,7 +223,7 @@ def _read_member(path: Path, sample: RaterSample) -> NDArray[np.float32]:
     if own is not None and found is not None and sample.origin is not None and same_grid(found, sample.origin):
         return resample(values, found.affine.numpy(), own, fill=0.0)
     if image.array.shape != (1, *size):
-        raise _PredictionError(f"{path.name}: has shape {list(image.array.shape[1:])}, wanted {list(size)}")
+        raise _PredictionError(f"{path.name}: has shape {list(image.array.shape[1:])}, expected {list(size)}")
     if own is not None and found is not None and not same_grid(found, own):
         raise _PredictionError(f"{path.name}: lies on another grid (affine) than the case")
     return values

@@ -1,4 +1,4 @@
-"""Writes what a method predicts while it is tested, in the files that `prediction_folder` reads."""
+"""A callback that writes a method's predictions during a test, in the format that `prediction_folder` reads."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from edue_lightning.evaluation.prediction_folder import ARRAY, nifti_name
 
 
 class PredictionWriter(pl.Callback):
-    """Writes each tested case's member probabilities.
+    """Writes the member probabilities of each tested case.
 
-    Volumes become NIfTI files on the grid of the case's own image file, one a member and structure; what lies outside
-    of the part that was read is 0. Pictures and slices become `CASE_ID.npz`.
+    Volumes become NIfTI files on the grid of the case's own image file, one per member and structure, with 0 outside of
+    the part that was read. Pictures and slices become `CASE_ID.npz`.
 
     Args:
-        folder: made if need be.
-        data: whose cases are tested.
-        split: the tested one.
+        folder: folder for the files, created if necessary.
+        data: data set of the tested cases.
+        split: split that is tested.
     """
 
     def __init__(self, folder: Path, data: RaterDataModule, split: Subset) -> None:
@@ -43,7 +43,7 @@ class PredictionWriter(pl.Callback):
         batch: RaterBatch,
         *rest: int,  # noqa: ARG002
     ) -> None:
-        """Write the cases of a batch, whose member logits the test step returned."""
+        """Write the cases of a batch from the member logits that the test step returned."""
         for logits, position in zip(outputs, batch.case_index.tolist(), strict=True):
             sample = self.data.source.load(self.records[position].case_id)
             write_prediction(self.folder, sample, torch.sigmoid(logits.float()).cpu(), self.data.source.structures)
@@ -53,8 +53,8 @@ def write_prediction(folder: Path, sample: RaterSample, probabilities: Tensor, s
     """Write the member probabilities of a case.
 
     Args:
-        folder: made if need be.
-        sample: the case.
+        folder: folder for the files, created if necessary.
+        sample: case that was predicted.
         probabilities: `[M, K, *S]` on the sample's grid.
         structures: names of the K structures.
 

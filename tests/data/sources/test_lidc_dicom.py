@@ -175,7 +175,7 @@ def test_a_double_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     double.write_bytes(paths[0.0].read_bytes()[:-20])
     found, problems = find_slices(tmp_path, {SERIES: [0.0]})
     assert not found
-    assert problems[0].startswith(f"{FOLDER}/9.dcm: series '{SERIES}': is cut off: 76 of 96 bytes")
+    assert problems[0].startswith(f"{FOLDER}/9.dcm: series '{SERIES}': is cut off: it holds 76 of 96 bytes")
 
 
 def test_the_same_series_in_two_layouts_is_one(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     write_series(tmp_path, f"{FOLDER}/{{:06d}}.dcm", [0.0])
     os.mkfifo(tmp_path / FOLDER / "0.dcm")
     _, problems = find_slices(tmp_path, {SERIES: [0.0]})
-    assert problems == [f"{FOLDER}/0.dcm: series '{SERIES}': is no plain file; replace it by one"]
+    assert problems == [f"{FOLDER}/0.dcm: series '{SERIES}': is no regular file; put the slice itself there"]
 
 
 def test_pixel_spacing_unlike_the_expected_is_a_problem(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_pixel_spacing_unlike_the_expected_is_a_problem(tmp_path: Path) -> None:
     assert "its pixel spacing in mm is none, not 0.7;" in find_slices(tmp_path, {SERIES: [0.0]}, {SERIES: 0.7})[1][0]
 
 
-def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
+def test_links_are_followed_out_of_the_folder_and_not_within(tmp_path: Path) -> None:
     root = tmp_path / "LIDC-IDRI"
     outside = write_series(tmp_path, "elsewhere/{}.dcm", [0.0, 1.0])
     inside = write_series(root, "own/{}.dcm", [2.0])
@@ -244,12 +244,15 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     inside[2.0].symlink_to(root / "store" / "blob")
     found, problems = find_slices(root, {SERIES: [2.0]})
     assert (found, problems) == ({(SERIES, 2.0): inside[2.0]}, [])
-    found, problems = find_slices(root, {SERIES: [0.0, 2.0]})
-    assert set(found) == {(SERIES, 2.0)}
-    assert problems == [
-        "patient: links out of the data set, which is not followed; put the files there",
-        "own/0.dcm: links out of the data set, which is not followed; put the files there",
-        f"own: series '{SERIES}': no slice at z = 0.0 mm; download the series again",
+    found, problems = find_slices(root, {SERIES: [0.0, 1.0, 2.0]})
+    assert found[SERIES, 0.0] in (root / "own" / "0.dcm", root / "patient" / outside[0.0].name)
+    assert found[SERIES, 1.0] == root / "patient" / outside[1.0].name
+    assert problems == []
+    (root / "patient").unlink()
+    (root / "patient").symlink_to(tmp_path / "not mounted")
+    assert find_slices(root, {SERIES: [1.0, 2.0]})[1] == [
+        "patient: is a link that leads nowhere; fetch what it points to, or remove it",
+        f"own: series '{SERIES}': no slice at z = 1.0 mm; download the series again",
     ]
 
 
@@ -265,11 +268,13 @@ def test_folders_that_cannot_be_listed_are_told(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "scandir", refusing)
     assert find_slices(tmp_path, {SERIES: [0.0]})[1] == []
-    assert "closed: cannot be listed (Permission denied); make it readable" in find_slices(tmp_path, {OTHER: [0.0]})[1]
+    assert (
+        "closed: cannot be searched (Permission denied); make it readable" in find_slices(tmp_path, {OTHER: [0.0]})[1]
+    )
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent: no such folder; name the folder of the LIDC-IDRI download"):
+    with pytest.raises(UserError, match=r"absent: no such folder; choose the folder of the LIDC-IDRI download"):
         find_slices(tmp_path / "absent", {SERIES: [0.0]})
 
 
@@ -328,9 +333,9 @@ def set_value(keyword: str, value: object) -> Callable[[Dataset], None]:
         (set_value("NumberOfFrames", 3), "holds 3 frames of 1 channels"),
         (set_value("SamplesPerPixel", 3), "holds 1 frames of 3 channels"),
         (set_value("BitsAllocated", 8), "holds pixels of 8 bits, not 16"),
-        (set_value("Rows", 65535), "is cut off: 96 of 1048560 bytes of pixels are there"),
+        (set_value("Rows", 65535), "is cut off: it holds 96 of 1048560 bytes of pixels"),
         (set_value("Columns", 0), "its header claims 6 x 0 pixels"),
-        (set_value("Rows", 7), "is cut off: 96 of 112 bytes"),
+        (set_value("Rows", 7), "is cut off: it holds 96 of 112 bytes"),
         (set_value("RescaleSlope", 0), "its header claims HU = 0 x value"),
         (set_value("RescaleSlope", "NaN"), "its header claims HU = nan x value"),
         (set_value("RescaleSlope", [1, 2]), r"cannot be read \(.*\); download it again"),
@@ -382,7 +387,7 @@ def test_what_is_no_dicom_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "1.dcm"
     with pytest.raises(ImageError, match="No such file"):
         read_slice(path)
-    with pytest.raises(ImageError, match="is no plain file"):
+    with pytest.raises(ImageError, match="is no regular file"):
         read_slice(tmp_path)
     path.write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(ImageError, match="is no DICOM file; download it again"):

@@ -294,10 +294,9 @@ def put(name: str, array: NDArray) -> Breaking:
     return lambda folder, rows: save(folder, name, array)
 
 
-def put_outside(folder: Path, rows: list[Row]) -> None:
-    outside = folder.parent / "elsewhere.png"
-    (folder / "one_A.png").rename(outside)
-    (folder / "one_A.png").symlink_to(outside)
+def link_to_nothing(folder: Path, rows: list[Row]) -> None:
+    (folder / "one_A.png").unlink()
+    (folder / "one_A.png").symlink_to(folder.parent / "annex" / "not-fetched.png")
 
 
 def circle(folder: Path, rows: list[Row]) -> None:
@@ -347,14 +346,14 @@ BROKEN = [
     (change(0, mask="gone.png"), "gone.png: case 'one': not found; add it, or correct its path in the manifest"),
     (change(0, mask="a\0b.png"), "a\0b.png: case 'one': not found; "),
     (change(0, mask="x" * 300 + ".png"), "x" * 300 + ".png: case 'one': not found; "),
-    (circle, "one_A.png: case 'one': not found; "),
+    (circle, "one_A.png: case 'one': is a link that leads nowhere; fetch what it points to"),
     (damage("one.png"), "one.png: case 'one': cannot be read ("),
     (damage("two_B.png"), "two_B.png: case 'two': cannot be read ("),
-    (change(0, mask="/etc/hostname"), "/etc/hostname: case 'one': leaves the manifest's folder; put it there"),
+    (change(0, mask="/etc/hostname"), "/etc/hostname: case 'one': leaves the manifest's folder; move or link the file"),
     (change(0, mask="C:\\one_A.png"), "C:\\one_A.png: case 'one': leaves the manifest's folder; "),
     (change(0, mask="../one_A.png"), "../one_A.png: case 'one': leaves the manifest's folder; "),
     (change(0, mask="sub/../one_A.png"), "sub/../one_A.png: case 'one': leaves the manifest's folder; "),
-    (put_outside, "one_A.png: case 'one': leaves the manifest's folder; "),
+    (link_to_nothing, "one_A.png: case 'one': is a link that leads nowhere; fetch what it points to"),
     (put("one_A.png", PIXELS.T // 19), "one_A.png: case 'one': is 5x4, but one.png is 4x5; resample to one grid"),
     (volumes((3, 4, 6), 0.0), "mask.nii: case 'one': is 3x4x6, but one.nii is 3x4x5; resample"),
     (
@@ -387,14 +386,14 @@ BROKEN = [
     (change(0, split="val"), f"{MANIFEST}its rows differ in split ('val', ''); write the same in all"),
     (change(0, patient="p"), f"{MANIFEST}its rows differ in patient ('p', ''); write the same in all"),
     (change(0, spacing="1x1"), f"{MANIFEST}its rows differ in spacing ('1x1', ''); write the same in all"),
-    (change_case("one", split="training"), f"{MANIFEST}split 'training' is none of train, val, test; correct it or"),
+    (change_case("one", split="training"), f"{MANIFEST}split 'training' is not one of train, val, test; correct it or"),
     (
         change_case("one", spacing="1,2"),
         f"{MANIFEST}spacing '1,2' is not in mm like 0.7x0.7; correct it or leave it empty",
     ),
     (change_case("one", spacing="0x1"), f"{MANIFEST}spacing '0x1' is not in mm like 0.7x0.7; "),
     (change_case("one", spacing="nan 1"), f"{MANIFEST}spacing 'nan 1' is not in mm like 0.7x0.7; "),
-    (change_case("one", spacing="1x1x1"), "one.png: case 'one': spacing has 3 numbers for 2 axes; write one an axis"),
+    (change_case("one", spacing="1x1x1"), "one.png: case 'one': spacing has 3 numbers for 2 axes; write one per axis"),
     (
         change_case("one", patient="two", split="test"),
         "manifest.csv: cases of patient 'two' differ in split (none, test); ",
@@ -431,7 +430,7 @@ def test_affines_within_the_tolerance_are_one(tmp_path: Path) -> None:
     ("text", "line"),
     [
         (b"", "manifest.csv: is empty; its first line must be case_id,image,mask,rater,structure"),
-        (b"case_id,image,mask,rater,structure\n,,,,\n", "manifest.csv: has no rows; write one a mask"),
+        (b"case_id,image,mask,rater,structure\n,,,,\n", "manifest.csv: has no rows; write one per mask"),
         (
             b"case_id,image,mask\na,b,c\n",
             "manifest.csv: has no column rater, structure among case_id, image, mask; add",
@@ -462,9 +461,9 @@ def test_settings_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^data\.root: not set; set data\.root=FOLDER, the folder with the data set$"):
         ManifestSource()
     write(tmp_path, two_cases(tmp_path))
-    with pytest.raises(UserError, match=r"^data\.source\.structures: names none"):
+    with pytest.raises(UserError, match=r"^data\.source\.structures: is empty"):
         ManifestSource(str(tmp_path), structures=[])
-    absent = "manifest.csv: no row of data.source.structures cup; there are disc"
+    absent = "manifest.csv: has no row of data.source.structures cup; choose among disc"
     assert problems_of(tmp_path, structures=["disc", "cup"])[0] == absent
     (twice,) = problems_of(tmp_path, structures=["disc", "disc"])
     assert twice == "manifest.csv: data.source.structures names one twice; name each once"

@@ -80,7 +80,7 @@ def test_the_archives_side_by_side(tmp_path: Path) -> None:
     touch(tmp_path, RELEASE)
     assert list_qubiq(tmp_path) == (
         [],
-        [".: holds the data sets kidney, pancreas; choose one by its name or its folder"],
+        [".: holds the data sets kidney, pancreas; set data.source.data_set to one of them, or choose its folder"],
     )
     assert listed(tmp_path, "kidney") == {
         "Training_case01": ("Training_case01", None),
@@ -124,7 +124,7 @@ def test_masks_named_after_the_case_and_other_endings(tmp_path: Path) -> None:
 
 def test_an_unknown_data_set(tmp_path: Path) -> None:
     touch(tmp_path, ONE_CASE)
-    line = ".: holds no data set 'liver', but kidney; correct the name or the folder"
+    line = ".: holds no data set 'liver', but kidney; correct data.source.data_set or the folder"
     assert list_qubiq(tmp_path, "liver") == ([], [line])
 
 
@@ -160,14 +160,14 @@ def test_an_unknown_data_set(tmp_path: Path) -> None:
         pytest.param(
             case_files("kidney/Training/case 01", 1),
             [
-                "kidney/Training/case 01: case 'Training_case 01': cannot name files; use letters, digits, '.', '_' "
-                "and '-'"
+                "kidney/Training/case 01: case 'Training_case 01': cannot be a file name; use letters, digits, '.', "
+                "'_' and '-'"
             ],
             id="name",
         ),
         pytest.param(
             ["kidney/Training/case01/img.nii.gz"],
-            ["{}/img.nii.gz: is neither image nor taskNN_segNN; call it so, or move it out of the data set"],
+            ["{}/img.nii.gz: is named neither image nor taskNN_segNN; rename it, or move it out of the data set"],
             id="misnamed",
         ),
     ],
@@ -199,10 +199,14 @@ def test_a_link_that_leads_out(tmp_path: Path) -> None:
     touch(tmp_path, ["outside.nii.gz"])
     (root / "kidney/Training/case01/task01_seg04.nii.gz").symlink_to(tmp_path / "outside.nii.gz")
     (case,), problems = list_qubiq(root)
+    assert len(case.masks) == 4
+    assert not problems
+    (tmp_path / "outside.nii.gz").unlink()
+    (case,), problems = list_qubiq(root)
     assert len(case.masks) == 3
     assert problems == [
-        "kidney/Training/case01/task01_seg04.nii.gz: is a link that leads out of the data set's folder; put the files "
-        "themselves there"
+        "kidney/Training/case01/task01_seg04.nii.gz: is a link that leads nowhere; fetch what it points to, or "
+        "remove it"
     ]
 
 

@@ -1,4 +1,4 @@
-"""LIDC-IDRI: outlines of up to four radiologists on one slice of each nodule."""
+"""LIDC-IDRI: lung nodules with the outlines of up to four radiologists, on one slice each."""
 
 from edue_lightning.data.sources.lidc.source import LidcContours, LidcScans
 

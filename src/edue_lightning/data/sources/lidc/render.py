@@ -1,7 +1,7 @@
-"""A plausible CT patch for a nodule whose voxels are not at hand.
+"""Rendered CT patches for nodules whose scans are not at hand.
 
-The picture depends on the readers' consensus shape, their mean ratings and a seed; it knows nothing of where the single
-outlines run, so it cannot leak the disagreement that a model is to predict. Figures from such images must say so.
+An image depends on the readers' consensus shape, their mean ratings and a seed, but not on the single outlines, so it
+cannot leak the disagreement that a model is to predict. Results on such images must say that they are rendered.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def render(consensus: NDArray[np.bool_], ratings: Mapping[str, float], seed: int
     """Draw a nodule in lung.
 
     Args:
-        consensus: `[H, W]`, the mask of at least half of the readers.
-        ratings: the readers' means, 1 to 5: `margin` (1 poorly defined) sets how blurred the edge is, `texture` (1
-            ground glass, 5 solid) the density, `spiculation` and `lobulation` how the outline is broken up, `subtlety`
-            (1 hardly visible) the contrast.
-        seed: of everything else: parenchyma, vessels, noise and the phase of spikes.
+        consensus: `[H, W]`, mask of at least half of the readers.
+        ratings: means over the readers, 1 to 5: `margin` (1 is poorly defined) sets the blur of the edge, `texture` (1
+            is ground glass, 5 solid) the density, `spiculation` and `lobulation` the spikes and lobes of the outline,
+            `subtlety` (1 is hardly visible) the contrast.
+        seed: seed of everything else: parenchyma, vessels, noise and the phase of spikes.
 
     Returns:
         `[H, W]` float32 on the scale (HU + 1000) / 1000: 0 is air, 1 water.
@@ -54,7 +54,7 @@ def _depth(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 def _protrusions(
     mask: NDArray[np.bool_], spiculation: float, lobulation: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Return how far, in pixels, spikes and lobes push the edge outwards in each direction."""
+    """Return the distance in pixels by which spikes and lobes move the edge outwards in each direction."""
     rows, columns = np.nonzero(mask) if mask.any() else np.array([[mask.shape[0] // 2], [mask.shape[1] // 2]])
     y, x = np.indices(mask.shape, dtype=float)
     angle = np.arctan2(y - rows.mean(), x - columns.mean())
@@ -65,7 +65,7 @@ def _protrusions(
 
 
 def _vessels(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return bright, slightly bent tubes."""
+    """Draw bright, slightly bent tubes."""
     y, x = np.indices(shape, dtype=float)
     vessels = np.zeros(shape)
     for _ in range(int(rng.integers(1, 5))):

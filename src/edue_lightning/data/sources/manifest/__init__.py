@@ -1,1 +1,1 @@
-"""A folder with a table of its images and masks."""
+"""A user's own folder of images and masks, with a table of them."""

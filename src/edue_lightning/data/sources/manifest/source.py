@@ -1,10 +1,10 @@
-"""Any folder of images and masks with a table that says which is whose."""
+"""A user's own folder of images and masks, with a table of their cases, raters and structures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from edue_lightning.data.file_source import (
@@ -19,28 +19,31 @@ from edue_lightning.data.file_source import (
 from edue_lightning.data.images import ImageError, ImageFile, read_image, read_mask
 from edue_lightning.data.preparation import Stacked
 from edue_lightning.data.sample import RaterSample
+from edue_lightning.data.sources.manifest.files import NamedFiles
 from edue_lightning.data.sources.manifest.table import ManifestCase, read_table
 from edue_lightning.errors import UserError
 
 
 class ManifestSource(FileSource):
-    """A folder with a table of one row a mask, all of it checked before the first case is used.
+    """A folder with a table of one row per mask; all of it is checked before the first case is used.
 
     The columns are `case_id, image[, image2...], mask, rater, structure[, split, patient, spacing]`; files are named by
-    their paths from the manifest. The images of a case are stacked as channels. An empty mask field says that the rater
-    looked and outlined nothing. The rater axis has one slot for each name in the manifest; a rater without rows for a
-    case is invalid there. Cases without `split` are drawn, a patient's together.
+    their paths from the manifest, see `NamedFiles`. The images of a case are stacked as channels. An empty mask field
+    means that the rater looked and outlined nothing. The rater axis has one place per name in the manifest, in natural
+    order (`rater 2` before `rater 10`); a rater without rows for a case is invalid there. Cases without `split` are
+    drawn, those of one patient together.
 
     Args:
         root: folder with the manifest.
-        file: name of the manifest in it, CSV or Parquet.
-        structures: the ones to take, in this order; None for all, in order of first appearance. Rows of others are left
-            out, with a count in the log.
-        standardise: bring each channel to mean 0 and standard deviation 1 over the image; a constant one becomes 0.
+        file: name of the manifest in the folder, CSV or Parquet.
+        structures: structures to take, in this order; None for all, in order of first appearance. Rows of others are
+            left out, with a count in the log.
+        standardise: whether to bring each channel to mean 0 and standard deviation 1 over the image; a constant one
+            becomes 0.
         cache: see `FileSource`.
 
     Raises:
-        UserError: if there is no such folder, or the settings name no structure.
+        UserError: if the folder does not exist, or `structures` is empty.
     """
 
     def __init__(
@@ -53,8 +56,9 @@ class ManifestSource(FileSource):
     ) -> None:
         super().__init__(root, cache)
         if structures is not None and not structures:
-            raise UserError("data.source.structures: names none; name at least one, or set it to null")
+            raise UserError("data.source.structures: is empty; name at least one structure, or set it to null")
         table = read_table(self.root / file, structures)
+        self._files = NamedFiles(self.root)
         self._stacked = self.preparation({"standardise": standardise})
         self.raters: tuple[str, ...] = table.raters
         self.structures = table.structures
@@ -75,9 +79,9 @@ class ManifestSource(FileSource):
         }
         files = {}
         for name in (*case.images, *case.masks.values()):
-            # what is wrong with the others is told when the case is read
+            # problems of the others are reported when the case is read
             with suppress(ImageError):
-                files[name] = locate(self.root, name)
+                files[name] = self._files.locate(name)
         return FileCase(case.record, files or {"": manifest}, details)
 
     def _read(self, case: FileCase) -> RaterSample:
@@ -90,10 +94,10 @@ class ManifestSource(FileSource):
         found = [file.image for file in images if file is not None]
         if rows.spacing and found and len(rows.spacing) != len(found[0].shape):
             axes = f"spacing has {len(rows.spacing)} numbers for {len(found[0].shape)} axes"
-            reading.report(rows.images[0], f"{axes}; write one an axis")
+            reading.report(rows.images[0], f"{axes}; write one per axis")
         reading.finish()
         if not all(rows.images):
-            # the check of the table has told so already
+            # reported by the check of the table
             raise CaseError(())
         return stack_case(
             case.record.case_id,
@@ -107,31 +111,9 @@ class ManifestSource(FileSource):
 
     def _file(self, reading: CaseReading, name: str, read: Callable[[Path], ImageFile]) -> NamedImage | None:
         try:
-            path = locate(self.root, name)
+            path = self._files.locate(name)
         except ImageError as error:
             reading.report(name, str(error))
             return None
         image = reading.file(path, read, name)
         return None if image is None else NamedImage(name, image)
-
-
-def locate(folder: Path, file: str) -> Path:
-    """Return the path of a file that the manifest names, which must not lead out of the manifest's folder.
-
-    Raises:
-        ImageError: if it does, or there is no such file.
-    """
-    relative = PurePosixPath(file.replace("\\", "/"))
-    outside = relative.is_absolute() or bool(PureWindowsPath(file).drive) or ".." in relative.parts
-    path = folder / relative
-    try:
-        outside = outside or not path.resolve().is_relative_to(folder)
-        found = not outside and path.is_file()
-    # a circle of links, a name too long or with characters that no name has
-    except (OSError, RuntimeError, ValueError):
-        found = False
-    if outside:
-        raise ImageError("leaves the manifest's folder; put it there and name it by its path from there")
-    if not found:
-        raise ImageError("not found; add it, or correct its path in the manifest")
-    return path

@@ -1,4 +1,4 @@
-"""The rows of a manifest, grouped into cases: what the text alone tells; the files it names are not opened here."""
+"""The rows of a manifest, checked and grouped into cases; the files that it names are not opened here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from edue_lightning.data.source import CaseRecord, Split
-from edue_lightning.text import can_be_in_file_name, one_line, reason_of
+from edue_lightning.text import can_be_in_file_name, natural_key, one_line, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +29,13 @@ _SPACING_BREAK = re.compile(r"\s*x\s*|\s+")
 
 @dataclass(frozen=True)
 class ManifestCase:
-    """One case as the manifest has it, its files as paths from the manifest.
+    """One case of a manifest, its files as the manifest names them.
 
     Attributes:
-        record: its name, patient and prescribed split.
-        images: files whose channels are stacked in this order.
-        masks: file of each rater and structure; the empty string where the rater outlined nothing.
-        spacing: mm along each spatial axis, or None where the manifest does not tell.
+        record: name, patient and prescribed split of the case.
+        images: image files, whose channels are stacked in this order.
+        masks: mask file of each rater and structure; the empty string if the rater outlined nothing.
+        spacing: voxel size in mm along each spatial axis, or None if the manifest has none.
     """
 
     record: CaseRecord
@@ -49,10 +49,10 @@ class ManifestTable:
     """A whole manifest.
 
     Attributes:
-        cases: by their names, in order of first appearance; incomplete if there are problems.
-        raters: all names, sorted.
-        structures: the chosen ones.
-        problems: one line each, with the file, the case and the mend.
+        cases: cases by their names, in order of first appearance; incomplete if there are problems.
+        raters: names of all raters, in natural order.
+        structures: names of the chosen structures.
+        problems: one line per problem, with the file, the case and the fix.
     """
 
     cases: Mapping[str, ManifestCase]
@@ -71,11 +71,11 @@ class _Row:
 
 
 def read_table(path: Path, structures: Sequence[str] | None) -> ManifestTable:
-    """Read a manifest and check all that can be checked without opening another file.
+    """Read a manifest and check everything that can be checked without opening another file.
 
     Args:
-        path: of the CSV file, or of a Parquet file with the same columns.
-        structures: the ones to keep, in this order; None for all, in order of first appearance.
+        path: CSV file, or Parquet file with the same columns.
+        structures: structures to keep, in this order; None for all, in order of first appearance.
     """
     try:
         columns, all_rows = _read_rows(path, REQUIRED)
@@ -109,17 +109,17 @@ def read_table(path: Path, structures: Sequence[str] | None) -> ManifestTable:
         else:
             problems.add(f"no rater has a row of {', '.join(chosen)}; add one, or remove the case", case_id)
     _check_across_cases(list(cases.values()), problems)
-    raters = sorted({rater for case in cases.values() for rater, _ in case.masks})
+    raters = sorted({rater for case in cases.values() for rater, _ in case.masks}, key=natural_key)
     return ManifestTable(cases, tuple(raters), chosen, problems.lines)
 
 
 @dataclass(frozen=True)
 class ImageRows:
-    """The images that a table names.
+    """The image columns of a table.
 
     Attributes:
-        cases: files of each case, as paths from the table, and its spacing or None.
-        problems: case or line, and what is wrong with it.
+        cases: image files of each case, as the table names them, and its spacing or None.
+        problems: pairs of a case or line and its problem.
     """
 
     cases: Mapping[str, tuple[tuple[str, ...], tuple[float, ...] | None]]
@@ -127,15 +127,15 @@ class ImageRows:
 
 
 def read_images(path: Path) -> ImageRows:
-    """Read the columns `case_id, image[, image2...]` and `spacing` of a table, whatever else it holds.
+    """Read the columns `case_id, image[, image2...]` and `spacing` of a table; others are ignored.
 
-    Rows of one case, as a manifest has one a mask, must agree.
+    All rows of a case, such as a manifest's one row per mask, must agree.
 
     Args:
-        path: of the CSV or Parquet file.
+        path: CSV or Parquet file.
 
     Raises:
-        ValueError: with the reason, if it cannot be read.
+        ValueError: with the reason, if the table cannot be read.
     """
     columns, rows = _read_rows(path, ("case_id", "image"))
     image_columns = _image_columns(columns)
@@ -163,13 +163,13 @@ def read_images(path: Path) -> ImageRows:
 
 
 def parse_spacing(text: str) -> tuple[float, ...] | None:
-    """Read a spacing in mm, such as `0.7x0.7` or `0.7 0.7 3`; None if there is none.
+    """Read a spacing in mm, such as `0.7x0.7` or `0.7 0.7 3`; an empty text gives None.
 
     >>> parse_spacing("0.7x0.7")
     (0.7, 0.7)
 
     Raises:
-        ValueError: if it is not two or three positive numbers.
+        ValueError: if the text is not two or three positive numbers.
     """
     if not text:
         return None
@@ -201,12 +201,12 @@ def _image_columns(columns: Sequence[str]) -> list[str]:
 
 
 def _read_rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[_Row]]:
-    """Return the columns and the rows, stripped and without blank ones.
+    """Return the columns and the rows, their fields stripped, without blank rows.
 
     Raises:
         ValueError: with the reason, if there are no rows to check.
     """
-    # a pipe would be waited for, a device may have no end
+    # reading a pipe would block, and a device may have no end
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError("is no regular file; put the table itself there")
     try:
@@ -224,7 +224,7 @@ def _read_rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[_Ro
         _Row(number, dict(zip(header, fields, strict=True))) for number, fields in enumerate(lines, 2) if any(fields)
     ]
     if not rows:
-        raise ValueError(f"has no rows; write one a {'mask' if 'mask' in required else 'case'}")
+        raise ValueError(f"has no rows; write one per {'mask' if 'mask' in required else 'case'}")
     return header, rows
 
 
@@ -232,8 +232,8 @@ def _read_csv(path: Path) -> list[list[str]]:
     """Return the fields of all lines, the header's first.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: with the reason, if it cannot be read.
+        FileNotFoundError: if the file does not exist.
+        ValueError: with the reason, if the file cannot be read.
     """
     try:
         # the header is read as a row: pandas would rename columns of one name, and cut rows that are too long
@@ -259,14 +259,14 @@ def _read_csv(path: Path) -> list[list[str]]:
 
 
 def _read_parquet(path: Path) -> list[list[str]]:
-    """Return the names of the columns and the fields of all rows as the text that a CSV file would hold.
+    """Return the names of the columns and the fields of all rows as a CSV file would hold them.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: with the reason, if it cannot be read.
+        FileNotFoundError: if the file does not exist.
+        ValueError: with the reason, if the file cannot be read.
     """
     try:
-        # whole numbers must stay such beside missing ones
+        # whole numbers must stay whole beside missing ones
         frame = pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
     except FileNotFoundError:
         raise
@@ -274,7 +274,7 @@ def _read_parquet(path: Path) -> list[list[str]]:
         raise ValueError(
             'needs the package pyarrow; pip install "edue-lightning[parquet]", or save it as CSV'
         ) from error
-    # pyarrow has errors of its own, of several unrelated kinds
+    # pyarrow raises several unrelated kinds of errors
     except Exception as error:
         raise ValueError(f"cannot be read as Parquet ({reason_of(error)}); save it again") from error
     return [[str(name) for name in frame.columns], *([_text(field) for field in row] for row in frame.to_numpy(object))]
@@ -298,7 +298,7 @@ def _check_columns(columns: Sequence[str], image_columns: Sequence[str], problem
 
 
 def _complete_rows(rows: Sequence[_Row], problems: _Problems) -> list[_Row]:
-    """Return the rows that can be assigned to a case, rater and structure."""
+    """Return the rows that name a case, rater and structure."""
     complete = []
     for row in rows:
         empty = [column for column in ("case_id", "rater", "structure") if not row[column]]
@@ -312,11 +312,11 @@ def _complete_rows(rows: Sequence[_Row], problems: _Problems) -> list[_Row]:
 def _check_structures(chosen: Sequence[str], found: Mapping[str, None], problems: _Problems) -> None:
     absent = [name for name in chosen if name not in found]
     if absent:
-        problems.add(f"no row of data.source.structures {', '.join(absent)}; there are {', '.join(found)}")
+        problems.add(f"has no row of data.source.structures {', '.join(absent)}; choose among {', '.join(found)}")
     odd = [name for name in chosen if not can_be_in_file_name(name)]
     if odd:
         listed = ", ".join(map(repr, odd))
-        problems.add(f"structure {listed} cannot be a part of a file name; use letters, digits, '_', '-' and blanks")
+        problems.add(f"structure {listed} cannot be part of a file name; use letters, digits, '_', '-' and blanks")
     if len(set(chosen)) != len(chosen):
         problems.add("data.source.structures names one twice; name each once")
 
@@ -335,7 +335,9 @@ def _case(
 
     split = shared("split")
     if split not in ("", *get_args(Split)):
-        problems.add(f"split {split!r} is none of {', '.join(get_args(Split))}; correct it or leave it empty", case_id)
+        problems.add(
+            f"split {split!r} is not one of {', '.join(get_args(Split))}; correct it or leave it empty", case_id
+        )
     spacing = None
     try:
         spacing = parse_spacing(text := shared("spacing"))
@@ -361,16 +363,16 @@ def _masks(
             problems.add(f"lines {lines[key]} and {row.line} are both {whose}; remove one", case_id)
             continue
         masks[key], lines[key] = row["mask"], row.line
-    for rater in sorted({rater for rater, _ in masks}):
+    for rater in sorted({rater for rater, _ in masks}, key=natural_key):
         absent = [structure for structure in structures if (rater, structure) not in masks]
         if absent:
-            mend = "add it, with an empty mask field if the rater outlined nothing, or remove the rater from the case"
-            problems.add(f"rater {rater!r} has no row of {', '.join(absent)}; {mend}", case_id)
+            fix = "add it, with an empty mask field if the rater outlined nothing, or remove the rater from the case"
+            problems.add(f"rater {rater!r} has no row of {', '.join(absent)}; {fix}", case_id)
     return masks
 
 
 def _check_across_cases(cases: Sequence[ManifestCase], problems: _Problems) -> None:
-    """Report what would put the same picture or patient into training and test."""
+    """Report cases that share an image file, and patients with several splits."""
     cases_of_image: defaultdict[Path, list[str]] = defaultdict(list)
     splits_of_group: defaultdict[str, set[str]] = defaultdict(set)
     for case in cases:

@@ -1,1 +1,1 @@
-"""QUBIQ: several tasks with several raters."""
+"""QUBIQ: several data sets with several raters and tasks each."""

@@ -1,9 +1,9 @@
-"""Where the cases of QUBIQ lie (Menze et al., 2020 and 2021); no image is opened here.
+"""The layout of QUBIQ (Menze et al., 2020 and 2021) on disk; no image is opened here.
 
-`brain-growth/Training/case01/image.nii.gz`, `task01_seg01.nii.gz`, ...: a folder a case, a file a rater and task. The
-parts Training, Validation and Testing come in archives of their own (`training_data_v3_QC`,
+`brain-growth/Training/case01/image.nii.gz`, `task01_seg01.nii.gz`, ...: one folder per case, one file
+per rater and task. The parts Training, Validation and Testing come in archives of their own (`training_data_v3_QC`,
 `validation_data_qubiq2021_QC`, `QUBIQ21_test`). The two data sets of the pancreas have their cases right below the data
-set's folder, such as `training_data_v3_QC/pancreas/case1-1`: there the archive's name tells the part.
+set's folder, such as `training_data_v3_QC/pancreas/case1-1`: there the archive's name gives the part.
 
 Sources: the challenge's pages qubiq.grand-challenge.org/participation and qubiq21.grand-challenge.org, and what
 participants published: github.com/Jimut123/MICCAI_QUBIQ_21 (lists of files, shapes) and
@@ -36,13 +36,13 @@ class QubiqCase:
     """The files of a case, their paths absolute.
 
     Attributes:
-        case_id: part and folder, such as Training_case01; the folder alone where nothing tells the part.
-        patient: names what must not be torn apart: case1-1 and case1-2 of the pancreas count as one.
+        case_id: part and folder, such as Training_case01; the folder alone if the part is unknown.
+        patient: name of the patient, whose cases stay in one split: case1-1 and case1-2 of the pancreas are one.
         split_hint: "test" for Validation, the only part besides Training that is public with masks, and for Testing if
-            somebody has them; None for Training, from which validation cases must still be drawn.
-        image: of brain-tumor `[240, 240, 4]`, a slice with its modalities along the third axis; of the pancreas' data
-            sets a volume; of all others a slice.
-        masks: file of each rater ("01", ...) and task ("task01", ...); some cases lack a rater.
+            its masks are there; None for Training, from which validation cases must still be drawn.
+        image: image file; in brain-tumor `[240, 240, 4]`, a slice with its modalities along the third axis; in the
+            pancreas' data sets a volume; in all others a slice.
+        masks: mask file of each rater ("01", ...) and task ("task01", ...); some cases lack a rater.
     """
 
     case_id: str
@@ -54,7 +54,7 @@ class QubiqCase:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A case's folder, with the NIfTI files in it by what their names tell."""
+    """A case's folder with its NIfTI files, sorted by their names into images and masks."""
 
     path: Path
     images: Sequence[Path]
@@ -67,7 +67,7 @@ class _Folder:
 
     @property
     def part(self) -> str:
-        """Which of the release's parts it belongs to; empty where no folder above tells."""
+        """Part of the release that the folder belongs to; empty if no folder above names one."""
         parent = self.path.parent
         if part := _part_of_name(parent.name):
             return part
@@ -82,14 +82,13 @@ def list_qubiq(root: Path, data_set: str | None = None) -> tuple[list[QubiqCase]
     """Find the cases of one data set that have masks.
 
     Args:
-        root: folder of one data set, such as `brain-growth`, or any folder above or below it; a data set is looked for
-            at most `DEEPEST` levels down.
-        data_set: name of the one to take, where there are several below `root`, as in the unpacked archives.
+        root: folder of one data set, such as `brain-growth`, or any folder above or below it; at most `DEEPEST` levels
+            are searched.
+        data_set: name of the data set to take if there are several below `root`, as in the unpacked archives, or None.
 
     Returns:
-        the complete cases, sorted by name, whatever the order on the disk, and a line for each thing that is wrong:
-        file from `root`, case, problem and mend. Nothing is found and nothing wrong in an empty folder, nor in one of
-        test images without masks.
+        the complete cases, sorted by name, and one line per problem: file from `root`, case, problem and fix. Both are
+        empty for an empty folder, and for one of test images without masks.
     """
     problems = ListingProblems(root.resolve())
     files = find_files(problems, lambda _: False)
@@ -97,11 +96,16 @@ def list_qubiq(root: Path, data_set: str | None = None) -> tuple[list[QubiqCase]
     names = sorted({folder.data_set for folder in folders})
     if data_set is None and len(names) > 1:
         several = ListingProblems(problems.root)
-        several.add(several.root, f"holds the data sets {', '.join(names)}; choose one by its name or its folder")
+        several.add(
+            several.root,
+            f"holds the data sets {', '.join(names)}; set data.source.data_set to one of them, or choose its folder",
+        )
         return [], several.lines
     if data_set is not None and data_set not in names:
         others = ", ".join(names) or "none"
-        problems.add(problems.root, f"holds no data set {data_set!r}, but {others}; correct the name or the folder")
+        problems.add(
+            problems.root, f"holds no data set {data_set!r}, but {others}; correct data.source.data_set or the folder"
+        )
     chosen = [folder for folder in folders if data_set in (None, folder.data_set)]
     _check_names([path for path in files if data_set is None or data_set in path.parts], problems)
     found: dict[str, _Folder] = {}
@@ -129,15 +133,15 @@ def _case_folders(files: Sequence[Path]) -> list[_Folder]:
 def _check_names(files: Sequence[Path], problems: ListingProblems) -> None:
     for path in files:
         if not _is_image(path) and not _mask_key(path):
-            problems.add(path, "is neither image nor taskNN_segNN; call it so, or move it out of the data set")
+            problems.add(path, "is named neither image nor taskNN_segNN; rename it, or move it out of the data set")
 
 
 def _case(folder: _Folder, problems: ListingProblems) -> QubiqCase | None:
-    """Put a case together; None if something is wrong with it, which is noted, or if nobody outlined it."""
+    """Return the case of a folder; None if it has a problem, which is noted, or no masks."""
     case_id = folder.case_id
     before = len(problems.lines)
     if not _FILE_NAME.fullmatch(folder.path.name):
-        problems.add(folder.path, "cannot name files; use letters, digits, '.', '_' and '-'", case_id)
+        problems.add(folder.path, "cannot be a file name; use letters, digits, '.', '_' and '-'", case_id)
     if not folder.images:
         problems.add(folder.masks[0][1], "is a mask without image.nii.gz beside it; add that", case_id)
     for path in folder.images[1:]:
@@ -165,7 +169,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _mask_key(path: Path) -> tuple[str, str] | None:
-    """Return rater and task of a mask, or None; where there is one task, some copies name masks after the case."""
+    """Return rater and task of a mask, or None; some copies of data sets with one task name masks after the case."""
     match = _MASK.fullmatch(stem_of(path))
     return (f"{int(match['rater']):02d}", f"task{int(match['task'] or 1):02d}") if match else None
 

@@ -1,4 +1,4 @@
-"""One of QUBIQ's data sets as a source of multi-rater cases (Menze et al., 2020 and 2021)."""
+"""One of QUBIQ's data sets as a source of multi-rater cases."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from edue_lightning.data.preparation import Stacked, as_slice
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseRecord
 from edue_lightning.data.sources.qubiq.layout import list_qubiq
+from edue_lightning.text import natural_key
 
 _SLICES = 2
-"""Axes of a mask of a single slice."""
+"""Number of axes of a single slice's mask."""
 
 
 class QubiqSource(FileSource):
@@ -32,6 +33,7 @@ class QubiqSource(FileSource):
       one task, seven raters; brain-tumor (MRI, four modalities) 32 cases, three tasks, three raters; kidney (CT) 24
       cases, one task, three raters; pancreas and pancreatic-lesion (CT volumes, 2021) two raters.
     - Source: qubiq.grand-challenge.org (2020) and qubiq21.grand-challenge.org (2021).
+    - Licence: none comes with the files; the challenges' rules apply.
     - Cite: Li et al., "QUBIQ: Uncertainty Quantification for Biomedical Image Segmentation Challenge", arXiv
       2405.18435.
 
@@ -39,12 +41,12 @@ class QubiqSource(FileSource):
     are drawn from Training. Each channel is brought to mean 0 and standard deviation 1.
 
     Args:
-        root: folder with one data set, such as `brain-growth`, at any level.
-        data_set: name of the one to take, where there are several below `root`.
+        root: folder with one data set, such as `brain-growth`, at any depth.
+        data_set: name of the data set to take if there are several below `root`, or None.
         cache: see `FileSource`.
 
     Raises:
-        UserError: if there is no such folder.
+        UserError: if the folder does not exist.
     """
 
     def __init__(self, root: str | None = None, data_set: str | None = None, cache: str | None = None) -> None:
@@ -52,8 +54,8 @@ class QubiqSource(FileSource):
         listed, problems = list_qubiq(self.root, data_set)
         self._cases = {case.case_id: case for case in listed}
         keys = [key for case in listed for key in case.masks]
-        self.raters: tuple[str, ...] = tuple(sorted({rater for rater, _ in keys}))
-        self.structures = tuple(sorted({task for _, task in keys}))
+        self.raters: tuple[str, ...] = tuple(sorted({rater for rater, _ in keys}, key=natural_key))
+        self.structures = tuple(sorted({task for _, task in keys}, key=natural_key))
         files = []
         for case in listed:
             record = CaseRecord(case.case_id, case.patient, case.split_hint)
@@ -84,7 +86,7 @@ class QubiqSource(FileSource):
         named = self._named(files.image, image)
         compare_grids(reading, [file for file in (named, *found) if file is not None])
         reading.finish()
-        assert image is not None, "else something was noted"
+        assert image is not None, "a missing image was reported"
         return stack_case(
             case.record.case_id,
             self.preparation({}).channels([image]),
