@@ -253,7 +253,8 @@ def _open_picture(path: Path) -> Image.Image:
         raise ImageError(problem)
     if ";16" in str(picture.tile) and not picture.mode.startswith("I"):
         raise ImageError(DEEP_COLOURS)
-    if any(tile[0] == "libtiff" and str(tile[3][0]).endswith(_SWAPPED) for tile in picture.tile):
+    raw_modes = [tile.args[0] for tile in picture.tile if tile.codec_name == "libtiff" and tile.args]
+    if any(str(mode).endswith(_SWAPPED) for mode in raw_modes):
         raise ImageError("is compressed, its highest byte first, which Pillow misreads; save it uncompressed")
     if picture.mode not in _MODES:
         raise ImageError(f"holds colours of an unusual kind ({picture.mode}); save it as grey or RGB")
