@@ -46,18 +46,19 @@ def asked(checkpoint: Path, source: Path, output: Path, *overrides: str) -> dict
     )
 
 
-def triage_of(structures: tuple[str, ...], threshold: float) -> Triage:
-    one = StructureTriage("sv_total", 0.8, np.array([0.5, 0.9]), np.array([threshold, 0.0]), {"sv_total": (0.0, 1e9)})
+def triage_of(structures: tuple[str, ...], poor: float, good: float = 0.0) -> Triage:
+    """Return the triage data of one poor and one good validation case, with their uncertainties."""
+    one = StructureTriage("sv_total", 0.8, np.array([0.5, 0.9]), np.array([poor, good]), {"sv_total": (0.0, 1e9)})
     return Triage(1.0, dict.fromkeys(structures, one), {"percentile 50 of channel 1": (-9.0, 9.0)}, 5, spaced=True)
 
 
-def untrained(path: Path, images: ImageFormat, *overrides: str, threshold: float = 1.0) -> Path:
+def untrained(path: Path, images: ImageFormat, *overrides: str, poor: float = 1.0, good: float = 0.0) -> Path:
     """Write the checkpoint of a method whose weights are drawn; it is as good as any to see where its answers go."""
     settings = configuration("train", *NETWORK, *overrides)
     torch.manual_seed(0)
     method = build_method(settings, images)
     save_method(method, path, checkpoint_entries(settings, images))
-    add_triage(path, triage_of(images.structures, threshold).as_dict())
+    add_triage(path, triage_of(images.structures, poor, good).as_dict())
     return path
 
 
@@ -272,10 +273,10 @@ def test_cases_come_by_uncertainty_and_are_flagged_from_the_threshold_on(tmp_pat
     table = predict(asked(free, scans, tmp_path / "free"), tmp_path / "free").triage
     totals = table["sv_total"].tolist()
     assert totals == sorted(totals, reverse=True)
-    chosen = untrained(tmp_path / "chosen.ckpt", images, *overrides, threshold=totals[1])
+    chosen = untrained(tmp_path / "chosen.ckpt", images, *overrides, poor=totals[1], good=totals[2])
     table = predict(asked(chosen, scans, tmp_path / "chosen"), tmp_path / "chosen").triage
     assert table["flagged"].tolist() == [True, True, False]
-    assert table["threshold"].tolist() == pytest.approx([totals[1]] * 3)
+    assert table["threshold"].tolist() == pytest.approx([(totals[1] + totals[2]) / 2] * 3)
     assert (table["out_of_distribution"] == "").all()
 
 
@@ -297,7 +298,7 @@ def test_a_checkpoint_without_triage_sorts_and_flags_nothing(tmp_path: Path, cap
     [
         ({"ckpt": None}, "ckpt: not set"),
         ({"input": "nowhere"}, "input=nowhere: no such file or folder"),
-        ({"sensitivity": 1.5}, "sensitivity must lie above 0"),
+        ({"sensitivity": 1.5}, "sensitivity must be above 0"),
         ({"device": "toaster"}, "device=toaster: does not exist"),
         ({"ckpt": "nowhere.ckpt"}, "nowhere.ckpt: no such checkpoint"),
         ({"overwrite": "perhaps"}, "overwrite"),

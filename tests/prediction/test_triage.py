@@ -35,7 +35,7 @@ cases = st.lists(
 
 
 @given(cases, st.floats(0.01, 1))
-def test_the_threshold_is_the_highest_that_finds_the_share_of_the_poor(
+def test_the_threshold_flags_the_share_of_the_poor_and_no_others(
     found: list[tuple[float, float]], sensitivity: float
 ) -> None:
     dice, uncertainties = (list(column) for column in zip(*found, strict=True))
@@ -45,10 +45,24 @@ def test_the_threshold_is_the_highest_that_finds_the_share_of_the_poor(
         assert threshold.value is None
         return
     share = {value: sum(u >= value for u in poor) / len(poor) for value in set(uncertainties)}
-    enough = [value for value, of_poor in share.items() if of_poor >= sensitivity - 1e-9]
-    assert threshold.value == max(enough)
-    assert threshold.sensitivity == share[threshold.value]
-    assert threshold.flagged == sum(u >= threshold.value for u in uncertainties) / len(uncertainties)
+    last = max(value for value, of_poor in share.items() if of_poor >= sensitivity - 1e-9)
+    assert threshold.value is not None
+    # the same cases as by the highest possible threshold, but not by a hair's breadth
+    assert [u >= threshold.value for u in uncertainties] == [u >= last for u in uncertainties]
+    assert threshold.sensitivity == share[last]
+    assert threshold.flagged == sum(u >= last for u in uncertainties) / len(uncertainties)
+    below = [u for u in uncertainties if u < last]
+    if below and math.isfinite(last):
+        assert threshold.value == pytest.approx((last + max(below)) / 2)
+
+
+@pytest.mark.parametrize("value", [-3e8, -0.7, 0.0, 1e-9, 0.7, 3e8])
+@pytest.mark.parametrize("score", ["sv_total", "model_agreement"])
+def test_rounding_changes_no_flag(value: float, score: str) -> None:
+    known = structure([0.5, 0.5], [value, 2 * abs(value) + 1], score)
+    threshold = known.threshold(1.0).value
+    assert threshold is not None
+    assert float(np.float32(value)) * (1 - 1e-6 * np.sign(value)) >= threshold
 
 
 def test_uncertainty_rises_as_agreement_falls_and_is_infinite_where_undefined() -> None:
@@ -58,11 +72,17 @@ def test_uncertainty_rises_as_agreement_falls_and_is_infinite_where_undefined() 
     assert structure([0.5], [0.0], "sv_normalised").uncertainty({"sv_normalised": math.nan}) == math.inf
 
 
-def test_relative_uncertainty_counts_interquartile_ranges_above_the_median() -> None:
+def test_uncertainty_is_shown_as_the_share_of_surer_validation_cases() -> None:
     known = structure([1.0] * 5, [1.0, 2.0, 3.0, 4.0, math.inf])
-    low, middle, high = np.percentile([1, 2, 3, 4], [25, 50, 75])
-    assert known.relative(5.0) == pytest.approx((5 - middle) / (high - low))
-    assert known.relative(math.inf) == math.inf
+    assert [known.percentile(value) for value in (0.5, 1.5, 4.5, math.inf)] == pytest.approx([0, 20, 80, 90])
+    assert known.percentile(2.0) == pytest.approx(30)
+
+
+@pytest.mark.parametrize("uncertainties", [[2.0, 2.0, 2.0], [math.inf, math.inf], [math.inf, 1.0], [5e-324, 1e308]])
+def test_no_uncertainty_is_shown_as_infinite(uncertainties: list[float]) -> None:
+    known = structure([0.5] * len(uncertainties), uncertainties)
+    for value in (-1e308, 0.0, 2.0, 2.0 + 1e-9, 1e308, math.inf):
+        assert 0 <= known.percentile(value) <= 100
 
 
 def test_the_score_that_orders_the_validation_cases_best_is_chosen() -> None:
@@ -108,11 +128,30 @@ def test_intensities_are_percentiles_of_each_channel() -> None:
     assert found["percentile 50 of channel 2"] == pytest.approx(float(image[1].median()), abs=0.1)
 
 
-def test_another_unit_is_told() -> None:
+def test_an_unknown_voxel_size_is_reported() -> None:
     inside = torch.full((1, 4, 4), 0.5)
     assert whole().outside(inside, spaced=True) == []
     (line,) = whole().outside(inside, spaced=False)
-    assert line == "voxel size not known, in training it was known: scores are not alike"
+    assert line == "voxel size unknown, in training it was known: sizes cannot be compared"
+    # then everything is measured in pixels
+    assert replace(whole(), spaced=False).outside(inside, spaced=True) == []
+
+
+@pytest.mark.parametrize(
+    ("score", "terms", "needs"),
+    [
+        ("sv_total", None, True),
+        ("sv", None, True),
+        ("entropy", None, True),
+        ("sv_normalised", None, False),
+        ("model_agreement", None, False),
+        ("expected_dice", ("layer_agreement",), False),
+        ("expected_dice", ("layer_agreement", "log(predicted_area)"), True),
+    ],
+)
+def test_sizes_need_a_unit_and_ratios_do_not(score: str, terms: tuple[str, ...] | None, needs: bool) -> None:
+    regression = None if terms is None else ExpectedDice(0.1, dict.fromkeys(terms, Term(1.0, 0.0, 1.0)))
+    assert replace(structure([0.5], [1.0], score), expected_dice=regression).needs_unit is needs
 
 
 def whole() -> Triage:
@@ -157,7 +196,7 @@ def test_what_is_stored_comes_back() -> None:
 def test_what_is_damaged_is_told_in_one_line(damage: Any) -> None:
     stored = whole().as_dict()
     damage(stored)
-    with pytest.raises(UserError, match=r"x\.ckpt: what it tells of its validation cases is damaged"):
+    with pytest.raises(UserError, match=r"x\.ckpt: its triage data is damaged"):
         Triage.from_dict(stored, "x.ckpt")
 
 

@@ -14,7 +14,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
-from processes import PATIENCE, run_command
+from processes import PATIENCE, run_command, run_script
 
 from edue_lightning.config.schema import TRUSTED_PACKAGES, check_only_ours
 from edue_lightning.errors import UserError
@@ -81,6 +81,31 @@ def test_a_method_a_data_set_and_a_metric_of_ones_own(tmp_path: Path) -> None:
     assert set(comparison["method"]) == {"rater_heads"}
     assert comparison.set_index("metric").loc["area_error", "better"] == "low"
     assert "area_error ↓" in (place / "runs" / "report" / "comparison.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_console_script_finds_the_package_too(tmp_path: Path) -> None:
+    place = tmp_path / "extend"
+    shutil.copytree(EXAMPLES / "extend", place)
+    subprocess.run([sys.executable, "draw_pictures.py", "PICTURES", "--cases", "10"], cwd=place, check=True)
+    own = ["--config-dir", "conf", "data=pictures", "data.root=PICTURES", "method=rater_heads"]
+    trained = run_script("train", [*own, *QUICK, "test=false"], cwd=place)
+    assert trained.returncode == 0, trained.stderr
+    (run,) = place.glob("runs/*")
+    recorded = yaml.safe_load((run / "config.yaml").read_text())["command"]
+    assert recorded.startswith("python -m edue_lightning.train --config-dir conf data=pictures")
+    overrides = [
+        f"ckpt={run}/checkpoints/best.ckpt",
+        "bootstrap_resamples=0",
+        "output=again",
+        "trainer.accelerator=cpu",
+    ]
+    refused = run_script("evaluate", overrides, cwd=place)
+    assert refused.returncode == 2
+    assert f"{TRUSTED_PACKAGES}=my_package" in refused.stderr
+    evaluated = run_script("evaluate", overrides, cwd=place, **{TRUSTED_PACKAGES: "my_package"})
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert (place / "again" / "metrics.csv").is_file()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The Dice that a case's scores let expect, by a linear regression on cases whose Dice is known."""
+"""Prediction of a case's Dice from its uncertainty scores, by ridge regression on cases with known Dice."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 FEWEST_CASES = 20
+SIZE_FEATURE = "log(predicted_area)"
+"""Only feature that depends on the unit of sizes."""
+
 _PENALTIES = np.logspace(-1, 3, 9)
 _SMALLEST = 1e-12
 
 
 class Term(NamedTuple):
-    """A feature's weight, and the range within which cases have shown it; beyond, it counts as the range's end."""
+    """Weight of a feature, and its range among the fitted cases, to which values are clipped."""
 
     weight: float
     low: float
@@ -30,18 +33,18 @@ class ExpectedDice:
     """`intercept + sum of weight * clip(feature, low, high)`.
 
     Attributes:
-        intercept: Dice.
-        terms: by feature, see `features`.
+        intercept: Dice at features of 0.
+        terms: weight and range by feature, see `features`.
     """
 
     intercept: float
     terms: Mapping[str, Term]
 
     def __call__(self, scores: Mapping[str, float]) -> float:
-        """Return the expected Dice of a case, NaN of an empty mask, which has no features.
+        """Return the expected Dice of a case; NaN for an empty mask, whose features are undefined.
 
         Args:
-            scores: by name, see `edue_lightning.prediction.estimate.Estimate`.
+            scores: scores by name, see `edue_lightning.prediction.estimate.Estimate`.
         """
         found = features({name: np.array([value]) for name, value in scores.items()})
         parts = [term.weight * np.clip(found[name][0], term.low, term.high) for name, term in self.terms.items()]
@@ -53,38 +56,45 @@ class ExpectedDice:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> ExpectedDice:
-        """Return what `as_dict` gave.
+        """Return the regression that `as_dict` described.
 
         Raises:
-            ValueError: if it is not whole; other errors where values have another type.
+            ValueError: if it is incomplete; other errors for values of other types.
         """
         terms = {str(name): Term(*map(float, term)) for name, term in stored["terms"].items()}
         unknown = set(terms) - set(features({name: np.ones(1) for name in _NEEDED}))
         numbers = [float(stored["intercept"]), *(value for term in terms.values() for value in term)]
         if unknown or not all(map(math.isfinite, numbers)):
-            raise ValueError(f"no regression: {sorted(unknown) or numbers}")
+            raise ValueError(f"invalid regression: {sorted(unknown) or numbers}")
         return cls(numbers[0], terms)
 
 
 class Fitted(NamedTuple):
-    """A regression, and what it expects of each case where that one was left out, `[N]`; NaN of an empty mask."""
+    """A regression and its predictions for the N cases it was fitted to, NaN for empty masks.
+
+    Attributes:
+        expected_dice: the regression.
+        left_out: prediction for each case by a fit without that case, `[N]`.
+        fitted: prediction for each case by the regression itself, `[N]`.
+    """
 
     expected_dice: ExpectedDice
     left_out: Array
+    fitted: Array
 
 
 _NEEDED = ("entropy", "sv_total", "sv", "layer_agreement", "model_agreement", "predicted_area")
 
 
 def features(scores: Mapping[str, Array]) -> dict[str, Array]:
-    """Return what the regression looks at: uncertainty by size, on a logarithm, agreement of the members, and size.
+    """Return the features of the regression: logarithms of uncertainty by size, agreement of the members, size.
 
     Args:
-        scores: `[N]` by name, with `sv`, `sv_total`, `entropy`, `layer_agreement`, `model_agreement` and
-            `predicted_area`.
+        scores: scores of N cases by name, `[N]` each, with `sv`, `sv_total`, `entropy`, `layer_agreement`,
+            `model_agreement` and `predicted_area`.
 
     Returns:
-        `[N]` by name; NaN where the mask is empty or a score is not defined.
+        features by name, `[N]` each; NaN where the mask is empty or a score is undefined.
     """
     area = np.where(scores["predicted_area"] > 0, scores["predicted_area"], np.nan)
     by_size = {
@@ -95,24 +105,24 @@ def features(scores: Mapping[str, Array]) -> dict[str, Array]:
         **by_size,
         "layer_agreement": scores["layer_agreement"],
         "model_agreement": scores["model_agreement"],
-        "log(predicted_area)": np.log(area),
+        SIZE_FEATURE: np.log(area),
     }
 
 
 def fit_expected_dice(scores: Mapping[str, Array], dice: Array) -> Fitted | None:
-    """Fit a ridge regression whose penalty has the smallest error on cases that are left out, one at a time.
+    """Fit a ridge regression, with the penalty of the smallest leave-one-out error.
 
-    Features that no case has, as the variance between the members of a single network, or all cases alike, are none.
+    Features that are undefined, such as the variance between the members of a single network, or constant are left out.
 
     Args:
-        scores: `[N]` by name, see `features`.
-        dice: `[N]`.
+        scores: scores of N cases by name, see `features`.
+        dice: Dice of the cases, `[N]`.
 
     Returns:
-        the regression; None for fewer than `FEWEST_CASES` cases with a mask, which could not tell anything.
+        the regression; None for fewer than `FEWEST_CASES` cases with a mask, too few to fit it.
     """
     found = features(scores)
-    mask = np.isfinite(found["log(predicted_area)"])
+    mask = np.isfinite(found[SIZE_FEATURE])
     used = {name: values for name, values in found.items() if np.isfinite(values[mask]).all()}
     used = {name: values for name, values in used.items() if mask.any() and np.ptp(values[mask]) > 0}
     if mask.sum() < FEWEST_CASES or not used:
@@ -129,14 +139,16 @@ def fit_expected_dice(scores: Mapping[str, Array], dice: Array) -> Fitted | None
         name: Term(float(slope), float(column.min()), float(column.max()))
         for name, slope, column in zip(used, slopes, columns.T, strict=True)
     }
-    return Fitted(ExpectedDice(float(dice[mask].mean() - slopes @ middle), terms), left_out)
+    fitted = np.full(len(dice), np.nan)
+    fitted[mask] = dice[mask].mean() + standard @ weights
+    return Fitted(ExpectedDice(float(dice[mask].mean() - slopes @ middle), terms), left_out, fitted)
 
 
 def _ridge(standard: Array, wanted: Array, penalty: float) -> tuple[Array, Array]:
-    """Return weights `[F]` of centred columns `[N, F]`, and each case's error when it is left out, `[N]`.
+    """Return weights `[F]` for centred columns `[N, F]`, and the leave-one-out error of each case, `[N]`.
 
-    The latter by the diagonal of the hat matrix, in which the mean counts too (Hastie et al., The Elements of
-    Statistical Learning, 7.10); columns keep the mean and scale of all cases.
+    The errors follow from the diagonal of the hat matrix, including the intercept's share (Hastie et al., The Elements
+    of Statistical Learning, 7.10); mean and scale of the columns remain those of all cases.
     """
     inverse = np.linalg.inv(standard.T @ standard + penalty * np.eye(standard.shape[1]))
     weights = inverse @ standard.T @ wanted

@@ -1,7 +1,8 @@
-"""A trained model for new images, from Python: load it, show it an array or files, get mask, map and scores."""
+"""A trained model for new images, from Python: mask, disagreement map and scores of an array or of files."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from nibabel.affines import voxel_sizes
 from numpy.typing import ArrayLike, NDArray
 
 from edue_lightning.config.build import ImageFormat, build_preparation
@@ -24,15 +26,17 @@ from edue_lightning.runs.checkpoints import load_method
 from edue_lightning.runtime.devices import chosen_device
 from edue_lightning.text import reason_of
 
+_ROUNDING_OF_SPACING = 0.01
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model says of an image, on the image's own voxels `*F`.
+    """The prediction for one image, on the image's own voxels `*F`.
 
     Attributes:
         probability: mean over the members, `[K, *F]` float32.
-        disagreement: V, the variance between the members, `[K, *F]` float32; of a single network p (1 - p).
-        table: a row a structure with scores, volume and flag, see `triage_table.triage_rows`.
+        disagreement: V, the variance between the members, `[K, *F]` float32; p (1 - p) for a single network.
+        table: one row per structure with scores, volume and flag, see `triage_table.triage_rows`.
     """
 
     probability: NDArray[np.float32]
@@ -46,20 +50,20 @@ class Prediction:
 
 
 class Model:
-    """A trained method with the preparation of its images and what it knows of its validation cases.
+    """A trained method with the preparation of its images and its triage data.
 
     Args:
         checkpoint: `checkpoints/best.ckpt` of a run.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        inference: node of the configuration, see `conf/inference`; None for the checkpoint's own.
-        sensitivity: share of the poor segmentations that shall be flagged; None for the checkpoint's own.
+        inference: node of the configuration, see `conf/inference`; None for the checkpoint's.
+        sensitivity: share of the poor segmentations to flag; None for the checkpoint's.
 
     Attributes:
         image_format: axes, channels and names of the structures.
-        triage: what tells which cases need a look; None in a checkpoint that was not trained to its end.
+        triage: rules that flag cases for review; None in a checkpoint of an interrupted training.
 
     Raises:
-        UserError: if the checkpoint cannot be used, the device is not there, or a setting is none.
+        UserError: if the checkpoint cannot be used, the device does not exist, or a setting is invalid.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class Model:
         sensitivity: float | None = None,
     ) -> None:
         if sensitivity is not None and not 0 < sensitivity <= 1:
-            raise UserError(f"sensitivity must lie above 0 and be at most 1, not {sensitivity}")
+            raise UserError(f"sensitivity must be above 0 and at most 1, not {sensitivity}")
         path = Path(checkpoint)
         loaded = load_method(path, inference)
         self.method = loaded.method
@@ -78,7 +82,7 @@ class Model:
         self._preparation = build_preparation(loaded.configuration)
         self.triage = None if loaded.triage is None else Triage.from_dict(loaded.triage, str(path))
         if self.triage is not None and set(self.triage.structures) != set(self.structures):
-            raise UserError(f"{path}: its validation cases are of other structures")
+            raise UserError(f"{path}: its triage data is for other structures; train again or use another checkpoint")
         self._sensitivity = sensitivity or (None if self.triage is None else self.triage.sensitivity)
         self.method.to(chosen_device(device))
 
@@ -93,24 +97,22 @@ class Model:
         """Predict an array.
 
         Args:
-            image: `[C, *F]` (or `[*F]` of a single channel), values as the training's files have them (pictures of 8
-                bits over 255); it is prepared as they were.
-            spacing: mm along each axis, None where it is not known.
-            affine: `[4, 4]` of a volume, from voxel indices to mm; None for one along the axes.
+            image: `[C, *F]` (or `[*F]` for a single channel), values as in the files of the training (pictures of 8
+                bits divided by 255); it is prepared like them.
+            spacing: voxel size in mm along each axis of F; None for that of `affine`, or if it is unknown.
+            affine: `[4, 4]` from the voxel indices to mm (RAS); None for axes to the right, anterior and superior.
 
         Raises:
-            UserError: if the image does not fit the model.
+            UserError: if the image does not fit the model, or spacing and affine are invalid or contradict each other.
         """
         array = np.asarray(image, dtype=np.float32)
         if array.ndim == self.image_format.spatial_dims:
             array = array[None]
         if array.ndim != self.image_format.spatial_dims + 1 or array.size == 0 or not np.isfinite(array).all():
-            raise UserError(f"image: an array of shape {list(array.shape)}, but the model sees {self.image_format}")
-        if affine is None and array.ndim == 4:
-            affine = np.diag([*(spacing or (1.0, 1.0, 1.0)), 1.0])
-        placed = None if affine is None else np.asarray(affine, dtype=np.float64)
-        # a file a channel, as a CT and its PET are
-        files = [ImageFile(channel[None], None if spacing is None else tuple(spacing), placed) for channel in array]
+            raise UserError(f"image: an array of shape {list(array.shape)}, but the model expects {self.image_format}")
+        sizes, placed = _placed(spacing, affine, self.image_format.spatial_dims)
+        # one file per channel, like a CT and its PET
+        files = [ImageFile(channel[None], sizes, placed) for channel in array]
         try:
             prepared = self._preparation.prepare(self._as_files(files), self.image_format.spatial_dims)
             require_channels(prepared, self.image_format.channels)
@@ -123,7 +125,7 @@ class Model:
         """Predict the images of one case, read and prepared as in training.
 
         Args:
-            files: in the order of the channels; one file may hold several.
+            files: paths in the order of the channels; one file may hold several.
 
         Raises:
             UserError: if they cannot be used.
@@ -145,31 +147,33 @@ class Model:
         return read_case(case, self._preparation, self.image_format.spatial_dims, self.image_format.channels)
 
     def estimate(self, prepared: PreparedImage) -> Estimate:
-        """Predict a prepared image.
+        """Predict a prepared image; sizes are in pixels or voxels.
 
         Raises:
-            ImageError: if the network cannot see it.
+            ImageError: if it does not fit the network or the memory.
         """
         try:
-            found = estimate(self.method, prepared.image, prepared.voxel_size)
+            found = estimate(self.method, prepared.image)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            raise ImageError("does not fit the device's memory; set inference=default inference.window=") from error
-        # what a network says of an image that it cannot halve often enough
+            raise ImageError(
+                "exceeds the device's memory; predict it by windows: inference=default inference.window=[96,96,48]"
+            ) from error
+        # raised for an image too small for the network's stages
         except (RuntimeError, ValueError) as error:
             size = "x".join(map(str, prepared.image.shape[1:]))
             reason = reason_of(error)
-            raise ImageError(f"the model cannot see an image of {size} ({reason})") from error
+            raise ImageError(f"the image of {size} does not fit the network ({reason})") from error
         if not torch.isfinite(found.probability).all():
-            raise ImageError("the model predicts NaN")
+            raise ImageError("the model predicts NaN; check the values of the image")
         return found
 
     def rows(self, case_id: str, prepared: PreparedImage, found: Estimate) -> list[dict[str, Any]]:
-        """Return a row a structure of what a reader must know, see `triage_table.triage_rows`."""
+        """Return one row per structure, see `triage_table.triage_rows`."""
         return triage_rows(case_id, prepared, found, self.structures, self.triage, self._sensitivity)
 
     def _as_files(self, channels: list[ImageFile]) -> list[ImageFile]:
-        # pictures hold their colours in one file
+        # pictures store their colours in one file
         if self.image_format.spatial_dims == 2:
             return [ImageFile(np.concatenate([channel.array for channel in channels]), channels[0].spacing)]
         return channels
@@ -179,3 +183,27 @@ class Model:
             np.stack([prepared.on_file(values) for values in part]) for part in (found.probability, found.disagreement)
         )
         return Prediction(probability, disagreement, triage_frame(self.rows(case_id, prepared, found)))
+
+
+def _placed(
+    spacing: Sequence[float] | None, affine: ArrayLike | None, spatial_dims: int
+) -> tuple[tuple[float, ...] | None, NDArray[np.float64] | None]:
+    """Return the voxel size and the affine of an array, each from the other where one is missing.
+
+    Raises:
+        UserError: if one is invalid, or they contradict each other.
+    """
+    sizes = None if spacing is None else tuple(map(float, spacing))
+    if sizes is not None and (len(sizes) != spatial_dims or not all(0 < size < math.inf for size in sizes)):
+        raise UserError(f"spacing={list(sizes)}: must be {spatial_dims} positive numbers, mm along each axis")
+    if affine is None:
+        return sizes, None if sizes is None or spatial_dims == 2 else np.diag([*sizes, 1.0])
+    placed = np.asarray(affine, dtype=np.float64)
+    usable = placed.shape == (4, 4) and np.isfinite(placed).all() and np.array_equal(placed[3], [0, 0, 0, 1])
+    if not usable or np.linalg.matrix_rank(placed[:3, :spatial_dims]) < spatial_dims:
+        raise UserError("affine: must be an invertible 4x4 matrix from voxel indices to mm, with the last row 0 0 0 1")
+    own = tuple(float(size) for size in voxel_sizes(placed)[:spatial_dims])
+    if sizes is not None and not np.allclose(sizes, own, rtol=_ROUNDING_OF_SPACING, atol=0):
+        shown = [float(f"{size:.4g}") for size in own]
+        raise UserError(f"spacing={list(sizes)}: contradicts the affine, whose voxels are {shown} mm; correct one")
+    return own, placed if spatial_dims == 3 else None

@@ -1,9 +1,12 @@
-"""Which cases a human must look at: a threshold that validation cases set, and the range of the training cases.
+"""Rules that flag cases for review: a threshold set on the validation cases, and the range of the training cases.
 
-Quality control finds poor segmentations, whose Dice is too low, by their uncertainty (Abutalip et al., Fig. 2). On the
-validation cases, whose Dice is known, the score that orders them best is chosen, be it a score of uncertainty or the
-Dice that all of them together let expect, and the threshold from which on the wanted share of the poor ones lies. Both
-travel in the checkpoint, with the scores of these cases, so that another share can be asked for later.
+Quality control finds poor segmentations, those with a low Dice, by their uncertainty (Abutalip et al., Fig. 2). On the
+validation cases, whose Dice is known, the score that orders them best is chosen, an uncertainty score or the Dice
+predicted from all of them, with the threshold that flags the requested share of the poor cases. The checkpoint holds
+both, and the scores of these cases, so that another share can be requested later.
+
+The scores of validation and training cases are computed exactly as those of new images, see `estimate`: one image at a
+time, in float32.
 """
 
 from __future__ import annotations
@@ -17,42 +20,50 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, distributed
 
-from edue_lightning.data import RaterDataModule
+from edue_lightning.data import RaterDataModule, RaterSample
+from edue_lightning.data.source import Subset
 from edue_lightning.errors import UserError
-from edue_lightning.methods import Measuring, SegmentationMethod
-from edue_lightning.metrics import SCORES, CaseStatistics, CaseTable, MetricSettings
+from edue_lightning.methods import SegmentationMethod
+from edue_lightning.metrics import SCORES, CaseStatistics, MetricSettings
 from edue_lightning.metrics.selective import risk_coverage
-from edue_lightning.prediction.estimate import Estimate
-from edue_lightning.prediction.expected_dice import ExpectedDice, fit_expected_dice
+from edue_lightning.prediction.estimate import Estimate, estimate
+from edue_lightning.prediction.expected_dice import SIZE_FEATURE, ExpectedDice, fit_expected_dice
 from edue_lightning.text import reason_of
 
 Array = NDArray[np.float64]
 
 MEASURED: Mapping[str, int] = {**dict(SCORES.values()), "layer_agreement": -1}
-"""Scores of uncertainty, and their sign: -1 where a small one tells of a poor segmentation."""
+"""Uncertainty scores by name, with their sign: -1 where low values mean a poor segmentation."""
 
 EXPECTED_DICE = "expected_dice"
 CANDIDATES: Mapping[str, int] = {**MEASURED, EXPECTED_DICE: -1}
-"""All that may order the cases: the scores, and the Dice that they let expect."""
+"""Scores that may order the cases: the uncertainty scores, and the Dice predicted from them."""
 
 RANGE_SCORES = (*MEASURED, "predicted_area")
+SIZE_SCORES = ("sv", "sv_total", "entropy", "predicted_area")
+"""Scores measured in mm² or mm³, or in pixels or voxels."""
+
 INTENSITY_PERCENTILES = (1, 50, 99)
 MARGIN = 0.1
 """Share of the training cases' range by which a value may lie beyond it before it counts as outside."""
+
+# by which a score may differ between two computations of one case, relative to its value
+_ROUNDING = 1e-5
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """From where on a case is flagged, and what that meant on the validation cases.
+    """A threshold for flags, and its effect on the validation cases.
 
     Attributes:
-        value: of the uncertainty, see `StructureTriage.uncertainty`; None where no validation case was poor, so that
-            nothing tells where to put it.
-        sensitivity: share of the poor cases that it flags, NaN without such.
+        value: uncertainty from which on a case is flagged, see `StructureTriage.uncertainty`; None if no validation
+            case was poor, so that no threshold can be set.
+        sensitivity: share of the poor cases that it flags, NaN without poor cases.
         flagged: share of all cases that it flags.
     """
 
@@ -63,16 +74,16 @@ class Threshold:
 
 @dataclass(frozen=True)
 class StructureTriage:
-    """What validation and training cases told of one structure.
+    """Results of the validation and training cases for one structure.
 
     Attributes:
         score: name of the score that orders the cases.
-        poor_dice: a segmentation below is a poor one.
-        dice: of the N validation cases, `[N]`.
-        uncertainties: of the same cases, `[N]`; high for a poor one, infinite where the score is not defined, as of an
-            empty mask.
+        poor_dice: Dice below which a segmentation is poor.
+        dice: Dice of the N validation cases, `[N]`.
+        uncertainties: uncertainty of the same cases, `[N]`; high for poor ones, infinite where the score is undefined,
+            as for an empty mask.
         ranges: smallest and largest value of each score among the training cases.
-        expected_dice: what tells the score of that name, else None.
+        expected_dice: regression behind the score of that name, None for other scores.
     """
 
     score: str
@@ -82,49 +93,68 @@ class StructureTriage:
     ranges: Mapping[str, Range]
     expected_dice: ExpectedDice | None = None
 
+    @property
+    def needs_unit(self) -> bool:
+        """Whether the score depends on the unit in which sizes are measured."""
+        return self.score in SIZE_SCORES or (
+            self.expected_dice is not None and SIZE_FEATURE in self.expected_dice.terms
+        )
+
     def value(self, scores: Mapping[str, float]) -> float:
-        """Return the score of a case as it is measured; NaN where it is not defined."""
+        """Return the score of a case, NaN where it is undefined."""
         return scores[self.score] if self.expected_dice is None else self.expected_dice(scores)
 
     def uncertainty(self, scores: Mapping[str, float]) -> float:
-        """Return the score of a case with its sign turned such that poor cases have a high one."""
+        """Return the score of a case with a sign such that poor cases have high values."""
         return float(_uncertainty(np.array(self.value(scores)), self.score))
 
     def measured(self, uncertainty: float) -> float:
-        """Return the value of the score that an uncertainty is of."""
+        """Return the value of the score that corresponds to an uncertainty."""
         return CANDIDATES[self.score] * uncertainty
 
-    def relative(self, uncertainty: float) -> float:
-        """Return an uncertainty in interquartile ranges above the validation median: alike for all structures."""
-        finite = self.uncertainties[np.isfinite(self.uncertainties)]
-        if not len(finite):
-            return uncertainty
-        low, middle, high = np.percentile(finite, [25, 50, 75])
-        return float((uncertainty - middle) / max(high - low, 1e-12))
+    def percentile(self, uncertainty: float) -> float:
+        """Return the share of the validation cases that are less uncertain, in per cent: the same scale everywhere.
+
+        Cases of equal uncertainty count half. 0 for the surest, 100 for a case less sure than all of them.
+        """
+        if not len(self.uncertainties):
+            return math.nan
+        below, equal = (self.uncertainties < uncertainty).mean(), (self.uncertainties == uncertainty).mean()
+        return float(100 * (below + equal / 2))
 
     def threshold(self, sensitivity: float) -> Threshold:
-        """Return the highest threshold that flags a share of the poor validation cases, at least `sensitivity`."""
+        """Return the threshold that flags at least a share of the poor validation cases, and as few others as it can.
+
+        It lies midway between the last case that must be flagged and the next one below, so that rounding changes no
+        flag; below all cases it lies under the last one by more than rounding.
+        """
         poor = np.sort(self.uncertainties[self.dice < self.poor_dice])[::-1]
         if not len(poor):
             return Threshold(None, math.nan, 0.0)
-        value = float(poor[math.ceil(round(sensitivity * len(poor), 9)) - 1])
+        last = float(poor[math.ceil(round(sensitivity * len(poor), 9)) - 1])
+        value = last
+        if math.isfinite(last):
+            value = last - max(_ROUNDING * abs(last), _SMALLEST)
+            below = self.uncertainties[self.uncertainties < last]
+            if len(below):
+                value = min(value, (last + float(below.max())) / 2)
         return Threshold(value, float((poor >= value).mean()), float((self.uncertainties >= value).mean()))
 
     def outside(self, scores: Mapping[str, float]) -> list[str]:
-        """Return what lies outside of the training cases' range, in words."""
+        """Return the scores outside of the training cases' range, in words."""
         return _outside(scores, self.ranges)
 
 
 @dataclass(frozen=True)
 class Triage:
-    """What a checkpoint knows of the cases it was validated and trained on.
+    """The triage data of a checkpoint, from the cases it was validated and trained on.
 
     Attributes:
-        sensitivity: share of the poor cases that is to be flagged, unless another is asked for.
-        structures: by name.
+        sensitivity: share of the poor cases to flag unless another is requested.
+        structures: results by structure.
         intensities: range of the percentiles of each channel among the training cases, by name, see `intensities_of`.
-        training_cases: how many there were.
-        spaced: whether their voxel size was known, so that sums and sizes are in mm² or mm³.
+        training_cases: number of training cases.
+        spaced: whether sums and sizes are in mm² or mm³, since all voxel sizes were known; in pixels or voxels if not.
     """
 
     sensitivity: float
@@ -134,20 +164,19 @@ class Triage:
     spaced: bool
 
     def outside(self, image: Tensor, spaced: bool) -> list[str]:
-        """Return what of an image lies outside of the training cases' range, in words.
+        """Return the properties of an image outside of the training cases' range, in words.
 
         Args:
-            image: `[C, *S]`, as it was prepared.
+            image: prepared image `[C, *S]`.
             spaced: whether its voxel size is known.
         """
         lines = _outside(intensities_of(image), self.intensities)
-        if spaced != self.spaced:
-            known = ("not known", "known")
-            lines.append(f"voxel size {known[spaced]}, in training it was {known[self.spaced]}: scores are not alike")
+        if self.spaced and not spaced:
+            lines.append("voxel size unknown, in training it was known: sizes cannot be compared")
         return lines
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values and tensors, for a checkpoint."""
+        """Return plain values and tensors for a checkpoint."""
         return {
             "sensitivity": self.sensitivity,
             "training_cases": self.training_cases,
@@ -168,14 +197,14 @@ class Triage:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], where: str) -> Triage:
-        """Return what `as_dict` gave.
+        """Return the triage data that `as_dict` described.
 
         Args:
-            stored: from a checkpoint.
-            where: its path, for the message.
+            stored: entry of a checkpoint.
+            where: path of the checkpoint for error messages.
 
         Raises:
-            UserError: if it is not whole.
+            UserError: if the entry is damaged.
         """
         try:
             structures = {
@@ -192,7 +221,7 @@ class Triage:
             for one in structures.values():
                 unknown = [*({one.score} - {*CANDIDATES}), *({*one.ranges} - {*RANGE_SCORES})]
                 if unknown:
-                    raise ValueError(f"no score {unknown[0]!r}")
+                    raise ValueError(f"unknown score {unknown[0]!r}")
                 if (one.score == EXPECTED_DICE) != (one.expected_dice is not None):
                     raise ValueError(f"score {one.score!r} and its regression")
                 if len(one.dice) != len(one.uncertainties):
@@ -202,10 +231,10 @@ class Triage:
             if not 0 < sensitivity <= 1:
                 raise ValueError(f"sensitivity {sensitivity}")
             return cls(sensitivity, structures, ranges, int(stored["training_cases"]), bool(stored.get("spaced", True)))
-        # what values of any type at any place make the code stumble over
+        # damaged values raise errors of any type
         except Exception as error:
             raise UserError(
-                f"{where}: what it tells of its validation cases is damaged ({reason_of(error)})"
+                f"{where}: its triage data is damaged ({reason_of(error)}); train again or use another checkpoint"
             ) from error
 
 
@@ -217,49 +246,91 @@ def fit_triage(
     sensitivity: float,
     trainer: pl.Trainer,
 ) -> Triage:
-    """Choose each structure's score on the validation cases, and note the range of the training cases.
+    """Choose each structure's score on the validation cases, and record the range of the training cases.
 
-    Every process of a distributed run takes part and gets the result.
+    In a distributed run every process takes part and gets the result.
 
     Args:
-        method: trained.
-        data: that it was trained on.
-        validation: statistics of the validation cases.
-        settings: of the metrics; they say what is poor.
+        method: trained method.
+        data: data module it was trained on.
+        validation: statistics of the validation cases, with their `dice`.
+        settings: settings of the metrics, with the Dice below which a segmentation is poor.
         sensitivity: see `Triage`.
-        trainer: runs the prediction of the training cases.
+        trainer: trainer whose device the predictions are made on.
     """
-    names = method.structures
-    table = CaseTable(names, (), settings, statistics=RANGE_SCORES)
-    trainer.test(Measuring(method, table), dataloaders=data.evaluation_dataloader("train"), verbose=False)
-    training = table.cases().statistics
+    device = method.device
+    method.to(trainer.strategy.root_device).eval()
+    measured = _measured(method, data, "val")
+    training = _measured(method, data, "train")
+    method.to(device)
+    # one unit for all cases: mm² or mm³ if every voxel size is known
+    spaced = all(case.voxel_size is not None for case in (*measured, *training))
     structures = {}
-    for k, name in enumerate(names):
-        columns = {name: validation[name][:, k].cpu().numpy() for name in (*RANGE_SCORES, "dice")}
+    for k, name in enumerate(method.structures):
+        dice = validation["dice"][:, k].cpu().numpy()
+        columns, ranges = (
+            {score: np.array([case.score(score, k, spaced) for case in cases]) for score in RANGE_SCORES}
+            for cases in (measured, training)
+        )
         uncertainties = {score: _uncertainty(columns[score], score) for score in MEASURED}
-        fitted = fit_expected_dice(columns, columns["dice"])
+        fitted = fit_expected_dice(columns, dice)
         if fitted is not None:
             uncertainties[EXPECTED_DICE] = _uncertainty(fitted.left_out, EXPECTED_DICE)
-        score = best_score(uncertainties, columns["dice"])
+        score = best_score(uncertainties, dice)
+        chosen = uncertainties[score]
+        if fitted is not None and score == EXPECTED_DICE:
+            # a case among those that the regression was fitted to is not to be missed either
+            chosen = np.minimum(chosen, _uncertainty(fitted.fitted, EXPECTED_DICE))
         structures[name] = StructureTriage(
             score,
             settings.poor_dice_of(name),
-            columns["dice"],
-            uncertainties[score],
-            _finite({one: _range(training[one][:, k].cpu().numpy()) for one in RANGE_SCORES}),
+            dice,
+            chosen,
+            _finite({one: _range(values) for one, values in ranges.items()}),
             fitted.expected_dice if fitted is not None and score == EXPECTED_DICE else None,
         )
-    cases = data.records("train")
-    samples = (data.source.load(case.case_id) for case in cases)
-    found, spaced = zip(
-        *((intensities_of(sample.image), sample.spacing is not None) for sample in samples), strict=True
+    percentiles = [case.intensities for case in training]
+    intensities = {name: _range(np.array([one[name] for one in percentiles])) for name in percentiles[0]}
+    return Triage(sensitivity, structures, intensities, len(training), spaced)
+
+
+@dataclass(frozen=True)
+class _MeasuredCase:
+    """One predicted case: its scores by name in pixels or voxels, `[K]`, intensities, and the size of a voxel."""
+
+    scores: Mapping[str, Array]
+    intensities: Mapping[str, float]
+    voxel_size: float | None
+
+    def score(self, name: str, structure: int, spaced: bool) -> float:
+        """Return a score, in mm² or mm³ if `spaced`."""
+        unit = self.voxel_size if spaced and name in SIZE_SCORES and self.voxel_size is not None else 1.0
+        return float(self.scores[name][structure]) * unit
+
+
+def _measured(method: SegmentationMethod, data: RaterDataModule, split: Subset) -> list[_MeasuredCase]:
+    """Predict the cases of a split, as new images are, each by one of the processes of a distributed run."""
+    count = len(data.records(split))
+    if not distributed.is_available() or not distributed.is_initialized():
+        return [_measure(method, data.sample(split, position)) for position in range(count)]
+    own = range(distributed.get_rank(), count, distributed.get_world_size())
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(
+        gathered, {position: _measure(method, data.sample(split, position)) for position in own}
     )
-    intensities = {name: _range(np.array([one[name] for one in found])) for name in found[0]}
-    return Triage(sensitivity, structures, intensities, len(cases), all(spaced))
+    cases = {position: case for part in gathered for position, case in part.items()}
+    return [cases[position] for position in range(count)]
+
+
+def _measure(method: SegmentationMethod, sample: RaterSample) -> _MeasuredCase:
+    found = estimate(method, sample.image)
+    scores = {name: found.scores[name].numpy() for name in RANGE_SCORES}
+    voxel_size = None if sample.spacing is None else float(np.prod(sample.spacing))
+    return _MeasuredCase(scores, intensities_of(sample.image), voxel_size)
 
 
 def intensities_of(image: Tensor) -> dict[str, float]:
-    """Return percentiles of each channel of a prepared image `[C, *S]`, by a name for a reader."""
+    """Return percentiles of each channel of a prepared image `[C, *S]`, by readable names."""
     found = {}
     for number, channel in enumerate(image, 1):
         for percentile, value in zip(
@@ -277,11 +348,11 @@ def scores_of(estimate: Estimate, structure: int) -> dict[str, float]:
 def best_score(uncertainties: Mapping[str, Array], dice: Array) -> str:
     """Return the score whose order of the cases has the smallest area under the risk-coverage curve.
 
-    A score that no case defines, as the variance between the members of a single network, is none.
+    Scores undefined for all cases, such as the variance between the members of a single network, are left out.
 
     Args:
-        uncertainties: `[N]` by score, infinite where it is not defined.
-        dice: `[N]`.
+        uncertainties: uncertainty of the cases by score, `[N]` each, infinite where the score is undefined.
+        dice: Dice of the cases, `[N]`.
     """
     one_each = np.ones((1, len(dice)))
     areas = {
@@ -310,9 +381,9 @@ def _ranges(stored: Mapping[str, Sequence[float]]) -> dict[str, Range]:
 
 
 def _column(stored: Tensor) -> Array:
-    """Return one number a case; a tensor that repeats a few numbers could claim any size."""
+    """Return one number per case; a tensor that repeats a few stored numbers could have any size."""
     if stored.ndim != 1 or not stored.is_contiguous():
-        raise ValueError(f"no column of numbers: {list(stored.shape)}")
+        raise ValueError(f"not a column of numbers: {list(stored.shape)}")
     return stored.detach().double().numpy()
 
 
@@ -320,7 +391,7 @@ def _outside(values: Mapping[str, float], ranges: Mapping[str, Range]) -> list[s
     lines = []
     for name, (low, high) in ranges.items():
         margin = MARGIN * (high - low)
-        # an undefined score, as of an empty mask, is told by others
+        # an undefined score, as for an empty mask, is reported by other scores
         value = values.get(name, math.nan)
         if value < low - margin or value > high + margin:
             lines.append(f"{name} {value:.4g} outside {low:.4g} to {high:.4g}")

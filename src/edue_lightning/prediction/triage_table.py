@@ -1,7 +1,8 @@
-"""The list of predicted cases, those that a human must look at first."""
+"""The table of predicted cases, `triage.csv`, with the cases to review first."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,20 +10,12 @@ import pandas as pd
 
 from edue_lightning.data.preparation import PreparedImage
 from edue_lightning.prediction.estimate import Estimate
-from edue_lightning.prediction.triage import Triage, scores_of
+from edue_lightning.prediction.triage import CANDIDATES, SIZE_SCORES, Triage, scores_of
 
 COLUMNS = (
     *("case", "structure", "flagged", "uncertainty", "score", "score_value", "threshold"),
-    *(
-        "out_of_distribution",
-        "sv",
-        "sv_total",
-        "sv_normalised",
-        "layer_agreement",
-        "aula",
-        "model_agreement",
-        "entropy",
-    ),
+    *("out_of_distribution", "sv", "sv_total", "sv_normalised"),
+    *("layer_agreement", "aula", "model_agreement", "entropy"),
     *("volume", "volume_low", "volume_high", "unit"),
 )
 _WITHOUT_TRIAGE = "sv_total"
@@ -36,64 +29,83 @@ def triage_rows(
     triage: Triage | None,
     sensitivity: float | None,
 ) -> list[dict[str, Any]]:
-    """Return a row for each structure of a case, plain values by `COLUMNS`.
+    """Return one row per structure of a case, plain values by `COLUMNS`.
 
-    - `flagged`: whether the score reaches the threshold that, on the validation cases, finds `sensitivity` of the poor
-      segmentations; None where there is no threshold.
-    - `uncertainty`: the score, turned so that more is less sure, in interquartile ranges above the median of
-      the validation cases. `score`, `score_value` and `threshold`: which one it is, as it was measured.
-    - `out_of_distribution`: what lies outside of the training cases' range, empty where nothing does.
-    - `volume`: of the mask, with the smallest and largest of the members' own; area of a picture.
+    - `flagged`: whether the score reaches the threshold that flags `sensitivity` of the poor segmentations among the
+      validation cases; None if there is no threshold, or the score cannot be compared with it, since it is a size and
+      the voxel size of this image is unknown.
+    - `uncertainty`: the share of the validation cases that are surer, in per cent; None without `triage`.
+    - `score`, `score_value`, `threshold`: name and value of the score, and the value from which on a case is flagged;
+      None for an infinite one, which only an undefined score reaches.
+    - `out_of_distribution`: properties outside the range of the training cases, an empty text if there are none.
+    - `volume`: volume of the mask, with the smallest and largest volume of the members' masks; area for a picture.
+    - `unit`: unit of volumes and sums, the same in all rows of a model: mm² or mm³ if it was trained on images of known
+      voxel size, else pixels or voxels (of the file for volumes, of the image that the network saw for sums).
 
     Args:
-        case_id: of the case.
-        prepared: what the network saw.
-        estimate: what it says of it.
+        case_id: name of the case.
+        prepared: image as the network saw it.
+        estimate: the prediction, with sizes in pixels or voxels.
         structures: names of the K structures.
-        triage: what the checkpoint knows of other cases, or None.
-        sensitivity: share of the poor cases to be flagged, or None without `triage`.
+        triage: triage data of the checkpoint, or None.
+        sensitivity: share of the poor cases to flag, None without `triage`.
     """
-    rows = []
+    spaced = triage is not None and triage.spaced
+    # NaN makes every size undefined that would be in another unit
+    voxel_size = 1.0 if not spaced else math.nan if prepared.spacing is None else prepared.voxel_size
+    unit = f"mm{prepared.image.ndim - 1}" if spaced else {2: "pixels", 3: "voxels"}[prepared.image.ndim - 1]
+    # without spacing, volumes count the voxels of the file, as the mask that is written does
+    on_file = 1.0 if spaced else math.prod(prepared.file) / math.prod(prepared.image.shape[1:])
     intensities = [] if triage is None else triage.outside(prepared.image, prepared.spacing is not None)
+    rows = []
     for k, structure in enumerate(structures):
-        scores = scores_of(estimate, k)
+        scores = {
+            name: value * voxel_size if name in SIZE_SCORES else value for name, value in scores_of(estimate, k).items()
+        }
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
         row |= {"case": case_id, "structure": structure, **{name: scores[name] for name in COLUMNS if name in scores}}
         if triage is None or sensitivity is None:
             row |= {"score": _WITHOUT_TRIAGE, "score_value": scores[_WITHOUT_TRIAGE]}
-            row["uncertainty"] = scores[_WITHOUT_TRIAGE]
         else:
             known = triage.structures[structure]
-            uncertainty = known.uncertainty(scores)
             threshold = known.threshold(sensitivity).value
-            row |= {
-                "score": known.score,
-                "score_value": known.value(scores),
-                "uncertainty": known.relative(uncertainty),
-                "threshold": None if threshold is None else known.measured(threshold),
-                "flagged": None if threshold is None else uncertainty >= threshold,
-                "out_of_distribution": "; ".join([*intensities, *known.outside(scores)]),
-            }
-        members = estimate.member_areas[:, k]
+            row |= {"score": known.score, "score_value": known.value(scores)}
+            if threshold is not None and math.isfinite(threshold):
+                row["threshold"] = known.measured(threshold)
+            outside = [*intensities, *known.outside(scores)]
+            if known.needs_unit and math.isnan(voxel_size):
+                outside.append(f"not flagged: {known.score} needs the voxel size")
+            else:
+                uncertainty = known.uncertainty(scores)
+                row["uncertainty"] = known.percentile(uncertainty)
+                row["flagged"] = None if threshold is None else uncertainty >= threshold
+            row["out_of_distribution"] = "; ".join(outside)
+        members = estimate.member_areas[:, k] * voxel_size * on_file
         row |= {
-            "volume": scores["predicted_area"],
+            "volume": scores["predicted_area"] * on_file,
             "volume_low": float(members.min()),
             "volume_high": float(members.max()),
-            "unit": _unit(prepared),
+            "unit": unit,
         }
         rows.append(row)
     return rows
 
 
 def triage_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return the content of `triage.csv`: the cases by their largest uncertainty, the least sure first."""
+    """Return the content of `triage.csv`: the cases by their largest uncertainty, the least sure first.
+
+    Cases that could not be compared with the validation cases come first. Among cases of equal uncertainty, as of those
+    less sure than all validation cases, the order is that of their scores among the rows.
+    """
     frame = pd.DataFrame([dict(row) for row in rows], columns=list(COLUMNS))
-    largest = frame.groupby("case", sort=False)["uncertainty"].transform("max").astype(float)
-    order = pd.DataFrame({"largest": largest, "own": frame["uncertainty"].astype(float), "case": frame["case"]})
-    order = order.sort_values(["largest", "case", "own"], ascending=[False, True, False], kind="stable")
+    order = pd.DataFrame({"case": frame["case"], "own": frame["uncertainty"].astype(float)})
+    # without triage data no row has an uncertainty, and the scores alone order the cases
+    order["own"] = order["own"].fillna(math.inf)
+    sign = frame["score"].map(CANDIDATES).astype(float)
+    signed = (sign * frame["score_value"].astype(float)).fillna(math.inf)
+    order["rank"] = signed.groupby(frame["structure"]).rank(pct=True)
+    for column in ("own", "rank"):
+        order[f"largest_{column}"] = order.groupby("case", sort=False)[column].transform("max")
+    by = ["largest_own", "largest_rank", "case", "own", "rank"]
+    order = order.sort_values(by, ascending=[False, False, True, False, False], kind="stable")
     return frame.loc[order.index].reset_index(drop=True)
-
-
-def _unit(prepared: PreparedImage) -> str:
-    dims = prepared.image.ndim - 1
-    return f"mm{dims}" if prepared.spacing else {2: "pixels", 3: "voxels"}[dims]

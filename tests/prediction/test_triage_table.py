@@ -1,0 +1,123 @@
+"""The table of predicted cases: flags, one unit, no infinite numbers, and the order of the cases."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edue_lightning.config.build import build_data
+from edue_lightning.data.preparation import PreparedImage
+from edue_lightning.prediction.estimate import Estimate
+from edue_lightning.prediction.model import Model
+from edue_lightning.prediction.triage import RANGE_SCORES, StructureTriage, Triage
+from edue_lightning.prediction.triage_table import triage_frame, triage_rows
+from edue_lightning.runs.checkpoints import load_method
+
+
+def case(spacing: tuple[float, ...] | None, size: int = 8, file: int = 8, **scores: float) -> list[object]:
+    """Return a prepared picture, and an estimate of one structure and two members, with scores in pixels."""
+    prepared = PreparedImage(torch.zeros(1, size, size), spacing, None, (file, file), None)
+    values = {**dict.fromkeys((*RANGE_SCORES, "aula"), 1.0), **scores}
+    maps = torch.zeros(1, size, size)
+    areas = torch.tensor([[4.0], [6.0]], dtype=torch.float64)
+    return [prepared, Estimate(maps, maps, {n: torch.tensor([v]).double() for n, v in values.items()}, areas)]
+
+
+def triage(score: str, uncertainties: list[float], spaced: bool = True) -> Triage:
+    dice = np.where(np.arange(len(uncertainties)) % 2 == 0, 0.5, 0.9)
+    one = StructureTriage(score, 0.8, dice, np.array(uncertainties), {})
+    return Triage(1.0, {"a": one}, {}, 5, spaced)
+
+
+def row(known: Triage | None, prepared: object, estimate: object) -> dict[str, object]:
+    assert isinstance(prepared, PreparedImage)
+    assert isinstance(estimate, Estimate)
+    (one,) = triage_rows("case", prepared, estimate, ["a"], known, None if known is None else 1.0)
+    return one
+
+
+def test_sizes_are_in_the_unit_of_the_model() -> None:
+    spaced = row(triage("sv_total", [8.0, 2.0]), *case((2.0, 3.0), sv_total=2.0, predicted_area=5.0))
+    assert (spaced["sv_total"], spaced["volume"], spaced["unit"], spaced["flagged"]) == (12.0, 30.0, "mm2", True)
+    assert (spaced["volume_low"], spaced["volume_high"]) == (24.0, 36.0)
+    # trained in pixels: an image of known spacing is measured in pixels too
+    plain = row(triage("sv_total", [8.0, 2.0], spaced=False), *case((2.0, 3.0), sv_total=2.0, predicted_area=5.0))
+    assert (plain["sv_total"], plain["volume"], plain["unit"], plain["flagged"]) == (2.0, 5.0, "pixels", False)
+
+
+@pytest.mark.parametrize("sv_total", [0.0, 3.0, 1e6])
+def test_a_size_of_unknown_unit_is_neither_flagged_nor_cleared(sv_total: float) -> None:
+    found = row(triage("sv_total", [8.0, 2.0]), *case(None, sv_total=sv_total))
+    assert found["flagged"] is None
+    assert found["uncertainty"] is None
+    assert found["unit"] == "mm2"
+    assert all(math.isnan(float(str(found[name]))) for name in ("sv_total", "entropy", "volume", "volume_low"))
+    assert found["out_of_distribution"] == (
+        "voxel size unknown, in training it was known: sizes cannot be compared; "
+        "not flagged: sv_total needs the voxel size"
+    )
+
+
+def test_a_score_without_unit_is_flagged_at_any_spacing() -> None:
+    known = triage("model_agreement", [-0.5, -0.9])
+    for spacing in (None, (2.0, 3.0)):
+        assert row(known, *case(spacing, model_agreement=0.4))["flagged"] is True
+        assert row(known, *case(spacing, model_agreement=0.95))["flagged"] is False
+
+
+def test_pixels_of_a_volume_are_those_of_the_file() -> None:
+    found = row(triage("sv_total", [8.0, 2.0], spaced=False), *case(None, size=8, file=16, predicted_area=5.0))
+    assert (found["volume"], found["volume_low"], found["volume_high"]) == (20.0, 16.0, 24.0)
+
+
+@pytest.mark.parametrize("uncertainties", [[math.inf, 2.0], [2.0, 2.0], [math.inf, math.inf]])
+@pytest.mark.parametrize("sv_total", [math.nan, 0.0, 2.0, 2.0001])
+def test_the_table_holds_no_infinite_number(tmp_path: Path, uncertainties: list[float], sv_total: float) -> None:
+    found = row(triage("sv_total", uncertainties), *case((1.0, 1.0), sv_total=sv_total))
+    triage_frame([found]).to_csv(tmp_path / "triage.csv")
+    assert "inf" not in (tmp_path / "triage.csv").read_text()
+    assert 0 <= float(str(found["uncertainty"])) <= 100
+
+
+def test_the_least_sure_cases_come_first_also_beyond_all_validation_cases() -> None:
+    known = triage("sv_total", [8.0, 2.0])
+    rows = []
+    for name, value in (
+        ("sure", 1.0),
+        ("middle", 5.0),
+        ("beyond", 20.0),
+        ("far beyond", 90.0),
+        ("undefined", math.nan),
+    ):
+        rows.append({**row(known, *case((1.0, 1.0), sv_total=value)), "case": name})
+    rows.append({**row(known, *case(None)), "case": "unknown"})
+    order = triage_frame(rows)["case"].tolist()
+    assert order == ["unknown", "undefined", "far beyond", "beyond", "middle", "sure"]
+
+
+def test_without_triage_data_the_scores_order_the_cases() -> None:
+    rows = [{**row(None, *case(None, sv_total=value)), "case": str(value)} for value in (1.0, 5.0, 3.0)]
+    frame = triage_frame(rows)
+    assert frame["case"].tolist() == ["5.0", "3.0", "1.0"]
+    assert frame["flagged"].isna().all()
+    assert frame["uncertainty"].isna().all()
+
+
+@pytest.mark.parametrize("sensitivity", [0.3, 0.8, 1.0])
+def test_the_validation_cases_themselves_are_flagged_as_promised(trained_run: Path, sensitivity: float) -> None:
+    checkpoint = trained_run / "checkpoints" / "best.ckpt"
+    model = Model(checkpoint, "cpu", sensitivity=sensitivity)
+    data = build_data(load_method(checkpoint).configuration)
+    count = len(data.records("val"))
+    tables = [model.predict(data.sample("val", position).image.numpy()).table for position in range(count)]
+    assert model.triage is not None
+    for name, known in model.triage.structures.items():
+        flagged = [bool(table.set_index("structure").loc[name, "flagged"]) for table in tables]
+        poor = known.dice < known.poor_dice
+        assert poor.any()
+        assert np.mean(np.array(flagged)[poor]) >= sensitivity
+        assert np.mean(flagged) == pytest.approx(known.threshold(sensitivity).flagged)
