@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edue_lightning.data import Grid
 from edue_lightning.data.geometry import (
+    canonical,
     closest_canonical,
     cropped,
     grid_of,
@@ -27,6 +28,7 @@ from edue_lightning.data.geometry import (
     same_grid,
     share_inside,
 )
+from edue_lightning.data.images import ImageFile
 
 
 def world(grid: Grid) -> NDArray[np.float64]:
@@ -99,8 +101,73 @@ def test_values_stay_at_their_place_in_space(seed: int, other: int) -> None:
     indices = apply_affine(np.linalg.inv(source.affine.numpy()), world(target))
     inside = ((indices > 1e-3) & (indices < np.array(source.shape) - 1 - 1e-3)).all(axis=-1)
     np.testing.assert_allclose(moved[inside], height(world(target))[inside], rtol=1e-4, atol=1e-3)
-    far = ((indices < -1e-3) | (indices > np.array(source.shape) - 1 + 1e-3)).any(axis=-1)
+    # a voxel reaches half a voxel beyond its centre, with the value of the nearest place between centres
+    last = np.array(source.shape) - 1
+    edge = ((indices > -0.499) & (indices < last + 0.499)).all(axis=-1)
+    nearest = height(apply_affine(source.affine.numpy(), np.clip(indices, 0, last)))
+    np.testing.assert_allclose(moved[edge], nearest[edge], rtol=1e-4, atol=1e-3)
+    far = ((indices < -0.502) | (indices > last + 0.502)).any(axis=-1)
     assert np.isnan(moved[far]).all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32), st.lists(st.floats(0.4, 9.0), min_size=3, max_size=3))
+def test_other_voxels_and_the_way_back_lose_no_border(seed: int, spacing: list[float]) -> None:
+    grid = random_grid(seed)
+    other = respaced(grid, spacing)
+    ones = np.ones(grid.shape, dtype=np.float32)
+    there = resample(ones, grid.affine.numpy(), other, fill=-1000.0)
+    assert (there == 1).all()
+    assert (resample(there, other.affine.numpy(), grid, fill=0.0) == 1).all()
+
+
+def test_a_coarse_map_of_ones_fills_the_file() -> None:
+    file = grid_of((20, 30, 20), np.diag([1.0, 1.0, 1.0, 1.0]))
+    coarse = respaced(file, (2.0, 2.0, 2.0))
+    back = resample(np.ones(coarse.shape), coarse.affine.numpy(), file, fill=0.0)
+    assert int((back == 1).sum()) == 12000
+
+
+def test_interpolation_with_a_border_is_a_loop_over_nearest_places() -> None:
+    rng = np.random.default_rng(5)
+    volume = rng.normal(size=(3, 4, 2)).astype(np.float32)
+    affine = np.diag([2.0, 1.0, 3.0, 1.0])
+    target = grid_of((9, 9, 9), np.diag([1.1, 0.7, 0.9, 1.0]) + np.array([[0, 0, 0, -2.0]] * 3 + [[0, 0, 0, 0]]))
+    moved = resample(volume, affine, target, fill=-9.0)
+    for index in np.ndindex(target.shape):
+        place = apply_affine(np.linalg.inv(affine) @ target.affine.numpy(), index)
+        if (place < -0.5).any() or (place > np.array(volume.shape) - 0.5).any():
+            assert moved[index] == -9
+            continue
+        place = np.clip(place, 0, np.array(volume.shape) - 1)
+        low = np.minimum(place.astype(int), np.array(volume.shape) - 2)
+        value = 0.0
+        for corner in np.ndindex(2, 2, 2):
+            weight = np.prod(np.where(corner, place - low, 1 - (place - low)))
+            value += weight * volume[tuple(low + corner)]
+        assert moved[index] == pytest.approx(value, abs=1e-5)
+
+
+@given(st.integers(0, 2**32), st.sampled_from([0, 1, 3]))
+def test_a_volume_is_turned_as_nibabel_does_and_back(seed: int, channels: int) -> None:
+    grid, rng = random_grid(seed), np.random.default_rng(seed)
+    values = rng.normal(size=(*grid.shape, max(channels, 1))).astype(np.float32)
+    array = np.moveaxis(values, -1, 0) if channels else values[..., 0] > 0
+    spacing = grid_spacing(grid)
+    turned = canonical(ImageFile(array, spacing, grid.affine.numpy()))
+    expected = nibabel.as_closest_canonical(nibabel.Nifti1Image(values, grid.affine.numpy()))
+    found = np.moveaxis(turned.array, 0, -1) if channels else turned.array
+    wanted = expected.get_fdata().astype(np.float32)
+    np.testing.assert_array_equal(found, wanted if channels else wanted[..., 0] > 0)
+    assert turned.affine is not None
+    np.testing.assert_allclose(turned.affine, expected.affine, atol=1e-9)
+    np.testing.assert_allclose(turned.spacing, expected.header.get_zooms()[:3], rtol=1e-5)
+    assert same_grid(turned.origin or grid, grid)
+    again = canonical(turned)
+    assert again is turned
+    # pictures and slices have no third axis to turn
+    flat = ImageFile(np.zeros((1, 3, 4), dtype=np.float32), (1.0, 1.0), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    assert canonical(flat) is flat
 
 
 def test_interpolation_is_that_of_monai() -> None:
@@ -121,11 +188,13 @@ def test_other_voxels_fill_the_same_box(seed: int, spacing: list[float]) -> None
     grid = random_grid(seed)
     new = respaced(grid, spacing)
     np.testing.assert_allclose(voxel_sizes(new.affine.numpy()), spacing)
-    faces = [apply_affine(each.affine.numpy(), [-0.5, -0.5, -0.5]) for each in (grid, new)]
-    np.testing.assert_allclose(faces[0], faces[1], atol=1e-6)
+    middles = [apply_affine(each.affine.numpy(), (np.array(each.shape) - 1) / 2) for each in (grid, new)]
+    np.testing.assert_allclose(middles[0], middles[1], atol=1e-6)
     lengths = [np.array(each.shape) * voxel_sizes(each.affine.numpy()) for each in (grid, new)]
-    close = np.abs(lengths[0] - lengths[1]) <= np.array(spacing) / 2 + 1e-6
-    assert (close | (np.array(new.shape) == 1)).all()
+    excess = (lengths[1] - lengths[0]) / spacing
+    # the whole box is covered, but for rounding, by no more voxels than that takes
+    assert (excess >= -1e-3 - 1e-9).all()
+    assert (excess < 1).all()
     assert largest_shift(grid, respaced(grid, grid_spacing(grid))) < 1e-4
 
 

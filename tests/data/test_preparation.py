@@ -20,7 +20,7 @@ from riga_files import save as save_picture
 from edue_lightning.data import CaseSource, HecktorSource, ManifestSource, QubiqSource, RigaSource
 from edue_lightning.data.images import ImageError, ImageFile
 from edue_lightning.data.new_images import ImageCase, read_case
-from edue_lightning.data.preparation import Preparation, PreparedImage, SquarePicture, Stacked
+from edue_lightning.data.preparation import Preparation, PreparedImage, SquarePicture, Stacked, resized
 
 
 def seen_anew(source: CaseSource, settings: Mapping[str, Any], *files: Path) -> PreparedImage:
@@ -60,10 +60,12 @@ def test_ct_and_pet(tmp_path: Path, patient: Patient, settings: dict[str, Any]) 
     found = prepared.on_file(slope)
     assert found.shape == patient.ct_shape
     own = apply_affine(patient.ct_affine, np.argwhere(np.ones(patient.ct_shape)))
-    expected = (own @ [0.5, -0.3, 0.2] + 100).reshape(patient.ct_shape)
-    inside = found > 0
-    assert inside.mean() > (0.6 if "spacing" in settings else 0.999)
-    np.testing.assert_allclose(found[inside], expected[inside], atol=1e-3)
+    # beyond the outermost centres of the prepared voxels the value is that of the nearest place between centres
+    indices = apply_affine(np.linalg.inv(prepared.grid.affine.numpy()), own)
+    nearest = apply_affine(prepared.grid.affine.numpy(), np.clip(indices, 0, np.array(prepared.grid.shape) - 1))
+    expected = (nearest @ [0.5, -0.3, 0.2] + 100).reshape(patient.ct_shape)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert (prepared.on_file(torch.ones(prepared.grid.shape)) == 1).all()
 
 
 @pytest.mark.parametrize("standardise", [True, False])
@@ -78,8 +80,77 @@ def test_images_of_a_manifest(tmp_path: Path, shape: tuple[int, ...], standardis
     pd.DataFrame([{**row, "rater": "r", "structure": "s"}]).to_csv(tmp_path / "manifest.csv", index=False)
     source = ManifestSource(str(tmp_path), standardise=standardise)
     prepared = assert_seen_alike(source, {"standardise": standardise}, tmp_path / "first.nii", tmp_path / "second.nii")
-    values = torch.from_numpy(rng.random(shape))
-    np.testing.assert_allclose(prepared.on_file(values), values, rtol=1e-6)
+    values = rng.random(prepared.image.shape[1:])
+    expected = values
+    if len(shape) == 3:
+        assert prepared.grid is not None
+        stored = nibabel.Nifti1Image(np.zeros(shape), affine)
+        turned = nibabel.Nifti1Image(values, nibabel.as_closest_canonical(stored).affine)
+        codes = nibabel.orientations.io_orientation(turned.affine), nibabel.orientations.io_orientation(affine)
+        expected = turned.as_reoriented(nibabel.orientations.ornt_transform(*codes)).get_fdata()
+    np.testing.assert_allclose(prepared.on_file(torch.from_numpy(values)), expected, rtol=1e-6)
+
+
+CODES = ("RAS", "LPS", "PSR", "SAR", "ILP", "ARI")
+
+
+def stored_as(image: nibabel.Nifti1Image, codes: str) -> nibabel.Nifti1Image:
+    """Return the same voxels at the same places, with array axes in another order and direction."""
+    wanted = nibabel.orientations.axcodes2ornt(codes)
+    return image.as_reoriented(
+        nibabel.orientations.ornt_transform(nibabel.orientations.io_orientation(image.affine), wanted)
+    )
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_a_volume_is_prepared_alike_however_its_axes_are_stored(tmp_path: Path, codes: str) -> None:
+    rng = np.random.default_rng(4)
+    affine = affine_of((0.9, 1.1, 2.5), (3, -8, 99), (9, 8, 7), tilted(17.0))
+    plain = nibabel.Nifti1Image(rng.normal(9, 3, (9, 8, 7)).astype(np.float32), affine)
+    labels = nibabel.Nifti1Image((rng.random((9, 8, 7)) > 0.6).astype(np.uint8), affine)
+    rows = []
+    for case, of_image, of_mask in (("plain", "RAS", "RAS"), ("turned", codes, codes), ("mixed", "RAS", codes)):
+        nibabel.save(stored_as(plain, of_image), tmp_path / f"{case}.nii.gz")
+        nibabel.save(stored_as(labels, of_mask), tmp_path / f"{case}_mask.nii.gz")
+        files = {"image": f"{case}.nii.gz", "mask": f"{case}_mask.nii.gz"}
+        rows.append({"case_id": case, **files, "rater": "r", "structure": "s"})
+    pd.DataFrame(rows).to_csv(tmp_path / "manifest.csv", index=False)
+    source = ManifestSource(str(tmp_path))
+    first, *others = (source.load(record.case_id) for record in source.cases())
+    for sample in others:
+        assert torch.equal(sample.image, first.image)
+        assert torch.equal(sample.masks, first.masks)
+        assert sample.spacing == pytest.approx(first.spacing)
+        torch.testing.assert_close(sample.affine, first.affine, rtol=0, atol=1e-4)
+    expected = nibabel.as_closest_canonical(labels).get_fdata()
+    np.testing.assert_array_equal(first.masks[0, 0], expected)
+
+    prepared = seen_anew(source, {}, tmp_path / "turned.nii.gz")
+    torch.testing.assert_close(prepared.image, first.image, rtol=0, atol=1e-6)
+    back = prepared.on_file(first.masks[0, 0].float())
+    np.testing.assert_array_equal(back, stored_as(labels, codes).get_fdata())
+
+
+def test_resized_pictures_lose_no_border() -> None:
+    for shape in ((7, 5), (64, 48), (100, 130)):
+        ones = np.ones(shape, dtype=np.float32)
+        assert (resized(resized(ones, (32, 32)), shape) == 1).all()
+
+
+def test_a_table_and_a_header_must_not_contradict_each_other(tmp_path: Path) -> None:
+    affine = affine_of((0.9, 1.1, 2.5), (3, -8, 99), (9, 8, 7), np.eye(3)[:, [1, 2, 0]])
+    nibabel.save(nibabel.Nifti1Image(np.ones((9, 8, 7), dtype=np.float32), affine), tmp_path / "a.nii.gz")
+    files = (tmp_path / "a.nii.gz",)
+    plain = read_case(ImageCase("a", files), Stacked(), 3, 1)
+    same = read_case(ImageCase("a", files, (0.9, 1.1, 2.51)), Stacked(), 3, 1)
+    # along the turned axes, as the header has it
+    assert plain.spacing == same.spacing == pytest.approx((2.5, 0.9, 1.1))
+    message = r"a\.nii\.gz: the table gives the spacing 2\.5x0\.9x1\.1 mm, but the header 0\.9x1\.1x2\.5 mm"
+    with pytest.raises(ImageError, match=message):
+        read_case(ImageCase("a", files, (2.5, 0.9, 1.1)), Stacked(), 3, 1)
+    Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(tmp_path / "grey.png")
+    picture = read_case(ImageCase("b", (tmp_path / "grey.png",), (0.5, 0.25)), Stacked(), 2, 1)
+    assert picture.spacing == (0.5, 0.25)
 
 
 @pytest.mark.parametrize("shape", [(16, 12), (16, 12, 4)])
@@ -135,7 +206,7 @@ def volume(shape: tuple[int, ...] = (4, 5, 6), shift: float = 0.0, channels: int
     [
         (Stacked(), [volume(), volume((4, 5, 7))], "differ in size"),
         (Stacked(), [volume(), volume(shift=1.0)], "different affines"),
-        (Stacked(), [volume((4, 5))], "is 2D, but the model sees 3D"),
+        (Stacked(), [volume((4, 5))], "is 2D, but the model expects 3D"),
         (HecktorSource.preparation({}), [volume()], "needs a CT and a PET"),
         (HecktorSource.preparation({}), [volume(), volume(channels=2)], "needs a CT and a PET"),
         (HecktorSource.preparation({}), [volume(), volume(shift=99.0)], "lie nowhere on each other"),
@@ -154,5 +225,5 @@ def test_what_does_not_fit_is_told(preparation: Preparation, files: list[ImageFi
 
 def test_another_number_of_channels_is_told(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(tmp_path / "grey.png")
-    with pytest.raises(ImageError, match=r"grey\.png: has 1 channels, but the model sees 3"):
+    with pytest.raises(ImageError, match=r"grey\.png: has 1 channels, but the model expects 3"):
         read_case(ImageCase("a", (tmp_path / "grey.png",)), Stacked(), 2, 3)

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from nibabel.affines import apply_affine
 from patients import Patient, affine_of, points, tilted
 from processes import run_command
 
-from edue_lightning.data import HecktorSource, RaterSample
+from edue_lightning.data import HecktorSource, ManifestSource, RaterSample
+from edue_lightning.errors import UserError
 from edue_lightning.evaluation.prediction_folder import PredictionFolder
 from edue_lightning.evaluation.prediction_writer import write_prediction
 
@@ -93,10 +95,37 @@ def test_coarser_voxels_are_brought_back_to_those_of_the_ct(tmp_path: Path) -> N
     write_prediction(tmp_path / "out", sample, probabilities, source.structures)
     file = nibabel.load(tmp_path / "out/CHUM-001__member0__GTVn.nii.gz")
     assert file.shape == patient.ct_shape
-    expected = place_of(torch.from_numpy(file.affine), file.shape)[0, 0].numpy()
-    known = file.get_fdata() > 0
-    assert known.mean() > 0.7
-    np.testing.assert_allclose(file.get_fdata()[known], expected[known], atol=1e-5)
+    # beyond the outermost centres of the coarse voxels the value is that of the nearest place between centres
+    coarse = sample.affine.numpy()
+    indices = apply_affine(np.linalg.inv(coarse), points(file.shape, file.affine))
+    nearest = apply_affine(coarse, np.clip(indices, 0, np.array(sample.image.shape[1:]) - 1))
+    np.testing.assert_allclose(file.get_fdata(), nearest @ [0.004, -0.007, 0.003] + 0.1, atol=1e-5)
+
+
+def test_predictions_of_a_turned_volume_lie_on_its_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    affine = affine_of((0.9, 1.1, 2.5), (3, -8, 99), (6, 5, 4), tilted(17.0)[:, [2, 0, 1]] @ np.diag([-1, 1, -1]))
+    stored = nibabel.Nifti1Image(rng.random((6, 5, 4)).astype(np.float32), affine)
+    nibabel.save(stored, tmp_path / "image.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.ones((6, 5, 4), dtype=np.uint8), affine), tmp_path / "mask.nii.gz")
+    (tmp_path / "manifest.csv").write_text("case_id,image,mask,rater,structure\na,image.nii.gz,mask.nii.gz,r,s\n")
+    source = ManifestSource(str(tmp_path), standardise=False)
+    sample = source.load("a")
+    assert sample.image.shape[1:] == (5, 4, 6)
+    # the image itself, taken for a prediction, comes back as the file has it
+    write_prediction(tmp_path / "out", sample, sample.image[None], source.structures)
+    written = nibabel.load(tmp_path / "out/a__member0__s.nii.gz")
+    np.testing.assert_allclose(written.affine, stored.affine, atol=1e-5)
+    np.testing.assert_array_equal(written.get_fdata(), stored.get_fdata())
+    predictions = PredictionFolder(tmp_path / "out", source.structures)
+    assert torch.equal(predictions.load(sample), sample.image[None])
+    (tmp_path / "archive").mkdir()
+    np.savez(tmp_path / "archive/a.npz", members=stored.get_fdata()[None, None])
+    with pytest.raises(UserError, match=r"a\.npz: the axes .* were turned .* a__member0__s\.nii\.gz"):
+        PredictionFolder(tmp_path / "archive", source.structures).load(sample)
+    # from another program, along yet other axes
+    nibabel.save(nibabel.as_closest_canonical(written), tmp_path / "out/a__member0__s.nii.gz")
+    assert torch.equal(predictions.load(sample), sample.image[None])
 
 
 def test_slices_become_archives(tmp_path: Path) -> None:

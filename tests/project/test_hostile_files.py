@@ -623,11 +623,11 @@ def hostile_folder(folder: Path) -> dict[str, str]:
         "bomb.png": "bomb.png: its header claims more pixels than Pillow's limit",
         "none.nii": "none.nii: its header claims the shape 0x4x5",
         "none.png": "none.png: cannot be read",
-        "one_voxel": "one_voxel.nii: has 1 channels, but the model sees 3",
+        "one_voxel": "one_voxel.nii: has 1 channels, but the model expects 3",
         "one_pixel": "one_pixel.png: the model cannot see an image of 1x1",
         "row": "row.png: the model cannot see an image of 1x40",
         "nan": "nan.tif: holds NaN or infinity",
-        "grey": "grey.png: has 1 channels, but the model sees 3",
+        "grey": "grey.png: has 1 channels, but the model expects 3",
         "text": "text.jpg: cannot be read",
         "empty": "empty.nii.gz: cannot be read",
         "pipe": "is no regular file",
@@ -675,10 +675,10 @@ def test_tiny_volumes_give_a_line_or_a_result(tmp_path: Path, window: str) -> No
         overrides = [f"ckpt={checkpoint}", f"input={folder}", f"output={tmp_path / 'out'}", "device=cpu"]
         settings = resolved(compose("predict", overrides))
     found = predict(settings, tmp_path / "out")
-    flat = "is 2D, but the model sees 3D images"
+    flat = "is 2D, but the model expects 3D images"
     assert found.failed["1x1x1"] == f"1x1x1.nii.gz: {flat}"
     assert found.failed["3x2"] == f"3x2.nii.gz: {flat}"
-    assert "8x8x8x2.nii.gz: has 2 channels, but the model sees 1" in found.failed["8x8x8x2"]
+    assert "8x8x8x2.nii.gz: has 2 channels, but the model expects 1" in found.failed["8x8x8x2"]
     assert all(len(reason.splitlines()) == 1 for reason in found.failed.values())
     assert "8x8x8" in set(found.triage["case"])
     assert set(found.triage["case"]) | found.failed.keys() == {"x".join(map(str, shape)) for shape in shapes}

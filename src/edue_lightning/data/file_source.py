@@ -1,4 +1,4 @@
-"""Cases in files: all of them checked before the first is used, each read and prepared once."""
+"""Base of the data sets in files: all cases are checked before the first is used, and each is prepared once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
-from edue_lightning.data.images import ImageError, ImageFile, same_affine
+from edue_lightning.data.geometry import canonical
+from edue_lightning.data.images import VOLUMES, ImageError, ImageFile, header_of, same_affine
 from edue_lightning.data.patches import foreground_points
+from edue_lightning.data.preparation import MIXED_SLICES
 from edue_lightning.data.prepared import PreparedCases
-from edue_lightning.data.sample import RaterSample
+from edue_lightning.data.sample import Grid, RaterSample
 from edue_lightning.data.source import CaseRecord, CaseSource
 from edue_lightning.errors import UserError
 from edue_lightning.text import counted, one_line, times
@@ -30,16 +33,17 @@ log = logging.getLogger(__name__)
 MOST_PROBLEMS_LISTED = 50
 _MOST_THREADS = 4
 _SECONDS_BETWEEN_LINES = 20.0
+_SLICE = 2
 
 
 @dataclass(frozen=True)
 class FileCase:
-    """A case and the files that it is read from.
+    """A case and its files.
 
     Attributes:
         record: its name, patient and prescribed split.
-        files: by their roles, at least one.
-        details: plain values of this case alone that decide, with the files, what it becomes.
+        files: at least one file, by role.
+        details: plain values of this case that, with the files, determine the prepared case.
     """
 
     record: CaseRecord
@@ -48,7 +52,7 @@ class FileCase:
 
 
 class CaseError(Exception):
-    """What is wrong with one case: `lines`, each with the file, the case and the mend."""
+    """Problems of one case: `lines`, each with the file, the case and the fix."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__("\n".join(lines))
@@ -56,27 +60,33 @@ class CaseError(Exception):
 
 
 class _Found(NamedTuple):
-    """What the check keeps of a healthy case."""
+    """Result of the check for a healthy case."""
 
     case: FileCase
     key: str | None
     shape: tuple[int, ...]
     channels: int
     raters: int
+    spaced: bool
+    kind: str
+    axes: tuple[str, ...]
 
 
 class FileSource(CaseSource):
     """A data set in a folder.
 
-    A subclass lists its cases, then calls `check`, and says in `_read` how one is read; the rest exists once: the check
-    of every case before the first is used, the preparation on disk, and the report of all problems in one go.
+    A subclass lists its cases, calls `check`, and defines in `_read` how a case is read. The base checks every case
+    before the first is used, keeps prepared cases on disk, and reports all problems at once.
+
+    The voxel size of a data set is known for all cases or counts as unknown for all, so that sizes and distances of a
+    data set are in one unit.
 
     Args:
-        root: the folder.
-        cache: folder for the prepared cases; None to read a case's files anew each time it is loaded.
+        root: folder with the data set.
+        cache: folder for the prepared cases; None to read a case's files each time it is loaded.
 
     Raises:
-        UserError: if there is no such folder.
+        UserError: if the folder does not exist.
     """
 
     def __init__(self, root: str | None, cache: str | None) -> None:
@@ -88,33 +98,51 @@ class FileSource(CaseSource):
         self._named_root = root
         self._prepared = None if cache is None else PreparedCases(Path(cache))
         self._found: dict[str, _Found] = {}
+        self._spaced = True
 
     def check(self, cases: Sequence[FileCase], problems: Sequence[str], settings: Mapping[str, Any]) -> None:
-        """Read every case once, keep what is wrong with any, and prepare the others.
+        """Read every case once, keep all problems, and prepare the healthy cases.
 
         Args:
-            cases: all that were found.
-            problems: what was already found wrong with the list itself.
-            settings: plain values that decide, with the files, what a case becomes.
+            cases: all cases that were found.
+            problems: problems of the list of cases itself.
+            settings: plain values that, with the files, determine a prepared case.
         """
         self._settings = {"source": type(self).__name__, **settings}
         found, lines = self._survey(cases)
         lines = [*problems, *lines, *_odd_ones(found, self.root)]
         if not found and not lines:
-            lines = [f"{self._named_root}: holds no case of this data set; docs/data.md tells the layouts it can have"]
+            lines = [f"{self._named_root}: holds no case of this data set; see docs/data.md for its layouts"]
         self.problems = tuple(lines)
         self._found = {one.case.record.case_id: one for one in found}
-        # an arbitrary format where there is no case: the problems are told before anybody asks
+        # an arbitrary format without cases: the problems are reported before it is used
         self.spatial_dims = len(found[0].shape) if found else 2
         self.channels = found[0].channels if found else 1
         self.mixed_sizes = len({one.shape for one in found}) > 1
         single = sum(one.raters < 2 for one in found)
         if single:
             log.warning(
-                "%s: %d of %d cases have a single rater, which tells nothing of disagreement: guidance (method=edue) "
-                "and the metrics of disagreement need two",
+                "%s: %d of %d cases have a single rater; guidance (method=edue) and metrics of disagreement need two",
                 self._named_root,
                 single,
+                len(found),
+            )
+        axes = Counter(one.axes for one in found)
+        if len(axes) > 1:
+            log.warning(
+                "%s: the headers of the NIfTI slices give their axes different directions (%s), and slices are used as "
+                "they are stored; check with the contact sheet that none is turned",
+                self._named_root,
+                ", ".join(f"{''.join(codes) or 'none'} {count}" for codes, count in axes.items()),
+            )
+        spaced = sum(one.spaced for one in found)
+        self._spaced = spaced == len(found)
+        if 0 < spaced < len(found):
+            log.warning(
+                "%s: the voxel size is known for %d of %d cases only, so sizes and distances of all cases are in "
+                "pixels; add the spacing of the other cases for millimetres",
+                self._named_root,
+                spaced,
                 len(found),
             )
 
@@ -122,7 +150,7 @@ class FileSource(CaseSource):
         """List the cases in their order.
 
         Raises:
-            UserError: naming all that is wrong.
+            UserError: if anything is wrong, with all problems.
         """
         if self.problems:
             head = f"data.root={self._named_root}: {counted(self.problems)}:"
@@ -138,23 +166,24 @@ class FileSource(CaseSource):
         return self._found[case_id].raters if case_id in self._found else 0
 
     def load(self, case_id: str) -> RaterSample:
-        """Return a case as it was prepared; without a cache, read it from its files.
+        """Return a prepared case; without a cache, read it from its files.
 
         Raises:
             UserError: if a file was removed or damaged since the check.
         """
         found = self._found[case_id]
         try:
-            return self._take(found.case, found.key)
+            sample = self._take(found.case, found.key)
         except CaseError as error:
             raise UserError("\n".join(error.lines)) from error
+        return sample if self._spaced else replace(sample, spacing=None)
 
     @abstractmethod
     def _read(self, case: FileCase) -> RaterSample:
         """Read a case from its files.
 
         Raises:
-            CaseError: with all that is wrong with it.
+            CaseError: if anything is wrong, with all problems.
         """
 
     def _take(self, case: FileCase, key: str | None) -> RaterSample:
@@ -166,7 +195,9 @@ class FileSource(CaseSource):
             self._prepared.write(key, replace(sample, foreground=foreground_points(sample.masks)))
             stored = self._prepared.read(case.record.case_id, key)
         if stored is None:
-            raise UserError(f"data.cache={self._prepared.folder}: what was just written cannot be read; choose another")
+            raise UserError(
+                f"data.cache={self._prepared.folder}: a file just written cannot be read; choose another folder"
+            )
         return stored
 
     def _examine(self, case: FileCase) -> _Found | CaseError:
@@ -179,25 +210,26 @@ class FileSource(CaseSource):
         if raters == 0:
             first = relative_name(next(iter(case.files.values())), self.root)
             return CaseError([problem_line(first, case.record.case_id, "has no rater; add a mask, or remove it")])
-        return _Found(case, key, tuple(sample.image.shape[1:]), sample.image.shape[0], raters)
+        shape, channels = tuple(sample.image.shape[1:]), sample.image.shape[0]
+        return _Found(case, key, shape, channels, raters, sample.spacing is not None, *_slice_of(case, shape))
 
     def _key(self, case: FileCase) -> str | None:
-        """Return the name of the prepared case, or None where there is none to be."""
-        # a pipe would be waited for; reading the case will tell
+        """Return the name of the prepared case, or None if it cannot be prepared."""
+        # opening a pipe would block; reading the case will report it
         if self._prepared is None or not all(path.is_file() for path in case.files.values()):
             return None
         try:
             settings = {**self._settings, "case": case.record.case_id, "details": dict(case.details)}
             return self._prepared.key(case.files, settings)
         except OSError:
-            # reading the case will tell which file is missing, and how to mend it
+            # reading the case will report which file is missing
             return None
 
     def _survey(self, cases: Sequence[FileCase]) -> tuple[list[_Found], list[str]]:
-        """Examine the cases, a few at a time: decoding and resampling leave the interpreter to other threads."""
+        """Examine the cases, a few at a time: decoding and resampling release the interpreter to other threads."""
         found: list[_Found] = []
         lines: list[str] = []
-        told = time.monotonic()
+        reported = time.monotonic()
         threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
         try:
             for number, result in enumerate(threads.map(self._examine, cases), 1):
@@ -205,11 +237,11 @@ class FileSource(CaseSource):
                     lines += result.lines
                 else:
                     found.append(result)
-                if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
-                    told = time.monotonic()
+                if time.monotonic() - reported > _SECONDS_BETWEEN_LINES:
+                    reported = time.monotonic()
                     log.info("%s: checked %d of %d cases", self._named_root, number, len(cases))
         finally:
-            # on an interrupt too, without starting on what is left
+            # also on an interrupt, without starting the remaining cases
             threads.shutdown(cancel_futures=True)
             if self._prepared is not None:
                 self._prepared.remember()
@@ -217,11 +249,11 @@ class FileSource(CaseSource):
 
 
 class CaseReading:
-    """Reads the files of one case and collects all that is wrong with them.
+    """Reader of the files of one case, which collects all their problems.
 
     Args:
-        case_id: for the lines.
-        root: the data set's folder, from which files are named.
+        case_id: name of the case, for the lines.
+        root: folder of the data set; files are named by their paths from it.
     """
 
     def __init__(self, case_id: str, root: Path) -> None:
@@ -231,21 +263,35 @@ class CaseReading:
         self._read: dict[tuple[Path, Callable[[Path], ImageFile]], ImageFile | None] = {}
 
     def report(self, file: Path | str, problem: str) -> None:
-        """Note a problem and its mend."""
+        """Note a problem and its fix."""
         name = relative_name(file, self.root) if isinstance(file, Path) else file
         line = problem_line(name, self.case_id, problem)
         if line not in self._lines:
             self._lines.append(line)
 
-    def file(self, path: Path, read: Callable[[Path], ImageFile], name: str | None = None) -> ImageFile | None:
-        """Read a file, once however often it is asked for; None if something is wrong with it, which is noted."""
+    def file(
+        self, path: Path, read: Callable[[Path], ImageFile], name: str | None = None, as_stored: bool = False
+    ) -> ImageFile | None:
+        """Read a file, at most once; a problem is noted.
+
+        Args:
+            path: path of the file.
+            read: reader, such as `read_image` or `read_mask`.
+            name: name of the file in problems; None for its path from the folder of the data set.
+            as_stored: whether to keep the axes of a volume as they are stored; otherwise they run to the right,
+                anterior and superior, see `geometry.canonical`.
+
+        Returns:
+            the file's content, or None if there is a problem.
+        """
         if (path, read) not in self._read:
             self._read[path, read] = None
             try:
                 self._read[path, read] = read(path)
             except ImageError as error:
                 self.report(name or path, str(error))
-        return self._read[path, read]
+        found = self._read[path, read]
+        return found if found is None or as_stored else canonical(found)
 
     def finish(self) -> None:
         """Raise `CaseError` if anything was noted."""
@@ -254,18 +300,26 @@ class CaseReading:
 
 
 class NamedImage(NamedTuple):
-    """An image or mask with the name that problems are told by."""
+    """An image or mask with its name in problems."""
 
     name: str
     image: ImageFile
 
 
 def compare_grids(reading: CaseReading, files: Sequence[NamedImage]) -> None:
-    """Note every file that lies on another grid than the first (and than the first that has an affine)."""
+    """Note every file that lies on another grid than the first (and than the first that has an affine).
+
+    Volumes are compared with their axes turned to one orientation, as `CaseReading.file` returns them: a file with the
+    same voxels in another order of the axes is on the same grid.
+    """
     placed = [file for file in files if file.image.affine is not None]
     for file in files[1:]:
-        if file.image.shape != files[0].image.shape:
-            shapes = [times(part.image.shape) for part in (file, files[0])]
+        is_slice = len(file.image.shape) == len(files[0].image.shape) == _SLICE
+        if is_slice and (file.image.affine is None) != (files[0].image.affine is None):
+            kinds = ["a picture" if part.image.affine is None else "a NIfTI slice" for part in (file, files[0])]
+            reading.report(file.name, f"is {kinds[0]}, but {files[0].name} is {kinds[1]}: {MIXED_SLICES}")
+        elif file.image.shape != files[0].image.shape:
+            shapes = [times(_stored_shape(part.image)) for part in (file, files[0])]
             reading.report(file.name, f"is {shapes[0]}, but {files[0].name} is {shapes[1]}; resample to one grid")
         elif file in placed[1:] and not same_affine(file.image.affine, placed[0].image.affine):  # type: ignore[arg-type]
             differs = f"has another affine than {placed[0].name}; resample to one grid, or correct the affine"
@@ -280,57 +334,80 @@ def stack_case(
     structures: Sequence[str],
     spacing: tuple[float, ...] | None = None,
     affine: NDArray[np.float64] | None = None,
+    origin: Grid | None = None,
 ) -> RaterSample:
     """Put a case together from its parts, all on one grid.
 
     Args:
-        case_id: of the case.
-        image: `[C, *S]`.
-        masks: `[*S]` of each rater and structure; None for an empty one. A rater without any is invalid.
+        case_id: name of the case.
+        image: `[C, *S]` float32; the axes of a volume with an affine are turned, see `geometry.canonical`.
+        masks: `[*S]` bool per rater and structure; None for an empty one. A rater without any is invalid.
         raters: names of the R raters.
         structures: names of the K structures.
         spacing: mm along each axis, or None.
         affine: `[4, 4]` of a volume, or None.
+        origin: grid of the image's file, if it is another one.
     """
-    stacked = torch.zeros(len(raters), len(structures), *image.shape[1:], dtype=torch.uint8)
+    turned = canonical(ImageFile(image, spacing, affine, origin))
+    stacked = torch.zeros(len(raters), len(structures), *turned.shape, dtype=torch.uint8)
     valid = torch.zeros(len(raters), dtype=torch.bool)
     for (rater, structure), mask in masks.items():
         slot = raters.index(rater)
         valid[slot] = True
         if mask is not None:
-            stacked[slot, structures.index(structure)] = torch.from_numpy(np.ascontiguousarray(mask))
+            on_image = canonical(ImageFile(mask, affine=affine)).array
+            stacked[slot, structures.index(structure)] = torch.from_numpy(np.ascontiguousarray(on_image))
     return RaterSample(
-        image=torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)),
+        image=torch.from_numpy(np.ascontiguousarray(turned.array, dtype=np.float32)),
         masks=stacked,
         valid=valid,
         case_id=case_id,
-        spacing=spacing,
-        # one cannot place a slice in space
-        affine=None if affine is None or image.ndim == 3 else torch.from_numpy(np.array(affine, dtype=np.float64)),
+        spacing=turned.spacing,
+        # a slice has no place in space
+        affine=None if turned.affine is None or image.ndim == 3 else torch.from_numpy(np.array(turned.affine)).double(),
+        origin=turned.origin,
     )
 
 
 def problem_line(file: str, case_id: str, problem: str) -> str:
-    """Return the one line that tells of a problem."""
+    """Return a problem in one line."""
     return one_line(f"{file}: case {case_id!r}: {problem}")
 
 
 def relative_name(path: Path, root: Path) -> str:
-    """Return a file's path as problems tell it: from the data set's folder where it lies there."""
+    """Return a file's path for problems: from the data set's folder if the file is in it."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _odd_ones(found: Sequence[_Found], root: Path) -> list[str]:
-    """Return a line for each case whose kind differs from most: a network is made for one kind."""
+    """Return one line per case whose kind differs from that of most: a network is made for one kind."""
     lines = []
-    for traits in ([f"is {len(one.shape)}D" for one in found], [f"has {one.channels} channels" for one in found]):
+    kinds = [
+        [f"is {len(one.shape)}D" for one in found],
+        [f"has {one.channels} channels" for one in found],
+    ]
+    if all(len(one.shape) == _SLICE for one in found):
+        kinds.append([f"is a {one.kind}" for one in found])
+    for traits in kinds:
         for one, trait in zip(found, traits, strict=True):
             usual = Counter(traits).most_common(1)[0][0]
             if trait != usual:
                 first = relative_name(next(iter(one.case.files.values())), root)
-                problem = f"{trait}, but most cases: {usual}; keep one kind in a data set"
+                problem = f"{trait}, but most cases: {usual}; keep one kind per data set"
                 lines.append(problem_line(first, one.case.record.case_id, problem))
     return lines
+
+
+def _slice_of(case: FileCase, shape: tuple[int, ...]) -> tuple[str, tuple[str, ...]]:
+    """Return the kind of a case's file, and the directions of a NIfTI slice's axes; other files have none."""
+    first = next(iter(case.files.values()))
+    if len(shape) != _SLICE or not first.name.lower().endswith(VOLUMES):
+        return "picture", ()
+    return "NIfTI slice", aff2axcodes(header_of(first).get_best_affine())[:_SLICE]
+
+
+def _stored_shape(image: ImageFile) -> tuple[int, ...]:
+    return image.shape if image.origin is None else image.origin.shape
 
 
 def _shortened(problems: Sequence[str]) -> list[str]:

@@ -1,21 +1,22 @@
-"""Moving volumes between the grids of different files, by their affines (voxel indices to mm, RAS)."""
+"""Transfer of volumes between the grids of different files, by their affines (voxel indices to mm, RAS)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from nibabel.affines import apply_affine, voxel_sizes
-from nibabel.orientations import inv_ornt_aff, io_orientation
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
-from edue_lightning.data.images import same_affine
+from edue_lightning.data.images import ImageFile, same_affine
 from edue_lightning.data.sample import Grid
 
 _WHOLE_VOXELS = 1e-3
-"""Of a voxel: a grid that lies closer to whole steps of another is taken to lie on it."""
+"""Share of a voxel: a grid that lies closer than this to whole steps of another is taken to lie on it."""
 
 
 def grid_of(shape: Sequence[int], affine: NDArray[np.float64]) -> Grid:
@@ -30,9 +31,9 @@ def grid_spacing(grid: Grid) -> tuple[float, ...]:
 
 
 def closest_canonical(grid: Grid) -> Grid:
-    """Return the same voxels with their axes ordered and turned such that they run to the right, anterior and superior.
+    """Return the same voxels with axes to the right, anterior and superior (RAS), or as close to these as they are.
 
-    Oblique grids stay oblique: no voxel moves.
+    Axes are permuted and flipped only: no voxel moves, and an oblique grid stays oblique.
     """
     affine = grid.affine.numpy()
     orientation = io_orientation(affine)
@@ -41,16 +42,41 @@ def closest_canonical(grid: Grid) -> Grid:
     return grid_of([grid.shape[axis] for axis in order], turned)
 
 
-def cropped(grid: Grid, low: Sequence[float], high: Sequence[float]) -> Grid | None:
-    """Return the part of a grid within a box, or None where the two do not meet.
+def canonical(image: ImageFile) -> ImageFile:
+    """Return a volume with its axes as `closest_canonical` orders them; anything but a volume in space is unchanged.
 
-    The first voxel is the one whose centre lies nearest to the box's first corner, and there are as many as the box is
-    long, rounded. On an oblique grid it is the smallest box along the grid's axes around the given one.
+    The result's `origin` is the grid on which the file stores the voxels, if that is another one.
+    """
+    if image.affine is None or len(image.shape) != 3:
+        return image
+    orientation = io_orientation(image.affine)
+    if np.array_equal(orientation, [[0, 1], [1, 1], [2, 1]]):
+        return image
+    stored = grid_of(image.shape, image.affine)
+    # channels, if any, come first and stay there
+    spatial_first = np.moveaxis(image.array, 0, -1) if image.array.ndim == 4 else image.array
+    turned = apply_orientation(spatial_first, orientation)
+    grid = closest_canonical(stored)
+    return replace(
+        image,
+        array=np.moveaxis(turned, -1, 0) if image.array.ndim == 4 else turned,
+        spacing=None if image.spacing is None else tuple(image.spacing[axis] for axis in np.argsort(orientation[:, 0])),
+        affine=grid.affine.numpy(),
+        origin=stored if image.origin is None else image.origin,
+    )
+
+
+def cropped(grid: Grid, low: Sequence[float], high: Sequence[float]) -> Grid | None:
+    """Return the part of a grid within a box, or None if the two do not overlap.
+
+    The first voxel is the one with its centre nearest to the first corner of the box; the number of voxels is the
+    length of the box, rounded. On an oblique grid the box is replaced by the smallest box along the grid's axes around
+    it.
 
     Args:
-        grid: of three axes.
+        grid: grid of three axes.
         low: first corner of the box, mm.
-        high: last corner, mm.
+        high: last corner of the box, mm.
     """
     corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), axis=-1).reshape(-1, 3)
     indices = apply_affine(np.linalg.inv(grid.affine.numpy()), corners)
@@ -66,52 +92,76 @@ def cropped(grid: Grid, low: Sequence[float], high: Sequence[float]) -> Grid | N
 
 
 def respaced(grid: Grid, spacing: Sequence[float]) -> Grid:
-    """Return a grid over the same box with other voxel sizes.
+    """Return a grid over the same box, centred on it, with other voxel sizes.
 
-    The outer faces of the first voxels stay where they are; those of the last ones move by less than a voxel.
+    The new voxels cover the whole box, and reach beyond it by less than half a new voxel on each side. So the centre of
+    each new voxel lies within the box, and the centre of each old voxel within the new grid.
 
     Args:
-        grid: of three axes.
+        grid: grid of three axes.
         spacing: mm along each axis.
     """
     affine = grid.affine.numpy()
     factors = np.array(spacing) / voxel_sizes(affine)
-    shape = np.maximum(np.round(np.array(grid.shape) / factors), 1).astype(int)
+    # an excess within the rounding of a header is not worth a voxel
+    shape = np.maximum(np.ceil(np.array(grid.shape) / factors - _WHOLE_VOXELS), 1).astype(int)
     new = affine.copy()
     new[:3, :3] = affine[:3, :3] * factors
-    # voxel centres: half a new voxel in from the same face
-    new[:3, 3] = apply_affine(affine, (factors - 1) / 2)
+    first = (np.array(grid.shape) - 1 - (shape - 1) * factors) / 2
+    new[:3, 3] = apply_affine(affine, first)
     return grid_of(shape, new)
 
 
 def resample(volume: NDArray, affine: NDArray[np.float64], target: Grid, fill: float) -> NDArray[np.float32]:
     """Return a volume's values on another grid, float32.
 
-    Voxels that lie on whole steps of the volume's own grid, its axes in any order and direction, are copied; else
-    values are interpolated linearly. What lies outside of the volume takes the value `fill`.
+    Voxels that lie on whole steps of the volume's own grid, its axes in any order and direction, are copied; otherwise
+    values are interpolated linearly. Voxels reach half a voxel beyond their centres: there, up to the outer face of the
+    volume, the value is that at the nearest place between centres. Beyond the face it is `fill`.
 
     Args:
-        volume: `[I, J, K]`.
-        affine: of the volume, `[4, 4]`.
-        target: where the values are wanted.
-        fill: value outside.
+        volume: values, `[I, J, K]`.
+        affine: affine of the volume, `[4, 4]`.
+        target: grid of the result.
+        fill: value outside of the volume.
     """
     step = np.linalg.inv(affine) @ target.affine.numpy()
     whole = np.round(step)
-    # how far the farthest corner of the target is from where whole steps would place it
+    # largest distance of a corner of the target from its place by whole steps
     corners = _corners(target)
     deviation = np.abs(apply_affine(step, corners) - apply_affine(whole, corners)).max()
     if deviation < _WHOLE_VOXELS and (np.abs(whole[:3, :3]).sum(axis=0) == 1).all():
         return _copied(volume, whole, target.shape, fill)
     values = volume.astype(np.float32, copy=False)
     result: NDArray[np.float32] = affine_transform(
-        values, step[:3, :3], step[:3, 3], target.shape, np.float32, order=1, mode="constant", cval=fill
+        values, step[:3, :3], step[:3, 3], target.shape, np.float32, order=1, mode="nearest"
     )
+    for own, length in enumerate(volume.shape):
+        result[np.broadcast_to(_is_outside(step[own], length, target.shape), target.shape)] = fill
     return result
 
 
+def _is_outside(step: NDArray[np.float64], length: int, shape: Sequence[int]) -> NDArray[np.bool_]:
+    """Return which voxels of a target lie beyond the outer faces of a volume along one of the volume's axes.
+
+    Args:
+        step: row `[4]` of the affine from the target's indices to the volume's.
+        length: number of voxels of the volume along this axis.
+        shape: shape of the target.
+
+    Returns:
+        array that broadcasts to `shape`: an axis along which the place does not change has length 1.
+    """
+    place = np.full((1, 1, 1), step[3], dtype=np.float32)
+    for coefficient, indices in zip(step[:3], np.ogrid[tuple(slice(n) for n in shape)], strict=True):
+        if abs(coefficient) * indices.size > _WHOLE_VOXELS / 10:
+            place = place + np.float32(coefficient) * indices.astype(np.float32)
+    outside: NDArray[np.bool_] = (place < -0.5 - _WHOLE_VOXELS) | (place > length - 0.5 + _WHOLE_VOXELS)
+    return outside
+
+
 def _copied(volume: NDArray, step: NDArray[np.float64], shape: Sequence[int], fill: float) -> NDArray[np.float32]:
-    """Return the voxels at whole steps: `step` is a permutation with signs and a shift, target to volume."""
+    """Return the voxels at whole steps; `step`, from target to volume, is a permutation with signs and a shift."""
     result = np.full(shape, fill, dtype=np.float32)
     wanted: list[slice] = [slice(None)] * 3
     taken: list[slice] = [slice(None)] * 3
@@ -134,12 +184,12 @@ def _copied(volume: NDArray, step: NDArray[np.float64], shape: Sequence[int], fi
 
 
 def share_inside(mask: NDArray[np.bool_], affine: NDArray[np.float64], grid: Grid) -> float:
-    """Return which share of a mask's voxels has its centre within a grid; 1 for an empty mask.
+    """Return the share of a mask's voxels with their centres within a grid; 1 for an empty mask.
 
     Args:
-        mask: `[I, J, K]`.
-        affine: of the mask, `[4, 4]`.
-        grid: that may hold it.
+        mask: mask, `[I, J, K]`.
+        affine: affine of the mask, `[4, 4]`.
+        grid: grid that may contain the mask.
     """
     voxels = np.argwhere(mask)
     if not len(voxels):
@@ -149,7 +199,7 @@ def share_inside(mask: NDArray[np.bool_], affine: NDArray[np.float64], grid: Gri
 
 
 def overlap_share(grid: Grid, other: Grid) -> float:
-    """Return roughly which share of a grid lies within another one, from a lattice of points."""
+    """Return the approximate share of a grid within another one, from a lattice of points."""
     axes = [np.linspace(0, length - 1, num=min(length, 9)) for length in grid.shape]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     places = apply_affine(np.linalg.inv(other.affine.numpy()) @ grid.affine.numpy(), points)
@@ -157,7 +207,7 @@ def overlap_share(grid: Grid, other: Grid) -> float:
 
 
 def largest_shift(grid: Grid, other: Grid) -> float:
-    """Return how far apart two grids of one shape place any of their voxels, in voxels of the other one."""
+    """Return the largest distance between the places of a voxel in two grids of one shape, in voxels of `other`."""
     corners = _corners(grid)
     places = apply_affine(np.linalg.inv(other.affine.numpy()) @ grid.affine.numpy(), corners)
     return float(np.abs(places - corners).max())
@@ -169,5 +219,5 @@ def _corners(grid: Grid) -> NDArray[np.int64]:
 
 
 def same_grid(first: Grid, second: Grid) -> bool:
-    """Tell whether two grids hold the same voxels in the same order."""
+    """Return whether two grids have the same voxels in the same order."""
     return first.shape == second.shape and same_affine(first.affine, second.affine)

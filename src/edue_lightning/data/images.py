@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from edue_lightning.data.sample import Grid
 from edue_lightning.data.tiff import (
     BITS_TAG,
     DEEP_COLOURS,
@@ -77,11 +78,13 @@ class ImageFile:
         array: `[C, *S]` float32 of an image, `[*S]` bool of a mask, `[*S]` uint8 of a label map.
         spacing: voxel size in mm along each spatial axis, or None if the format has none.
         affine: `[4, 4]`, from the file's three voxel indices to mm, or None if the format has none.
+        origin: grid of the file, if the axes of a volume were turned from it, see `geometry.canonical`; otherwise None.
     """
 
     array: NDArray[np.float32] | NDArray[np.bool_] | NDArray[np.uint8]
     spacing: tuple[float, ...] | None = None
     affine: NDArray[np.float64] | None = None
+    origin: Grid | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

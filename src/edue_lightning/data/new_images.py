@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, read_image
 from edue_lightning.data.listing import ListingProblems, find_files, stem_of
-from edue_lightning.data.preparation import Preparation, PreparedImage, require_channels
+from edue_lightning.data.preparation import Preparation, PreparedImage, agreed_spacing, as_slice, require_channels
 from edue_lightning.data.sources.manifest.files import NamedFiles
 from edue_lightning.data.sources.manifest.table import TABLES, read_images
 from edue_lightning.errors import UserError
@@ -112,13 +112,12 @@ def read_case(case: ImageCase, preparation: Preparation, spatial_dims: int, chan
     # resampled to another grid it may have any size
     except MemoryError as error:
         raise ImageError(f"{first}: does not fit into memory after resampling; correct its affine") from error
-    if case.spacing is None:
-        return prepared
-    if len(case.spacing) != spatial_dims:
-        raise ImageError(
-            f"{first}: spacing has {len(case.spacing)} numbers for {spatial_dims} axes; write one per axis"
-        )
-    return replace(prepared, spacing=case.spacing)
+    try:
+        spacing = agreed_spacing([as_slice(file) for file in files] if spatial_dims == 2 else files, case.spacing)
+    except ImageError as error:
+        raise ImageError(f"{first}: {error}") from error
+    # the header's, which the preparation may have changed along with the grid, goes before
+    return prepared if prepared.spacing is not None else replace(prepared, spacing=spacing)
 
 
 def _refusal(case: ImageCase) -> str | None:

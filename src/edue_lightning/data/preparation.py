@@ -1,4 +1,4 @@
-"""From the image files of a case to what a network sees: the same for training and for new images without raters."""
+"""Preparation of image files for a network, the same for training and for new images without raters."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from edue_lightning.data.geometry import grid_of, resample
+from edue_lightning.data.geometry import canonical, grid_of, grid_spacing, resample
 from edue_lightning.data.images import ImageError, ImageFile, same_affine
 from edue_lightning.data.sample import Grid
+
+_ROUNDING_OF_SPACING = 0.01
+
+MIXED_SLICES = (
+    "NIfTI slices and pictures do not store their axes in the same order (x first, or rows first), so they cannot be "
+    "combined; save all as NIfTI or all as pictures"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,10 +30,10 @@ class PreparedImage:
 
     Attributes:
         image: `[C, *S]` float32.
-        spacing: voxel size in mm along each axis of S, or None where it is not known.
-        grid: where the voxels of a volume lie, or None of pictures and slices.
+        spacing: voxel size in mm along each axis of S, or None if it is unknown.
+        grid: grid of the voxels of a volume, or None for pictures and slices.
         file: `[*F]`, shape of the (first) file's spatial axes.
-        file_grid: the grid of that file, or None as above.
+        file_grid: grid of that file, or None for pictures and slices.
     """
 
     image: Tensor
@@ -37,11 +44,11 @@ class PreparedImage:
 
     @property
     def voxel_size(self) -> float:
-        """Size of a voxel in mm² or mm³; 1 where it is not known."""
+        """Size of a voxel in mm² or mm³; 1 if it is unknown."""
         return float(np.prod(self.spacing)) if self.spacing else 1.0
 
     def on_file(self, values: Tensor) -> NDArray[np.float32]:
-        """Return a map `[*S]` on the voxels of the file, `[*F]`; 0 where the network saw nothing."""
+        """Return a map `[*S]` on the voxels of the file, `[*F]`; 0 beyond what the network saw."""
         array: NDArray[np.float32] = values.numpy().astype(np.float32, copy=False)
         if self.grid is not None and self.file_grid is not None:
             return resample(array, self.grid.affine.numpy(), self.file_grid, fill=0.0)
@@ -49,7 +56,7 @@ class PreparedImage:
 
 
 class Preparation(ABC):
-    """How the image files of a case become the channels that a network sees."""
+    """Conversion of the image files of a case to the channels that a network sees."""
 
     @abstractmethod
     def prepare(self, files: Sequence[ImageFile], spatial_dims: int) -> PreparedImage:
@@ -57,7 +64,7 @@ class Preparation(ABC):
 
         Args:
             files: at least one, in the order of the channels.
-            spatial_dims: axes that the network wants, 2 or 3.
+            spatial_dims: number of axes that the network expects, 2 or 3.
 
         Raises:
             ImageError: if they cannot be prepared, or do not fit each other.
@@ -68,10 +75,12 @@ class Preparation(ABC):
 class Stacked(Preparation):
     """Channels of all files one after the other, each file on the grid of the first.
 
+    Volumes are brought to one orientation, with axes to the right, anterior and superior, see `geometry.canonical`.
+
     Attributes:
-        standardise: bring each channel to mean 0 and standard deviation 1, see `standardised`.
-        offset: is added to the values,
-        scale: by which they are divided then.
+        standardise: whether to bring each channel to mean 0 and standard deviation 1, see `standardised`.
+        offset: number added to the values.
+        scale: number by which the values are divided after that.
     """
 
     standardise: bool = False
@@ -91,21 +100,29 @@ class Stacked(Preparation):
         """Prepare the images of a case, see `Preparation.prepare`."""
         if spatial_dims == 2:
             files = [as_slice(file) for file in files]
-        first = files[0]
         require_axes(files, spatial_dims)
-        if any(file.shape != first.shape for file in files):
+        turned = [canonical(file) for file in files]
+        if any(file.shape != turned[0].shape for file in turned):
             raise ImageError("the images of the case differ in size; resample them to one grid")
-        placed = [file.affine for file in files if file.affine is not None]
-        if not all(same_affine(affine, placed[0]) for affine in placed):
+        placed = [file for file in turned if file.affine is not None]
+        if spatial_dims == 2 and len(placed) not in (0, len(files)):
+            raise ImageError(MIXED_SLICES)
+        if not all(same_affine(file.affine, placed[0].affine) for file in placed):  # type: ignore[arg-type]
             raise ImageError("the images of the case have different affines; resample them to one grid")
-        grid = grid_of(first.shape, placed[0]) if placed and spatial_dims == 3 else None
-        spacing = next((file.spacing for file in files if file.spacing), None)
-        return PreparedImage(_tensor(self.channels(files)), spacing, grid, first.shape, grid)
+        spacing = next((file.spacing for file in turned if file.spacing), None)
+        image = _tensor(self.channels(turned))
+        if spatial_dims == 2 or not placed:
+            return PreparedImage(image, spacing, None, files[0].shape, None)
+        affine = placed[0].affine
+        assert affine is not None, "placed"
+        grid = grid_of(placed[0].shape, affine)
+        file_grid = placed[0].origin or grid
+        return PreparedImage(image, spacing, grid, file_grid.shape, file_grid)
 
 
 @dataclass(frozen=True)
 class SquarePicture(Preparation):
-    """Pictures brought to a square of one size, values from 0 to 1; grey ones get three equal channels.
+    """Pictures resized to squares of one size, values from 0 to 1; grey ones get three equal channels.
 
     Attributes:
         size: edge in pixels.
@@ -114,14 +131,14 @@ class SquarePicture(Preparation):
     size: int = 256
 
     def channels(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return `[3, size, size]` of a picture's channels `[3, H, W]`."""
+        """Return a picture's channels `[3, H, W]`, resized to `[3, size, size]`."""
         return np.stack([resized(channel, (self.size, self.size)) for channel in picture])
 
     def prepare(self, files: Sequence[ImageFile], spatial_dims: int) -> PreparedImage:
         """Prepare a picture, see `Preparation.prepare`."""
         require_axes(files, spatial_dims)
         if len(files) > 1 or len(files[0].array) not in (1, 3):
-            raise ImageError("is no picture in colours or grey; give one such file a case")
+            raise ImageError("is neither a colour nor a grey picture; give one such file per case")
         picture = np.broadcast_to(files[0].array, (3, *files[0].shape)).astype(np.float32)
         return PreparedImage(_tensor(self.channels(picture)), None, None, files[0].shape, None)
 
@@ -134,30 +151,63 @@ def as_slice(image: ImageFile) -> ImageFile:
     return replace(image, array=np.moveaxis(image.array[0], -1, 0), spacing=spacing)
 
 
+def agreed_spacing(files: Sequence[ImageFile], given: Sequence[float] | None) -> tuple[float, ...] | None:
+    """Return the voxel size of a case, from the headers of its files and from what a table gives.
+
+    Args:
+        files: images of the case, on one grid; the axes of volumes may have been turned.
+        given: mm along each axis as the first file stores them, or None.
+
+    Returns:
+        mm along each axis of the images as they are, or None if neither gives it.
+
+    Raises:
+        ImageError: if the two contradict each other by more than 1 %, or `given` has another number of axes.
+    """
+    known = next((file.spacing for file in files if file.spacing), None)
+    if given is None:
+        return known
+    if len(given) != len(files[0].shape):
+        raise ImageError(f"spacing has {len(given)} numbers for {len(files[0].shape)} axes; write one per axis")
+    if known is None:
+        return tuple(given)
+    first = files[0]
+    stored = known if first.origin is None else grid_spacing(first.origin)
+    if not np.allclose(stored, given, rtol=_ROUNDING_OF_SPACING, atol=0):
+        raise ImageError(
+            f"the table gives the spacing {_sizes(given)} mm, but the header {_sizes(stored)} mm; correct one of them"
+        )
+    return known
+
+
+def _sizes(spacing: Sequence[float]) -> str:
+    return "x".join(f"{size:g}" for size in spacing)
+
+
 def require_axes(files: Sequence[ImageFile], spatial_dims: int) -> None:
     """Check the number of axes.
 
     Raises:
-        ImageError: if a file has another one.
+        ImageError: if a file has another number.
     """
     for file in files:
         if len(file.shape) != spatial_dims:
-            raise ImageError(f"is {len(file.shape)}D, but the model sees {spatial_dims}D images")
+            raise ImageError(f"is {len(file.shape)}D, but the model expects {spatial_dims}D images")
 
 
 def require_channels(prepared: PreparedImage, channels: int) -> None:
     """Check the number of channels.
 
     Raises:
-        ImageError: if there is another one.
+        ImageError: if it is another number.
     """
     if len(prepared.image) != channels:
-        raise ImageError(f"has {len(prepared.image)} channels, but the model sees {channels}")
+        raise ImageError(f"has {len(prepared.image)} channels, but the model expects {channels}")
 
 
 def standardised(channel: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return an image channel with mean 0 and standard deviation 1; a constant one becomes 0."""
-    # a deviation that is rounding alone must not be blown up
+    # the deviation of a constant channel is rounding, which must not be divided by
     if channel.min() == channel.max():
         return np.zeros_like(channel)
     values = channel.astype(np.float64)
@@ -165,7 +215,7 @@ def standardised(channel: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def resized(channel: NDArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return `[H, W]` values brought to another size by Pillow's bilinear filter, which averages where it shrinks."""
+    """Resize `[H, W]` values by Pillow's bilinear filter, which averages where it shrinks."""
     picture = Image.fromarray(channel.astype(np.float32))
     return np.asarray(picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR), dtype=np.float32)
 

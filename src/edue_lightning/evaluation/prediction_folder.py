@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edue_lightning.data import CaseRecord, CaseSource, Grid, RaterSample
-from edue_lightning.data.geometry import grid_of, resample, same_grid
+from edue_lightning.data.geometry import closest_canonical, grid_of, resample, same_grid
 from edue_lightning.data.images import MOST_INFLATION, ImageError, read_image, require_memory
 from edue_lightning.errors import UserError
 from edue_lightning.text import counted, one_line, reason_of
@@ -133,6 +133,11 @@ class PredictionFolder:
         archive, images = self._archives.get(sample.case_id), self._images.get(sample.case_id, {})
         if archive is not None and images:
             raise _PredictionError(f"exists as {archive.name} and as NIfTI; remove one")
+        if archive is not None and _is_turned(sample):
+            raise _PredictionError(
+                f"{archive.name}: the axes of the case's file were turned when it was read, and an array does not say "
+                f"how its axes run; save NIfTI files, such as {nifti_name(sample.case_id, 0, self.structures[0])}"
+            )
         values = self._read_images(images, sample) if archive is None else self._read_archive(archive, size)
         if np.isnan(values).any():
             raise _PredictionError("holds NaN; replace these values")
@@ -191,6 +196,13 @@ class PredictionFolder:
 
 class _PredictionError(Exception):
     """A problem of one case's prediction."""
+
+
+def _is_turned(sample: RaterSample) -> bool:
+    """Return whether a sample has the voxels of its file, but along other axes."""
+    if sample.affine is None or sample.origin is None:
+        return False
+    return same_grid(closest_canonical(sample.origin), Grid(tuple(sample.image.shape[1:]), sample.affine))
 
 
 def _announced(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:

@@ -33,7 +33,7 @@ NETWORK, MAPS_OF_LOGITS = "models/network.pt2", "models/maps.pt2"
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 _VOLUMES = ((".nii", ".nii.gz"), r"\.nii(\.gz)?$")
 _PICTURES = ((".png", ".jpg", ".jpeg", ".tif", ".tiff"), r"\.(png|jpe?g|tiff?)$")
-_IMPORTS = ["$import itertools", "$import os", "$import pathlib", "$import re"]
+_IMPORTS = ["$import itertools", "$import nibabel", "$import os", "$import pathlib", "$import re"]
 # names of the channels of one case, as in `edue_lightning.data.new_images`
 _CHANNEL = r"(_{1,2}(CT|PT)|_[0-9]{4}|__[1-9])?"
 _AIR = -1024.0
@@ -219,10 +219,10 @@ def _preparing(preparation: Preparation, volumes: bool) -> dict[str, Any]:
     if isinstance(preparation, Stacked):
         read = _LOAD_VOLUMES if volumes else [_with("torch.cat([@read_picture(path) for path in data['image']])")]
         return {
-            **({} if volumes else _READ_PICTURE),
+            **(_TURN_VOLUMES if volumes else _READ_PICTURE),
             **({"standardised": _STANDARDISED} if preparation.standardise else {}),
             "preprocessing": {"_target_": "Compose", "transforms": [*read, *_intensities(preparation)]},
-            "on_file": "$lambda maps, data: maps",
+            "on_file": "$lambda maps, data: @turned_back(maps, data)" if volumes else "$lambda maps, data: maps",
         }
     if isinstance(preparation, SquarePicture):
         return {
@@ -266,8 +266,21 @@ _STANDARDISED = (
 
 _LOAD_VOLUMES: list[Any] = [
     {"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader", "ensure_channel_first": True},
-    "$lambda data: {**data, 'original': data['image'], 'image': data['image'].as_tensor()}",
+    "$lambda data: {**data, 'original': data['image'], 'turned': @canonical(data['image'])}",
+    "$lambda data: {**data, 'image': data['turned'].as_tensor()}",
 ]
+
+_CANONICAL = {"_target_": "Orientation", "axcodes": "RAS", "labels": _AXES}
+
+# with the meaning of `edue_lightning.data.geometry.canonical`
+_TURN_VOLUMES: dict[str, Any] = {
+    "canonical": _CANONICAL,
+    "axes": "$lambda volume: ''.join(nibabel.aff2axcodes(volume.affine.numpy()))",
+    "turned_back": (
+        f"$lambda maps, data: monai.transforms.Orientation(axcodes=@axes(data['original']), labels={_AXES})"
+        "(monai.data.MetaTensor(maps, affine=data['turned'].affine)).as_tensor()"
+    ),
+}
 
 # with the meaning of `edue_lightning.data.images.read_image`
 _READ_PICTURE = {
@@ -321,7 +334,7 @@ _WRITE_PICTURES = {
 def _preparing_petct(preparation: PetCt) -> dict[str, Any]:
     (ct_low, ct_high), (suv_low, suv_high) = preparation.ct_window, preparation.suv_window
     return {
-        "canonical": {"_target_": "Orientation", "axcodes": "RAS", "labels": _AXES},
+        "canonical": _CANONICAL,
         **({"grid": "$lambda ct: ct"} if preparation.spacing is None else _respacing(preparation.spacing)),
         # as in `edue_lightning.data.geometry.resample`: a grid on whole steps of another counts as lying on it exactly
         "step": "$lambda volume, grid: torch.linalg.inv(volume.affine).matmul(grid.affine)",
@@ -334,9 +347,9 @@ def _preparing_petct(preparation: PetCt) -> dict[str, Any]:
             "$lambda volume, grid: volume.affine.matmul(@step(volume, grid).round())"
             " if @is_whole(@step(volume, grid), grid.shape[1:]) else grid.affine"
         ),
-        # two interpolations, which differ outside of the volume only, so that their difference shows where that is
+        # values reach half a voxel beyond the border, up to where the nearest voxel is no longer one of the volume
         "interpolated": {"_target_": "SpatialResample", "padding_mode": "border", "align_corners": True},
-        "inside": {"_target_": "SpatialResample", "padding_mode": "zeros", "align_corners": True},
+        "inside": {"_target_": "SpatialResample", "mode": "nearest", "padding_mode": "zeros", "align_corners": True},
         "resample": (
             "$lambda volume, grid, fill: (lambda affine: torch.where(@inside(torch.ones_like(volume), affine,"
             " grid.shape[1:]).as_tensor() >= 1, @interpolated(volume, affine, grid.shape[1:]).as_tensor(), fill))"
@@ -375,12 +388,15 @@ def _respacing(spacing: Sequence[float]) -> dict[str, Any]:
             " / ct.affine[:3, :3].norm(dim=0)"
         ),
         "steps": (
-            "$lambda factors: torch.cat([torch.cat([torch.diag(factors), (factors[:, None] - 1) / 2], 1),"
-            " torch.eye(4).double()[3:]])"
+            "$lambda ct, factors: torch.cat([torch.cat([torch.diag(factors), ((torch.tensor(ct.shape[1:]) - 1"
+            " - (torch.tensor(@lengths(ct, factors)) - 1) * factors) / 2)[:, None]], 1), torch.eye(4).double()[3:]])"
         ),
-        "lengths": "$lambda ct, factors: torch.round(torch.tensor(ct.shape[1:]) / factors).clamp_min(1).int().tolist()",
+        "lengths": (
+            f"$lambda ct, factors: torch.ceil(torch.tensor(ct.shape[1:]) / factors - {_WHOLE_VOXELS}).clamp_min(1)"
+            ".int().tolist()"
+        ),
         "grid": (
             "$lambda ct: monai.data.MetaTensor(torch.zeros(1, *@lengths(ct, @factors(ct))),"
-            " affine=ct.affine.matmul(@steps(@factors(ct))))"
+            " affine=ct.affine.matmul(@steps(ct, @factors(ct))))"
         ),
     }

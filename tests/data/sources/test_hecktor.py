@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
-from nibabel.orientations import aff2axcodes
+from nibabel.affines import apply_affine
+from nibabel.orientations import aff2axcodes, axcodes2ornt, io_orientation, ornt_transform
 from patients import LPS, Patient, affine_of, points, save, tilted
 
 from edue_lightning.data import RaterDataModule
@@ -63,11 +65,30 @@ def test_other_voxels_keep_everything_in_place(tmp_path: Path) -> None:
     assert sample.spacing == pytest.approx((1.5, 1.5, 1.5))
     assert sample.affine is not None
     places = points(sample.image.shape[1:], sample.affine.numpy())
-    inside = sample.image[0] > 0
-    np.testing.assert_allclose(sample.image[0][inside], (patient.ct(places)[inside.numpy()] + 250) / 500, atol=1e-4)
+    # beyond the outermost centres of the CT's voxels the value is that of the nearest place between centres
+    indices = apply_affine(np.linalg.inv(patient.ct_affine), places)
+    last = np.array(patient.ct_shape) - 1
+    assert (indices > -0.501).all()
+    assert (indices < last + 0.501).all()
+    nearest = apply_affine(patient.ct_affine, np.clip(indices, 0, last))
+    np.testing.assert_allclose(sample.image[0], (patient.ct(nearest) + 250) / 500, atol=1e-4)
     overlap = sample.masks[2, 0].numpy() & (patient.label("release", places) == 2)
     total = sample.masks[2, 0].sum() + (patient.label("release", places) == 2).sum()
     assert 2 * overlap.sum() / total > 0.93
+
+
+@pytest.mark.parametrize("codes", ["LPS", "PSR", "IAL"])
+def test_a_label_may_be_stored_along_other_axes_than_its_ct(tmp_path: Path, codes: str) -> None:
+    patient = Patient()
+    patient.write(tmp_path)
+    expected = HecktorSource(str(tmp_path)).load(patient.name).masks
+    for path in tmp_path.glob("labelsTr/*.nii.gz"):
+        label = nibabel.Nifti1Image(np.asarray(nibabel.load(path).dataobj), nibabel.load(path).affine)
+        orientations = io_orientation(label.affine), axcodes2ornt(codes)
+        nibabel.save(label.as_reoriented(ornt_transform(*orientations)), path)
+    source = HecktorSource(str(tmp_path))
+    assert not source.problems
+    assert torch.equal(source.load(patient.name).masks, expected)
 
 
 def test_windows_clip_and_scale(tmp_path: Path) -> None:

@@ -126,12 +126,68 @@ def test_volumes_of_two_images_keep_channels_and_place(tmp_path: Path) -> None:
     source = source_of(tmp_path, [row], standardise=False)
     assert (source.spatial_dims, source.channels) == (3, 2)
     sample = source.load("a case")
-    np.testing.assert_array_equal(sample.image, np.stack([ct, pet]))
-    np.testing.assert_array_equal(sample.masks[0, 0], mask)
-    assert sample.spacing == pytest.approx((0.5, 1.0, np.hypot(0.8, 2.4)))
+    turned = [nibabel.as_closest_canonical(nibabel.Nifti1Image(array, OBLIQUE)) for array in (ct, pet, mask)]
+    np.testing.assert_array_equal(sample.image, np.stack([image.get_fdata() for image in turned[:2]]))
+    np.testing.assert_array_equal(sample.masks[0, 0], turned[2].get_fdata())
+    assert sample.spacing == pytest.approx((1.0, 0.5, np.hypot(0.8, 2.4)))
     assert sample.affine is not None
-    np.testing.assert_allclose(sample.affine, OBLIQUE, atol=1e-6)
-    assert source_of(tmp_path, [row | {"spacing": "1 2 3"}]).load("a case").spacing == (1, 2, 3)
+    assert sample.origin is not None
+    np.testing.assert_allclose(sample.affine, turned[0].affine, atol=1e-6)
+    np.testing.assert_allclose(sample.origin.affine, OBLIQUE, atol=1e-6)
+    # a table's spacing runs along the axes of the file
+    assert source_of(tmp_path, [row | {"spacing": "0.5 1 2.53"}]).load("a case").spacing == sample.spacing
+    write(tmp_path, [row | {"spacing": "1 2 3"}])
+    (line,) = problems_of(tmp_path)
+    assert line == (
+        "ct.nii.gz: case 'a case': the table gives the spacing 1x2x3 mm, but the header 0.5x1x2.52982 mm; "
+        "correct one of them"
+    )
+
+
+def test_slices_beside_pictures_are_refused(tmp_path: Path) -> None:
+    rows = two_cases(tmp_path)
+    square = np.zeros((6, 6), dtype=np.uint8)
+    square[1:3, 2:6] = 255
+    for row in rows:
+        row["image"] = save(tmp_path, f"{row['case_id']}.nii", (square.T / 2).astype(np.float32), np.eye(4))
+        row["mask"] = save(tmp_path, f"{row['case_id']}_{row['rater']}.png", square)
+    write(tmp_path, rows)
+    lines = problems_of(tmp_path)
+    assert len(lines) == 4
+    assert lines[0].startswith("one_A.png: case 'one': is a picture, but one.nii is a NIfTI slice: NIfTI slices and ")
+    # each case of one kind, but not the same one
+    for row in rows[:2]:
+        row["mask"] = save(tmp_path, f"{row['case_id']}_{row['rater']}.nii", square.T, np.eye(4))
+    for row in rows[2:]:
+        row["image"] = save(tmp_path, f"{row['case_id']}.png", square)
+    write(tmp_path, [*rows, rows[2] | {"case_id": "three", "image": save(tmp_path, "three.png", square.T)}])
+    (line,) = problems_of(tmp_path)
+    assert line == "one.nii: case 'one': is a NIfTI slice, but most cases: is a picture; keep one kind per data set"
+
+
+def test_slices_with_axes_in_other_directions_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = two_cases(tmp_path)
+    for row in rows:
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) if row["case_id"] == "one" else np.eye(4)
+        row["image"] = save(tmp_path, f"{row['case_id']}.nii", PIXELS, affine)
+        row["mask"] = save(tmp_path, f"{row['case_id']}_{row['rater']}.nii", rectangle(2, 2), affine)
+    source_of(tmp_path, rows).cases()
+    assert "give their axes different directions (LP 1, RA 1)" in caplog.text
+
+
+def test_sizes_of_a_data_set_are_in_one_unit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = two_cases(tmp_path)
+    for row in rows:
+        row["spacing"] = "0.25x0.5"
+    assert source_of(tmp_path, rows).load("two").spacing == (0.25, 0.5)
+    assert not caplog.records
+    for row in rows[2:]:
+        row["spacing"] = ""
+    for cache in (None, str(tmp_path / "cache"), str(tmp_path / "cache")):
+        caplog.clear()
+        source = source_of(tmp_path, rows, cache=cache)
+        assert [source.load(case).spacing for case in ("one", "two")] == [None, None]
+        assert "the voxel size is known for 1 of 2 cases only" in caplog.text
 
 
 def test_raters_differ_between_cases(tmp_path: Path) -> None:
@@ -169,8 +225,9 @@ def test_splits_patients_and_spacings(tmp_path: Path) -> None:
         row |= {"patient": "", "split": "test", "spacing": ""}
     source = source_of(tmp_path, rows)
     assert source.cases() == [CaseRecord("one", "patient of one"), CaseRecord("two", "two", "test")]
-    assert source.load("one").spacing == (0.25, 0.5)
-    assert source.load("two").spacing is None
+    for row in rows:
+        row["spacing"] = "0.25x0.5"
+    assert source_of(tmp_path, rows).load("one").spacing == (0.25, 0.5)
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=3), st.sampled_from(["x", " x ", " ", "X"]))
@@ -205,7 +262,7 @@ def test_spreadsheets_habits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
 
 def test_parquet_says_the_same_as_csv(tmp_path: Path) -> None:
     rows = two_cases(tmp_path)
-    for row, spacing in zip(rows, ("", "", "0.5x0.7", "0.5x0.7"), strict=True):
+    for row, spacing in zip(rows, ("1x2", "1x2", "0.5x0.7", "0.5x0.7"), strict=True):
         row |= {"spacing": spacing, "rater": {"A": "1", "B": "2"}[row["rater"]]}
     rows[1]["mask"] = ""
     expected = source_of(tmp_path, rows)
@@ -366,7 +423,7 @@ BROKEN = [
         put("one_A.png", PIXELS % 3),
         "one_A.png: case 'one': holds the values 0, 1, 2; a mask holds 0 and one other value",
     ),
-    (one_is_3d, "one.nii: case 'one': is 3D, but most cases: is 2D; keep one kind in a data set"),
+    (one_is_3d, "one.nii: case 'one': is 3D, but most cases: is 2D; keep one kind per data set"),
     (
         put("two.png", np.zeros((4, 5, 3), np.uint8)),
         "two.png: case 'two': has 3 channels, but most cases: has 1 channels; ",

@@ -171,9 +171,9 @@ class HecktorSource(FileSource):
         for rater, parts in labels.items():
             for structure, (path, mask) in parts.items():
                 if mask is not None:
-                    if mask.shape == ct_grid.shape and largest_shift(file_grid(mask), ct_grid) > 0.5:
+                    if _is_displaced(file_grid(mask), ct_grid):
                         reading.report(
-                            path, f"has the shape of {files.ct.name} but another affine; correct one of them"
+                            path, f"has the shape of {files.ct.name} but lies elsewhere; correct the affine of one"
                         )
                     masks[rater, structure] = self._on_grid(reading, path, mask, structure, grid)
         reading.finish()
@@ -230,6 +230,12 @@ class HecktorSource(FileSource):
         return moved
 
 
+def _is_displaced(label: Grid, ct: Grid) -> bool:
+    """Return whether a label has the shape of its CT, in whatever order of the axes, but not its place."""
+    turned, wanted = closest_canonical(label), closest_canonical(ct)
+    return turned.shape == wanted.shape and largest_shift(turned, wanted) > 0.5
+
+
 def _volume(reading: CaseReading, path: Path) -> ImageFile | None:
     found = _three_axes(reading, path, read_image)
     if found is not None and len(found.array) > 1:
@@ -239,7 +245,7 @@ def _volume(reading: CaseReading, path: Path) -> ImageFile | None:
 
 
 def _three_axes(reading: CaseReading, path: Path, read: Callable[[Path], ImageFile]) -> ImageFile | None:
-    found = reading.file(path, read)
+    found = reading.file(path, read, as_stored=True)
     if found is not None and len(found.shape) != 3:
         reading.report(path, f"is {len(found.shape)}D; save a volume")
         return None

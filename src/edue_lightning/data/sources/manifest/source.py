@@ -17,7 +17,7 @@ from edue_lightning.data.file_source import (
     stack_case,
 )
 from edue_lightning.data.images import ImageError, ImageFile, read_image, read_mask
-from edue_lightning.data.preparation import Stacked
+from edue_lightning.data.preparation import Stacked, agreed_spacing
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.sources.manifest.files import NamedFiles
 from edue_lightning.data.sources.manifest.table import ManifestCase, read_table
@@ -92,9 +92,12 @@ class ManifestSource(FileSource):
         named = [*images, *masks.values()]
         compare_grids(reading, list(dict.fromkeys(file for file in named if file is not None)))
         found = [file.image for file in images if file is not None]
-        if rows.spacing and found and len(rows.spacing) != len(found[0].shape):
-            axes = f"spacing has {len(rows.spacing)} numbers for {len(found[0].shape)} axes"
-            reading.report(rows.images[0], f"{axes}; write one per axis")
+        spacing = None
+        if found:
+            try:
+                spacing = agreed_spacing(found, rows.spacing)
+            except ImageError as error:
+                reading.report(rows.images[0], str(error))
         reading.finish()
         if not all(rows.images):
             # reported by the check of the table
@@ -105,8 +108,9 @@ class ManifestSource(FileSource):
             {key: None if file is None else file.image.array for key, file in masks.items()},
             self.raters,
             self.structures,
-            spacing=rows.spacing or next((file.spacing for file in found if file.spacing), None),
-            affine=next((file.affine for file in found if file.affine is not None), None),
+            spacing=spacing,
+            affine=found[0].affine,
+            origin=found[0].origin,
         )
 
     def _file(self, reading: CaseReading, name: str, read: Callable[[Path], ImageFile]) -> NamedImage | None:

@@ -15,6 +15,7 @@ from edue_lightning.data.file_source import (
     relative_name,
     stack_case,
 )
+from edue_lightning.data.geometry import canonical
 from edue_lightning.data.images import ImageFile, read_image, read_mask
 from edue_lightning.data.preparation import Stacked, as_slice
 from edue_lightning.data.sample import RaterSample
@@ -79,10 +80,12 @@ class QubiqSource(FileSource):
                 reading.report(
                     first, f"rater {rater!r} has no mask of {', '.join(absent)}; add it, or remove the rater"
                 )
-        image = reading.file(files.image, read_image)
+        # a third axis may count modalities, which must not be taken for a place in space
+        image = reading.file(files.image, read_image, as_stored=True)
         found = [mask for mask in masks.values() if mask is not None]
         if image is not None and found and len(found[0].image.shape) == _SLICES:
             image = as_slice(image)
+        image = None if image is None else canonical(image)
         named = self._named(files.image, image)
         compare_grids(reading, [file for file in (named, *found) if file is not None])
         reading.finish()
@@ -95,6 +98,7 @@ class QubiqSource(FileSource):
             self.structures,
             spacing=image.spacing,
             affine=image.affine,
+            origin=image.origin,
         )
 
     def _named(self, path: Path, image: ImageFile | None) -> NamedImage | None:
