@@ -268,6 +268,11 @@ def write_volumes(folder: Path) -> None:
     for name, size in (("a", (11, 30, 25)), ("b", (22, 14, 26))):
         channels = np.stack([smooth(rng, size) * 7 + 50, np.full(size, 3.0)], axis=-1)
         write_volume(folder / f"{name}.nii.gz", channels, affine((1, 1.2, 2), (3, 4, 5), 0.2))
+    # one of them along other axes
+    stored = nibabel.load(folder / "b.nii.gz")
+    orientations = nibabel.orientations.io_orientation(stored.affine), nibabel.orientations.axcodes2ornt("PIL")
+    turned = nibabel.Nifti1Image(np.asarray(stored.dataobj), stored.affine)
+    nibabel.save(turned.as_reoriented(nibabel.orientations.ornt_transform(*orientations)), folder / "b.nii.gz")
 
 
 def write_colours(folder: Path) -> None:

@@ -305,17 +305,16 @@ _RESIZED = (
     "Image.fromarray(values.numpy()).resize((size[1], size[0]), Image.Resampling.BILINEAR))) for values in maps])"
 )
 
+# by nibabel itself: MONAI's `SaveImage` cannot write a volume whose first two axes are not the first two of space
 _WRITE_VOLUMES = {
-    "mask_writer": {"_target_": "SaveImage", "output_ext": ".nii.gz", "output_dtype": "$np.uint8"},
-    "map_writer": {"_target_": "SaveImage", "output_ext": ".nii.gz", "output_dtype": "$np.float32"},
-    "placed": "$lambda values, data: monai.data.MetaTensor(values[None], affine=data['original'].affine)",
+    "placed": "$lambda values, data: nibabel.Nifti1Image(values, data['original'].affine.numpy())",
     "write_masks": (
-        "$lambda data, name, maps: [@mask_writer(@placed(values, data), filename=@path(data, name, k))"
-        " for k, values in enumerate(maps)]"
+        "$lambda data, name, maps: [nibabel.save(@placed(values.numpy().astype(np.uint8), data),"
+        " @path(data, name, k) + '.nii.gz') or k for k, values in enumerate(maps)]"
     ),
     "write_maps": (
-        "$lambda data, name, maps: [@map_writer(@placed(values, data), filename=@path(data, name, k))"
-        " for k, values in enumerate(maps)]"
+        "$lambda data, name, maps: [nibabel.save(@placed(values.numpy().astype(np.float32), data),"
+        " @path(data, name, k) + '.nii.gz') or k for k, values in enumerate(maps)]"
     ),
 }
 
