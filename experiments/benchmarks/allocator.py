@@ -1,8 +1,8 @@
-"""Time that a CPU saves by keeping freed memory (`edue_lightning.runtime.startup.keep_freed_memory`).
+"""Time saved on a CPU by keeping freed memory (`edue_lightning.runtime.startup.keep_freed_memory`).
 
     python experiments/benchmarks/allocator.py
 
-Training steps of EDUE in a process that keeps it and in one that does not, by turns.
+Training steps of EDUE in a process that keeps freed memory and in one that does not, in turns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edue_lightning.runtime.startup import keep_freed_memory
 
 @dataclass(frozen=True)
 class Setting:
-    """Images of a batch, the steps that are timed together, and how often."""
+    """Images of a batch, number of steps timed together, and number of repetitions."""
 
     cases: int
     channels: int
@@ -50,7 +50,7 @@ def main() -> None:
     """Print the table."""
     quick = parser(__doc__).parse_args().quick
     rows = []
-    # each figure from a process of its own, that has nothing to reuse yet
+    # each value comes from a new process, which has no freed memory to reuse yet
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for setting in QUICK if quick else SETTINGS:
             found = [[pool.apply(cost, (setting, keep)) for keep in (True, False)] for _ in range(setting.rounds)]

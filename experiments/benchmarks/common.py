@@ -1,4 +1,4 @@
-"""What the benchmarks share: methods as they are configured, batches, training steps, and tables of ratios."""
+"""Shared parts of the benchmarks: configured methods, batches, training steps, and tables of ratios."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ CLIP = 1.0
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser of the command line with the option that all benchmarks have."""
+    """Return a parser of the command line with the common option of all benchmarks."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument(
-        "--quick", action="store_true", help="small settings, to see whether it runs; times mean nothing"
+        "--quick", action="store_true", help="small settings, to test the script; its times mean nothing"
     )
     return result
 
 
 def machine() -> str:
-    """Return what a figure depends on beside the code."""
+    """Return the processor, the number of threads and the version of torch, on which results depend."""
     described = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in described.read_text().splitlines() if "model name" in line]
     return ", ".join([*names[:1], f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"])
@@ -49,18 +49,18 @@ def configuration(*overrides: str) -> dict[str, Any]:
 
 
 def image_format(spatial_dims: int, channels: int = 1, structures: int = 1) -> ImageFormat:
-    """Return a format of images whose structures have names of no importance."""
+    """Return a format of images with numbered structures."""
     return ImageFormat(spatial_dims, channels, tuple(f"structure {number}" for number in range(structures)))
 
 
 def method_of(images: ImageFormat, *overrides: str) -> SegmentationMethod:
-    """Return the method that overrides such as `method=edue` describe, the same each time."""
+    """Return the method for overrides such as `method=edue`, with the same weights each time."""
     torch.manual_seed(0)
     return build_method(configuration(*overrides), images)
 
 
 def random_batch(images: ImageFormat, cases: int, size: Sequence[int], raters: int, seed: int = 0) -> RaterBatch:
-    """Return noise with discs (or balls) of different radius as the raters' masks."""
+    """Return a batch of noise images; the masks of the raters are discs (or balls) of different radius."""
     generator = torch.Generator().manual_seed(seed)
     axes = [torch.linspace(-1, 1, length) for length in size]
     radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(dim=0).sqrt()
@@ -76,7 +76,7 @@ def random_batch(images: ImageFormat, cases: int, size: Sequence[int], raters: i
 
 
 def optimisers_of(method: SegmentationMethod) -> list[Optimizer]:
-    """Return an optimiser for each trainee of a method that was configured without a schedule."""
+    """Return one optimiser per trainee of a method that was configured without a schedule."""
     found = [trainee.configure_optimizers() for trainee in method.trainees()]
     return [optimiser for optimiser in found if isinstance(optimiser, Optimizer)]
 
@@ -84,7 +84,7 @@ def optimisers_of(method: SegmentationMethod) -> list[Optimizer]:
 def training_step(
     method: SegmentationMethod, batch: RaterBatch, precision: torch.dtype | None = None
 ) -> Callable[[], None]:
-    """Return a call that takes one step of every trainee: loss, gradient, clipping, optimiser.
+    """Return a function that takes one step of every trainee: loss, gradient, clipping, optimiser.
 
     Args:
         method: configured without a schedule.
@@ -107,7 +107,7 @@ def training_step(
 
 
 def run_command(command: str, overrides: Sequence[str], folder: Path, **environment: str) -> None:
-    """Run `python -m edue_lightning.COMMAND OVERRIDES` in a folder, and stop with what it said if it fails."""
+    """Run `python -m edue_lightning.COMMAND OVERRIDES` in a folder; if it fails, stop with its output."""
     done = subprocess.run(
         [sys.executable, "-m", f"edue_lightning.{command}", *overrides],
         cwd=folder,

@@ -1,4 +1,4 @@
-"""Which share of its steps a training spends waiting for data that lies in files, in 2D and on patches in 3D.
+"""Share of a training's steps spent waiting for data in files, for images in 2D and for patches in 3D.
 
 python experiments/benchmarks/data_wait.py
 """

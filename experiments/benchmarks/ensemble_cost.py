@@ -1,11 +1,11 @@
-"""Whether the members of a deep ensemble gain from being trained, or asked, at the same time.
+"""Speed-up of training, or predicting with, the members of a deep ensemble at the same time.
 
     python experiments/benchmarks/ensemble_cost.py
 
-One after the other on all cores; in two processes with half of the cores each; and in one process as a single
-vectorised network (`torch.func`). Two processes can at best halve the time of one thread, so the time of one thread
-against that of two bounds what they can gain; the operators' own times say why. The vectorised training is checked
-first to be the same work: in float64 it ends with the same weights.
+The members run one after the other on all cores, in two processes with half of the cores each, and in one process as a
+single vectorised network (`torch.func`). Two processes can at best halve the time of one thread, so the ratio of the
+times with one and two threads limits their gain; the times of the operators explain it. The script first checks that
+the vectorised training does the same work: in float64 it ends with the same weights.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ PROCESSES = 2
 RATERS = 4
 OPERATORS = 8
 USUAL, ONE_THREAD = "one after the other", "one after the other, 1 thread"
-# of all weights after a few steps in float64, where the two orders of summation differ in the last digits alone
+# tolerance for all weights after a few steps in float64; the two orders of summation differ in the last digits only
 TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, and how often it is timed.
+    """Settings of the trainings, and number of repetitions.
 
     Attributes:
         members: of the ensemble.
@@ -68,7 +68,7 @@ QUICK = (Setting(2, 2, (32, 32), steps=1, rounds=2),)
 
 
 class Ensemble:
-    """Members with weights and a batch of their own, the same in every process.
+    """Members, each with its own weights and batch, the same in every process.
 
     Args:
         setting: see `Setting`.
@@ -90,7 +90,7 @@ class Ensemble:
         return [cast(NetworkMethod, member).network for member in self.members]
 
     def training(self, positions: Sequence[int], threads: int | None = None) -> Callable[[], None]:
-        """Return a call that trains some members one after the other, on so many threads."""
+        """Return a function that trains some members one after the other on a number of threads."""
         steps = [training_step(self.members[i], self.batches[i], self.setting.precision) for i in positions]
 
         def train() -> None:
@@ -103,7 +103,7 @@ class Ensemble:
         return train
 
     def vectorised_training(self, threads: int | None = None) -> Callable[[], None]:
-        """Return a call that trains all members as one network whose weights have a first axis of members."""
+        """Return a function that trains all members as one network whose weights have a leading axis of members."""
         step = Vectorised(self.networks).training_step(self)
 
         def train() -> None:
@@ -116,7 +116,7 @@ class Ensemble:
 
 
 class Vectorised:
-    """Networks of one form as a single one, whose weights have a first axis of members.
+    """Networks of the same architecture as a single network, whose weights have a leading axis of members.
 
     Args:
         networks: are left as they are.
@@ -138,7 +138,7 @@ class Vectorised:
         return result
 
     def training_step(self, ensemble: Ensemble) -> Callable[[], None]:
-        """Return a call that takes one step of every member of an ensemble, each on its own batch."""
+        """Return a function that takes one step of every member of an ensemble, each on its own batch."""
         settings = ensemble.members[0].optimizer_settings
         optimiser = torch.optim.AdamW(
             self.parameters.values(), settings.learning_rate, weight_decay=settings.weight_decay
@@ -168,7 +168,7 @@ class Vectorised:
 
 
 class Processes:
-    """Workers that train a share of the members each, and wait for the next call between."""
+    """Workers that each train a share of the members, and wait between calls."""
 
     def __init__(self, setting: Setting) -> None:
         context = multiprocessing.get_context("spawn")
@@ -222,7 +222,7 @@ def _weights(ensemble: Ensemble) -> Tensor:
 
 
 def check_equal_work(setting: Setting) -> str:
-    """Return by how much the weights of a vectorised training in float64 differ from those of the usual one.
+    """Return the difference between the weights of a vectorised and of a usual training in float64.
 
     Raises:
         SystemExit: if it is more than rounding.
@@ -241,14 +241,16 @@ def check_equal_work(setting: Setting) -> str:
     at_once = torch.cat([value.detach().flatten() for value in vectorised.parameters.values()])
     moved, apart = (float((usual - other).abs().max()) for other in (first, at_once))
     if not apart < TOLERANCE * moved:
-        raise SystemExit(f"the vectorised training is another one: weights {apart:.1e} apart after moving {moved:.1e}")
+        raise SystemExit(
+            f"the vectorised training differs from the usual one: weights are {apart:.1e} apart after moving {moved:.1e}"
+        )
     return (
         f"{ensemble.setting.steps} steps in float64 move weights by up to {moved:.1e} and leave them {apart:.1e} apart"
     )
 
 
 def training_table(setting: Setting) -> str:
-    """Return a table of the speed-up of each way to train; on the CPU also of what two processes could gain at best."""
+    """Return a table with the speed-up of each way to train; on the CPU also the upper limit for two processes."""
     cores = torch.get_num_threads()
     everyone = range(setting.members)
     on_cpu = setting.device == "cpu"
@@ -264,14 +266,14 @@ def training_table(setting: Setting) -> str:
     torch.set_num_threads(cores)
     rows = [(name, ratio(seconds[USUAL], seconds[name])) for name in calls]
     if on_cpu:
-        # that of processes which do not hinder each other
+        # time of processes without any interference
         best = [alone / PROCESSES for alone in seconds[ONE_THREAD]]
         rows.append((f"{PROCESSES} processes at best", ratio(seconds[USUAL], best)))
     return table(("training", "speed-up (quartiles)"), rows)
 
 
 def prediction_table(setting: Setting) -> str:
-    """Return a table of the speed-up of each way to predict by all members."""
+    """Return a table with the speed-up of each way to predict with all members."""
     cores = torch.get_num_threads()
     ensemble = Ensemble(setting)
     image = ensemble.batches[0].image
@@ -300,7 +302,7 @@ def prediction_table(setting: Setting) -> str:
 
 
 def operator_table(setting: Setting) -> str:
-    """Return a table of the operators of a training step: their share of one thread's time, and what a second gains."""
+    """Return a table of the operators of a training step: share of the time, and speed-up with a second thread."""
     cores = torch.get_num_threads()
     train = Ensemble(setting).training([0])
     found: dict[int, dict[str, float]] = {}

@@ -1,11 +1,11 @@
-"""What a framework costs: trainings and evaluations of the plain U-Net by ours, in bare PyTorch, by torch-uncertainty.
+"""Cost of a framework: training and evaluation of the plain U-Net with ours, bare PyTorch and torch-uncertainty.
 
     python experiments/benchmarks/framework_cost.py
 
 All train the same network, from the same weights, on the same batches of the same loader, with cross-entropy, AdamW,
-the one-cycle schedule and clipped gradients, and take turns in one process. Two classes of torch-uncertainty have the
-two logits that are two structures for us; it gets the majority of the raters for the first of them, made by the loader.
-It is left out where it is not installed; `make bench` installs it in an environment of its own.
+the one-cycle schedule and clipped gradients, in turns in one process. The two logits are two structures for us and two
+classes for torch-uncertainty, whose target is the raters' majority of the first structure, made by the loader.
+torch-uncertainty is skipped if it is not installed; `make bench` installs it in a separate environment.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from edue_lightning.training.progress import EpochLines
 from edue_lightning.training.validation import ValidationMetrics
 
 OURS, BARE, OTHER = "ours", "bare PyTorch", "torch-uncertainty"
-# the bare loop does not see to it that a training can be repeated to the last digit
+# the bare loop does not make a training reproducible to the last digit
 FREE = "ours, trainer.deterministic=false"
 SILENT: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained on, and for how long.
+    """Data and duration of the trainings.
 
     Attributes:
         size: edge of an image.
@@ -76,7 +76,7 @@ QUICK = (Setting(32, 4, steps=4, epochs=1, rounds=2),)
 
 
 class Work:
-    """The data, and the method as configured; the sides differ in what they do with them.
+    """Data and configured method, which all frameworks share.
 
     Args:
         setting: see `Setting`.
@@ -87,7 +87,7 @@ class Work:
     def __init__(self, setting: Setting, device: torch.device, precision: str = "32-true") -> None:
         self.configuration = configuration(
             *("method=single", "loss.dice=0", "optimizer.schedule=one_cycle", "data=synthetic"),
-            # a sixth of the cases each
+            # one sixth of the cases each
             *("data.fractions.val=0.1666667", "data.fractions.test=0.1666667"),
             f"data.source.n_cases={3 * setting.batch * setting.steps // 2}",
             f"data.source.size={setting.size}",
@@ -115,7 +115,7 @@ class Work:
 
 @dataclass
 class StepClock:
-    """Time between the starts of a network's forward passes, which all ways to train it have in common.
+    """Time between the starts of forward passes of a network, which every way of training has.
 
     Attributes:
         seconds: of a step, one number a training: the mean within its last epoch.
@@ -134,7 +134,7 @@ class StepClock:
 
 
 def train_ours(work: Work, clock: StepClock, **options: Any) -> NetworkMethod:
-    """Train as `edue_lightning.train` does, without validation and checkpoints, but for options of the trainer."""
+    """Train as `edue_lightning.train` does, with options of the trainer, without validation and checkpoints."""
     method = work.method()
     with tempfile.TemporaryDirectory() as folder, clock.timing(method.network, work.steps):
         node = {**work.trainer_node(), **options}
@@ -144,7 +144,7 @@ def train_ours(work: Work, clock: StepClock, **options: Any) -> NetworkMethod:
 
 
 def train_bare(work: Work, clock: StepClock) -> None:
-    """Train by a loop in PyTorch."""
+    """Train with a loop in PyTorch."""
     method = work.method()
     network, loss_of = method.network, method.loss
     settings = method.optimizer_settings
@@ -170,7 +170,7 @@ def train_bare(work: Work, clock: StepClock) -> None:
 
 
 def train_other(work: Work, clock: StepClock) -> None:
-    """Train by torch-uncertainty."""
+    """Train with torch-uncertainty."""
     method = work.method()
     routine = other_routine(work, method)
     with tempfile.TemporaryDirectory() as folder, clock.timing(method.network, work.steps):
@@ -178,7 +178,7 @@ def train_other(work: Work, clock: StepClock) -> None:
 
 
 def evaluate_bare(work: Work, method: NetworkMethod) -> None:
-    """Predict every test case, and measure nothing."""
+    """Predict every test case without computing metrics."""
     method.to(work.device).eval()
     with torch.inference_mode(), work.autocast():
         for batch in work.data.test_dataloader():
@@ -199,14 +199,14 @@ def evaluate_ours(work: Work, method: NetworkMethod, all_metrics: bool) -> None:
 
 
 def evaluate_other(work: Work, method: NetworkMethod, share: float) -> None:
-    """Predict every test case, and compute the metrics of torch-uncertainty, most on a share of the pixels alone."""
+    """Predict every test case, and compute the metrics of torch-uncertainty, most of them on a share of the pixels."""
     routine = other_routine(work, method, metric_subsampling_rate=share)
     with tempfile.TemporaryDirectory() as folder:
         other_trainer(work, folder).validate(routine, pairs(work.data.test_dataloader()), verbose=False)
 
 
 class OneHead(nn.Module):
-    """Give the logits of the only head as those of classes: `[B, 1, K, *S]` to `[B, K, *S]`."""
+    """Network that returns the logits of its only head as those of classes, `[B, K, *S]`."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -248,14 +248,14 @@ def other_trainer(work: Work, folder: str) -> Any:
 
 
 def sides(other: bool) -> dict[str, Callable[[Work, StepClock], object]]:
-    """Return the ways to train, the one that the others are held against first."""
+    """Return the ways to train; the first one is the reference."""
     own: dict[str, Callable[[Work, StepClock], object]] = {BARE: train_bare, OURS: train_ours}
     own[FREE] = partial(train_ours, deterministic=False)
     return {**own, OTHER: train_other} if other else own
 
 
 def without_lasting_marks(call: Callable[[], object]) -> None:
-    """Make a call that leaves no global setting behind for the next side."""
+    """Call a function and restore the global settings."""
     try:
         call()
     finally:
@@ -263,13 +263,13 @@ def without_lasting_marks(call: Callable[[], object]) -> None:
 
 
 def training_table(work: Work, rounds: int, other: bool) -> str:
-    """Return a table of the time of a step and of a whole training, of each of the two others'."""
+    """Return a table with the time of a step and of a whole training, relative to the two references."""
     clocks = {name: StepClock() for name in sides(other)}
     calls = {
         name: partial(without_lasting_marks, partial(train, work, clocks[name])) for name, train in sides(other).items()
     }
     trainings = side_by_side(calls, rounds, work.device)
-    # the first ones were the warm-up's
+    # the first values belong to the warm-up
     steps = {name: clock.seconds[-rounds:] for name, clock in clocks.items()}
     references = [name for name in calls if name in (BARE, OTHER)]
     header = ["", *(f"{what}, of {name}'s" for name in references for what in ("step", "whole training"))]
@@ -284,7 +284,7 @@ def training_table(work: Work, rounds: int, other: bool) -> str:
 
 
 def evaluation_table(work: Work, rounds: int, other: bool) -> str:
-    """Return a table of the time of an evaluation of the test cases."""
+    """Return a table with the time of an evaluation of the test cases."""
     method = train_ours(work, StepClock())
     calls = {
         "inference alone": partial(evaluate_bare, work, method),

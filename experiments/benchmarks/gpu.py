@@ -1,12 +1,12 @@
-"""The cost of methods and of the framework on a GPU, at the sizes of real trainings, in one command.
+"""Cost of methods and of the framework on a GPU, at the sizes of real trainings, in one command.
 
-    make bench-gpu                                                  # writes results/gpu.md and traces beside it
-    python experiments/benchmarks/gpu.py --quick --device cpu       # whether it runs, anywhere
+    make bench-gpu                                                  # writes results/gpu.md and traces
+    python experiments/benchmarks/gpu.py --quick --device cpu       # a quick test of the script, on any machine
 
-In bf16 under autocast unless told otherwise: prediction and training step of every method against the plain U-Net, with
-torch.compile and with channels innermost; a deep ensemble's members in turn, in processes and vectorised; an epoch by
-the trainer against a bare loop; peak memory; and of one training step the costliest kernels and how often the host
-waits for the device.
+In bf16 with autocast by default: prediction and training step of every method relative to the plain U-Net, with
+torch.compile and with `channels_last`; the members of a deep ensemble in turn, in processes and vectorised; an epoch
+with the trainer and with a bare loop; peak memory; the most expensive kernels of a training step and the number of times
+the host waits for the device.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ METHODS = (REFERENCE, "edue", "edue_moments", "layer_ensemble", "deep_ensemble")
 LAYOUT_METHODS = (REFERENCE, "edue")
 RATERS = 4
 KERNELS = 15
-# where the host reads a value of the device, or waits for it
+# operations in which the host reads a value from the device, or waits for it
 WAITS = ("aten::item", "aten::_local_scalar_dense", "aten::nonzero", "cudaStreamSynchronize", "cudaDeviceSynchronize")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Images of a batch, and how often each call is timed."""
+    """Images of a batch, and number of repetitions of each call."""
 
     cases: int
     channels: int
@@ -55,7 +55,7 @@ QUICK_EPOCH = framework_cost.Setting(32, 4, steps=3, epochs=1, rounds=1)
 
 
 class Bench:
-    """What is measured on one device in one precision.
+    """Measurements on one device in one precision.
 
     Args:
         device: to measure on.
@@ -78,7 +78,7 @@ class Bench:
         return method_of(image_format(len(setting.size), setting.channels), *overrides).to(self.device)
 
     def prediction(self, method: SegmentationMethod, batch: RaterBatch) -> Callable[[], object]:
-        """Return a call that predicts once."""
+        """Return a function that predicts once."""
 
         @torch.inference_mode()
         def predict() -> object:
@@ -89,7 +89,7 @@ class Bench:
         return predict
 
     def step(self, method: SegmentationMethod, batch: RaterBatch) -> Callable[[], None]:
-        """Return a call that takes one training step."""
+        """Return a function that takes one training step."""
         step = training_step(method, batch, self.precision)
 
         def train() -> None:
@@ -99,7 +99,7 @@ class Bench:
         return train
 
     def peak(self, call: Callable[[], object]) -> float:
-        """Return the peak memory of a call in GiB; NaN on the CPU, which does not count it."""
+        """Return the peak memory of a call in GiB; NaN on the CPU, where it is not measured."""
         if self.device.type != "cuda":
             return float("nan")
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -107,7 +107,7 @@ class Bench:
         return torch.cuda.max_memory_allocated(self.device) / 2**30
 
     def methods_table(self, setting: Setting) -> str:
-        """Return a table of every method against the plain U-Net."""
+        """Return a table that compares every method with the plain U-Net."""
         batch = self.batch(setting)
         methods = {name: self.method(setting, f"method={name}") for name in METHODS}
         predictions = {name: self.prediction(method, batch) for name, method in methods.items()}
@@ -126,11 +126,11 @@ class Bench:
         return table(("method", "prediction, ratio (quartiles)", "training step, ratio", "peak of a step, GiB"), rows)
 
     def layouts_table(self, setting: Setting) -> str:
-        """Return a table of the speed-up of the plain U-Net and of EDUE by channels innermost and by compiling."""
+        """Return a table with the speed-up of the plain U-Net and of EDUE by `channels_last` and by compilation."""
         batch = self.batch(setting)
         rows = []
         for name in LAYOUT_METHODS:
-            # else the compiler, after so many networks of one kind, would let the next ones run as they are
+            # otherwise the compiler stops compiling after several networks of one kind
             torch.compiler.reset()
             methods = {}
             for layout, override in (("as configured", "false"), ("channels_last", "true")):
@@ -155,7 +155,7 @@ class Bench:
         return table(("method", "layout", "speed-up of a prediction (quartiles)", "speed-up of a training step"), rows)
 
     def profile_table(self, setting: Setting, trace: Path) -> str:
-        """Return a table of the costliest operations of EDUE's training step, and how often the host waits."""
+        """Return a table of the most expensive operations in a training step of EDUE, and the waits of the host."""
         step = self.step(self.method(setting, "method=edue"), self.batch(setting))
         for _ in range(2):
             step()
@@ -165,7 +165,7 @@ class Bench:
             if on_gpu:
                 torch.cuda.synchronize(self.device)
         profiler.export_chrome_trace(str(trace))
-        # the device's own events repeat what is told of the operators that caused them
+        # events of the device repeat the times of the operators that caused them
         events = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
         cost = {
             event.key: float(event.self_device_time_total if on_gpu else event.self_cpu_time_total) for event in events
@@ -184,7 +184,7 @@ class Bench:
 
 @contextmanager
 def on_device(device: torch.device) -> Iterator[None]:
-    """Let the GPU be the current one, where there is one."""
+    """Make the GPU the current device, if there is one."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             yield
@@ -193,13 +193,13 @@ def on_device(device: torch.device) -> Iterator[None]:
 
 
 def ensemble_settings(device: torch.device, precision: torch.dtype | None, quick: bool) -> ensemble_cost.Setting:
-    """Return what `ensemble_cost` shall measure."""
+    """Return the settings for `ensemble_cost`."""
     base = ensemble_cost.QUICK[0] if quick else ensemble_cost.Setting(5, 32, (256, 256), steps=5, rounds=5)
     return replace(base, device=str(device), precision=precision)
 
 
 def report(bench: Bench, quick: bool, folder: Path) -> Iterator[str]:
-    """Yield the parts of the report, one after the other, as they are measured."""
+    """Yield the parts of the report as they are measured."""
     name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "CPU"
     precision = "float32" if bench.precision is None else str(bench.precision).removeprefix("torch.")
     yield f"# On {name}\n\n{machine()}, {precision}"
@@ -224,7 +224,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--device", default="cuda")
     arguments.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
-    arguments.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
+    arguments.add_argument("--no-compile", action="store_true", help="skip torch.compile, which takes minutes")
     arguments.add_argument("--folder", type=Path, default=RESULTS, help="for gpu.md and the traces")
     asked = arguments.parse_args()
     device = torch.device(asked.device)
@@ -241,7 +241,7 @@ def main() -> None:
     with on_device(device):
         for part in report(Bench(device, precision, not asked.no_compile), asked.quick, asked.folder):
             print(f"{part}\n", flush=True)
-            # what is measured is kept, should a later part fail
+            # keep the finished parts if a later one fails
             with written.open("a") as file:
                 file.write(f"{part}\n\n")
 

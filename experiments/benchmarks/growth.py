@@ -1,9 +1,9 @@
-"""How cost grows with the size of an image, the heads or members, the raters and the cases.
+"""Growth of cost with the image size and the numbers of heads, members, raters and cases.
 
     python experiments/benchmarks/growth.py
 
-One of them is varied at a time. Each series is fitted by a power law (least squares on the logarithms) over its upper
-half, where fixed costs matter least; the exponent is 1 where twice as much costs twice the time. Writes
+One quantity is varied at a time. A power law is fitted to the upper half of each series (least squares on the
+logarithms), where fixed costs matter least. The exponent is 1 if twice the number costs twice the time. Writes
 results/growth.csv and results/growth.png.
 """
 
@@ -34,7 +34,7 @@ HEADS, QUICK_HEADS = (1, 2, 4), (1, 2)
 MEMBERS, QUICK_MEMBERS = (2, 3, 5, 10), (2, 3)
 RATER_COUNTS, QUICK_RATER_COUNTS = (1, 2, 4, 8, 12), (2, 4)
 CASE_COUNTS, QUICK_CASE_COUNTS = (32, 64, 128, 256, 512, 1024), (32, 64)
-# of the images of which many are trained on and measured, and how many at a time
+# size of the images in the series over cases, and their batch size
 SMALL, BATCH = 32, 16
 RESAMPLES = 1000
 ROUNDS, QUICK_ROUNDS = 3, 1
@@ -43,11 +43,11 @@ MEMORY = "memory kept for the gradient, MiB"
 
 Calls = dict[str, Callable[[], object]]
 Series = dict[tuple[str, str], dict[int, float]]
-"""Milliseconds (median), or MiB, by number, for what is varied and what is measured."""
+"""Milliseconds (median) or MiB by number, per pair of varied and measured quantity."""
 
 
 def training_and_prediction(batch: RaterBatch, *overrides: str) -> Calls:
-    """Return calls that train a method for a step and that predict."""
+    """Return functions that take one training step, and that predict."""
     method = method_of(image_format(batch.image.ndim - 2), *overrides)
     step = training_step(method, batch)
 
@@ -74,7 +74,7 @@ def kept_for_gradient(batch: RaterBatch, *overrides: str) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        # the loss lives until the sum is taken, and with it all that is kept
+        # the loss keeps the tensors alive until the sum is computed
         loss = method.training_loss(batch)["loss"]
     total = sum(kept.values())
     del loss
@@ -82,7 +82,7 @@ def kept_for_gradient(batch: RaterBatch, *overrides: str) -> float:
 
 
 def measuring(batch: RaterBatch) -> Calls:
-    """Return a call that computes every test metric of a batch's cases for three members."""
+    """Return a function that computes every test metric of the cases of a batch for three members."""
     cases = CaseTable(["structure"])
     members = logits_of_members(len(batch), batch.image.shape[2:])
 
@@ -94,12 +94,12 @@ def measuring(batch: RaterBatch) -> Calls:
 
 
 def logits_of_members(cases: int, size: Sequence[int], seed: int = 1) -> Tensor:
-    """Return the logits of three members, `[cases, 3, 1, *size]`, each sure of discs of its own."""
+    """Return the logits of three members, `[cases, 3, 1, *size]`, each with its own confident discs."""
     return 8 * random_batch(image_format(len(size)), cases, size, 3, seed).masks.float() - 4
 
 
 def epoch_and_summary(cases: int) -> Calls:
-    """Return calls that train for an epoch, and that summarise measured cases without and with intervals."""
+    """Return functions that train for an epoch, and that summarise measured cases without and with intervals."""
     setting = framework_cost.Setting(SMALL, BATCH, cases // BATCH, epochs=1, rounds=1)
     work = framework_cost.Work(setting, torch.device("cpu"))
     measured = CaseTable(["structure"])
@@ -124,7 +124,7 @@ def measured(quick: bool) -> Series:
     }
     batch = random_batch(images, CASES, (usual, usual), RATERS)
     heads = {
-        # a head on each of three stages
+        # one head on each of three stages
         3 * count: f"method.heads.per_stage={count}"
         for count in (QUICK_HEADS if quick else HEADS)
     }
@@ -155,7 +155,7 @@ def measured(quick: bool) -> Series:
 
 
 def exponent(series: Mapping[int, float]) -> float:
-    """Return the slope of the logarithms in the upper half of a series, to two digits."""
+    """Return the slope of the upper half of a series on a log-log scale, to two digits."""
     numbers = np.array(list(series))
     kept = slice(min(len(numbers) // 2, len(numbers) - 2), None)
     slope, _ = np.polyfit(np.log(numbers[kept]), np.log(list(series.values())[kept]), 1)
@@ -164,7 +164,7 @@ def exponent(series: Mapping[int, float]) -> float:
 
 
 def draw(found: Series, path: Path) -> None:
-    """Draw a panel for each thing that is varied, each series relative to its first value."""
+    """Draw one panel per varied quantity, with each series relative to its first value."""
     varied = list(dict.fromkeys(name for name, _ in found))
     figure, axes = plt.subplots(2, 3, figsize=(12, 7.5), layout="constrained")
     for axis in axes.flat[len(varied) :]:
@@ -176,7 +176,7 @@ def draw(found: Series, path: Path) -> None:
             axis.plot(list(series), values / values[0], marker="o", label=f"{exponent(series):.2f}  {what}")
         numbers = list(next(iter(own.values())))
         axis.set(xscale="log", yscale="log", xlabel=name, ylabel="cost, of the first's")
-        # a cost that hardly grows must not look as if it did
+        # a cost that hardly grows must not look as if it grew
         axis.set_ylim(min(axis.get_ylim()[0], 0.5), max(axis.get_ylim()[1], 10))
         axis.set_xticks(numbers, [str(number) for number in numbers])
         axis.yaxis.set_major_formatter("{x:g}")

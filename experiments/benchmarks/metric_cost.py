@@ -1,10 +1,10 @@
-"""What the full set of test metrics costs on volumes: ours against the usual packages, side by side.
+"""Cost of all test metrics on volumes: ours and the usual packages, side by side.
 
     make bench
 
-Each side measures the same volumes in processes of its own, in turns, so that a noisy machine is noisy to both and each
-peak of memory is one side's alone. The usual packages are called the way their documentation shows, and loop in Python
-where they have no such metric: MONAI for Dice, IoU, surfaces; torchmetrics for Brier score, calibration errors and
+Each side measures the same volumes in its own processes, in turns, so that noise of the machine affects both and each
+peak of memory belongs to one side. The usual packages are called as their documentation shows, with loops in Python for
+metrics that they do not have: MONAI for Dice, IoU and surfaces; torchmetrics for Brier score, calibration errors and
 correlations, whose states are kept over all volumes; SciPy for the score of volumes.
 """
 
@@ -39,7 +39,7 @@ POOR_DICE, TOLERANCE = 0.8, 1.0
 
 
 def volumes() -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield logits `[M, *S]` and masks `[R, *S]` of blobs whose edge members and raters draw differently."""
+    """Yield logits `[M, *S]` and masks `[R, *S]` of blobs; members and raters draw their edges differently."""
     grid = np.indices((EDGE,) * 3) - EDGE / 2
     for number in range(VOLUMES):
         rng = np.random.default_rng(number)
@@ -189,7 +189,7 @@ SIDES: dict[str, Callable[[Iterator[tuple[Tensor, Tensor]], Callable[[], None]],
 def measure(side: str) -> None:
     """Print time, growth of peak memory and metrics of one side as JSON."""
     warnings.simplefilter("ignore")
-    # first calls import and compile; the largest volume's making is part of no side
+    # first calls import and compile; making the largest volume is not measured
     SIDES[side](itertools.islice(volumes(), 2), lambda: None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     marks: list[float] = []

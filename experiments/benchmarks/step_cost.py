@@ -1,9 +1,10 @@
-"""What disagreement costs: a prediction and a training step of each method against the plain U-Net's.
+"""Cost of disagreement: a prediction and a training step of each method, relative to the plain U-Net.
 
     python experiments/benchmarks/step_cost.py
 
-Each round times every method once (`edue_lightning.evaluation.cost.side_by_side`), so that a noisy machine is noisy to
-all; a ratio is the median over rounds of the two times within a round. A step of a deep ensemble is one of each member.
+Each round times every method once (`edue_lightning.evaluation.cost.side_by_side`), so that noise of the machine affects
+all methods. A ratio is the median over rounds of the two times within a round. A step of a deep ensemble is one step of
+each member.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from edue_lightning.runtime.startup import keep_freed_memory
 
 REFERENCE = "single"
 METHODS = (REFERENCE, "edue", "edue_moments", "layer_ensemble", "deep_ensemble")
-# the same model twice shows what the noise of the machine is worth
+# the same model twice shows the noise of the machine
 AGAIN = f"{REFERENCE}, again"
 RATERS = 4
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Images of a batch, and how often each method is timed on it."""
+    """Images of a batch, and number of repetitions of each method."""
 
     cases: int
     channels: int

@@ -1,10 +1,10 @@
-"""What a sweep gains from two runs at a time: trainings by the launcher `local` against one after the other.
+"""Speed-up of a sweep by two runs at a time: trainings with the launcher `local`, and one after the other.
 
     python experiments/benchmarks/sweep_cost.py
 
-The same sweep of two seeds through the command, from start to end: with two threads, one run after the other; and with
-both runs at a time, one thread each. One run alone on one thread says what the second core is worth at best: were the
-two not to hinder each other, both would take as long together as one alone.
+The same sweep of two seeds with the command, from start to end: one run after the other with two threads, and both runs
+at the same time with one thread each. One run alone on one thread shows the upper limit: without any interference, both
+runs together take as long as one alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AT_A_TIME = ("hydra/launcher=local", f"hydra.launcher.n_jobs={JOBS}")
 
 
 def sweep(overrides: tuple[str, ...], threads: int) -> None:
-    """Run a sweep, each of its processes on so many threads."""
+    """Run a sweep with a number of threads per process."""
     with tempfile.TemporaryDirectory() as folder:
         silent = ["logger.mode=disabled", "hydra.sweep.dir=sweep"]
         run_command("train", ["-m", *overrides, *silent], Path(folder), OMP_NUM_THREADS=str(threads))
@@ -54,7 +54,7 @@ def main() -> None:
     header = ("", "time of the sweep, of one after the other (quartiles)")
     print(table(header, [(name, ratio(seconds[name], usual)) for name in calls]))
     print(f"\nspeed-up by {JOBS} runs at a time: {ratio(usual, at_a_time)}")
-    print(f"share of what {JOBS} cores could give, were the runs not to hinder each other: {ratio(alone, at_a_time)}")
+    print(f"share of what {JOBS} cores could give, without any interference: {ratio(alone, at_a_time)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Let torchvision be imported where its compiled operators do not load, as those of its usual wheel beside a CPU torch.
+"""Import of torchvision where its compiled operators do not load, as with its usual wheel and a torch for the CPU.
 
-To be imported first: whatever imports torchmetrics imports torchvision where that is installed. No operator of it is
-called here, but its Python part wants to know that two of them exist.
+Import it first, because torchmetrics imports torchvision if it is installed. No operator of torchvision is called here,
+but its Python code requires that two of them exist.
 """
 
 from __future__ import annotations
@@ -17,6 +17,6 @@ if importlib.util.find_spec("torchvision") is not None:
     except RuntimeError:
         for operator in ("nms", "qnms"):
             torch.library.define(f"torchvision::{operator}", "(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-        # what was imported before the error must be imported anew
+        # modules imported before the error must be imported again
         for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[module]

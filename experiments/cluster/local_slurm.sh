@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A real SLURM of two nodes on this one machine, on loopback, to try scripts with: start FOLDER | stop FOLDER
+# A real SLURM with two nodes on one machine, on loopback, to test scripts: start FOLDER | stop FOLDER
 #
-# Debian and Ubuntu: apt-get install slurm-wlm munge; nothing of them needs to run. Without systemd and cgroups, as
-# root. FOLDER, new or empty, takes the configuration, logs and state of the daemons. Then
+# Debian and Ubuntu: apt-get install slurm-wlm munge; their services need not run. It needs root, but neither systemd nor
+# cgroups. FOLDER, new or empty, will contain the configuration, logs and state of the daemons. Then
 #   export SLURM_CONF=FOLDER/slurm.conf
-# makes sbatch, srun, squeue and scontrol talk to it. Partitions: `low` (the default), whose jobs are preempted and
-# requeued for those of `high`.
+# connects sbatch, srun, squeue and scontrol to it. Partitions: `low` (the default), whose jobs are preempted and requeued
+# for jobs of `high`.
 set -euo pipefail
 
 usage() {
@@ -25,7 +25,7 @@ start() {
     echo "error: to be run as root, in whose name slurmd starts jobs" >&2
     exit 1
   fi
-  # munge wants a path that nobody else can write to, and that everybody can read
+  # munge requires a path that only its owner can write and everybody can read
   mkdir -p "$folder"/{state,munge}
   chmod 755 "$folder" "$folder/munge"
   (umask 077 && head -c 128 /dev/urandom >"$folder/munge.key")
@@ -41,7 +41,7 @@ SlurmctldPort=26817
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser=root
 AuthType=auth/munge
-# a requeued job waits until the credential of its last start has expired, two minutes unless told
+# a requeued job waits until the credential of its last start has expired, two minutes by default
 AuthInfo=socket=$folder/munge/socket,cred_expire=5
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool-%n
@@ -60,14 +60,14 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=2,sched_interval=2
-# refuse at once what could never run
+# refuse jobs that can never run at once
 EnforcePartLimits=ALL
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
 
-# two nodes with as many cores as we say, on the one machine
+# two nodes with the given number of cores, on one machine
 SlurmdParameters=config_overrides
 NodeName=n[1-2] NodeHostname=$host NodeAddr=127.0.0.1 Port=[26821-26822] CPUs=2 State=UNKNOWN
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=30

@@ -36,12 +36,12 @@ PATIENCE_SECONDS = 400
 
 
 class CheckError(Exception):
-    """Something that does not hold."""
+    """A check that failed."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job of the trial, or one task of an array.
+    """A job of the test, or one task of an array.
 
     Attributes:
         name: number, for a task `ARRAY_TASK`.
@@ -58,7 +58,7 @@ class Job:
         return found.group(1) if found else ""
 
     def wait_until(self, holds: Callable[[], bool], what: str) -> None:
-        """Wait for something.
+        """Wait until a condition is true.
 
         Raises:
             CheckError: if it does not come, or the job fails meanwhile.
@@ -73,15 +73,15 @@ class Job:
             time.sleep(0.5)
 
     def wait_until_completed(self) -> None:
-        """Wait for its end, with success and however many starts."""
+        """Wait for its successful end, after any number of starts."""
         self.wait_until(lambda: self.read("JobState") == "COMPLETED", "completed")
 
     def wait_until_training(self) -> None:
-        """Wait until it is in the midst of its training."""
+        """Wait until it is training."""
         self.wait_until(lambda: "] - epoch 5/" in self.log(), "in its fifth epoch")
 
     def log(self) -> str:
-        """Return what it has printed."""
+        """Return its output."""
         path = Path(self.read("StdOut"))
         return path.read_text() if path.is_file() else ""
 
@@ -132,7 +132,7 @@ def _epochs(job: Job) -> list[int]:
 
 
 class Trial:
-    """The checks, in their order; each returns what it found.
+    """The checks, in their order; each returns its result in words.
 
     Args:
         folder: of all runs.
@@ -185,14 +185,14 @@ class Trial:
         return self._expect_went_on(job, "requeued")
 
     def signalled(self) -> str:
-        """Tell a job that its time is nearly up."""
+        """Signal a job as SLURM does before its time limit."""
         job = submit("train_ddp.sbatch", self.folder, TWO_NODES, LONG)
         job.wait_until_training()
         _output(["scancel", "--signal=USR1", job.name])
         return self._expect_went_on(job, "signalled")
 
     def timed_out(self) -> str:
-        """Let the time of a job really run out; SLURM counts in minutes and signals up to a minute early."""
+        """Let a job reach its time limit; SLURM counts in minutes and signals up to a minute early."""
         job = submit(
             "train_ddp.sbatch",
             self.folder,
@@ -207,7 +207,7 @@ class Trial:
         return f"job {job.name} requeued itself before its three minutes were over, and went on"
 
     def cancelled(self) -> str:
-        """Cancel a job, which must stay so."""
+        """Cancel a job, which must not be requeued."""
         job = submit("train_ddp.sbatch", self.folder, TWO_NODES, LONG)
         job.wait_until_training()
         _output(["scancel", job.name])
@@ -216,7 +216,7 @@ class Trial:
         return f"job {job.name} is not requeued"
 
     def last_of_array(self) -> str:
-        """Signal the last task of an array, whose number is that of the whole array: the others go on undisturbed."""
+        """Signal the last task of an array, which has the number of the whole array; the others must continue."""
         overrides = [*QUICK, f"trainer.max_epochs={EPOCHS}", "checkpoint_every_steps=1"]
         asked = {"METHODS": "edue single", "SEEDS": "5", "OUTPUT": "outputs/last"}
         job = submit("sweep.sbatch", self.folder, [*ONE_CORE, "--array=0-1"], overrides, **asked)
@@ -262,7 +262,7 @@ class Trial:
         run = job.run_folder()
         for name in (CONFIGURATION_FILE, METRICS_FILE, VALIDATION_FILE):
             _expect((run / name).is_file(), f"{run.name}: no {name}")
-        # two processes that write would show here
+        # two writing processes would be visible here
         headers = (run / METRICS_FILE).read_text().count("method,data,")
         _expect(headers == 1, f"{METRICS_FILE} has {headers} headers")
         _expect(_epochs(job) == list(range(1, EPOCHS + 1)), f"epochs in the log: {_epochs(job)}")
@@ -283,15 +283,13 @@ class Trial:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, help="new; a temporary one")
-    parser.add_argument(
-        "--only", nargs="+", metavar="CHECK", help="names of the checks; multi_node is needed by others"
-    )
+    parser.add_argument("folder", nargs="?", type=Path, help="new folder (default: a temporary one)")
+    parser.add_argument("--only", nargs="+", metavar="CHECK", help="names of the checks; others need multi_node")
     asked = parser.parse_args()
     folder = (asked.folder or Path(tempfile.mkdtemp(prefix="edue_slurm_"))).resolve()
     runs = folder / "runs"
     runs.mkdir(parents=True)
-    # the nodes are names that no resolver knows; every process of a job is on this machine
+    # the names of the nodes do not resolve; all processes of a job are on this machine
     os.environ.update({"SLURM_CONF": str(folder / "slurm" / "slurm.conf"), "MASTER_ADDR": "127.0.0.1"})
     os.environ.update({"VENV": sys.prefix, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "MPLBACKEND": "Agg"})
     trial = Trial(runs)

@@ -1,4 +1,4 @@
-"""Kill trainings at random moments, let them go on, and compare with one that was left alone.
+"""Trainings that are killed at random moments and resumed, compared with an undisturbed one.
 
 python experiments/resume/kill_at_random.py [--trials 20] [--method edue] [--folder FOLDER]
 
@@ -33,7 +33,7 @@ SEED = 0
 
 
 def start(run: Path, overrides: list[str]) -> subprocess.Popen[bytes]:
-    """Start the training, or go on with it, in a group of processes of its own."""
+    """Start or resume the training in its own process group."""
     command = [sys.executable, "-m", "edue_lightning.train", *overrides, "resume=auto", f"hydra.run.dir={run}"]
     with (run.parent / f"{run.name}.txt").open("ab") as output:
         return subprocess.Popen(
@@ -47,7 +47,7 @@ def start(run: Path, overrides: list[str]) -> subprocess.Popen[bytes]:
 
 
 def killed_after(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Wait, and kill the process and its children; say whether it was still running then."""
+    """Wait, then kill the process and its children; return whether it was still running."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -58,7 +58,7 @@ def killed_after(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def phase(run: Path) -> str:
-    """Return how far a run has come, by its files."""
+    """Return the stage of a run, judged by its files."""
     if (run / VALIDATION_FILE).is_file():
         return "finished"
     if (run / "model.json").is_file():
@@ -82,7 +82,7 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
         if not pd.read_csv(run / name).equals(pd.read_csv(undisturbed / name)):
             found.append(name)
     for path in sorted(undisturbed.glob("logs/**/metrics.csv")):
-        # the training loss of an epoch that was gone on with is that of its later steps alone
+        # the training loss of a resumed epoch covers only the steps after the resumption
         curves = [pd.read_csv(one / path.relative_to(undisturbed))["val/nll"].dropna() for one in (undisturbed, run)]
         if curves[0].tolist() != curves[1].tolist():
             found.append(str(path.relative_to(undisturbed)))
@@ -90,11 +90,11 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
 
 
 def main() -> None:
-    """Run the trials, a line each; the status is 1 if one of them fails."""
+    """Run the trials and print one line for each; the exit status is 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--method", default="edue")
-    parser.add_argument("--folder", type=Path, help="new; a temporary one")
+    parser.add_argument("--folder", type=Path, help="new folder (default: a temporary one)")
     asked, more = parser.parse_known_args()
     folder = (asked.folder or Path(tempfile.mkdtemp(prefix="edue_resume_"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)

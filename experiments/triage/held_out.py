@@ -1,4 +1,4 @@
-"""Does `predict` find the poor segmentations of new scans, and do its masks lie where the images do?
+"""Test of `predict` on unseen cases: whether it lists poor segmentations first, and puts masks at the right place.
 
     python experiments/triage/held_out.py ckpt=PATH --volumes --folder outputs/triage_petct
     python experiments/triage/held_out.py ckpt=PATH --folder outputs/triage_lidc
@@ -38,7 +38,7 @@ TABLE = "images.csv"
 
 
 def oblique(number: int) -> NDArray[np.float64]:
-    """Return the affine of a volume that lies askew in space, mirrored every third time."""
+    """Return the affine of an oblique volume; every third one is mirrored."""
     rng = np.random.default_rng([NEW_SEED, number])
     affine = np.eye(4)
     affine[:3, :3] = Rotation.from_euler("xyz", rng.uniform(-30, 30, 3), degrees=True).as_matrix() * SPACING
@@ -71,12 +71,12 @@ def write_pictures(folder: Path, checkpoint: Path) -> Iterator[RaterSample]:
         Image.fromarray(sample.image[0].numpy()).save(folder / file)
         rows.append({"case_id": sample.case_id, "image": file, "spacing": "x".join(map(str, sample.spacing or ()))})
         yield sample
-    # pictures do not tell the size of their pixels
+    # pictures do not store the size of their pixels
     pd.DataFrame(rows).to_csv(folder / TABLE, index=False)
 
 
 def predicted_mask(folder: Path, sample: RaterSample, number: int) -> NDArray[np.bool_]:
-    """Return the mask that the command wrote, after checking that a volume lies where its image does."""
+    """Return the mask that the command wrote; check that a volume has the grid of its image."""
     volume = folder / f"{sample.case_id}__mask.nii.gz"
     if not volume.exists():
         return np.asarray(Image.open(folder / f"{sample.case_id}__mask.png")) > 0
@@ -87,18 +87,18 @@ def predicted_mask(folder: Path, sample: RaterSample, number: int) -> NDArray[np
 
 
 def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Return Dice; 1 where both masks are empty."""
+    """Return Dice; 1 if both masks are empty."""
     sizes = first.sum() + second.sum()
     return float(2 * (first & second).sum() / sizes) if sizes else 1.0
 
 
 def main() -> None:
-    """Print what was found."""
+    """Predict the cases, and print the comparison with the raters."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ckpt", type=lambda text: Path(text.removeprefix("ckpt=")))
-    parser.add_argument("--volumes", action="store_true", help="oblique volumes, drawn anew")
-    parser.add_argument("--cases", type=int, default=NEW_CASES, help="how many volumes")
-    parser.add_argument("--folder", type=Path, required=True, help="new, for images and predictions")
+    parser.add_argument("--volumes", action="store_true", help="use new oblique volumes")
+    parser.add_argument("--cases", type=int, default=NEW_CASES, help="number of volumes")
+    parser.add_argument("--folder", type=Path, required=True, help="new folder for images and predictions")
     asked = parser.parse_args()
     images, output = asked.folder / "images", asked.folder / "predictions"
     images.mkdir(parents=True)
@@ -124,7 +124,7 @@ def main() -> None:
         mask = predicted_mask(output, sample, number)
         truth[sample.case_id] = dice(mask, share >= 0.5)
         if number < 20:
-            # the mask in the file is the one that the network makes of the very voxels
+            # the mask in the file equals the mask that the network predicts for these voxels
             with torch.inference_mode():
                 own = trained.method.predict(sample.image[None]).sigmoid().mean(dim=1)[0, 0].numpy() >= 0.5
             by_network[sample.case_id] = int((own != mask).sum())

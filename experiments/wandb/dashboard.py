@@ -1,4 +1,4 @@
-"""The dashboard of a W&B project as code: a workspace that lays methods and seeds over each other.
+"""Dashboard of a W&B project as code: a workspace that shows methods and seeds in the same charts.
 
     python experiments/wandb/dashboard.py --entity E --project P
     python experiments/wandb/dashboard.py --entity E --project P --dry-run
@@ -65,12 +65,12 @@ AXES = {
 }
 ANY = "[^/]+"
 
-# what tells runs apart: a group of runs is one method on one data set, its runs are the seeds
+# keys that group runs: one method on one data set is a group, its runs are the seeds
 METHOD, DATA = "label", "data.name"
 
 
 def workspace(entity: str, project: str, structures: Sequence[str]) -> ws.Workspace:
-    """Return the dashboard, not yet saved.
+    """Return the dashboard without saving it.
 
     Args:
         entity: user or team.
@@ -128,13 +128,13 @@ def workspace(entity: str, project: str, structures: Sequence[str]) -> ws.Worksp
 
 
 def box_chart() -> dict[str, Any]:
-    """Return the Vega-Lite specification of the box plots, W&B having none of its own."""
+    """Return the Vega-Lite specification of the box plots, which W&B does not provide."""
     specification: dict[str, Any] = json.loads(Path(__file__).with_name("ood_boxes.json").read_text())
     return specification
 
 
 def specification(dashboard: ws.Workspace) -> dict[str, Any]:
-    """Return what saving would send to the server."""
+    """Return the data that saving sends to the server."""
     content: dict[str, Any] = dashboard._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     return content
 
@@ -176,7 +176,7 @@ def _sections_of(structure: str) -> list[ws.Section]:
 
 
 def _curve(curve: Curve, line: Sequence[str], title: str, largest: float | None) -> wr.LinePlot:
-    # one seed's points lie between another's, so a mean over seeds would be one of few points: draw each run
+    # seeds have points at different places, so a mean over seeds would have few points: draw each run
     return wr.LinePlot(
         title=title,
         x=curve.x(SPLIT),
@@ -192,7 +192,7 @@ def _curve(curve: Curve, line: Sequence[str], title: str, largest: float | None)
 
 
 def _bars(key: str, title: str) -> wr.BarPlot:
-    # a bar is a group of the workspace, which its panels take over: a mean over seeds, not over data sets
+    # panels use the groups of the workspace, so a bar is a mean over seeds, not over data sets
     return wr.BarPlot(
         title=title,
         metrics=[wr.SummaryMetric(key)],
@@ -241,7 +241,7 @@ def main() -> None:
             access="private",
             spec=box_chart(),
         )
-    # a second dashboard of one entity finds the chart there, and the client has no class of its own for that
+    # the chart exists already if the entity has a dashboard; the client has no separate error class for this
     except Exception as error:
         print(f"warning: the chart {BOX_CHART} was not created, which is fine if it exists: {error}", file=sys.stderr)
 
