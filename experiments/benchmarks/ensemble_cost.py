@@ -242,7 +242,7 @@ def check_equal_work(setting: Setting) -> str:
     moved, apart = (float((usual - other).abs().max()) for other in (first, at_once))
     if not apart < TOLERANCE * moved:
         raise SystemExit(
-            f"the vectorised training differs from the usual one: weights are {apart:.1e} apart after moving {moved:.1e}"
+            f"the vectorised training differs from the usual one: weights {apart:.1e} apart after moving {moved:.1e}"
         )
     return (
         f"{ensemble.setting.steps} steps in float64 move weights by up to {moved:.1e} and leave them {apart:.1e} apart"

@@ -5,7 +5,7 @@
 
 In bf16 with autocast by default: prediction and training step of every method relative to the plain U-Net, with
 torch.compile and with `channels_last`; the members of a deep ensemble in turn, in processes and vectorised; an epoch
-with the trainer and with a bare loop; peak memory; the most expensive kernels of a training step and the number of times
+with the trainer and with a bare loop; peak memory; the most expensive kernels of a training step, and how often
 the host waits for the device.
 """
 
