@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -157,19 +158,21 @@ def test_nothing_is_overwritten_unasked(petct: Path, tmp_path: Path) -> None:
     settings = asked(petct, scans, output)
     predict(settings, output)
     before = (output / "CHUM-001__mask.nii.gz").read_bytes()
-    with pytest.raises(UserError, match="by another checkpoint or with other settings, and nothing is overwritten"):
+    with pytest.raises(
+        UserError, match="contains a prediction by another checkpoint or other settings; choose another output or set"
+    ):
         predict({**settings, "sensitivity": 0.5}, output)
     ct = next(scans.rglob("*__CT.nii.gz"))
     image = nibabel.load(ct)
     nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), ct)
     found = predict(settings, output)
-    assert "holds a prediction of another image of this name" in found.failed["CHUM-001"]
+    assert "contains a prediction of this name from other image files" in found.failed["CHUM-001"]
     assert (output / "CHUM-001__mask.nii.gz").read_bytes() == before
     assert not predict({**settings, "overwrite": True}, output).failed
     other = tmp_path / "other"
     other.mkdir()
     (other / "letter.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds letter\.txt, which is no prediction"):
+    with pytest.raises(UserError, match=r"contains letter\.txt, which is not part of a prediction"):
         predict(settings, other)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file: cannot be written to \(.*\); choose another folder"):
@@ -288,7 +291,7 @@ def test_a_checkpoint_without_triage_sorts_and_flags_nothing(tmp_path: Path, cap
     photographs(tmp_path / "pictures", cases=2)
     found = predict(asked(tmp_path / "best.ckpt", tmp_path / "pictures", tmp_path / "out"), tmp_path / "out")
     assert found.triage["flagged"].isna().all()
-    assert "no case is flagged" in caplog.text
+    assert "no case will be flagged" in caplog.text
     assert (tmp_path / "out" / "fundus_0000__total_variance__disc.tif").is_file()
     assert not list((tmp_path / "out").glob("*disagreement*"))
 
@@ -337,10 +340,127 @@ def test_records_are_plain_and_damaged_ones_are_told(petct: Path, tmp_path: Path
     Patient().write(scans)
     predict(asked(petct, scans, output), output)
     record = output / "records" / "CHUM-001.json"
-    assert set(json.loads(record.read_text())) == {"images", "files", "rows"}
+    assert set(json.loads(record.read_text())) == {"images", "spacing", "files", "rows"}
     record.write_text("{")
     found = predict(asked(petct, scans, output), output)
-    assert "is damaged; remove it, or overwrite=true" in found.failed["CHUM-001"]
+    assert "is damaged; remove it, or set overwrite=true" in found.failed["CHUM-001"]
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the checkpoint of a method for grey pictures, trained with known spacing."""
+    path = tmp_path_factory.mktemp("slices") / "best.ckpt"
+    return untrained(path, ImageFormat(2, 1, ("a",)), "experiment=qubiq", "data.root=.", poor=8.0, good=2.0)
+
+
+def grey(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        values = np.random.default_rng(number).integers(0, 255, (24, 20), dtype=np.uint8)
+        Image.fromarray(values).save(folder / f"{name}.png")
+    return folder
+
+
+def table_of(folder: Path, spacing: str, *names: str) -> Path:
+    frame = pd.DataFrame({"case_id": names, "image": [f"{name}.png" for name in names], "spacing": spacing})
+    frame.to_csv(folder / "images.csv", index=False)
+    return folder / "images.csv"
+
+
+def test_another_spacing_gives_no_earlier_row(slices: Path, tmp_path: Path) -> None:
+    scans, output = grey(tmp_path / "scans", "one", "two"), tmp_path / "out"
+    first = predict(asked(slices, table_of(scans, "1x1", "one", "two"), output), output).triage
+    second = asked(slices, table_of(scans, "2x3", "one", "two"), output)
+    refused = predict(second, output)
+    assert refused.triage.empty
+    assert "from other image files or another spacing; choose another output" in refused.failed["one"]
+    again = predict({**second, "overwrite": True}, output)
+    assert not again.failed
+    for name in ("volume", "sv_total", "entropy"):
+        assert again.triage.set_index("case")[name].to_dict() == pytest.approx(
+            (first.set_index("case")[name] * 6).to_dict()
+        )
+
+
+def test_a_prediction_by_an_earlier_version_is_not_resumed(slices: Path, tmp_path: Path) -> None:
+    scans, output = grey(tmp_path / "scans", "one"), tmp_path / "out"
+    settings = asked(slices, scans, output)
+    predict(settings, output)
+    path = output / "prediction.yaml"
+    path.write_text(path.read_text().replace("format: 2\n", ""))
+    with pytest.raises(UserError, match="by another version of this program; choose another output"):
+        predict(settings, output)
+    assert not predict({**settings, "overwrite": True}, output).failed
+
+
+def test_overwriting_removes_what_is_gone_or_fails_now(
+    slices: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scans, output = grey(tmp_path / "scans", "gone", "fails", "stays"), tmp_path / "out"
+    settings = asked(slices, scans, output)
+    predict(settings, output)
+    assert len(list(output.glob("gone__*"))) == len(list(output.glob("fails__*"))) == 4
+    (output / "notes.txt").write_text("mine")
+    (scans / "gone.png").unlink()
+    (scans / "fails.png").write_bytes(b"no picture")
+    predict(settings, output)
+    assert "also contains files of fails and 1 other cases, which this input does not give" in caplog.text
+    assert list(output.glob("gone__*"))
+    found = predict({**settings, "overwrite": True}, output)
+    assert found.triage["case"].tolist() == ["stays"]
+    assert list(found.failed) == ["fails"]
+    assert {path.name.split("__")[0] for path in output.glob("*__*")} == {"stays"}
+    assert [path.stem for path in (output / "records").iterdir()] == ["stays"]
+    assert (output / "notes.txt").exists()
+
+
+def test_a_record_cannot_remove_files_elsewhere(slices: Path, tmp_path: Path) -> None:
+    scans, output = grey(tmp_path / "scans", "one"), tmp_path / "out"
+    settings = asked(slices, scans, output)
+    predict(settings, output)
+    record = output / "records" / "one.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps({**content, "files": ["../scans/one.png"]}))
+    assert "is damaged" in predict(settings, output).failed["one"]
+    assert not predict({**settings, "overwrite": True}, output).failed
+    assert (scans / "one.png").exists()
+
+
+def test_a_case_whose_files_were_removed_is_predicted_again(slices: Path, tmp_path: Path) -> None:
+    scans, output = grey(tmp_path / "scans", "one"), tmp_path / "out"
+    settings = asked(slices, scans, output)
+    predict(settings, output)
+    (output / "one__mask.png").unlink()
+    assert not predict(settings, output).failed
+    assert (output / "one__mask.png").exists()
+
+
+def test_cases_of_unknown_voxel_size_are_counted_as_not_flagged(
+    slices: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scans, output = grey(tmp_path / "scans", "one", "two"), tmp_path / "out"
+    found = predict(asked(slices, scans, output), output)
+    assert found.triage["flagged"].isna().all()
+    assert found.triage["volume"].isna().all()
+    assert "2 cases are not flagged, since their voxel size is unknown" in caplog.text
+
+
+def test_a_volume_s_voxel_size_comes_from_its_affine(petct: Path) -> None:
+    model = edue_lightning.load_model(petct, device="cpu")
+    volume = np.random.default_rng(0).normal(size=(2, 16, 18, 9))
+    affine = np.diag([-1.5, 1.5, 4.0, 1.0])
+    found = model.predict(volume, affine=affine).table
+    assert found["unit"].tolist() == ["mm3"]
+    same = model.predict(volume, affine=affine, spacing=(1.5, 1.5, 4.0)).table
+    pd.testing.assert_frame_equal(found, same)
+    with pytest.raises(UserError, match=r"spacing=\[1.5, 1.5, 3.0\]: contradicts the affine, whose voxels are"):
+        model.predict(volume, affine=affine, spacing=(1.5, 1.5, 3.0))
+    for wrong in (np.eye(3), np.diag([1.0, 1.0, 0.0, 1.0]), np.full((4, 4), np.nan), np.eye(4) * 2):
+        with pytest.raises(UserError, match="affine: must be an invertible 4x4 matrix"):
+            model.predict(volume, affine=wrong)
+    for spacing in ((1.0, 1.0), (1.0, 1.0, -1.0), (1.0, 1.0, math.nan)):
+        with pytest.raises(UserError, match="must be 3 positive numbers"):
+            model.predict(volume, spacing=spacing)
 
 
 @pytest.mark.exhaustive

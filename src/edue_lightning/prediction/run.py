@@ -7,7 +7,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from edue_lightning.data.new_images import ImageCase, find_images
 from edue_lightning.errors import UserError
 from edue_lightning.prediction.model import Model
 from edue_lightning.prediction.outputs import write_estimate
-from edue_lightning.prediction.triage_table import triage_frame
+from edue_lightning.prediction.triage_table import NEEDS_VOXEL_SIZE, triage_frame
 from edue_lightning.runs.folder import sole_writer
 from edue_lightning.runs.record import command_line
 
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 TRIAGE_FILE, FAILED_FILE, SETTINGS_FILE, RECORDS = "triage.csv", "failed.csv", "prediction.yaml", "records"
 _SECONDS_BETWEEN_LINES = 20.0
+_FORMAT = 2
+"""Number of the code's version that made a prediction, raised whenever its results change for the same settings."""
 
 
 @dataclass
@@ -49,11 +52,11 @@ class PredictConfiguration:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a prediction came to.
+    """Result of a prediction.
 
     Attributes:
         triage: content of `triage.csv`.
-        failed: reason by case or file, of those that could not be predicted.
+        failed: reason by case or file, for those that could not be predicted.
     """
 
     triage: pd.DataFrame
@@ -61,18 +64,17 @@ class Predicted:
 
 
 def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
-    """Predict new images as a configuration says; see `docs/predict.md` for what the folder will hold.
+    """Predict new images; `docs/predict.md` describes the content of the folder.
 
-    Cases that the folder already holds are not predicted again, so that a prediction that was cut off goes on.
+    Cases that the folder already contains are not predicted again, so an interrupted prediction is resumed.
 
     Args:
         configuration: resolved and plain, as `conf/predict.yaml` composes it.
-        folder: for the results; new, or that of the same prediction.
+        folder: folder for the results, new or that of the same prediction.
 
     Raises:
-        UserError: for a configuration, checkpoint or input that cannot be used, before anything is predicted; if the
-            folder holds another prediction, or what it holds was made from other images, and `overwrite` is false; or
-            if a file cannot be written.
+        UserError: if the configuration, checkpoint or input cannot be used, before anything is predicted; if the folder
+            contains another prediction and `overwrite` is false; or if a file cannot be written.
     """
     check_configuration(configuration, PredictConfiguration)
     for name in ("ckpt", "input", "output"):
@@ -81,16 +83,21 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
     path = Path(configuration["ckpt"])
     model = Model(path, configuration["device"], configuration.get("inference"), configuration["sensitivity"])
     if model.triage is None:
-        log.warning("%s: tells nothing of its validation cases, so no case is flagged; train it to its end", path)
+        log.warning(
+            "%s: has no triage data (interrupted training?), so no case will be flagged; resume the training to add it",
+            path,
+        )
     found = find_images(Path(configuration["input"]), model.image_format.channels, folder)
     failed = dict(found.problems)
     for name, reason in failed.items():
         log.error("%s: %s", name, reason)
     with sole_writer(folder, folder / RECORDS):
         _begin(configuration, folder)
-        work = _Work(model, folder, bool(configuration["overwrite"]))
+        work = _Work(model, folder)
         failed |= work.run(found.cases)
         rows = [row for case in found.cases for row in work.rows.get(case.case_id, [])]
+        _warn_of_others(folder, set(work.rows))
+        _warn_of_units(rows)
         frame = triage_frame(rows)
         write_whole(folder / TRIAGE_FILE, lambda path: frame.to_csv(path, index=False))
         reasons = pd.DataFrame({"case": list(failed), "reason": list(failed.values())})
@@ -99,19 +106,18 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
 
 
 class _Work:
-    """Predicts the cases that a folder does not hold yet."""
+    """Prediction of the cases that a folder does not contain yet."""
 
-    def __init__(self, model: Model, folder: Path, overwrite: bool) -> None:
+    def __init__(self, model: Model, folder: Path) -> None:
         self.model = model
         self.folder = folder
-        self.overwrite = overwrite
         self.rows: dict[str, list[dict[str, Any]]] = {}
 
     def run(self, cases: Sequence[ImageCase]) -> dict[str, str]:
-        """Predict the cases, and return why some could not be."""
+        """Predict the cases, and return the reasons why some failed."""
         failed: dict[str, str] = {}
         with logging_redirect_tqdm():
-            for case in _told(cases):
+            for case in _with_progress(cases):
                 try:
                     self.rows[case.case_id] = self._rows(case)
                 except ImageError as error:
@@ -121,16 +127,18 @@ class _Work:
 
     def _rows(self, case: ImageCase) -> list[dict[str, Any]]:
         record = self.folder / RECORDS / f"{case.case_id}.json"
-        digest = _digest(case.files)
-        if record.is_file() and not self.overwrite:
-            held = self._held(record)
-            if held["images"] == digest:
+        # everything that decides the prediction of this case beside the settings of the folder
+        key = {"images": _digest(case.files), "spacing": None if case.spacing is None else list(case.spacing)}
+        if record.is_file():
+            held = _read_record(record)
+            if any(held[name] != value for name, value in key.items()):
+                raise ImageError(
+                    f"{case.files[0].name}: {self.folder} contains a prediction of this name from other image files or "
+                    "another spacing; choose another output or set overwrite=true"
+                )
+            if all((self.folder / name).is_file() for name in held["files"]):
                 rows: list[dict[str, Any]] = held["rows"]
                 return rows
-            raise ImageError(
-                f"{case.files[0].name}: {self.folder} holds a prediction of another image of this name, and nothing is "
-                "overwritten; choose another output, or overwrite=true"
-            )
         prepared = self.model.read(case)
         try:
             found = self.model.estimate(prepared)
@@ -139,24 +147,40 @@ class _Work:
         rows = self.model.rows(case.case_id, prepared, found)
         titles = {row["structure"]: _title(row) for row in rows}
         names = write_estimate(self.folder, case, prepared, found, self.model.structures, titles)
-        content = json.dumps({"images": digest, "files": names, "rows": rows}, indent=1)
-        # last, since its presence says that the case is finished
+        content = json.dumps({**key, "files": names, "rows": rows}, indent=1)
+        # last, since the record marks the case as finished
         write_whole(record, lambda path: path.write_text(content))
         return rows
 
-    def _held(self, record: Path) -> dict[str, Any]:
-        try:
-            held: dict[str, Any] = json.loads(record.read_text())
-            held["images"], held["rows"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ImageError(f"{record}: is damaged; remove it, or overwrite=true") from error
-        return held
+
+def _read_record(record: Path) -> dict[str, Any]:
+    """Return the record of a case.
+
+    Raises:
+        ImageError: if it is damaged.
+    """
+    try:
+        held = json.loads(record.read_text())
+        names = held["files"]
+        # its own folder's files only, since they may be removed
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError("names files elsewhere")
+        # the first format had no spacing
+        return {
+            "images": held["images"],
+            "spacing": held.get("spacing"),
+            "files": names,
+            "rows": list(held["rows"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ImageError(f"{record}: is damaged; remove it, or set overwrite=true") from error
 
 
 def _begin(configuration: Mapping[str, Any], folder: Path) -> None:
-    """Note the settings of the prediction, or check that the folder's are the same."""
+    """Record the settings of the prediction, or check that the folder has the same ones."""
     path = folder / SETTINGS_FILE
     settings = {
+        "format": _FORMAT,
         "checkpoint": _digest([Path(configuration["ckpt"])]),
         **{name: configuration.get(name) for name in ("sensitivity", "inference")},
     }
@@ -165,37 +189,70 @@ def _begin(configuration: Mapping[str, Any], folder: Path) -> None:
             held = yaml.safe_load(path.read_text())
         except (OSError, yaml.YAMLError, UnicodeDecodeError):
             held = None
-        if not isinstance(held, dict) or any(held.get(name) != value for name, value in settings.items()):
+        differing = [name for name, value in settings.items() if not isinstance(held, dict) or held.get(name) != value]
+        if differing:
+            # a prediction by an earlier version of this code has no format, or a lower one
+            what = "version of this program" if differing == ["format"] else "checkpoint or other settings"
             raise UserError(
-                f"{folder}: holds a prediction by another checkpoint or with other settings, and nothing is "
-                "overwritten; choose another output, or overwrite=true"
+                f"{folder}: contains a prediction by another {what}; choose another output or set overwrite=true"
             )
         return
     others = [path.name for path in folder.iterdir() if path.name not in (".lock", RECORDS)]
     if others and not configuration["overwrite"]:
         raise UserError(
-            f"{folder}: holds {others[0]}, which is no prediction, and nothing is overwritten; choose another output, "
-            "or overwrite=true"
+            f"{folder}: contains {others[0]}, which is not part of a prediction; choose another output or set "
+            "overwrite=true"
         )
     (folder / RECORDS).mkdir(exist_ok=True)
-    for record in (folder / RECORDS).glob("*.json"):
-        record.unlink()
+    _remove_earlier(folder)
     content = yaml.safe_dump({**configuration, **settings, "command": command_line()}, sort_keys=False)
     write_whole(path, lambda temporary: temporary.write_text(content))
 
 
-def _told(cases: Sequence[ImageCase]) -> Iterator[ImageCase]:
-    """Yield the cases with a progress bar on a terminal, else with a line from time to time."""
-    told = time.monotonic()
+def _remove_earlier(folder: Path) -> None:
+    """Remove the files of an earlier prediction: those that its records list, and its tables."""
+    for name in (TRIAGE_FILE, FAILED_FILE):
+        (folder / name).unlink(missing_ok=True)
+    for record in (folder / RECORDS).glob("*.json"):
+        with suppress(ImageError):
+            for name in _read_record(record)["files"]:
+                (folder / name).unlink(missing_ok=True)
+        record.unlink()
+
+
+def _warn_of_others(folder: Path, cases: Set[str]) -> None:
+    """Warn of cases in the folder that are no longer in the input, or failed now."""
+    others = sorted({path.stem for path in (folder / RECORDS).glob("*.json")} - cases)
+    if others:
+        log.warning(
+            "%s: also contains files of %s, which this input does not give; overwrite=true removes them",
+            folder,
+            others[0] if len(others) == 1 else f"{others[0]} and {len(others) - 1} other cases",
+        )
+
+
+def _warn_of_units(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Warn of cases that are not flagged since their voxel size is unknown."""
+    cases = {row["case"] for row in rows if NEEDS_VOXEL_SIZE in (row["out_of_distribution"] or "")}
+    if cases:
+        log.warning(
+            "%d cases are not flagged, since their voxel size is unknown: give it in the column spacing of a table",
+            len(cases),
+        )
+
+
+def _with_progress(cases: Sequence[ImageCase]) -> Iterator[ImageCase]:
+    """Yield the cases with a progress bar on a terminal, otherwise with a line from time to time."""
+    last = time.monotonic()
     for number, case in enumerate(tqdm(cases, unit="case", disable=None), 1):
         yield case
-        if not sys.stderr.isatty() and time.monotonic() - told > _SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
+        if not sys.stderr.isatty() and time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
             log.info("%d of %d cases", number, len(cases))
 
 
 def _title(row: Mapping[str, Any]) -> str:
-    flag = "look at it" if row["flagged"] else "no flag" if row["flagged"] is not None else "no threshold"
+    flag = {True: "review", False: "no flag", None: "no threshold"}[row["flagged"]]
     return f"{flag}, {row['score']} {row['score_value']:.4g}"
 
 
@@ -206,5 +263,5 @@ def _digest(files: Sequence[Path]) -> str:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
-            raise ImageError(f"{path.name}: cannot be read ({error.strerror})") from error
+            raise ImageError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
     return digest.hexdigest()

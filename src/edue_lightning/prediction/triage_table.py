@@ -18,6 +18,7 @@ COLUMNS = (
     *("layer_agreement", "aula", "model_agreement", "entropy"),
     *("volume", "volume_low", "volume_high", "unit"),
 )
+NEEDS_VOXEL_SIZE = "needs the voxel size"
 _WITHOUT_TRIAGE = "sv_total"
 
 
@@ -74,7 +75,7 @@ def triage_rows(
                 row["threshold"] = known.measured(threshold)
             outside = [*intensities, *known.outside(scores)]
             if known.needs_unit and math.isnan(voxel_size):
-                outside.append(f"not flagged: {known.score} needs the voxel size")
+                outside.append(f"not flagged: {known.score} {NEEDS_VOXEL_SIZE}")
             else:
                 uncertainty = known.uncertainty(scores)
                 row["uncertainty"] = known.percentile(uncertainty)
