@@ -110,6 +110,34 @@ def test_any_models_predictions_are_measured_like_our_own(tmp_path: Path) -> Non
     assert set(pd.read_csv(tmp_path / "report" / "comparison.csv").method) == {"predictions"}
 
 
+def test_a_case_has_the_same_digest_in_any_order_of_the_manifest_and_another_for_other_masks(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "predictions", write_data(tmp_path / "data"))
+    manifest = tmp_path / "data" / "manifest.csv"
+
+    def digests(output: str) -> pd.Series:
+        code, error = evaluate(tmp_path, f"output={output}")
+        assert code == 0, error
+        cases = pd.read_csv(tmp_path / output / "cases.csv", dtype={"fingerprint": str})
+        assert cases.fingerprint.str.fullmatch("[0-9a-f]{12}").all()
+        return cases.set_index(["case_id", "structure"]).fingerprint.sort_index()
+
+    first = digests("first")
+    header, *rows = manifest.read_text().splitlines()
+    # whole cases in another order, of the same raters and structures
+    blocks = [rows[start : start + 4] for start in range(0, len(rows), 4)]
+    manifest.write_text("\n".join([header, *(row for block in blocks[::-1] for row in block)]) + "\n")
+    assert digests("second").equals(first)
+    # a mask turned by 180 degrees has the same area and the same variance
+    for rater in range(2):
+        path = tmp_path / "data" / f"mask3_{rater}_cup.png"
+        Image.fromarray(np.ascontiguousarray(np.array(Image.open(path))[::-1, ::-1])).save(path)
+    turned = digests("third")
+    assert turned[turned != first].index.tolist() == [("case3", "cup")]
+    reported = run_command("report", ["runs=.", "reference=predictions", "output=report"], cwd=tmp_path)
+    assert reported.returncode == 2
+    assert "both are predictions on manifest, " in reported.stderr
+
+
 def test_all_cases_can_be_measured_under_another_name(tmp_path: Path) -> None:
     write_predictions(tmp_path / "predictions", write_data(tmp_path / "data"), range(5))
     code, error = evaluate(

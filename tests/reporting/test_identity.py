@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 from processes import run_command
 from run_files import RESAMPLES, write_run, write_validation, write_values
 
+from edue_lightning.data.module import RESERVED_STRUCTURE
+from edue_lightning.metrics import MEAN_STRUCTURE
 from edue_lightning.reporting import compare, find_runs, judge, paired_differences, read_run, write_report
 from edue_lightning.reporting.identity import distinguish
 from edue_lightning.runs.files import FINGERPRINT, Replicates, Run, write_replicates
@@ -271,3 +274,22 @@ def test_names_are_read_as_text(tmp_path: Path, structure: str) -> None:
         assert set(each.cases["structure"]) == set(each.reliability["structure"]) == {structure}
     report = write_report(tmp_path, tmp_path / "report", "edue")
     assert f"lidc, test, {structure}" in report.html.read_text()
+
+
+def test_a_structure_called_mean_is_refused_before_training(tmp_path: Path) -> None:
+    rows = ["case_id,image,mask,rater,structure"]
+    for number in range(12):
+        for name in ("image", "mask"):
+            pixels = np.full((32, 32), 40 * (name == "image"), dtype=np.uint8)
+            pixels[8:20, 8:20] = 255
+            Image.fromarray(pixels).save(tmp_path / f"{name}{number}.png")
+        rows += [f"c{number},image{number}.png,mask{number}.png,{rater},mean" for rater in "AB"]
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    message = "structure 'mean': tables use this name for the mean over structures; rename the structure"
+    for command, status in (("train", 2), ("check", 1)):
+        done = run_command(
+            command, ["data=manifest", f"data.root={tmp_path}", f"hydra.run.dir={tmp_path}/{command}"], cwd=tmp_path
+        )
+        assert (done.returncode, message in done.stderr) == (status, True), done.stderr
+    assert not (tmp_path / "train" / "checkpoints").exists()
+    assert RESERVED_STRUCTURE == MEAN_STRUCTURE

@@ -25,6 +25,9 @@ from edue_lightning.data.source import CaseRecord, CaseSource, Subset
 from edue_lightning.data.splits import SplitFractions, split_cases
 from edue_lightning.errors import UserError
 
+RESERVED_STRUCTURE = "mean"
+"""Name that no structure can have: tables use it for the mean over structures."""
+
 
 class RaterDataModule(pl.LightningDataModule):
     """Batches of multi-rater cases.
@@ -68,6 +71,10 @@ class RaterDataModule(pl.LightningDataModule):
         for setting, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise UserError(f"data.{setting} must be at least 1, not {value}")
+        if RESERVED_STRUCTURE in source.structures:
+            raise UserError(
+                f"structure {RESERVED_STRUCTURE!r}: tables use this name for the mean over structures; rename the structure"
+            )
         self.name: str = name
         self.source = source
         self.augmentation = augmentation

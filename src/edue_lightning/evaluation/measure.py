@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -69,7 +70,8 @@ def measure_method(
         image = data.single_batch(split, position).image.to(method.device)
         return torch.sigmoid(method.predict(image).float())[0].cpu()
 
-    return _evaluation(table, data, measurement, probabilities_of)
+    samples = data.dataset(split).samples
+    return _evaluation(table, data, measurement, probabilities_of, lambda position: samples[position])
 
 
 def measure_predictions(predictions: PredictionFolder, data: RaterDataModule, measurement: Measurement) -> Evaluation:
@@ -89,11 +91,17 @@ def measure_predictions(predictions: PredictionFolder, data: RaterDataModule, me
         sample = data.sample(measurement.split, position)
         batch = collate_samples([sample], [position], [0])
         table.update(predictions.load(sample)[None], batch.masks, batch.valid, batch.spacing, batch.case_index)
-    return _evaluation(table, data, measurement, probabilities_of)
+    return _evaluation(
+        table, data, measurement, probabilities_of, lambda position: data.sample(measurement.split, position)
+    )
 
 
 def _evaluation(
-    table: CaseTable, data: RaterDataModule, measurement: Measurement, probabilities_of: ProbabilitiesOf
+    table: CaseTable,
+    data: RaterDataModule,
+    measurement: Measurement,
+    probabilities_of: ProbabilitiesOf,
+    sample_of: Callable[[int], RaterSample],
 ) -> Evaluation:
     positions, cases = table.cases()
     summary = table.summary(measurement.resamples)
@@ -114,7 +122,19 @@ def _evaluation(
         panels=panels,
         members=table.members,
         note=data.note,
+        fingerprints=[mask_fingerprints(sample_of(i)) for i in positions.tolist()] if is_first_process() else None,
     )
+
+
+def mask_fingerprints(sample: RaterSample) -> list[str]:
+    """Return a digest of the valid raters' masks on their grid for each structure, `[K]`.
+
+    Runs are compared case by case only if their cases have the same digests.
+    """
+    spacing = sample.spacing and [f"{length:.6g}" for length in sample.spacing]
+    grid = f"{tuple(sample.masks.shape[2:])} {spacing} {sample.valid.tolist()}"
+    masks = sample.masks[sample.valid].to(torch.uint8).cpu().numpy()
+    return [hashlib.sha256(grid.encode() + masks[:, k].tobytes()).hexdigest()[:12] for k in range(masks.shape[1])]
 
 
 def _panels(

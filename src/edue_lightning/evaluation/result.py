@@ -25,6 +25,7 @@ from edue_lightning.runs.files import (
     BOOTSTRAP_FILE,
     CASES_COLUMNS,
     CASES_FILE,
+    FINGERPRINT,
     METRICS_COLUMNS,
     METRICS_FILE,
     PANELS_FILE,
@@ -59,6 +60,7 @@ class Evaluation:
         panels: maps of a few cases.
         members: number of members M.
         note: caveat to show with every result on this data set, or None.
+        fingerprints: digest of the raters' masks of each case and structure, `[N][K]`, or None.
     """
 
     label: str
@@ -72,6 +74,7 @@ class Evaluation:
     panels: Sequence[Panel]
     members: int
     note: str | None
+    fingerprints: Sequence[Sequence[str]] | None = None
 
     def metrics_frame(self) -> pd.DataFrame:
         """Return the content of `metrics.csv`."""
@@ -83,7 +86,10 @@ class Evaluation:
         parts = []
         for k, structure in enumerate(self.structures):
             columns = {name: values[:, k] for name, values in scalars.items()}
-            parts.append(pd.DataFrame({"case_id": list(self.case_ids), "structure": structure, **columns}))
+            part = pd.DataFrame({"case_id": list(self.case_ids), "structure": structure, **columns})
+            if self.fingerprints is not None:
+                part[FINGERPRINT] = [digests[k] for digests in self.fingerprints]
+            parts.append(part)
         frame = pd.concat(parts, ignore_index=True)
         frame["n_raters"] = frame["n_raters"].astype(int)
         return self._identified(frame)

@@ -20,7 +20,7 @@ from edue_lightning.evaluation.prediction_writer import PredictionWriter
 from edue_lightning.evaluation.result import Evaluation
 from edue_lightning.evaluation.shift import measure_shift
 from edue_lightning.runs.checkpoints import load_method
-from edue_lightning.runs.record import write_configuration
+from edue_lightning.runs.record import TRAINING, write_configuration
 from edue_lightning.runs.trainer import build_test_trainer
 from edue_lightning.runtime.devices import with_free_device
 from edue_lightning.runtime.processes import is_first_process, quiet_unless_first
@@ -92,7 +92,7 @@ def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any
     label = configuration["label"] or trained.get("label") or method.label
     measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
     distortions = build_distortions(configuration.get("distortions"))
-    used = {"data": configuration.get("data") or trained["data"], "seed": trained["seed"]}
+    used = {"data": configuration.get("data") or trained["data"], "seed": trained["seed"], TRAINING: trained}
     if is_first_process():
         write_configuration({**configuration, **used}, label, data.note, folder)
     callbacks = []

@@ -49,7 +49,7 @@ FINGERPRINT = "fingerprint"
 """Column of `cases.csv`: digest of the raters' masks of a case and structure, on their grid."""
 
 TEXT_COLUMNS = frozenset(
-    (*IDENTITY, "structure", "metric", "case_id", "score", "distortion", "better", "reason", "group", FINGERPRINT)
+    (*IDENTITY, "structure", "metric", "case_id", "score", "distortion", "better", "no_interval", "group", FINGERPRINT)
 )
 """Columns that are read as text, whatever they look like: a structure may be called `1`, `NA` or `nan`."""
 

@@ -166,7 +166,8 @@ def _run(
     configuration, data, method = experiment.configuration, experiment.data, experiment.method
     label = configuration["label"] or method.label
     if is_first_process() and not resuming:
-        write_configuration(configuration, label, data.note, folder)
+        training_cases = [record.case_id for record in data.records("train")]
+        write_configuration(configuration, label, data.note, folder, training_cases)
     wandb_run = settings.start(
         f"{label}-{data.name}-{configuration['seed']}", folder, {**configuration, "label": label}
     )
