@@ -149,6 +149,7 @@ def evaluation(structures: tuple[str, ...], members: int = 3) -> Evaluation:
         split="test",
         structures=structures,
         case_ids=[f"case-{number}" for number in range(8)],
+        groups=[f"patient-{number}" for number in range(8)],
         cases=cases,
         summary=summarise(cases, structures, settings=settings),
         settings=settings,

@@ -8,7 +8,15 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
-from edue_lightning.metrics import METRICS, CaseStatistics, MetricSettings, case_statistics, resample_counts, summarise
+from edue_lightning.metrics import (
+    METRICS,
+    CaseStatistics,
+    MetricSettings,
+    case_statistics,
+    interval,
+    resample_counts,
+    summarise,
+)
 from edue_lightning.metrics.selective import distance_to_ideal_area, risk_coverage
 from edue_lightning.metrics.summary import MetricRow, Summary
 
@@ -139,6 +147,96 @@ def test_resamples_depend_on_the_number_of_cases_alone() -> None:
     shifted = with_column(second, "dice", second["dice"] - 0.1)
     one, other = (summarise(of, ["a", "b"], resamples=50).replicates["a", "dice"] for of in (first, shifted))
     np.testing.assert_allclose(one - other, 0.1)
+
+
+def test_cases_of_one_group_are_drawn_together() -> None:
+    groups = ["b", "a", "b", "c", "a", "b"]
+    counts = resample_counts(6, 400, groups=groups)
+    for first, second in ((0, 2), (0, 5), (1, 4)):
+        np.testing.assert_array_equal(counts[:, first], counts[:, second])
+    per_group = counts[:, [0, 1, 3]]
+    assert (per_group.sum(axis=1) == 3).all()
+    assert per_group.mean() == pytest.approx(1, abs=0.1)
+    np.testing.assert_array_equal(per_group, resample_counts(3, 400))
+
+
+def test_groups_of_one_case_leave_the_draws_as_they_are() -> None:
+    alone = [f"patient {case}" for case in range(12)]
+    np.testing.assert_array_equal(resample_counts(12, 30, 5), resample_counts(12, 30, 5, alone))
+    with pytest.raises(ValueError, match="the group of each of the 12 cases, not of 11"):
+        resample_counts(12, 30, groups=alone[1:])
+
+
+@pytest.mark.parametrize(("grouped", "low", "high"), [(True, 0.88, 0.99), (False, 0.2, 0.6)])
+def test_an_interval_over_patients_covers_the_truth_as_often_as_it_says(grouped: bool, low: float, high: float) -> None:
+    rng = np.random.default_rng(0)
+    patients, slices, trials = 30, 20, 200
+    groups = np.repeat(np.arange(patients), slices)
+    covered = 0
+    for _ in range(trials):
+        # slices of one patient are alike: the truth is a Dice of 0.7
+        dice = 0.7 + 0.1 * rng.normal(size=patients)[groups] + 0.02 * rng.normal(size=patients * slices)
+        of = CaseStatistics({"dice": torch.from_numpy(dice)[:, None]})
+        summary = summarise(of, ["a"], metrics=["dice"], resamples=300, groups=groups.tolist() if grouped else None)
+        row = value(summary, "dice")
+        covered += row.ci_low <= 0.7 <= row.ci_high
+    assert low < covered / trials < high
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 5])
+def test_too_few_cases_give_no_interval_and_the_reason(n: int) -> None:
+    summary = summarise(select(cases(structures=1), torch.arange(n)), ["a"], resamples=200)
+    row = value(summary, "dice")
+    assert not np.isnan(row.value)
+    if n < 5:
+        assert np.isnan([row.ci_low, row.ci_high]).all()
+        assert row.no_interval == f"{n} independent cases or groups of cases, fewer than 5"
+        assert np.isnan(summary.replicates["a", "dice"]).all()
+    else:
+        assert row.ci_low < row.value < row.ci_high
+        assert row.no_interval == ""
+
+
+def test_many_cases_of_few_patients_give_no_interval() -> None:
+    groups = [case % 4 for case in range(12)]
+    row = value(summarise(cases(), ["a", "b"], resamples=50, groups=groups), "nll")
+    assert np.isnan([row.ci_low, row.ci_high]).all()
+    assert row.no_interval.startswith("4 independent")
+
+
+def test_an_undefined_value_and_no_resamples_are_reasons_too() -> None:
+    of = cases(structures=1)
+    assert value(summarise(of, ["a"]), "dice").no_interval == "no resamples"
+    constant = with_column(of, "sv", torch.full_like(of["sv"], 0.1))
+    assert value(summarise(constant, ["a"], resamples=20), "image_pearson").no_interval == "undefined value"
+
+
+def test_an_interval_needs_most_of_its_replicates() -> None:
+    replicates = np.arange(100.0)
+    assert interval(np.where(replicates < 20, np.nan, replicates)) == pytest.approx((21.975, 97.025))
+    assert np.isnan(interval(np.where(replicates < 21, np.nan, replicates))).all()
+    # one poor case of twelve: a resample misses it more often than once in three
+    of = cases(structures=1)
+    dice = torch.full_like(of["dice"], 0.9)
+    dice[0] = 0.1
+    row = value(summarise(with_column(of, "dice", dice), ["a"], resamples=400), "d_auc")
+    assert not np.isnan(row.value)
+    assert np.isnan([row.ci_low, row.ci_high]).all()
+    assert row.no_interval in {
+        f"only {share} % of the replicates are defined".replace(" %", "%") for share in range(80)
+    }
+
+
+def test_a_structure_without_an_interval_leaves_the_mean_without_one() -> None:
+    of = cases()
+    holed = of["dice"].clone()
+    holed[3:, 1] = torch.nan
+    summary = summarise(with_column(of, "dice", holed), ["a", "b"], resamples=50)
+    assert value(summary, "dice", "a").no_interval == ""
+    for structure in ("b", "mean"):
+        row = value(summary, "dice", structure)
+        assert row.no_interval.startswith("3 independent"), structure
+        assert np.isnan([row.ci_low, row.ci_high]).all()
 
 
 def with_column(of: CaseStatistics, name: str, change: Tensor) -> CaseStatistics:

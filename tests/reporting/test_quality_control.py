@@ -31,6 +31,7 @@ def evaluation(members: int) -> Evaluation:
         split="test",
         structures=STRUCTURES,
         case_ids=[str(case) for case in range(CASES)],
+        groups=[str(case) for case in range(CASES)],
         cases=cases,
         summary=summarise(cases, STRUCTURES, settings=settings, resamples=5),
         settings=settings,

@@ -104,8 +104,9 @@ def _evaluation(
     sample_of: Callable[[int], RaterSample],
 ) -> Evaluation:
     positions, cases = table.cases()
-    summary = table.summary(measurement.resamples)
-    records = data.records(measurement.split)
+    records = [data.records(measurement.split)[i] for i in positions.tolist()]
+    groups = [record.group for record in records]
+    summary = table.summary(measurement.resamples, groups)
     panels = []
     # only the first process writes them
     if is_first_process():
@@ -115,7 +116,8 @@ def _evaluation(
         data=data.name,
         split=measurement.split,
         structures=table.structures,
-        case_ids=[records[i].case_id for i in positions.tolist()],
+        case_ids=[record.case_id for record in records],
+        groups=groups,
         cases=cases,
         summary=summary,
         settings=measurement.settings,

@@ -19,6 +19,7 @@ from edue_lightning.metrics import (
     Summary,
     quality_control_curves,
 )
+from edue_lightning.metrics.summary import NO_RESAMPLES
 from edue_lightning.reporting.figures import panel_figure, quality_control_figure, reliability_figure
 from edue_lightning.reporting.panels import Panel, save_panels
 from edue_lightning.runs.files import (
@@ -54,6 +55,7 @@ class Evaluation:
         split: train, val, test or all.
         structures: names of the K structures.
         case_ids: ids of the N cases, in their order.
+        groups: group of each case, such as its patient; the bootstrap draws whole groups.
         cases: statistics of the cases.
         summary: every metric over the cases.
         settings: settings of the metrics.
@@ -68,6 +70,7 @@ class Evaluation:
     split: Subset
     structures: Sequence[str]
     case_ids: Sequence[str]
+    groups: Sequence[str]
     cases: CaseStatistics
     summary: Summary
     settings: MetricSettings
@@ -118,13 +121,11 @@ class Evaluation:
 
     def headline(self) -> str:
         """Return the most important metrics as a few lines of text."""
-        frame = self.metrics_frame()
-        frame = frame[frame["metric"].isin(HEADLINE)]
-        shown = [
-            f"  {row.structure:>10}  {row.metric:<14} {row.value:.4f}  [{row.ci_low:.4f}, {row.ci_high:.4f}]  "
-            f"{row.n_cases} cases"
-            for row in frame.itertuples()
-        ]
+        shown = []
+        for row in self.summary.rows:
+            if row.metric in HEADLINE:
+                ends = "no interval" if np.isnan(row.ci_low) else f"{row.ci_low:.4f}, {row.ci_high:.4f}"
+                shown.append(f"  {row.structure:>10}  {row.metric:<14} {row.value:.4f}  [{ends}]  {row.n_cases} cases")
         return "\n".join([f"{self.label} on {self.data}, {self.split}:", *shown])
 
     def undefined_line(self, file: str = METRICS_FILE) -> str | None:
@@ -146,6 +147,23 @@ class Evaluation:
         named = "; ".join(reason for reason, applies in reasons.items() if applies)
         return f"{len(undefined)} of {len(self.summary.rows)} values undefined, empty in {file}: {named}"
 
+    def missing_intervals_line(self, file: str = METRICS_FILE) -> str | None:
+        """Return one line on the values without an interval and the reasons, or None if there are none.
+
+        Args:
+            file: name of the table that lists them all.
+        """
+        rows = [row for row in self.summary.rows if not np.isnan(row.value)]
+        missing = [row for row in rows if row.no_interval not in ("", NO_RESAMPLES)]
+        if not missing:
+            return None
+        reasons = list(dict.fromkeys(row.no_interval for row in missing))
+        more = f"; {len(reasons) - 1} more reasons" if len(reasons) > 1 else ""
+        return (
+            f"{len(missing)} of {len(rows)} values without an interval, see the column no_interval of {file}: "
+            f"{reasons[0]}{more}"
+        )
+
     @rank_zero_only
     def write(self, folder: Path) -> None:
         """Write tables, curves, bootstrap replicates and panels into a run's folder."""
@@ -162,7 +180,9 @@ class Evaluation:
             for structure, own in quality_control.groupby("structure", sort=False)
         }
         quality_control_figure(curves).savefig(folder / "quality_control.png", dpi=120)
-        write_replicates(Replicates(tuple(self.case_ids), self.summary.replicates), folder / BOOTSTRAP_FILE)
+        write_replicates(
+            Replicates(tuple(self.case_ids), self.summary.replicates, tuple(self.groups)), folder / BOOTSTRAP_FILE
+        )
         save_panels(self.panels, folder / PANELS_FILE)
         figures = folder / "panels"
         figures.mkdir(exist_ok=True)

@@ -76,9 +76,9 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
         with with_free_device(configuration["trainer"]) as trainer:
             evaluation = _checkpoint(configuration, trainer, folder)
     evaluation.write(folder)
-    undefined = evaluation.undefined_line()
-    if undefined and is_first_process():
-        log.warning("%s", undefined)
+    for line in (evaluation.undefined_line(), evaluation.missing_intervals_line()):
+        if line and is_first_process():
+            log.warning("%s", line)
     return evaluation
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
@@ -92,12 +92,18 @@ class CaseTable(CaseRows):
         """Return the cases of all processes, in the order of their index."""
         return self._read(self.compute())
 
-    def summary(self, resamples: int = 0) -> Summary:
-        """Return the metrics over the cases of all processes, with intervals if there are bootstrap resamples."""
+    def summary(self, resamples: int = 0, groups: Sequence[Hashable] | None = None) -> Summary:
+        """Return the metrics over the cases of all processes.
+
+        Args:
+            resamples: number of bootstrap resamples; 0 for no intervals.
+            groups: group of each case, such as its patient, in the order of `cases`; None for independent cases.
+        """
         return summarise(
             self.cases().statistics,
             self.structures,
             metrics=self.metric_names,
             settings=self.settings,
             resamples=resamples,
+            groups=groups,
         )

@@ -162,7 +162,7 @@ def paired_replicates(methods: Sequence[tuple[Sequence[Run], str]], structure: s
     """Return the replicates of several methods' means over seeds, each in its metric, on the same resamples.
 
     Runs with different numbers of resamples share the first of them, since the draws of a resample do not depend on
-    their number. Runs whose cases are in different orders share none.
+    their number. Runs whose cases are in different orders, or in different groups, share none.
 
     Args:
         methods: seeds and metric of each method.
@@ -181,7 +181,7 @@ def mean_over_seeds(runs: Sequence[Run], structure: str, metric: str) -> float:
 def replicates_over_seeds(runs: Sequence[Run], structure: str, metric: str, draw: int = 0) -> Array:
     """Return the replicates of a method's mean over seeds, `[resamples]`; each replicate draws seeds with replacement.
 
-    Empty if a run has no replicates of the metric, or the seeds' cases are in different orders.
+    Empty if a run has no replicates of the metric, or the seeds' cases are in different orders or groups.
 
     Args:
         runs: seeds of the method.
@@ -300,4 +300,4 @@ def _by_metric(run: Run) -> dict[tuple[str, str], Mapping[str, Any]]:
 
 
 def _in_one_order(runs: Sequence[Run]) -> bool:
-    return all(run.replicates.case_ids == runs[0].replicates.case_ids for run in runs)
+    return all(run.replicates.pairs_with(runs[0].replicates) for run in runs)

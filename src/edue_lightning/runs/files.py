@@ -15,6 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from edue_lightning.errors import UserError
+from edue_lightning.metrics.summary import group_numbers
 from edue_lightning.text import reason_of
 from edue_lightning.uncertainty import CASE_SCORES
 
@@ -62,18 +63,32 @@ POOLED_KINDS = "all"
 POOLED_SEVERITY = 0
 """Value of `severity` in `detection.csv` for all severities together."""
 
+# arrays of `bootstrap.npz` beside the replicates
+_LABELS = ("case_ids", "groups")
+
 
 @dataclass(frozen=True)
 class Replicates:
     """Bootstrap replicates of a run.
 
     Attributes:
-        case_ids: ids of the resampled cases in their order; runs with the same ids have the same resamples.
+        case_ids: ids of the cases resampled, in their order.
         arrays: replicates by structure and metric, `[resamples]`.
+        groups: group of each case, drawn together; empty where cases were drawn one by one, as earlier versions did.
     """
 
     case_ids: tuple[str, ...]
     arrays: Mapping[tuple[str, str], NDArray[np.float64]]
+    groups: tuple[str, ...] = ()
+
+    def pairs_with(self, other: Replicates) -> bool:
+        """Return whether both have the same resamples: of the same cases, in the same groups."""
+        return self.case_ids == other.case_ids and self._numbers == other._numbers
+
+    @cached_property
+    def _numbers(self) -> list[int]:
+        """Number of each case's group, in the order in which groups first appear."""
+        return list(group_numbers(self.groups or self.case_ids))
 
 
 @dataclass(frozen=True)
@@ -177,7 +192,8 @@ def write_table(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> None
 def write_replicates(replicates: Replicates, path: Path) -> None:
     """Write bootstrap replicates as an `npz` archive of plain arrays."""
     arrays = {f"{structure}/{metric}": values for (structure, metric), values in replicates.arrays.items()}
-    np.savez_compressed(path, case_ids=np.array(replicates.case_ids, dtype=np.str_), **arrays)  # type: ignore[arg-type]
+    arrays |= {name: np.array(getattr(replicates, name), dtype=np.str_) for name in _LABELS}
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
 
 def find_runs(folder: Path) -> list[Run]:
@@ -281,11 +297,13 @@ def _read_replicates(path: Path) -> Replicates:
     try:
         with np.load(path, allow_pickle=False) as archive:
             case_ids = tuple(str(case) for case in archive["case_ids"])
-            names = [name for name in archive.files if name != "case_ids"]
+            # absent in files of earlier versions
+            groups = tuple(str(group) for group in archive["groups"]) if "groups" in archive.files else ()
+            names = [name for name in archive.files if name not in _LABELS]
             values = {(name.partition("/")[0], name.partition("/")[2]): archive[name] for name in names}
         if not all(isinstance(value, np.ndarray) for value in values.values()):
             raise ValueError("holds more than arrays")
     # decoders of damaged files raise errors of many kinds: BadZipFile, zlib.error, TokenError, ...
     except Exception as error:
         raise UserError(f"{path}: cannot be read ({reason_of(error)}); run the evaluation again") from error
-    return Replicates(case_ids, values)
+    return Replicates(case_ids, values, groups)

@@ -196,10 +196,10 @@ def _run(
                     log_results(wandb_run, evaluation, detection, distorted_cases, cost)
             log.info("%s\n%s", folder, evaluation.headline())
         measured, table_file = (evaluation, METRICS_FILE) if configuration["test"] else (validation, VALIDATION_FILE)
-        undefined = measured.undefined_line(table_file)
+        lines = (measured.undefined_line(table_file), measured.missing_intervals_line(table_file))
         if is_first_process():
-            if undefined:
-                log.warning("%s", undefined)
+            for line in filter(None, lines):
+                log.warning("%s", line)
             # last, and whole, since this file marks the run as finished
             table = validation.metrics_frame()
             write_whole(folder / VALIDATION_FILE, lambda path: write_table(table, METRICS_COLUMNS, path))

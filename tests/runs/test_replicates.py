@@ -1,0 +1,64 @@
+"""Bootstrap replicates in a run's folder: the cases and groups they were drawn from decide what is paired."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_files import write_run
+
+from edue_lightning.errors import UserError
+from edue_lightning.reporting.comparison import compare, paired_differences
+from edue_lightning.runs.files import BOOTSTRAP_FILE, Replicates, Run, read_run, write_replicates
+
+ALONE = tuple(f"patient{case}" for case in range(9))
+IN_PAIRS = tuple(f"patient{case // 2}" for case in range(9))
+
+
+def run_with(folder: Path, method: str, groups: tuple[str, ...], seed: int = 0) -> Run:
+    write_run(folder, method, seed)
+    written = read_run(folder).replicates
+    write_replicates(Replicates(written.case_ids, written.arrays, groups), folder / BOOTSTRAP_FILE)
+    return read_run(folder)
+
+
+def test_groups_are_stored(tmp_path: Path) -> None:
+    found = run_with(tmp_path / "run", "edue", IN_PAIRS).replicates
+    assert found.groups == IN_PAIRS
+    assert ("groups", "") not in found.arrays
+    assert all(len(values) == 60 for values in found.arrays.values())
+
+
+def test_a_file_of_an_earlier_version_has_no_groups(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", "edue", 0)
+    archive = dict(np.load(folder / BOOTSTRAP_FILE))
+    archive.pop("groups")
+    np.savez_compressed(folder / BOOTSTRAP_FILE, **archive)
+    found = read_run(folder).replicates
+    assert found.groups == ()
+    assert found.case_ids == tuple(f"case{case}" for case in range(9))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "paired"),
+    [
+        ((), (), True),
+        ((), ALONE, True),
+        (ALONE, tuple(reversed(ALONE)), True),
+        (IN_PAIRS, IN_PAIRS, True),
+        (IN_PAIRS, ALONE, False),
+        (IN_PAIRS, (), False),
+    ],
+)
+def test_runs_are_paired_if_cases_and_groups_are_the_same(
+    tmp_path: Path, first: tuple[str, ...], second: tuple[str, ...], paired: bool
+) -> None:
+    runs = [run_with(tmp_path / "a", "edue", first), run_with(tmp_path / "b", "single", second)]
+    assert (len(paired_differences(runs, "edue")) > 0) == paired
+    seeds = [runs[0], run_with(tmp_path / "c", "edue", second, seed=1)]
+    if paired:
+        assert set(compare(seeds)["seeds"]) == {2}
+    else:
+        with pytest.raises(UserError, match="different"):
+            compare(seeds)
