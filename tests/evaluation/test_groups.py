@@ -20,6 +20,7 @@ CASES, PATIENTS = 12, 6
 
 def test_an_evaluation_draws_whole_patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_panels", lambda *_: [])
+    monkeypatch.setattr(measure, "mask_fingerprints", lambda _: ["same"])
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(CASES, 2, 1, 8, 8, generator=generator)
     masks = torch.rand(CASES, 3, 1, 8, 8, generator=generator) > 0.5
@@ -30,7 +31,7 @@ def test_an_evaluation_draws_whole_patients(tmp_path: Path, monkeypatch: pytest.
         table.update(logits[part], masks[part], torch.ones(1, 3) > 0, case_index=torch.tensor([case]))
     records = [CaseRecord(f"case{case}", group=f"patient{case % PATIENTS}") for case in range(CASES)]
     data = SimpleNamespace(records=lambda _: records, name="slices", note=None)
-    found = measure._evaluation(table, data, Measurement("mine", "test", MetricSettings(), 50), None)
+    found = measure._evaluation(table, data, Measurement("mine", "test", MetricSettings(), 50), None, lambda _: None)
     assert list(found.groups) == [record.group for record in records]
     counts = resample_counts(CASES, 50, groups=found.groups)
     np.testing.assert_array_equal(counts[:, :PATIENTS], counts[:, PATIENTS:])

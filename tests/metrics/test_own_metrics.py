@@ -19,7 +19,7 @@ from edue_lightning.errors import UserError
 from edue_lightning.evaluation.run import EvaluateConfiguration
 from edue_lightning.metrics import METRICS, Case, CaseTable, MetricSettings, PerCaseMetric, case_statistics
 from edue_lightning.metrics.catalogue import STATISTIC_NAMES
-from edue_lightning.reporting.comparison import compare, comparison_table
+from edue_lightning.reporting.comparison import best_methods, compare, comparison_table
 from edue_lightning.runs.files import read_run
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "extend"
@@ -98,7 +98,7 @@ def test_a_configuration_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     found = case_statistics(*random_cases(0), settings=settings)
     assert (found["area_error"] >= 0).all()
     with pytest.raises(
-        UserError, match=r"x\.ckpt: refused, its configuration asks to call 'my_package.metrics.AreaErr"
+        UserError, match=r"x\.ckpt: refused, its configuration calls 'my_package"
     ):
         check_only_ours(node, "x.ckpt")
     monkeypatch.setenv(TRUSTED_PACKAGES, "my_package")
@@ -132,10 +132,13 @@ def test_a_report_knows_its_direction(tmp_path: Path, better: str, arrow: str, b
         own = metrics.iloc[:1].assign(metric="area_error", value=value, better=better)
         pd.concat([metrics, own]).to_csv(folder / "metrics.csv", index=False)
         archive = dict(np.load(folder / "bootstrap.npz"))
-        archive["nodule/area_error"] = archive["nodule/dice"]
+        archive["nodule/area_error"] = value + archive["nodule/dice"] / 1000
         np.savez(folder / "bootstrap.npz", **archive)
-    frame = compare([read_run(tmp_path / method) for method in ("one", "two")])
+    runs = {method: [read_run(tmp_path / method)] for method in ("one", "two")}
+    frame = compare([run for (run,) in runs.values()])
     assert frame.set_index("metric").loc["area_error", "better"].tolist() == [better] * 2
-    table = comparison_table(frame, "lidc", "test", "nodule", bold=lambda text: f"**{text}**")
+    marked = best_methods(runs, "nodule", "area_error")
+    assert marked == (frozenset({best}) if best else frozenset())
+    table = comparison_table(frame, ("lidc", "test", "nodule"), {"area_error": marked}, bold=lambda text: f"**{text}**")
     column = table.set_index("method")[f"area_error{arrow}"]
     assert [method for method, cell in column.items() if cell.startswith("**")] == ([best] if best else [])
