@@ -97,9 +97,7 @@ def test_a_configuration_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = build_metric_settings(node, ["a", "b"])
     found = case_statistics(*random_cases(0), settings=settings)
     assert (found["area_error"] >= 0).all()
-    with pytest.raises(
-        UserError, match=r"x\.ckpt: refused, its configuration calls 'my_package"
-    ):
+    with pytest.raises(UserError, match=r"x\.ckpt: refused, its configuration calls 'my_package"):
         check_only_ours(node, "x.ckpt")
     monkeypatch.setenv(TRUSTED_PACKAGES, "my_package")
     check_only_ours(node, "x.ckpt")
