@@ -6,6 +6,7 @@ import gzip
 import struct
 import zlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -520,3 +521,54 @@ def test_colours_for_print(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a{ending}"
     Image.fromarray(np.zeros((16, 24, 4), dtype=np.uint8), mode="CMYK").save(path)
     assert refusal(path).startswith("holds colours of an unusual kind (")
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize("ending", [".ppm", ".ppm.gz"])
+def test_portable_pixmaps_as_they_are_and_packed(tmp_path: Path, ending: str, bands: int) -> None:
+    stored = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)[..., :bands].squeeze()
+    path = write_picture(tmp_path / "image.ppm", stored)
+    if ending == ".ppm.gz":
+        packed = tmp_path / "image.ppm.gz"
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+        path = packed
+    expected = np.moveaxis(np.atleast_3d(stored), -1, 0).astype(np.float32) / 255
+    np.testing.assert_array_equal(read_image(path).array, expected)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"P6 2 2 65535 " + bytes(24), b"P5 2 2 65535 " + bytes(8), b"P5 2 2 15 " + bytes(4), b"P3 1 1 255 1 2 3"],
+)
+def test_portable_pixmaps_of_other_numbers_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "image.ppm"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match="holds other numbers than 0 to 255"):
+        read_image(path)
+
+
+def test_a_packed_pixmap_that_is_damaged_or_endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "image.ppm.gz"
+    packed = gzip.compress(b"P5 2 2 255 " + bytes(4))
+    path.write_bytes(packed[:-8] + bytes(4) + packed[-4:])
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_image(path)
+    path.write_bytes(packed)
+    monkeypatch.setattr("edue_lightning.data.images._MOST_UNPACKED_BYTES", 10)
+    with pytest.raises(ImageError, match="unpacks to more than"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_masks_in_gif(tmp_path: Path, mode: str) -> None:
+    mask = np.random.default_rng(0).random((6, 5)) < 0.5
+    Image.fromarray((mask * 255).astype(np.uint8)).convert(mode).save(tmp_path / "mask.gif")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.gif").array, mask)
+
+
+def test_the_content_of_a_picture_is_read_like_its_file(tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).integers(0, 256, (5, 4), dtype=np.uint8)
+    content = write_picture(tmp_path / "image.png", stored).read_bytes()
+    np.testing.assert_array_equal(read_image(BytesIO(content)).array, read_image(tmp_path / "image.png").array)
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_image(BytesIO(content[:-6]))

@@ -1,4 +1,4 @@
-"""One image or mask file: PNG, JPEG, TIFF or NIfTI.
+"""One image or mask file: PNG, JPEG, TIFF, PPM, GIF or NIfTI.
 
 Files come from strangers: only a few decoders are allowed, a header's claims are checked before memory is allocated,
 checksums are verified to the end, and a file that programs show in different ways is refused, not guessed at.
@@ -6,6 +6,7 @@ checksums are verified to the end, and a file that programs show in different wa
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
 import struct
@@ -13,7 +14,9 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
+from typing import TypeGuard
 
 import nibabel
 import numpy as np
@@ -35,7 +38,7 @@ from edue_lightning.data.tiff import (
 )
 from edue_lightning.text import reason_of
 
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".ppm.gz", ".gif")
 VOLUMES = (".nii", ".nii.gz")
 MOST_VOXELS = 2**31
 """Largest number of voxels that a NIfTI header may claim; pictures have Pillow's own, lower limit."""
@@ -49,7 +52,7 @@ AFFINE_TOLERANCE = 1e-3
 ROUNDING = 1e-3
 """Largest distance of a floating-point label from its whole number, and of a mask's values relative to the largest."""
 
-_FORMATS = ("PNG", "JPEG", "TIFF")
+_FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "GIF")
 _PLAIN_MODES = ("L", "LA", "RGB", "RGBA", "I", "I;16", "I;16B", "F")
 # numbers whose bytes Pillow leaves in the wrong order when libtiff unpacks them
 _SWAPPED = (";16BS", ";32B", ";32BS", ";32BF", ";64BF")
@@ -63,6 +66,7 @@ _MOST_BYTES_BEFORE_VOXELS = 2**26
 _MOST_BYTES_BEHIND_VOXELS = 2**26
 _CHUNK = 2**20
 _PNG_SIGNATURE_BYTES = 8
+_MOST_UNPACKED_BYTES = 2**28
 _MOST_VALUES_LISTED = 6
 
 
@@ -134,8 +138,8 @@ def same_affine(first: ArrayLike, second: ArrayLike) -> bool:
     return np.allclose(first, second, rtol=0, atol=AFFINE_TOLERANCE)
 
 
-def read_image(path: Path) -> ImageFile:
-    """Read an image.
+def read_image(path: Path | BytesIO) -> ImageFile:
+    """Read an image file, or the content of a picture, such as a member of an archive.
 
     Values of 1 to 8 bits are divided by their largest, those of 16 bits by 65535; all others, and NIfTI's, stay as they
     are. Where a TIFF file says that 0 is white, values are inverted. Transparency is dropped, palettes become RGB. The
@@ -151,8 +155,8 @@ def read_image(path: Path) -> ImageFile:
     return image
 
 
-def read_mask(path: Path) -> ImageFile:
-    """Read a mask: true where the file holds its one value other than 0.
+def read_mask(path: Path | BytesIO) -> ImageFile:
+    """Read a mask file, or the content of a picture: true where the file holds its one value other than 0.
 
     Floating-point values may be off by `ROUNDING`. A palette that begins with black is a list of labels, whatever its
     other colours.
@@ -165,8 +169,8 @@ def read_mask(path: Path) -> ImageFile:
     return replace(labels, array=_foreground(labels.array))
 
 
-def read_colours(path: Path) -> NDArray[np.uint8]:
-    """Read a picture of 8 bits per colour as `[H, W, 3]` uint8.
+def read_colours(path: Path | BytesIO) -> NDArray[np.uint8]:
+    """Read a picture (a file or its content) of 8 bits per colour as `[H, W, 3]` uint8.
 
     Grey pictures get three equal channels, transparency is dropped.
 
@@ -214,7 +218,9 @@ def read_label_map(path: Path, labels: Mapping[int, str]) -> ImageFile:
     return replace(volume, array=found)
 
 
-def _is_volume(path: Path) -> bool:
+def _is_volume(path: Path | BytesIO) -> TypeGuard[Path]:
+    if isinstance(path, BytesIO):
+        return False
     name = path.name.lower()
     if not name.endswith(PICTURES + VOLUMES):
         raise ImageError(f"has none of the endings {', '.join(PICTURES + VOLUMES)}; save it as one of these")
@@ -222,11 +228,12 @@ def _is_volume(path: Path) -> bool:
 
 
 @contextmanager
-def _decoding(path: Path) -> Iterator[None]:
+def _decoding(path: Path | BytesIO) -> Iterator[None]:
     """Turn any error of a decoder into an `ImageError`."""
+    named = path if isinstance(path, Path) else None
     try:
         # reading a pipe would block, and a device may have no end
-        if path.exists() and not path.is_file():
+        if isinstance(path, Path) and path.exists() and not path.is_file():
             raise ImageError("is no regular file; put the image itself there")
         # values out of range become infinite, which is reported later
         with np.errstate(all="ignore"):
@@ -241,10 +248,12 @@ def _decoding(path: Path) -> Iterator[None]:
         ) from error
     # decoders raise all kinds of errors on damaged files: OSError, SyntaxError, struct.error, ...
     except Exception as error:
-        raise ImageError(f"cannot be read ({reason_of(error, path)}); save it again") from error
+        raise ImageError(f"cannot be read ({reason_of(error, named)}); save it again") from error
 
 
-def _open_picture(path: Path) -> Image.Image:
+def _open_picture(path: Path | BytesIO) -> Image.Image:
+    if isinstance(path, Path) and path.name.lower().endswith(".gz"):
+        path = _unpacked(path)
     # the list keeps Pillow from formats that it hands to other programs
     picture = Image.open(path, formats=_FORMATS)
     pages = getattr(picture, "n_frames", 1)
@@ -256,6 +265,8 @@ def _open_picture(path: Path) -> Image.Image:
         raise ImageError(problem)
     if ";16" in str(picture.tile) and not picture.mode.startswith("I"):
         raise ImageError(DEEP_COLOURS)
+    if picture.format == "PPM" and (picture.mode == "I" or str(picture.tile[0].codec_name).startswith("ppm")):
+        raise ImageError("holds other numbers than 0 to 255, or numbers as text; save it as PNG")
     raw_modes = [tile.args[0] for tile in picture.tile if tile.codec_name == "libtiff" and tile.args]
     if any(str(mode).endswith(_SWAPPED) for mode in raw_modes):
         raise ImageError("is compressed, its highest byte first, which Pillow misreads; save it uncompressed")
@@ -271,13 +282,22 @@ def _open_picture(path: Path) -> Image.Image:
     return picture
 
 
-def _verify_png(path: Path) -> None:
+def _unpacked(path: Path) -> BytesIO:
+    """Return the content of a gzip file, whose checksum is verified at its end."""
+    with gzip.open(path) as file:
+        content = file.read(_MOST_UNPACKED_BYTES + 1)
+    if len(content) > _MOST_UNPACKED_BYTES:
+        raise ImageError("unpacks to more than 256 MB; save it as PNG")
+    return BytesIO(content)
+
+
+def _verify_png(path: Path | BytesIO) -> None:
     """Check the checksums of a PNG file, which Pillow skips for the pixels.
 
     Raises:
         ValueError: if one does not match, or the file is cut off.
     """
-    with path.open("rb") as file:
+    with path.open("rb") if isinstance(path, Path) else BytesIO(path.getvalue()) as file:
         file.seek(_PNG_SIGNATURE_BYTES)
         kind = b""
         while kind != b"IEND":
@@ -288,14 +308,14 @@ def _verify_png(path: Path) -> None:
                 raise ValueError("a checksum does not match")
 
 
-def _read_picture(path: Path) -> NDArray[np.float32]:
+def _read_picture(path: Path | BytesIO) -> NDArray[np.float32]:
     with _open_picture(path) as picture:
         stored = _colours(picture)
     largest = np.iinfo(stored.dtype).max if stored.dtype in (np.uint8, np.uint16) else 1
     return stored.astype(np.float32) / np.float32(largest)
 
 
-def _read_labels(path: Path) -> NDArray:
+def _read_labels(path: Path | BytesIO) -> NDArray:
     """Return `[C, *S]` values of a mask as they are stored."""
     with _open_picture(path) as picture:
         palette = picture.getpalette() or []
