@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from run_files import (
     METRICS,
     RESAMPLES,
@@ -20,7 +23,9 @@ from run_files import (
     write_validation,
 )
 
+from edue_lightning.data import RaterSample
 from edue_lightning.errors import UserError
+from edue_lightning.evaluation.measure import _panel
 from edue_lightning.reporting import compare, comparison_table, find_runs, paired_differences, read_run, write_report
 from edue_lightning.reporting.comparison import COMPARISON_COLUMNS, best_methods, to_markdown
 from edue_lightning.reporting.figures import (
@@ -335,6 +340,43 @@ def test_panels_survive_the_file(tmp_path: Path) -> None:
         assert isinstance(after.case_id, str)
 
 
+def test_a_single_network_is_drawn_by_p_times_1_minus_p_and_labelled_so() -> None:
+    network = replace(panel("a"), member_variance=np.zeros((20, 20), np.float32), sv=float("nan"), sv_total=7.25)
+    expected = network.mean_probability * (1 - network.mean_probability)
+    figure = panel_figure(network)
+    np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), expected)
+    assert figure.axes[2].get_title() == "single network, p(1 - p) 7.2"
+    # a file of an earlier version holds 0 and no sum of p(1 - p)
+    earlier = replace(network, sv=0.0, sv_total=float("nan"))
+    comparison = comparison_panel_figure({"edue": panel("a"), "single": network, "earlier": earlier})
+    drawn = {axes.get_title(): axes for axes in comparison.axes}
+    for title in ("single\np(1 - p) 7.2", "earlier\np(1 - p)"):
+        np.testing.assert_array_equal(drawn[title].images[0].get_array(), expected)
+    np.testing.assert_array_equal(drawn["edue\nSV 3.2"].images[0].get_array(), panel("a").member_variance)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_the_measured_panel_of_a_single_network_has_no_sum_of_variances(members: int) -> None:
+    rng = np.random.default_rng(0)
+    probabilities = torch.from_numpy(rng.random((members, 1, 12, 10)))
+    masks = torch.from_numpy((rng.random((2, 1, 12, 10)) > 0.5).astype(np.uint8))
+    sample = RaterSample(torch.zeros(1, 12, 10), masks, torch.ones(2, dtype=torch.bool), "a", (2.0, 3.0))
+    found = _panel(SimpleNamespace(spatial_dims=2, structures=("cup",)), sample, 0, probabilities)
+    mean = probabilities.numpy()[:, 0].mean(axis=0)
+    assert found.sv_total == pytest.approx(6 * (mean * (1 - mean)).sum(), rel=1e-5)
+    assert found.has_members == (members > 1)
+    variance = probabilities.numpy()[:, 0].var(axis=0)
+    assert found.sv == pytest.approx(6 * variance.sum() if members > 1 else np.nan, rel=1e-5, nan_ok=True)
+
+
+def test_panels_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    save_panels([panel("a"), panel("b", 3)], tmp_path / "panels.npz")
+    with np.load(tmp_path / "panels.npz") as archive:
+        earlier = {name: archive[name] for name in archive.files if not name.endswith("/sv_total")}
+    np.savez_compressed(tmp_path / "panels.npz", **earlier)
+    assert [(found.case_id, found.sv) for found in load_panels(tmp_path / "panels.npz")] == [("a", 3.25), ("b", 3.25)]
+
+
 def test_panel_cases_are_quantiles_of_the_raters_disagreement() -> None:
     disagreement = np.array([5.0, np.nan, 1.0, 4.0, 2.0, 3.0, 0.0, 6.0, 8.0, 7.0, 9.0, 10.0])
     assert [disagreement[i] for i in choose_panel_cases(disagreement)] == [1, 3, 5, 7, 9]
@@ -402,7 +444,9 @@ def test_the_calibration_curve_leaves_empty_bins_out(tmp_path: Path) -> None:
 def test_the_scatter_tells_its_correlation(tmp_path: Path) -> None:
     cases = read_run(write_run(tmp_path / "run", "edue", 0)).cases
     constant = cases.assign(sv=0.0)
-    figure = disagreement_scatter_figure({"edue": cases, "single": constant})
+    network = cases.assign(sv=np.nan, sv_total=2 * cases["sv"])
+    figure = disagreement_scatter_figure({"edue": cases, "single": constant, "network": network})
     expected = np.corrcoef(cases["sv"], cases["sv_star"])[0, 1]
     assert f"Pearson {expected:.2f}" in figure.axes[0].get_title()
     assert "undefined" in figure.axes[1].get_title()
+    assert figure.axes[2].get_title() == f"network\nPearson {expected:.2f} of p(1 - p)"

@@ -73,7 +73,8 @@ class RaterDataModule(pl.LightningDataModule):
                 raise UserError(f"data.{setting} must be at least 1, not {value}")
         if RESERVED_STRUCTURE in source.structures:
             raise UserError(
-                f"structure {RESERVED_STRUCTURE!r}: tables use this name for the mean over structures; rename the structure"
+                f"structure {RESERVED_STRUCTURE!r}: tables use this name for the mean over structures; "
+                "rename the structure"
             )
         self.name: str = name
         self.source = source

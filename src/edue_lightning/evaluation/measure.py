@@ -26,7 +26,7 @@ from edue_lightning.reporting.panels import (
     view_window,
 )
 from edue_lightning.runtime.processes import is_first_process
-from edue_lightning.uncertainty import member_variance, rater_variance, sum_of_variances
+from edue_lightning.uncertainty import member_variance, rater_variance, sum_of_variances, total_variance
 
 ProbabilitiesOf = Callable[[int], Tensor]
 """Member probabilities `[M, K, *S]` of the case at a position of the split."""
@@ -179,11 +179,14 @@ def _panel(source: CaseSource, sample: RaterSample, structure: int, probabilitie
     rows, columns = view_window(maps["masks"].max(axis=0))
     maps = {name: values[..., rows, columns] for name, values in maps.items()}
     voxel_size = batch.spacing.prod(dim=1)
-    sums = [sum_of_variances(part, voxel_size)[0, 0].item() for part in (between, expert)]
+    parts = (between, expert, total_variance(of_structure))
+    between_sum, expert_sum, total_sum = (sum_of_variances(part, voxel_size)[0, 0].item() for part in parts)
     return Panel(
         case_id=sample.case_id,
         structure=source.structures[structure],
-        sv=sums[0],
-        sv_star=sums[1],
+        # undefined for a single network
+        sv=between_sum if len(probabilities) > 1 else float("nan"),
+        sv_star=expert_sum,
+        sv_total=total_sum,
         **{**maps, "image": displayable(maps["image"])},
     )

@@ -104,7 +104,7 @@ def quality_control_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def panel_figure(panel: Panel, note: str | None = None) -> Figure:
-    """Draw one case of one method in a row: contours, V*, V, prediction and consensus.
+    """Draw one case of one method in a row: contours, V*, V (p(1 - p) of a single network), prediction and consensus.
 
     Args:
         panel: the case.
@@ -114,7 +114,8 @@ def panel_figure(panel: Panel, note: str | None = None) -> Figure:
     axes: Sequence[Axes] = figure.subplots(1, 5)
     _draw_contours(axes[0], panel)
     _draw_variance(axes[1], panel.rater_variance, f"raters' variance, SV* {panel.sv_star:.1f}")
-    shown = _draw_variance(axes[2], panel.member_variance, f"model's variance, SV {panel.sv:.1f}")
+    of_model = "variance between members" if panel.has_members else "single network"
+    shown = _draw_variance(axes[2], panel.model_variance, f"{of_model}, {panel.model_variance_title}")
     _draw_mask(axes[3], panel.mean_probability >= 0.5, "prediction")
     _draw_mask(axes[4], _consensus(panel), "soft majority")
     figure.colorbar(shown, ax=list(axes[1:3]), shrink=0.8)
@@ -126,6 +127,7 @@ def panel_figure(panel: Panel, note: str | None = None) -> Figure:
 def comparison_panel_figure(panels: Mapping[str, Panel], note: str | None = None) -> Figure:
     """Draw one case for many methods: the variance of each on one scale, and its prediction below.
 
+    The variance is V, or p(1 - p) of a single network, which has no variance between members; the title says which.
     Many methods wrap into several rows; the raters come first.
 
     Args:
@@ -144,7 +146,7 @@ def comparison_panel_figure(panels: Mapping[str, Panel], note: str | None = None
     shown = _draw_variance(pairs[1, 0], first.rater_variance, f"raters\nSV* {first.sv_star:.1f}")
     _draw_mask(pairs[1, 1], _consensus(first), "soft majority")
     for (above, below), (label, panel) in zip(pairs[2:], panels.items(), strict=False):
-        _draw_variance(above, panel.member_variance, f"{broken_label(label)}\nSV {panel.sv:.1f}")
+        _draw_variance(above, panel.model_variance, f"{broken_label(label)}\n{panel.model_variance_title}")
         _draw_mask(below, panel.mean_probability >= 0.5, "prediction")
     for empty in (pairs[0, 1], *pairs[cells:].ravel()):
         empty.axis("off")
@@ -157,6 +159,8 @@ def comparison_panel_figure(panels: Mapping[str, Panel], note: str | None = None
 def disagreement_scatter_figure(cases: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw each case's SV against the raters' SV*, one plot per method, on common axes.
 
+    A single network has no SV; its sum of p(1 - p) is drawn, and the title says so.
+
     Args:
         cases: rows of `cases.csv` of one structure, by method.
     """
@@ -164,14 +168,18 @@ def disagreement_scatter_figure(cases: Mapping[str, pd.DataFrame]) -> Figure:
     rows = -(-len(cases) // columns)
     figure = Figure(figsize=(3.2 * columns, 3.2 * rows), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).ravel()
-    largest = max(np.nanmax(frame[["sv", "sv_star"]].to_numpy(dtype=float)) for frame in cases.values()) * 1.05 or 1.0
-    for drawn, (label, frame) in zip(axes, cases.items(), strict=False):
+    points = {label: _disagreement(frame) for label, frame in cases.items()}
+    values = np.concatenate([frame.to_numpy(dtype=float).ravel() for frame in points.values()])
+    largest = float(np.max(values[~np.isnan(values)], initial=0)) * 1.05 or 1.0
+    for drawn, (label, frame) in zip(axes, points.items(), strict=False):
         drawn.plot([0, largest], [0, largest], color="0.7", linestyle="--", linewidth=1)
-        drawn.scatter(frame["sv_star"], frame["sv"], s=9, alpha=0.6, color=COLOURS[0], linewidths=0)
-        defined = frame[["sv", "sv_star"]].dropna()
+        score, raters = frame.columns
+        drawn.scatter(frame[raters], frame[score], s=9, alpha=0.6, color=COLOURS[0], linewidths=0)
+        defined = frame.dropna()
         varies = len(defined) >= 3 and bool((defined.max() > defined.min()).all())
-        correlation = f"Pearson {defined['sv'].corr(defined['sv_star']):.2f}" if varies else "Pearson undefined"
-        drawn.set_title(f"{broken_label(label)}\n{correlation}", fontsize=9)
+        correlation = f"Pearson {defined[score].corr(defined[raters]):.2f}" if varies else "Pearson undefined"
+        of = "" if score == "sv" else " of p(1 - p)"
+        drawn.set_title(f"{broken_label(label)}\n{correlation}{of}", fontsize=9)
         drawn.grid(color="0.9")
     for unused in axes[len(cases) :]:
         unused.axis("off")
@@ -181,6 +189,12 @@ def disagreement_scatter_figure(cases: Mapping[str, pd.DataFrame]) -> Figure:
     figure.supxlabel("raters' sum of variances SV*", fontsize=9)
     figure.supylabel("model's sum of variances SV", fontsize=9)
     return figure
+
+
+def _disagreement(cases: pd.DataFrame) -> pd.DataFrame:
+    """Return SV, or the sum of p(1 - p) where no case defines SV, and SV*."""
+    score = "sv_total" if cases["sv"].isna().all() and "sv_total" in cases else "sv"
+    return cases[[score, "sv_star"]].astype(float)
 
 
 def _write_note(figure: Figure, note: str | None) -> None:

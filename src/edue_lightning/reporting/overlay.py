@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edue_lightning.reporting.figures import COLOURS, LARGEST_VARIANCE
 
 _CELL = 3.6
+_TITLES = {"disagreement": "variance between members", "total_variance": "p(1 - p) of a single network"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def overlay_figure(overlay: Overlay, title: str, variance: str) -> Figure:
     Args:
         overlay: the picture or slice to draw.
         title: line above the figure.
-        variance: name of the disagreement.
+        variance: `disagreement` between members, or `total_variance` of a single network.
     """
     height, width = overlay.probability.shape
     edge = _CELL * min(max(height * overlay.aspect / width, 0.4), 2.5)
@@ -54,7 +55,7 @@ def overlay_figure(overlay: Overlay, title: str, variance: str) -> Figure:
     axes[0].set_title("mask" if mask.any() else "mask: empty here", fontsize=9)
     shown = (
         (axes[1], overlay.probability, 1.0, "viridis", "mean probability"),
-        (axes[2], overlay.disagreement, LARGEST_VARIANCE, "magma", variance.replace("_", " ")),
+        (axes[2], overlay.disagreement, LARGEST_VARIANCE, "magma", _TITLES[variance]),
     )
     for one, values, largest, colours, name in shown:
         # the image stays visible where the values are small

@@ -35,10 +35,12 @@ class Panel:
         image: `[H, W]` or `[H, W, 3]`, scaled to [0, 1].
         masks: masks of the valid raters, `[R, H, W]` uint8.
         rater_variance: V*, `[H, W]`.
-        member_variance: V, `[H, W]`.
+        member_variance: V, `[H, W]`; 0 for a single network, which has none.
         mean_probability: `[H, W]`.
-        sv: sum of V over the whole image or volume, mm² or mm³ (pixels or voxels where the spacing is unknown).
-        sv_star: the same of V*.
+        sv: sum of V over the whole image or volume, mm² or mm³ (pixels or voxels where the spacing is unknown); NaN for
+            a single network.
+        sv_star: sum of V*.
+        sv_total: sum of p(1 - p) of the mean prediction; NaN in files of earlier versions.
     """
 
     case_id: str
@@ -50,6 +52,24 @@ class Panel:
     mean_probability: NDArray[np.float32]
     sv: float
     sv_star: float
+    sv_total: float = float("nan")
+
+    @property
+    def has_members(self) -> bool:
+        """Whether V is defined. Earlier versions stored 0 for a single network."""
+        stored_as_zero = np.isnan(self.sv_total) and self.sv == 0 and not self.member_variance.any()
+        return not (np.isnan(self.sv) or stored_as_zero)
+
+    @property
+    def model_variance(self) -> NDArray[np.float32]:
+        """Map to draw beside V*: V, or p(1 - p) of a single network, `[H, W]`."""
+        return self.member_variance if self.has_members else self.mean_probability * (1 - self.mean_probability)
+
+    @property
+    def model_variance_title(self) -> str:
+        """Name of `model_variance`, with its sum over the whole image or volume where that is known."""
+        name, total = ("SV", self.sv) if self.has_members else ("p(1 - p)", self.sv_total)
+        return name if np.isnan(total) else f"{name} {total:.1f}"
 
 
 def choose_panel_cases(sv_star: NDArray[np.float64]) -> list[int]:
@@ -145,8 +165,10 @@ def load_panels(path: Path) -> list[Panel]:
     panels = []
     try:
         with np.load(path, allow_pickle=False) as archive:
-            for number in range(len(archive.files) // len(fields(Panel))):
-                values = {field.name: archive[f"{number}/{field.name}"] for field in fields(Panel)}
+            for number in range(len({name.split("/")[0] for name in archive.files})):
+                # files of earlier versions lack fields with a default
+                stored = [field.name for field in fields(Panel) if f"{number}/{field.name}" in archive.files]
+                values = {name: archive[f"{number}/{name}"] for name in stored}
                 scalars = {name: value.item() for name, value in values.items() if value.ndim == 0}
                 panels.append(Panel(**{**values, **scalars}))
     # decoders raise many types of error for damaged files

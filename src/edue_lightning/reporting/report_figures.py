@@ -118,7 +118,9 @@ def _panels(methods: Methods, name: str) -> Iterator[Drawing]:
     for (case_id, structure), panels in by_case.items():
         drawn = [lowest[label] for label in panels]
         figure = comparison_panel_figure(panels, drawn[0].configuration.get("image_note"))
-        caption = "Variance between the members above, prediction below, for the lowest seed."
+        caption = (
+            "Variance between the members above, p(1 - p) for a single network; prediction below. For the lowest seed."
+        )
         yield Drawing(f"heatmaps_{name}_{case_id}_{structure}", figure, caption, drawn)
 
 
