@@ -463,6 +463,21 @@ def test_a_volume_s_voxel_size_comes_from_its_affine(petct: Path) -> None:
             model.predict(volume, spacing=spacing)
 
 
+def test_the_input_may_not_lie_within_the_output(slices: Path, tmp_path: Path) -> None:
+    scans = grey(tmp_path / "scans", "one")
+    for given in (scans, scans / "one.png"):
+        with pytest.raises(UserError, match="scans: contains the input; choose another folder"):
+            predict(asked(slices, given, scans, "overwrite=true"), scans)
+
+
+def test_a_second_prediction_below_the_input_predicts_the_same_cases(slices: Path, tmp_path: Path) -> None:
+    scans = grey(tmp_path / "scans", "one", "two")
+    for name in ("first", "second"):
+        found = predict(asked(slices, scans, scans / name), scans / name)
+        assert not found.failed
+        assert sorted(found.triage["case"]) == ["one", "two"]
+
+
 @pytest.mark.exhaustive
 def test_the_trial_of_triage_runs(tmp_path: Path) -> None:
     overrides = ("experiment=synthetic_petct", "inference.window=[48,48,16]", "inference.overlap=0")

@@ -104,3 +104,46 @@ def test_nothing_to_be_found_is_told(tmp_path: Path, name: str, message: str) ->
     (tmp_path / "wrong.csv").write_text("case_id,picture\na,b.png\n")
     with pytest.raises(UserError, match=message):
         find_images(tmp_path / name, 1)
+
+
+def test_earlier_predictions_below_the_input_are_no_patients(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "001.png", "002.nii.gz", "deep/003.png")
+    for folder in ("first", "deep/second"):
+        touch(tmp_path / folder, "001__mask.png", "001__probability.tif", "prediction.yaml", "records/001.json")
+    # somebody's own file of that name
+    touch(tmp_path, "own/prediction.yaml", "own/004.png")
+    found = find_images(tmp_path, 1)
+    assert sorted(listed(found)) == ["001", "002", "003", "004"]
+    assert not found.problems
+    assert sorted(caplog.messages) == [
+        f"{tmp_path}/{folder}: contains predictions, not images, and is skipped" for folder in ("deep/second", "first")
+    ]
+    with pytest.raises(UserError, match="first: contains predictions; choose the folder of the images"):
+        find_images(tmp_path / "first", 1)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_images_of_other_formats_are_named(tmp_path: Path, channels: int) -> None:
+    touch(tmp_path, "a__CT.nii.gz", "a__PT.nii.gz", "b.mha", "deep/c.DCM", "d.nrrd", "e.bmp", "notes.txt", "table.xlsx")
+    found = find_images(tmp_path, channels)
+    assert dict(found.problems) == {
+        "b.mha": "is of a format that is not read; convert it to NIfTI, or move it away",
+        "deep/c.DCM": "is of a format that is not read; convert it to NIfTI, or move it away",
+        "d.nrrd": "is of a format that is not read; convert it to NIfTI, or move it away",
+        "e.bmp": "is of a format that is not read; convert it to PNG, or move it away",
+    }
+    assert len(found.cases) == 3 - channels
+
+
+def test_files_without_a_channel_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "a__CT.nii.gz", "a__PT.nii.gz", *(f"a_label{n}.nii.gz" for n in range(5)))
+    assert set(listed(find_images(tmp_path, 2))) == {"a"}
+    assert caplog.messages == [
+        f"{tmp_path}: files without a channel in their names are skipped: "
+        "a_label0.nii.gz, a_label1.nii.gz, a_label2.nii.gz and 2 more"
+    ]
+
+
+def test_files_in_deep_folders_are_found(tmp_path: Path) -> None:
+    touch(tmp_path, "1/2/3/4/5/6/7/8/a.png")
+    assert set(listed(find_images(tmp_path, 1))) == {"a"}

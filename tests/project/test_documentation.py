@@ -33,7 +33,7 @@ from edue_lightning.convert import convert
 from edue_lightning.data import ManifestSource, SyntheticFundus
 from edue_lightning.data.sources.lidc.contours import find_database
 from edue_lightning.prediction.outputs import DISAGREEMENT, MASK, PROBABILITY, TOTAL_VARIANCE
-from edue_lightning.prediction.run import FAILED_FILE, SETTINGS_FILE, TRIAGE_FILE
+from edue_lightning.prediction.run import FAILED_FILE, PREDICTION_FILE, TRIAGE_FILE
 from edue_lightning.prediction.triage_table import COLUMNS
 
 ROOT = server.ROOT
@@ -407,7 +407,7 @@ def test_every_room_has_a_page_in_the_api_reference() -> None:
 
 def test_the_page_on_predictions_names_every_column_and_file() -> None:
     text = (ROOT / "docs/predict.md").read_text()
-    for name in (*COLUMNS, TRIAGE_FILE, FAILED_FILE, SETTINGS_FILE, MASK, PROBABILITY, DISAGREEMENT, TOTAL_VARIANCE):
+    for name in (*COLUMNS, TRIAGE_FILE, FAILED_FILE, PREDICTION_FILE, MASK, PROBABILITY, DISAGREEMENT, TOTAL_VARIANCE):
         assert re.search(rf"`(CASE__)?{name}`", text), name
 
 

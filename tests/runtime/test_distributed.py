@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -145,8 +146,7 @@ def test_the_console_script_starts_the_processes_too(tmp_path: Path) -> None:
     ]
     assert len(random_states) == 2
     recorded = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["command"]
-    assert recorded.split()[:3] == ["python", "-m", "edue_lightning.train"]
-    assert recorded.split()[3:-1] == command
+    assert shlex.split(recorded) == ["python", "-m", "edue_lightning.train", *command, "hydra.run.dir=run"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,11 @@ from edue_lightning.data.images import VOLUMES
 
 DEEPEST = 6
 """Number of folder levels below the data set's folder that are searched."""
+
+PREDICTION_FILE, RECORDS = "prediction.yaml", "records"
+"""File and folder by which the output folder of `predict` is known."""
+
+log = logging.getLogger(__name__)
 
 
 class ListingProblems:
@@ -43,7 +49,8 @@ def find_files(
     """List the files with certain endings in the data set's folder and `deepest` levels below, sorted by path.
 
     Hidden files and macOS' `__MACOSX` are skipped. Links to files count as files, wherever they lead. Linked folders
-    are searched if they lie outside of the data set's folder; the others are found where they lie.
+    are searched if they lie outside of the data set's folder; the others are found where they lie. Output folders of
+    `predict` are skipped with a warning.
 
     Args:
         problems: receives one line per broken link and per unreadable folder.
@@ -65,6 +72,9 @@ def find_files(
         for name in sorted(subfolders):
             if _is_hidden(name) or leave_out(name):
                 continue
+            if is_prediction(here / name):
+                log.warning("%s: contains predictions, not images, and is skipped", here / name)
+                continue
             if (here / name).is_symlink():
                 target = _target(here / name, problems)
                 if target is None or any(_overlap(target, other) for other in entered):
@@ -79,6 +89,11 @@ def find_files(
         wanted = [here / name for name in files if name.lower().endswith(endings) and not _is_hidden(name)]
         found += [path for path in wanted if not path.is_symlink() or _target(path, problems) is not None]
     return sorted(found, key=lambda path: path.parts)
+
+
+def is_prediction(folder: Path) -> bool:
+    """Return whether a folder is an output folder of `predict`."""
+    return (folder / PREDICTION_FILE).is_file() and (folder / RECORDS).is_dir()
 
 
 def stem_of(path: Path, endings: tuple[str, ...] = VOLUMES) -> str:

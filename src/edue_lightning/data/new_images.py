@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, read_image
-from edue_lightning.data.listing import ListingProblems, find_files, stem_of
+from edue_lightning.data.listing import ListingProblems, find_files, is_prediction, stem_of
 from edue_lightning.data.preparation import Preparation, PreparedImage, agreed_spacing, as_slice, require_channels
 from edue_lightning.data.sources.manifest.files import NamedFiles
 from edue_lightning.data.sources.manifest.table import TABLES, read_images
@@ -20,6 +20,13 @@ from edue_lightning.text import can_be_in_file_name, one_line
 log = logging.getLogger(__name__)
 
 _IMAGES = PICTURES + VOLUMES
+# formats of images that are not read
+_OTHER_PICTURES = (".bmp", ".gif", ".webp", ".jp2", ".jpe", ".jfif", ".pgm", ".ppm", ".pnm", ".svs")
+_OTHER_IMAGES = (
+    *_OTHER_PICTURES,
+    *(".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", ".dicom", ".ima", ".img", ".img.gz", ".mgh", ".mgz", ".mnc", ".npy"),
+)
+_DEEPEST = 32
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 # how a data set names the files of one case: HECKTOR's CT and PET, nnU-Net's channels, those that `convert` writes
 _CHANNEL_NAMES = (
@@ -62,7 +69,8 @@ def find_images(place: Path, channels: int, leave_out: Path | None = None) -> Im
 
     In a folder each file is a case, named by its stem. If the network expects several channels, files that are named
     like those of a data set (`CASE__CT` and `CASE__PT`, of NIfTI `CASE_0000` and `CASE_0001`, `CASE__1` and `CASE__2`)
-    are one case, and other files beside them, such as labels, are skipped. A table has the columns
+    are one case, and other files beside them, such as labels, are skipped. Images of other formats are problems; output
+    folders of `predict` are skipped. A table has the columns
     `case_id, image[, image2...]` and optionally `spacing`; further columns, such as those of a manifest, are not read.
 
     Args:
@@ -73,6 +81,8 @@ def find_images(place: Path, channels: int, leave_out: Path | None = None) -> Im
     Raises:
         UserError: if there is no image, or a table cannot be read.
     """
+    if is_prediction(place):
+        raise UserError(f"input={place}: contains predictions; choose the folder of the images")
     if place.is_dir():
         found = _in_folder(place, channels, leave_out)
     elif not place.is_file():
@@ -143,19 +153,29 @@ def _of_file(path: Path, channels: int) -> ImageCases:
 def _in_folder(folder: Path, channels: int, leave_out: Path | None) -> ImageCases:
     problems = ListingProblems(folder.resolve())
     outside = None if leave_out is None else leave_out.resolve()
-    files = [
+    found_files = [
         path
-        for path in find_files(problems, lambda _: False, _IMAGES)
+        for path in find_files(problems, lambda _: False, _IMAGES + _OTHER_IMAGES, _DEEPEST)
         if outside is None or not path.is_relative_to(outside)
     ]
+    files = [path for path in found_files if path.name.lower().endswith(_IMAGES)]
+    for path in found_files:
+        if not path.name.lower().endswith(_IMAGES):
+            problems.add(path, f"is of a format that is not read; convert it to {_converted(path)}, or move it away")
     listed = [(line.partition(": ")[0], line.partition(": ")[2]) for line in problems.lines]
     if channels > 1 and any(_channel_of(path) is not None for path in files):
         parts = [path for path in files if _channel_of(path) is not None]
         if len(parts) < len(files):
-            log.info("%s: %d files have no channel in their names and are skipped", folder, len(files) - len(parts))
+            others = [path.name for path in files if path not in set(parts)]
+            shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+            log.warning("%s: files without a channel in their names are skipped: %s", folder, shown)
         found = _grouped(parts, folder.resolve(), channels)
         return ImageCases(found.cases, [*listed, *found.problems])
     return ImageCases(_named([((path,), stem_of(path, _IMAGES)) for path in files], folder.resolve()), listed)
+
+
+def _converted(path: Path) -> str:
+    return "PNG" if path.name.lower().endswith(_OTHER_PICTURES) else "NIfTI"
 
 
 def _grouped(parts: Sequence[Path], root: Path, channels: int) -> ImageCases:

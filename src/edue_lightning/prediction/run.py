@@ -21,6 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from edue_lightning.atomic import write_whole
 from edue_lightning.config.schema import check_configuration
 from edue_lightning.data.images import ImageError
+from edue_lightning.data.listing import PREDICTION_FILE, RECORDS
 from edue_lightning.data.new_images import ImageCase, find_images
 from edue_lightning.errors import UserError
 from edue_lightning.prediction.model import Model
@@ -31,7 +32,7 @@ from edue_lightning.runs.record import command_line
 
 log = logging.getLogger(__name__)
 
-TRIAGE_FILE, FAILED_FILE, SETTINGS_FILE, RECORDS = "triage.csv", "failed.csv", "prediction.yaml", "records"
+TRIAGE_FILE, FAILED_FILE = "triage.csv", "failed.csv"
 _SECONDS_BETWEEN_LINES = 20.0
 _FORMAT = 2
 """Number of the code's version that made a prediction, raised whenever its results change for the same settings."""
@@ -87,7 +88,10 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
             "%s: has no triage data (interrupted training?), so no case will be flagged; resume the training to add it",
             path,
         )
-    found = find_images(Path(configuration["input"]), model.image_format.channels, folder)
+    given = Path(configuration["input"])
+    if given.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"output={folder}: contains the input; choose another folder")
+    found = find_images(given, model.image_format.channels, folder)
     failed = dict(found.problems)
     for name, reason in failed.items():
         log.error("%s: %s", name, reason)
@@ -178,7 +182,7 @@ def _read_record(record: Path) -> dict[str, Any]:
 
 def _begin(configuration: Mapping[str, Any], folder: Path) -> None:
     """Record the settings of the prediction, or check that the folder has the same ones."""
-    path = folder / SETTINGS_FILE
+    path = folder / PREDICTION_FILE
     settings = {
         "format": _FORMAT,
         "checkpoint": _digest([Path(configuration["ckpt"])]),
