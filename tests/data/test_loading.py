@@ -1,5 +1,6 @@
 """Splitting, caching, augmenting and batching, on a source made for the test."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -26,6 +27,7 @@ from edue_lightning.data import (
     collate_samples,
     split_cases,
 )
+from edue_lightning.data.augmentation import augment
 from edue_lightning.data.loading import CaseSampler, ResumableLoader, ignore_stop_signals
 from edue_lightning.errors import UserError
 
@@ -158,6 +160,23 @@ def test_a_sample_that_breaks_the_contract_names_its_case(change: dict[str, obje
     }
     with pytest.raises(ValueError, match=f"patient 7.*{match}"):
         RaterSample(**{**good, **change})
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (7, 7), (3, 6, 4), (4, 5, 5)])
+def test_quarter_turns_keep_the_shape_of_an_image(shape: tuple[int, ...]) -> None:
+    transform = Augmentation(flip=0.0, rotate90=1.0).transform(len(shape))
+    image = torch.arange(float(math.prod(shape))).reshape(1, *shape)
+    masks = (image % 3 == 0).to(torch.uint8)[None]
+    sample = RaterSample(image, masks, torch.ones(1) > 0, "a")
+    seen = set()
+    for key in range(40):
+        turned = augment(sample, transform, key)
+        assert turned.image.shape == image.shape
+        turns = [turn for turn in (1, 2, 3) if torch.equal(torch.rot90(image, turn, (-2, -1)), turned.image)]
+        seen.update(turns)
+        assert len(turns) == 1
+        assert torch.equal(torch.rot90(masks, turns[0], (-2, -1)), turned.masks)
+    assert seen == ({1, 2, 3} if shape[-1] == shape[-2] else {2})
 
 
 def test_augmentation_moves_image_and_masks_alike() -> None:

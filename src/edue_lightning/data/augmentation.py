@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from monai.data import get_track_meta, set_track_meta
@@ -27,8 +28,8 @@ class Augmentation:
 
     Attributes:
         flip: probability of a flip along each axis.
-        rotate90: probability of a turn by 90, 180 or 270 degrees in the plane of the last two axes, which must
-            be of equal length.
+        rotate90: probability of a turn by 90, 180 or 270 degrees in the plane of the last two axes; images with
+            unequal lengths there are turned by 180 degrees only.
         rotation: largest rotation in radians, about every axis; 0 for none.
         scaling: largest relative change of size; 0 for none.
         intensity_scale: largest relative change of the image's values.
@@ -49,7 +50,7 @@ class Augmentation:
             RandFlipd(both, prob=self.flip, spatial_axis=axis) for axis in range(spatial_dims) if self.flip
         ]
         if self.rotate90:
-            steps.append(RandRotate90d(both, prob=self.rotate90, spatial_axes=(spatial_dims - 2, spatial_dims - 1)))
+            steps.append(_QuarterTurns(both, prob=self.rotate90, spatial_axes=(spatial_dims - 2, spatial_dims - 1)))
         if self.rotation or self.scaling:
             rotations = 1 if spatial_dims == 2 else 3
             steps.append(
@@ -67,6 +68,22 @@ class Augmentation:
         if self.intensity_shift:
             steps.append(RandShiftIntensityd(("image",), offsets=self.intensity_shift, prob=1.0))
         return Compose(steps)
+
+
+class _QuarterTurns(RandRotate90d):
+    """MONAI's transform with the same draws; oblong images, which a quarter turn would reshape, get half a turn."""
+
+    _oblong = False
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        rows, columns = (data["image"].shape[1 + axis] for axis in self.spatial_axes)
+        self._oblong = rows != columns
+        return dict(super().__call__(data, lazy))
+
+    def randomize(self, data: Any = None) -> None:
+        super().randomize(data)
+        if self._oblong:
+            self._rand_k = 2
 
 
 @contextmanager

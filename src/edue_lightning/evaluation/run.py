@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 
 from edue_lightning.config.build import ImageFormat, build_data, build_distortions, build_metric_settings
+from edue_lightning.config.data_place import data_to_measure
 from edue_lightning.config.schema import check_configuration, check_only_ours
 from edue_lightning.data import RaterDataModule
 from edue_lightning.errors import UserError
@@ -85,14 +86,15 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
 def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any], folder: Path) -> Evaluation:
     path = Path(configuration["ckpt"])
     method, wanted, trained, _ = load_method(path, configuration.get("inference"))
-    data = _data(configuration.get("data") or trained.get("data"), str(path))
+    node = data_to_measure(configuration.get("data"), trained.get("data"), str(path))
+    data = _data(node, str(path))
     found = ImageFormat.of(data.source)
     if found != wanted:
         raise UserError(f"{path}: was trained for {wanted}, but data={data.name} has {found}")
     label = configuration["label"] or trained.get("label") or method.label
     measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
     distortions = build_distortions(configuration.get("distortions"))
-    used = {"data": configuration.get("data") or trained["data"], "seed": trained["seed"], TRAINING: trained}
+    used = {"data": node, "seed": trained["seed"], TRAINING: trained}
     if is_first_process():
         write_configuration({**configuration, **used}, label, data.note, folder)
     callbacks = []
@@ -106,7 +108,7 @@ def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any
 
 def _predictions(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     path = Path(configuration["predictions"])
-    data = _data(configuration.get("data"), f"predictions={path}")
+    data = _data(data_to_measure(configuration.get("data"), None, f"predictions={path}"), f"predictions={path}")
     predictions = PredictionFolder(path, data.source.structures)
     label = configuration["label"] or path.resolve().name
     measurement = _measurement(configuration, configuration.get("metrics"), label, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import pickle
 import pickletools
@@ -19,15 +20,22 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from edue_lightning.atomic import write_whole
 from edue_lightning.config.build import ImageFormat, build_method, build_preparation
+from edue_lightning.config.data_place import with_absolute_root
 from edue_lightning.config.schema import check_only_ours, with_current_targets
+from edue_lightning.data.preparation import Stacked
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.text import can_be_in_file_name, one_line, reason_of
+
+log = logging.getLogger(__name__)
 
 _CONFIGURATION = "edue_configuration"
 _IMAGE_FORMAT = "edue_image_format"
 _MEMBER = "edue_ensemble_member"
 _TRIAGE = "edue_triage"
+_ORIENTATION = "edue_orientation"
+_CANONICAL = "RAS"
+"""Directions of the axes of volumes as the network sees them, see `data.geometry.canonical`."""
 
 
 class LoadedMethod(NamedTuple):
@@ -52,7 +60,12 @@ def checkpoint_entries(
         image_format: format of the images that the method takes.
         member: position in a deep ensemble if the checkpoint holds one member alone, or None.
     """
-    return {_CONFIGURATION: dict(configuration), _IMAGE_FORMAT: image_format.as_dict(), _MEMBER: member}
+    return {
+        _CONFIGURATION: with_absolute_root(configuration),
+        _ORIENTATION: _CANONICAL,
+        _IMAGE_FORMAT: image_format.as_dict(),
+        _MEMBER: member,
+    }
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -193,6 +206,13 @@ def _rebuilt(checkpoint: Mapping[str, Any], path: Path, inference: Mapping[str, 
         with suppress(UserError):
             build_preparation(configuration)
     image_format = ImageFormat.from_dict(checkpoint[_IMAGE_FORMAT])
+    if image_format.spatial_dims == 3 and checkpoint.get(_ORIENTATION) != _CANONICAL and _reads_volumes(configuration):
+        log.warning(
+            "%s: was trained by an earlier version, which took volumes as their files store them; now they are "
+            "turned to %s first, so train again unless the files of the training were stored like that",
+            path,
+            _CANONICAL,
+        )
     odd = [name for name in image_format.structures if not can_be_in_file_name(name)]
     if odd or image_format.spatial_dims not in (2, 3):
         raise UserError(one_line(f"{path}: was trained for {image_format}, whose results could not be written"))
@@ -211,6 +231,15 @@ def _rebuilt(checkpoint: Mapping[str, Any], path: Path, inference: Mapping[str, 
     except RuntimeError as error:
         raise UserError(f"{path}: weights do not fit the network of its settings ({reason_of(error)})") from error
     return LoadedMethod(method.eval(), image_format, configuration, checkpoint.get(_TRIAGE))
+
+
+def _reads_volumes(configuration: Mapping[str, Any]) -> bool:
+    """Return whether the data set of a configuration takes volumes from files of any orientation."""
+    try:
+        preparation = build_preparation(configuration)
+    except UserError:
+        return False
+    return isinstance(preparation, Stacked) and "root" in configuration["data"]["source"]
 
 
 def _refuse_blank_memory(archive: zipfile.ZipFile) -> None:
