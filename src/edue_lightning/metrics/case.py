@@ -17,6 +17,9 @@ PROBABILITY_FLOOR = 1e-7
 """Smallest given probability, and smallest 1 - p, inside a logarithm, so that one wrong sure voxel costs 16 nats and
 not infinity. Logits need no floor."""
 
+_ROUNDINGS = 32
+"""Number of roundings of a prediction by which a map must vary, to be more than a constant and its rounding."""
+
 _SMALLEST_EXACT = 1e-300
 
 _PART = 2**20
@@ -50,6 +53,9 @@ class Case:
     ) -> None:
         self._members = members.flatten(2)
         self._contents = contents
+        # coarser types hold exact multiples of theirs, but are computed in float32
+        coarsest = torch.finfo(torch.float32).eps
+        self._rounding = _ROUNDINGS * min(torch.finfo(members.dtype).eps, coarsest)
         self.masks = masks[valid].flatten(2) > 0
         self.shape = members.shape[2:]
         self.spacing = spacing
@@ -107,6 +113,25 @@ class Case:
     def expert(self) -> Tensor:
         """Variance V* = q (1 - q) between the raters, `[K, V]`."""
         return total_variance(self.share[None, None])[0]
+
+    @property
+    def variance_rounding(self) -> Tensor:
+        """Largest range of V over the voxels that rounding of the predictions alone can explain, `[K]`."""
+        rounding = self._rounding * self.mean.amax(dim=1)
+        # of the square of a spread that is known up to the rounding of p
+        return rounding * (self.between.amax(dim=1).sqrt() + rounding)
+
+    def rounding_of(self, values: Tensor) -> Tensor:
+        """Return the largest range of a map that rounding of the predictions alone can explain, `[K, V]` to `[K]`.
+
+        Args:
+            values: p (1 - p), or a map of logarithms.
+        """
+        largest = values.abs().amax(dim=1)
+        if self._contents == "probabilities":
+            # p near 1 is rounded as coarsely as 1, and 1 - p with it
+            largest = torch.maximum(largest, self.mean.amax(dim=1))
+        return self._rounding * largest
 
     @cached_property
     def predicted(self) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edue_lightning.metrics.definition import Array, Definition, Statistic, mean_over_cases, over_pairs
@@ -15,24 +16,39 @@ from edue_lightning.metrics.scores import MODEL_SCORES, RATER_SCORES, SCORES
 FEWEST_CASES_FOR_CORRELATION = 3
 
 
-def map_correlation(first: Tensor, second: Tensor) -> Tensor:
+_ROUNDING = 1e-9
+"""Share of its largest value by which a series over cases must vary, to be more than a constant and its rounding."""
+
+
+def map_correlation(
+    first: Tensor, second: Tensor, first_rounding: Tensor | float = 0.0, second_rounding: Tensor | float = 0.0
+) -> Tensor:
     """Return Pearson's correlation of two maps over their voxels, in float64.
 
     Args:
         first: `[..., V]`.
         second: `[..., V]`.
+        first_rounding: largest range of the first map that rounding alone can explain, `[...]`.
+        second_rounding: likewise of the second map.
 
     Returns:
-        `[...]` in [-1, 1]; NaN where either map is constant.
+        `[...]` in [-1, 1]; NaN where either map is constant but for rounding.
     """
     first, second = first.double(), second.double()
-    constant = (first == first[..., :1]).all(dim=-1) | (second == second[..., :1]).all(dim=-1)
+    constant = (_range(first) <= first_rounding) | (_range(second) <= second_rounding)
     first, second = (part - part.mean(dim=-1, keepdim=True) for part in (first, second))
     norm = (torch.linalg.vecdot(first, first) * torch.linalg.vecdot(second, second)).sqrt()
     return (torch.linalg.vecdot(first, second) / norm).clamp(-1, 1).masked_fill(constant, torch.nan)
 
 
-def cross_entropy_correlation(mean: Tensor, mean_log: tuple[Tensor, Tensor], masks: Tensor) -> Tensor:
+def _range(values: Tensor) -> Tensor:
+    low, high = values.aminmax(dim=-1)
+    return high - low
+
+
+def cross_entropy_correlation(
+    mean: Tensor, mean_log: tuple[Tensor, Tensor], masks: Tensor, rounding: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Return S_NCC of PHiSeg (Baumgartner et al., MICCAI 2019), a correlation of cross-entropy maps, not of variances.
 
     For each rater: the correlation over voxels of the members' mean cross-entropy against their own mean prediction
@@ -42,13 +58,17 @@ def cross_entropy_correlation(mean: Tensor, mean_log: tuple[Tensor, Tensor], mas
         mean: mean prediction p, `[K, V]`.
         mean_log: means over members of log p and log (1 - p), each `[K, V]`.
         masks: the raters' masks, `[R, K, V]` bool.
+        rounding: function from a map `[K, V]` to the largest range that rounding alone can explain, `[K]`; None for 0.
 
     Returns:
-        `[K]` in [-1, 1]; NaN if a map is constant.
+        `[K]` in [-1, 1]; NaN if a map is constant but for rounding.
     """
+    rounding = rounding or (lambda values: torch.zeros_like(values[:, 0]))
+
     log_p, log_not_p = mean_log
     own = -(mean * log_p + (1 - mean) * log_not_p)
-    correlations = [map_correlation(own, -torch.where(mask, log_p, log_not_p)) for mask in masks]
+    of_raters = [-torch.where(mask, log_p, log_not_p) for mask in masks]
+    correlations = [map_correlation(own, other, rounding(own), rounding(other)) for other in of_raters]
     return torch.stack(correlations).mean(dim=0) if correlations else torch.full_like(mean[:, 0], torch.nan)
 
 
@@ -61,19 +81,12 @@ def weighted_pearson(first: Array, second: Array, weights: Array) -> Array:
         weights: `[W, N]`, whole numbers.
 
     Returns:
-        `[W]` in [-1, 1]; NaN where a series is constant or fewer than three cases have a weight.
+        `[W]` in [-1, 1]; NaN where a series is constant but for rounding, or fewer than three cases have a weight.
     """
     first, second = np.atleast_2d(first), np.atleast_2d(second)
     count = weights.sum(axis=1, keepdims=True)
     drawn = weights > 0
-    # decided on the values themselves, since rounding leaves a centred constant with a tiny variance
-    varies = np.logical_and.reduce(
-        [
-            np.where(drawn, part, -np.inf).max(axis=1, initial=-np.inf)
-            > np.where(drawn, part, np.inf).min(axis=1, initial=np.inf)
-            for part in (first, second)
-        ]
-    )
+    varies = _varies(first, drawn) & _varies(second, drawn)
     with np.errstate(invalid="ignore", divide="ignore"):
         first, second = (part - (weights * part).sum(axis=1, keepdims=True) / count for part in (first, second))
         power = (weights * first**2).sum(axis=1) * (weights * second**2).sum(axis=1)
@@ -84,7 +97,20 @@ def weighted_pearson(first: Array, second: Array, weights: Array) -> Array:
 
 def weighted_spearman(first: Array, second: Array, weights: Array) -> Array:
     """Return Spearman's rank correlation: as `weighted_pearson`, of average ranks, for `[N]` and `[N]`."""
-    return weighted_pearson(_ranks(first, weights), _ranks(second, weights), weights)
+    drawn = weights > 0
+    # ranks would make a series of the rounding of a constant
+    varies = _varies(first[None], drawn) & _varies(second[None], drawn)
+    return np.where(varies, weighted_pearson(_ranks(first, weights), _ranks(second, weights), weights), np.nan)
+
+
+def _varies(values: Array, drawn: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return whether a series `[1, N]` or `[W, N]` varies by more than rounding over the drawn cases `[W, N]`."""
+    high = np.where(drawn, values, -np.inf).max(axis=1, initial=-np.inf)
+    low = np.where(drawn, values, np.inf).min(axis=1, initial=np.inf)
+    largest = np.maximum(np.abs(high), np.abs(low))
+    with np.errstate(invalid="ignore"):
+        varies: NDArray[np.bool_] = high - low > _ROUNDING * largest
+    return varies
 
 
 def _ranks(values: Array, weights: Array) -> Array:
@@ -98,14 +124,18 @@ def _ranks(values: Array, weights: Array) -> Array:
 
 # three statistics, since the maps of each cost time
 PIXEL_PEARSON = Statistic(
-    ("pixel_pearson",), lambda case: (map_correlation(case.between, case.expert),), fewest_raters=2
+    ("pixel_pearson",),
+    lambda case: (map_correlation(case.between, case.expert, case.variance_rounding),),
+    fewest_raters=2,
 )
 TOTAL_PIXEL_PEARSON = Statistic(
-    ("pixel_pearson_total",), lambda case: (map_correlation(case.total, case.expert),), fewest_raters=2
+    ("pixel_pearson_total",),
+    lambda case: (map_correlation(case.total, case.expert, case.rounding_of(case.total)),),
+    fewest_raters=2,
 )
 PIXEL_S_NCC = Statistic(
     ("pixel_s_ncc",),
-    lambda case: (cross_entropy_correlation(case.mean, case.mean_log, case.masks),),
+    lambda case: (cross_entropy_correlation(case.mean, case.mean_log, case.masks, case.rounding_of),),
     fewest_raters=2,
 )
 

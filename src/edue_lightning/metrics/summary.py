@@ -107,7 +107,7 @@ def resample_counts(n_cases: int, resamples: int, seed: int = 0, groups: Sequenc
     drawn = np.random.default_rng([seed, n_groups]).integers(0, max(n_groups, 1), size=(resamples, n_groups))
     counts = np.zeros((resamples, n_groups))
     np.add.at(counts, (np.arange(resamples)[:, None], drawn), 1)
-    return counts[:, numbers]
+    return np.ascontiguousarray(counts[:, numbers])
 
 
 def summarise(
