@@ -1,4 +1,4 @@
-"""Write any data set as a folder with a manifest: what a loader makes of it, in files that every program opens.
+"""Command that writes any data set as a folder with a manifest, in files that every program opens.
 
 python -m edue_lightning.convert data=NAME data.root=FOLDER output=DIR
 """
@@ -38,20 +38,20 @@ def convert(configuration: Mapping[str, Any], folder: Path) -> int:
 
     Args:
         configuration: resolved and plain, as `conf/convert.yaml` composes it.
-        folder: place for the files, new or empty.
+        folder: folder for the files, new or empty.
 
     Returns:
         the number of cases.
 
     Raises:
-        UserError: for a configuration or data that cannot be used, before anything is written; if the folder holds
-            something; or if a file cannot be written.
+        UserError: if the configuration or the data is invalid, before anything is written; if the folder is not empty;
+            or if a file cannot be written.
     """
     check_configuration(configuration, ConvertConfiguration)
     if configuration.get("data") is None:
-        raise UserError("no data set to convert; give one with data=NAME")
+        raise UserError("no data set to convert; choose one with data=NAME")
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"output={folder}: is not empty, and nothing is overwritten; choose another folder")
+        raise UserError(f"output={folder}: is not empty; choose another folder")
     return write_manifest(build_data(configuration), folder)
 
 

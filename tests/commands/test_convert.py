@@ -50,7 +50,7 @@ def test_pictures_come_back_with_missing_raters(tmp_path: Path) -> None:
     configuration = {"seed": 0, "output": str(tmp_path / "out"), "data": FUNDUS}
     assert convert(configuration, tmp_path / "out") == 9
     read_back(tmp_path / "out", build_data(configuration))
-    with pytest.raises(UserError, match="is not empty, and nothing is overwritten"):
+    with pytest.raises(UserError, match="is not empty; choose another folder"):
         convert(configuration, tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""Any data set as a folder with a manifest, in files that every program opens."""
+"""Conversion of any data set to a folder with a manifest, in files that every program opens."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ MANIFEST = "manifest.csv"
 def write_manifest(data: RaterDataModule, folder: Path) -> int:
     """Write every case of a data set, one in memory at a time, and the manifest last.
 
-    Images are written as the loader gives them (float32: TIFF, one file per channel, in 2D; NIfTI in 3D), masks as PNG
+    Images are written as the loader returns them (float32: TIFF, one file per channel, in 2D; NIfTI in 3D), masks as PNG
     or NIfTI. The manifest keeps patients, splits (as drawn, where they are drawn), spacings and missing raters; read it
-    with `data=manifest data.source.standardise=false`, and it gives the same samples.
+    with `data=manifest data.source.standardise=false` to get the same samples.
 
     Args:
-        data: the data set.
-        folder: place for the files, new or empty.
+        data: data set to write.
+        folder: folder for the files, new or empty.
 
     Returns:
         the number of cases.
 
     Raises:
-        UserError: if the folder holds something, or a file cannot be written.
+        UserError: if the folder is not empty, or a file cannot be written.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"output={folder}: is not empty, and nothing is overwritten; choose another folder")
+        raise UserError(f"output={folder}: is not empty; choose another folder")
     split_of = {record.case_id: split for split in get_args(Split) for record in data.splits[split]}
     source = data.source
     rows: list[dict[str, str]] = []
@@ -66,7 +66,7 @@ def _write_case(
     raters: tuple[str, ...] | list[str],
     structures: tuple[str, ...],
 ) -> Iterator[dict[str, str]]:
-    """Write a case's files, and give its rows of the manifest."""
+    """Write the files of a case, and yield its rows of the manifest."""
     row = {"case_id": record.case_id, "patient": record.group, "split": split}
     if sample.spacing is not None:
         row["spacing"] = "x".join(repr(float(size)) for size in sample.spacing)
@@ -78,7 +78,7 @@ def _write_case(
             if sample.valid[slot]:
                 mask = sample.masks[slot, k].numpy()
                 name = f"masks/{record.case_id}__{slot + 1}__{k + 1}"
-                # an empty field says that the rater outlined nothing
+                # an empty field: the rater outlined nothing
                 file = _save(folder, name, mask * np.uint8(255), sample) if mask.any() else ""
                 yield {**row, "mask": file, "rater": rater, "structure": structure}
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the voxels of an image file lie.
+    """Places of the voxels of an image file.
 
     Attributes:
-        shape: of the spatial axes.
+        shape: length of the spatial axes.
         affine: `[4, 4]` float64 from the file's three voxel indices to mm.
     """
 
@@ -28,16 +28,17 @@ class RaterSample:
 
     Attributes:
         image: `[C, *S]` float32.
-        masks: `[R, K, *S]` uint8 in {0, 1}, one mask a rater and structure.
-        valid: `[R]` bool; false marks a rater who gave no outline for this case. Such a rater's masks are
-            zero and never counted.
+        masks: `[R, K, *S]` uint8 in {0, 1}, one mask per rater and structure.
+        valid: `[R]` bool; false for a rater who gave no outline for this case. Such a rater's masks are zero and never
+            counted.
         case_id: unique within the data set.
-        spacing: voxel size in mm along each spatial axis, or None where it is not known.
-        affine: `[4, 4]` float64 of a volume, from voxel indices to mm (RAS), or None where it is not known.
-        origin: the grid of the file that this sample was cut or resampled from, on which predictions belong; None where
-            that is the sample's own.
-        foreground: `[P, n]` int32, voxels that a rater marked, equally many of each connected region; None where they
-            were not listed. See `foreground_points`.
+        spacing: voxel size in mm along each spatial axis, or None if it is unknown.
+        affine: `[4, 4]` float64 of a volume, from voxel indices to mm (RAS), or None if it is unknown. Volumes from
+            files have axes to the right, anterior and superior.
+        origin: grid of the file that this sample was turned, cut or resampled from, to which predictions belong; None
+            if it is the sample's own.
+        foreground: `[P, n]` int32, voxels that a rater marked, equally many per connected region; None if they were not
+            listed. See `foreground_points`.
     """
 
     image: Tensor
@@ -59,19 +60,19 @@ class RaterSample:
         if self.valid.dtype != torch.bool or self.valid.shape != self.masks.shape[:1]:
             problems.append(f"valid must be bool [R], is {_describe(self.valid)}")
         if self.spacing is not None and len(self.spacing) != len(spatial):
-            problems.append(f"spacing must have one entry a spatial axis, is {self.spacing}")
+            problems.append(f"spacing must have one entry per spatial axis, is {self.spacing}")
         if problems:
             raise ValueError(f"case {self.case_id!r}: " + "; ".join(problems))
 
     def of_raters(self, raters: Sequence[int]) -> RaterSample:
-        """Return the case as if these raters alone had been asked.
+        """Return the case as if only these raters had been asked.
 
         Args:
             raters: positions on the rater axis, not negative; those beyond it, in a case of fewer raters, are ignored.
 
         Returns:
             the case with the masks `[n, K, *S]` of these raters, in the given order, and without `foreground`, which
-            lists what other raters marked too.
+            also lists voxels that other raters marked.
         """
         kept = torch.tensor([rater for rater in raters if rater < len(self.valid)], dtype=torch.int64)
         return replace(self, masks=self.masks[kept], valid=self.valid[kept], foreground=None)
@@ -85,10 +86,10 @@ class RaterBatch:
         image: `[B, C, *S]` float32.
         masks: `[B, R, K, *S]` uint8.
         valid: `[B, R]` bool; false for a missing rater and for padding.
-        spacing: `[B, n]` float32, mm along each spatial axis; 1 where it is unknown.
+        spacing: `[B, n]` float32, mm along each spatial axis; 1 if it is unknown.
         case_index: `[B]` int64, position of the case in its split.
-        draw_key: `[B]` int64, differs for each case, epoch and seed: whatever is drawn at random for a case
-            is drawn from it, so that a draw depends on nothing else (not on batching, workers or devices).
+        draw_key: `[B]` int64, differs per case, epoch and seed. All random draws for a case are derived from it, so that
+            they do not depend on batching, workers or devices.
     """
 
     image: Tensor

@@ -1,4 +1,4 @@
-"""What a data set has to know: how its cases lie on disk (or are made), and nothing else."""
+"""Interface of a data set: the list of its cases, and the loading of one."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class CaseRecord:
 
     Attributes:
         case_id: unique within the source.
-        group: the patient (or whatever else must not be torn apart); all its cases go into one split.
-        split: the split that the data set itself prescribes, or None where it is to be drawn.
-        stratum: the centre or camera that the case comes from; every drawn split holds its share of each.
+        group: patient (or another unit that must not be divided); all its cases go into one split.
+        split: split prescribed by the data set, or None if it is to be drawn.
+        stratum: centre or camera of the case; every drawn split has its share of each.
     """
 
     case_id: str
@@ -38,9 +38,9 @@ class CaseSource(ABC):
         spatial_dims: 2 or 3.
         channels: image channels C.
         structures: names of the K structures, in the order of the masks' axis.
-        raters: names of the R raters, in the order of the masks' axis; None where a place on that axis means nobody in
+        raters: names of the R raters, in the order of the masks' axis; None if a position on that axis is nobody in
             particular.
-        problems: one line for each thing that is wrong, with the file, the case and the mend.
+        problems: one line per problem, with the file, the case and the fix.
         mixed_sizes: whether the images differ in size.
     """
 
@@ -53,10 +53,10 @@ class CaseSource(ABC):
 
     @classmethod
     def preparation(cls, settings: Mapping[str, Any]) -> Preparation:  # noqa: ARG003
-        """Return how image files become the channels of this source's cases, for images without raters.
+        """Return the preparation of image files as this source prepares them, for images without raters.
 
         Args:
-            settings: arguments of the source, as its configuration gives them.
+            settings: arguments of the source, as in its configuration.
         """
         return Stacked()
 
@@ -65,11 +65,11 @@ class CaseSource(ABC):
         """List every case, in an order that never changes.
 
         Raises:
-            UserError: naming all that is wrong, if anything is: no case is left out without a word.
+            UserError: if anything is wrong, with all problems; no case is left out silently.
         """
 
     def healthy(self) -> Sequence[CaseRecord]:
-        """List the cases that can be read, whatever is wrong with others."""
+        """List the cases that can be read, whether or not others can."""
         return self.cases()
 
     @abstractmethod
