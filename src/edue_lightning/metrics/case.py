@@ -39,6 +39,9 @@ class Case:
         contents: contents of `members`, logits or probabilities.
         settings: see `MetricSettings`.
         structures: names of the K structures.
+
+    Raises:
+        ValueError: if a mask of a valid rater holds another number than 0 and 1.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Case:
         # coarser types hold exact multiples of theirs, but are computed in float32
         coarsest = torch.finfo(torch.float32).eps
         self._rounding = _ROUNDINGS * min(torch.finfo(members.dtype).eps, coarsest)
-        self.masks = masks[valid].flatten(2) > 0
+        self.masks = _as_bool(masks[valid]).flatten(2)
         self.shape = members.shape[2:]
         self.spacing = spacing
         self.settings = settings
@@ -187,6 +190,24 @@ class Case:
     def on_grid(self, values: Tensor) -> Tensor:
         """Return values `[K, V]` on the image's grid, `[K, *S]`."""
         return values.unflatten(1, self.shape)
+
+
+def _as_bool(masks: Tensor) -> Tensor:
+    if masks.dtype == torch.bool:
+        return masks
+    marked = masks > 0
+    if masks.is_floating_point():
+        binary = torch.equal(marked.to(masks.dtype), masks)
+    else:
+        # one pass over whole numbers, several times as fast
+        binary = not masks.numel() or all(0 <= int(end) <= 1 for end in masks.aminmax())
+    if not binary:
+        low, high = masks.min().item(), masks.max().item()
+        raise ValueError(
+            f"masks must hold 0 and 1 only, not values from {low:g} to {high:g}; threshold soft masks (masks >= 0.5), "
+            "and divide masks of 0 and 255 by 255"
+        )
+    return marked
 
 
 def _by_parts(function: Callable[[Tensor], Tensor], members: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -113,8 +114,10 @@ def measure_cases(
         settings: see `MetricSettings`.
 
     Raises:
+        ValueError: see `case_statistics`.
         UserError: see `case_statistics`.
     """
+    check_batch(members, masks, valid, spacing, structures, contents)
     if not bool(torch.isfinite(members).all()):
         raise UserError("the model predicts NaN or infinity: its training diverged; lower optimizer.learning_rate")
     if contents == "probabilities" and not bool(((members >= 0) & (members <= 1)).all()):
@@ -122,8 +125,56 @@ def measure_cases(
     if spacing is None:
         spacing = torch.ones(len(members), members.ndim - 3)
     named = tuple(structures or map(str, range(members.shape[2])))
+    settings.check(named)
     cases = (Case(*parts, contents, settings, named) for parts in zip(members, masks, valid, spacing, strict=True))
     return CaseStatistics.concatenate([_measure(case, columns) for case in cases])
+
+
+def check_batch(
+    members: Tensor,
+    masks: Tensor,
+    valid: Tensor,
+    spacing: Tensor | None,
+    structures: Sequence[str] | None,
+    contents: Members,
+) -> None:
+    """Check types and shapes of a batch of cases; `Case` checks the values of the masks.
+
+    Raises:
+        ValueError: naming the argument, what it is, and what it must be.
+    """
+    if contents not in get_args(Members):
+        raise ValueError(f"contents must be one of {', '.join(get_args(Members))}, not {contents!r}")
+    if not members.is_floating_point():
+        raise ValueError(
+            f"members must be floating-point {contents}, not {members.dtype}; masks are the second argument"
+        )
+    if members.ndim < 4 or not members.numel():
+        raise ValueError(f"members must be [B, M, K, *S], none of them 0, not {list(members.shape)}")
+    cases, _, count, *size = members.shape
+    if masks.ndim != members.ndim or [masks.shape[0], *masks.shape[2:]] != [cases, count, *size]:
+        wanted = ", ".join(map(str, (cases, "R", count, *size)))
+        raise ValueError(
+            f"masks must be [B, R, K, *S] = [{wanted}], since members are {list(members.shape)}, not "
+            f"{list(masks.shape)}"
+        )
+    if masks.is_complex():
+        raise ValueError(f"masks must be bool, or numbers 0 and 1, not {masks.dtype}")
+    if valid.dtype != torch.bool:
+        raise ValueError(f"valid must be bool, not {valid.dtype}; for numbers 0 and 1 pass valid > 0")
+    if valid.shape != masks.shape[:2]:
+        raise ValueError(f"valid must be [B, R] = {list(masks.shape[:2])}, as the masks are, not {list(valid.shape)}")
+    if spacing is not None:
+        if spacing.shape != (cases, len(size)):
+            raise ValueError(
+                f"spacing must be [B, n] = {[cases, len(size)]}, one row per case, not {list(spacing.shape)}"
+            )
+        if not bool(((spacing > 0) & torch.isfinite(spacing)).all()):
+            raise ValueError(f"spacing must be positive and finite (mm), not {spacing.tolist()}")
+    if structures is not None and len(structures) != count:
+        raise ValueError(
+            f"members have K = {count} structures, but {len(structures)} are named: {', '.join(structures)}"
+        )
 
 
 def _measure(case: Case, columns: Columns) -> CaseStatistics:

@@ -37,6 +37,8 @@ def case_statistics(
         names: names of the statistics wanted, None for all; what only others need is not computed.
 
     Raises:
+        ValueError: if an argument has another type or shape, a mask of a valid rater holds another number than 0 and 1,
+            a spacing is not positive, or a setting does not fit the structures.
         UserError: if a prediction is not finite, as those of a diverged model are (as missing values they would drop
             out of the means and flatter it), or a probability lies outside [0, 1].
     """

@@ -23,6 +23,9 @@ def ood_auroc(score: Tensor, distorted: Tensor) -> Tensor:
     Returns:
         scalar float64; NaN if all images are of one kind, or a score is NaN.
 
+    Raises:
+        ValueError: if an argument has another type or shape.
+
     >>> ood_auroc(torch.tensor([0.1, 0.4, 0.3, 0.9]), torch.tensor([False, False, True, True]))
     tensor(0.7500, dtype=torch.float64)
     """
@@ -42,6 +45,7 @@ def ood_aupr(score: Tensor, distorted: Tensor) -> Tensor:
 
 
 def _of_ranks(metric: Any, score: Tensor, distorted: Tensor) -> Tensor:
+    _check(score, distorted)
     undefined = torch.tensor(torch.nan, dtype=torch.float64, device=score.device)
     if bool(score.isnan().any()) or bool(distorted.all()) or not bool(distorted.any()):
         return undefined
@@ -49,6 +53,13 @@ def _of_ranks(metric: Any, score: Tensor, distorted: Tensor) -> Tensor:
     # makes large ones equal
     ranks = torch.unique(score, return_inverse=True)[1].double()
     return metric(ranks / ranks.max().clamp_min(1), distorted.long()).double()
+
+
+def _check(score: Tensor, distorted: Tensor) -> None:
+    if distorted.dtype != torch.bool:
+        raise ValueError(f"distorted must be bool, not {distorted.dtype}; for numbers 0 and 1 pass distorted > 0")
+    if score.ndim != 1 or score.shape != distorted.shape:
+        raise ValueError(f"score and distorted must both be [N], not {list(score.shape)} and {list(distorted.shape)}")
 
 
 class _Detection(Metric):
@@ -66,7 +77,12 @@ class _Detection(Metric):
         self.add_state("distorted", default=[], dist_reduce_fx="cat")
 
     def update(self, score: Tensor, distorted: Tensor) -> None:
-        """Add images: their scores `[N]`, and whether each is distorted `[N]` bool."""
+        """Add images: their scores `[N]`, and whether each is distorted `[N]` bool.
+
+        Raises:
+            ValueError: if an argument has another type or shape.
+        """
+        _check(score, distorted)
         self.scores.append(score.double())
         self.distorted.append(distorted.double())
 

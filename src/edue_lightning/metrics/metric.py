@@ -90,8 +90,19 @@ class CaseRows(Metric):
             masks: `[B, R, K, *S]` in {0, 1}.
             valid: `[B, R]` bool.
             spacing: `[B, n]`, mm along each spatial axis; None for 1.
-            case_index: `[B]`, unique and not negative; None where every case is known to come once.
+            case_index: `[B]` of whole numbers, unique and not negative; None where every case is known to come once.
+
+        Raises:
+            ValueError: see `case_statistics`; or if `case_index` has another type, shape or sign.
+            UserError: see `case_statistics`.
         """
+        if case_index is not None:
+            if case_index.is_floating_point() or case_index.dtype == torch.bool:
+                raise ValueError(f"case_index must hold whole numbers, not {case_index.dtype}")
+            if case_index.shape != members.shape[:1]:
+                raise ValueError(f"case_index must be [B] = {list(members.shape[:1])}, not {list(case_index.shape)}")
+            if bool((case_index < 0).any()):
+                raise ValueError(f"case_index must not be negative: {case_index.tolist()}")
         found = measure_cases(
             self.columns, members, masks, valid, spacing, self.structures, self.contents, self.settings
         )

@@ -38,7 +38,7 @@ class MetricSettings:
             structures: names of the K structures.
 
         Raises:
-            ValueError: if a setting names other structures, or is negative.
+            ValueError: if a setting names other structures, is out of range, or is an unknown word.
         """
         for name in ("poor_dice", "surface_tolerance"):
             value = getattr(self, name)
@@ -47,6 +47,11 @@ class MetricSettings:
             numbers = value.values() if isinstance(value, Mapping) else [value]
             if not all(number >= 0 for number in numbers):
                 raise ValueError(f"{name} must not be negative: {value}")
+            if name == "poor_dice" and not all(number <= 1 for number in numbers):
+                raise ValueError(f"{name} must be at most 1, as every Dice is: {value}")
+        for name, known in (("majority_tie", ("foreground", "background")), ("ged_distance", ("iou", "dice"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
 
     def poor_dice_of(self, structure: str) -> float:
         """Return the Dice below which a segmentation of a structure is poor."""
