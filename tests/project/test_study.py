@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -21,6 +22,7 @@ from edue_lightning.training.run import TrainConfiguration
 STUDY = Path(__file__).parents[2] / "experiments" / "comparison"
 sys.path.insert(0, str(STUDY))
 
+import recount  # noqa: E402
 import study  # noqa: E402
 
 # which search found the settings of a method, where it is not the one of its name
@@ -127,3 +129,42 @@ def test_variations_become_a_table(tmp_path: Path) -> None:
         (folder / "logs" / "validation.csv").write_text("epoch,val/nll\n0,0.7\n")
     table = study.ablation_table(tmp_path, "validation.csv").set_index("variation")
     assert table["nll"].to_dict() == {"heads_last": 0.9, "lambda_0": pytest.approx(0.5)}
+
+
+def test_the_committed_verdict_is_the_recount_of_the_committed_differences() -> None:
+    as_run = pd.read_csv(recount.AS_RUN)
+    found = pd.DataFrame([vars(finding) for finding in recount.recounted(as_run)])
+    committed = pd.read_csv(recount.VERDICT, keep_default_na=False, na_values={"change": [""], "adjusted_p": [""]})
+    assert found["outcome"].tolist() == committed["outcome"].tolist()
+    np.testing.assert_allclose(found["adjusted_p"].astype(float), committed["adjusted_p"], rtol=1e-9, equal_nan=True)
+    # by hand: intervals first, then Holm's correction over the 24 comparisons that were made
+    made = as_run[(as_run["part"] == "best baseline") & (as_run["quantity"] != "d_auc")]
+    margin = {"nll": lambda row: 0.02 * row["baseline_value"], "ece": lambda row: 0.1 * row["baseline_value"]}
+    rows = []
+    for _, row in made.iterrows():
+        sign = -1 if row["quantity"] in margin else 1
+        low, high = sorted((sign * row["ci_low"], sign * row["ci_high"]))
+        gain, size = sign * row["change"], margin.get(row["quantity"], lambda _: 0.01)(row)
+        z = 1.959964 * abs(gain) / (gain - low if gain > 0 else high - gain)
+        rows.append((low, high, low >= -size and high <= size, math.erfc(z / math.sqrt(2)), gain > 0))
+    ordered = sorted(range(len(rows)), key=lambda n: rows[n][3])
+    adjusted = dict.fromkeys(ordered, 0.0)
+    largest = 0.0
+    for rank, n in enumerate(ordered):
+        largest = adjusted[n] = max(largest, (len(rows) - rank) * rows[n][3])
+    shown = [
+        n
+        for n, (low, high, small, _, _) in enumerate(rows)
+        if (low > 0 or high < 0) and not small and adjusted[n] <= 0.05
+    ]
+    better = sum(rows[n][4] for n in shown)
+    assert (len(rows), better, len(shown) - better, sum(row[2] for row in rows)) == (24, 3, 2, 1)
+    outcomes = found[(found["part"] == "best baseline")]["outcome"].value_counts().to_dict()
+    assert outcomes == {"better": 3, "worse": 2, "not distinguishable": 19, "undefined": 8}
+    # and the pages say so
+    root = STUDY.parents[1]
+    for page in ("docs/results.md", "docs/choose-a-method.md", "experiments/comparison/README.md"):
+        text = " ".join((root / page).read_text().split())
+        assert "3 better, 2 worse, 19 not distinguishable" in text, page
+        assert "10 of 28 comparisons hold" not in text, page
+    assert "3 better, 19 not distinguishable (1 of them within the margin), 2 worse, 8" in recount.TABLES.read_text()

@@ -99,4 +99,4 @@ class Verdict:
 
 def listed(labels: Sequence[str]) -> str:
     """Return labels as a list in a sentence."""
-    return " and ".join(", ".join(labels).rsplit(", ", 1)) if len(labels) < 3 else ", ".join(labels)
+    return f"{', '.join(labels[:-1])} and {labels[-1]}" if len(labels) > 1 else "".join(labels)

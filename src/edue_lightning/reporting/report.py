@@ -107,7 +107,7 @@ def write_report(runs_folder: Path, output: Path, reference: str) -> Report:
     differences.to_csv(output / "differences.csv", index=False)
     verdict.frame().to_csv(written.verdict, index=False)
 
-    markdown = [*(f"- Caution: {warning}" for warning in warnings), "", *_verdict_markdown(verdict)]
+    markdown = [*(f"- Caution: {warning}" for warning in warnings), "", *verdict_markdown(verdict)]
     body = [f"<h1>Comparison of {len(runs)} runs</h1>", *_notes(runs, warnings), *_verdict_section(verdict)]
     groups = group_by_subject(runs)
     for data, split, structure in comparison[["data", "split", "structure"]].drop_duplicates().itertuples(index=False):
@@ -142,7 +142,8 @@ def _verdict_title(verdict: Verdict) -> str:
     return f"{verdict.candidate} against the other methods on the test cases"
 
 
-def _verdict_markdown(verdict: Verdict) -> Iterator[str]:
+def verdict_markdown(verdict: Verdict) -> Iterator[str]:
+    """Yield the parts of a verdict in Markdown: summary, remarks, tables, and sentences per data set."""
     yield f"## {_verdict_title(verdict)}\n"
     if verdict.findings:
         yield f"{summary(verdict)}\n"

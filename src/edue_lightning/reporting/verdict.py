@@ -93,7 +93,7 @@ def judge(runs: Sequence[Run], candidate: str) -> Verdict:
     findings: list[Finding] = []
     for compared in (_against_usual, _against_best, _cost):
         found, said = compared(by_data, candidate)
-        findings += _judged(found)
+        findings += with_outcomes(found)
         remarks += said
     return Verdict(candidate, findings, remarks)
 
@@ -106,7 +106,7 @@ def _without_candidate(data: str, methods: Mapping[str, Sequence[Run]], candidat
     return f"{data}: no verdict, since {candidate} was not measured on this data with these settings of the metrics."
 
 
-def _judged(findings: Sequence[Finding]) -> list[Finding]:
+def with_outcomes(findings: Sequence[Finding]) -> list[Finding]:
     """Return the findings of a part with their outcomes, after Holm's correction over all of them."""
     adjusted = holm([finding.p_value for finding in findings])
     return [_with_outcome(finding, float(p_value)) for finding, p_value in zip(findings, adjusted, strict=True)]

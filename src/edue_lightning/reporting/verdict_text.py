@@ -92,6 +92,8 @@ def outcome_text(finding: Finding) -> str:
         text += " the target"
     elif finding.within_margin:
         text += f", within {finding.margin:.2g}"
+    elif finding.outcome == "not distinguishable" and (finding.ci_low > 0 or finding.ci_high < 0):
+        text += f" after Holm's correction (p {finding.adjusted_p:.2f})"
     return f"{text} ({finding.reason})" if finding.reason else text
 
 
@@ -138,7 +140,9 @@ def _limit(finding: Finding) -> str:
 
 def _valued(value: float, metric: str, digits: int, data: str) -> str:
     # an average over data sets has no value of its own
-    return "" if data == OVER_DATA else _number(value, digits) + (read_out(metric) if metric else "")
+    if data == OVER_DATA or np.isnan(value):
+        return "" if data == OVER_DATA else UNDEFINED
+    return _number(value, digits) + read_out(metric)
 
 
 def _usual(finding: Finding) -> str:
