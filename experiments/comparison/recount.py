@@ -2,9 +2,9 @@
 
 python experiments/comparison/recount.py
 
-The runs themselves are not committed. `results/verdict_as_run.csv` has what their report found: each difference from the
-best baseline with its 95 % interval. Outcomes, margins and Holm's correction follow from these. What would need the runs
-(other quantities, other baselines) stays undefined, with the reason.
+The runs themselves are not committed. `results/verdict_as_run.csv` has what their report found: each difference from
+the best baseline with its 95 % interval. Outcomes, margins and Holm's correction follow from these. What would need the
+runs (other quantities, other baselines) stays undefined, with the reason.
 """
 
 from __future__ import annotations

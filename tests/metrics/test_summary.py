@@ -154,14 +154,15 @@ def test_cases_of_one_group_are_drawn_together() -> None:
     counts = resample_counts(6, 400, groups=groups)
     for first, second in ((0, 2), (0, 5), (1, 4)):
         np.testing.assert_array_equal(counts[:, first], counts[:, second])
-    per_group = counts[:, [0, 1, 3]]
+    # in the order of their names
+    per_group = counts[:, [1, 0, 3]]
     assert (per_group.sum(axis=1) == 3).all()
     assert per_group.mean() == pytest.approx(1, abs=0.1)
     np.testing.assert_array_equal(per_group, resample_counts(3, 400))
 
 
 def test_groups_of_one_case_leave_the_draws_as_they_are() -> None:
-    alone = [f"patient {case}" for case in range(12)]
+    alone = [f"patient {case:02}" for case in range(12)]
     np.testing.assert_array_equal(resample_counts(12, 30, 5), resample_counts(12, 30, 5, alone))
     with pytest.raises(ValueError, match="the group of each of the 12 cases, not of 11"):
         resample_counts(12, 30, groups=alone[1:])

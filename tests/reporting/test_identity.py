@@ -14,7 +14,7 @@ from processes import run_command
 from run_files import RESAMPLES, write_run, write_validation, write_values
 
 from edue_lightning.data.module import RESERVED_STRUCTURE
-from edue_lightning.metrics import MEAN_STRUCTURE
+from edue_lightning.metrics import MEAN_STRUCTURE, resample_counts
 from edue_lightning.reporting import compare, find_runs, judge, paired_differences, read_run, write_report
 from edue_lightning.reporting.identity import distinguish
 from edue_lightning.runs.files import FINGERPRINT, Replicates, Run, write_replicates
@@ -135,6 +135,32 @@ def test_the_same_cases_in_another_order_are_the_same_data(tmp_path: Path) -> No
     assert frame[["ci_low", "ci_high"]].isna().all(axis=None)
     write_report(tmp_path, tmp_path / "report", "edue")
     assert "(no interval)" in (tmp_path / "report" / "comparison.md").read_text()
+    # runs of today draw groups by their names, whatever the order
+    groups = [f"patient{n % 6}" for n in range(9)]
+    cases = list(range(9))
+    orders = [cases, cases[::-1], [*cases[4:], *cases[:4]]]
+    counts = [resample_counts(9, 50, groups=[groups[case] for case in order]) for order in orders]
+    for order, found in zip(orders, counts, strict=True):
+        np.testing.assert_array_equal(found, counts[0][:, order])
+    for run_, order in zip(runs, orders[:2], strict=True):
+        ids, own = (tuple(f"{name}{case}" for case in order) for name in ("case", "g"))
+        write_replicates(Replicates(ids, arrays, own), run_.folder / "bootstrap.npz")
+    frame = compare([read_run(run_.folder) for run_ in runs])
+    assert not frame[["ci_low", "ci_high"]].isna().any(axis=None)
+
+
+def test_runs_without_an_interval_of_their_own_get_none_together(tmp_path: Path) -> None:
+    runs = [run(tmp_path / "a", 0), run(tmp_path / "b", 1), run(tmp_path / "c", 0, "single")]
+    table = pd.read_csv(runs[0].folder / "metrics.csv").assign(no_interval="")
+    table.loc[table["metric"] == "nll", "no_interval"] = "3 independent cases or groups of cases, fewer than 5"
+    table.to_csv(runs[0].folder / "metrics.csv", index=False)
+    runs[0] = read_run(runs[0].folder)
+    frame = compare(runs).set_index(["method", "metric"])
+    assert frame.loc[("edue", "nll"), ["ci_low", "ci_high"]].isna().all()
+    assert frame.loc[("edue", "ece"), ["ci_low", "ci_high"]].notna().all()
+    differences = paired_differences(runs, "edue").set_index("metric")
+    assert differences.loc["nll", ["ci_low", "ci_high"]].isna().all()
+    assert differences.loc["ece", ["ci_low", "ci_high"]].notna().all()
 
 
 def changed_masks(folder: Path, fingerprint: bool) -> None:

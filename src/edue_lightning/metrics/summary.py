@@ -80,9 +80,12 @@ class Summary:
 
 
 def group_numbers(groups: Sequence[Hashable]) -> NDArray[np.intp]:
-    """Return each case's group as a number from 0 on, in the order in which groups first appear, `[N]`."""
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.intp)
+    """Return each case's group as a number from 0 on, in the order of the groups' names, `[N]`.
+
+    The order of the cases does not matter, so a resample draws the same groups whatever order a table lists them in.
+    """
+    numbers = {group: number for number, group in enumerate(sorted(set(groups), key=str))}
+    return np.array([numbers[group] for group in groups], dtype=np.intp)
 
 
 def resample_counts(n_cases: int, resamples: int, seed: int = 0, groups: Sequence[Hashable] | None = None) -> Array:

@@ -162,7 +162,8 @@ def paired_replicates(methods: Sequence[tuple[Sequence[Run], str]], structure: s
     """Return the replicates of several methods' means over seeds, each in its metric, on the same resamples.
 
     Runs with different numbers of resamples share the first of them, since the draws of a resample do not depend on
-    their number. Runs whose cases are in different orders, or in different groups, share none.
+    their number. Runs with different cases or groups share none, nor do runs of earlier
+    versions with their cases in different orders.
 
     Args:
         methods: seeds and metric of each method.
@@ -181,7 +182,7 @@ def mean_over_seeds(runs: Sequence[Run], structure: str, metric: str) -> float:
 def replicates_over_seeds(runs: Sequence[Run], structure: str, metric: str, draw: int = 0) -> Array:
     """Return the replicates of a method's mean over seeds, `[resamples]`; each replicate draws seeds with replacement.
 
-    Empty if a run has no replicates of the metric, or the seeds' cases are in different orders or groups.
+    Empty if a run has no replicates or no interval of the metric, or the seeds do not have the same resamples.
 
     Args:
         runs: seeds of the method.
@@ -189,7 +190,11 @@ def replicates_over_seeds(runs: Sequence[Run], structure: str, metric: str, draw
         metric: name of the metric.
         draw: number that differs between methods, whose seeds are drawn independently.
     """
-    found = [run.replicates.arrays.get((structure, metric), np.empty(0)) for run in runs]
+    nothing = np.empty(0)
+    found = [
+        run.replicates.arrays.get((structure, metric), nothing) if run.has_interval(structure, metric) else nothing
+        for run in runs
+    ]
     shared = min(map(len, found)) if _in_one_order(runs) else 0
     stacked = np.stack([values[:shared] for values in found])
     seeds, resamples = stacked.shape

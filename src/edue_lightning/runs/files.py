@@ -82,13 +82,14 @@ class Replicates:
     groups: tuple[str, ...] = ()
 
     def pairs_with(self, other: Replicates) -> bool:
-        """Return whether both have the same resamples: of the same cases, in the same groups."""
-        return self.case_ids == other.case_ids and self._numbers == other._numbers
+        """Return whether both have the same resamples: of the same cases, in the same groups, in any order."""
+        return self._numbers == other._numbers
 
     @cached_property
-    def _numbers(self) -> list[int]:
-        """Number of each case's group, in the order in which groups first appear."""
-        return list(group_numbers(self.groups or self.case_ids))
+    def _numbers(self) -> dict[str, int]:
+        """Number that the draws have for each case: of its group, or its place where cases were drawn one by one."""
+        numbers = group_numbers(self.groups).tolist() if self.groups else range(len(self.case_ids))
+        return dict(zip(self.case_ids, numbers, strict=True))
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,17 @@ class Run:
     def validation_value(self, structure: str, metric: str) -> float:
         """Return a value of `validation.csv`; NaN where it is undefined or was not measured."""
         return self._validation_values.get((structure, metric), np.nan)
+
+    def has_interval(self, structure: str, metric: str) -> bool:
+        """Return whether enough independent cases and replicates define a metric, see the column `no_interval`."""
+        return not self._obstacles.get((structure, metric), "")
+
+    @cached_property
+    def _obstacles(self) -> dict[tuple[str, str], str]:
+        if "no_interval" not in self.metrics:
+            return {}
+        columns = (self.metrics[name] for name in ("structure", "metric", "no_interval"))
+        return {(structure, metric): reason for structure, metric, reason in zip(*columns, strict=True)}
 
     def n_cases(self, structure: str, metric: str) -> int:
         """Return the number of cases that define a metric; 0 where it was not measured."""
