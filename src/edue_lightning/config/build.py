@@ -14,6 +14,7 @@ from torch import nn
 
 from edue_lightning.config.schema import REFERENCE_KEYS, check_only_ours
 from edue_lightning.data import CaseSource, RaterDataModule
+from edue_lightning.data.images import ImageError
 from edue_lightning.data.preparation import Preparation
 from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
@@ -34,28 +35,53 @@ class ImageFormat:
         spatial_dims: 2 or 3.
         channels: C.
         structures: names of the K structures.
+        storage: how the files of 2D images store their axes, see `geometry.slice_storage`; None if it is unknown. It is
+            not compared.
     """
 
     spatial_dims: int
     channels: int
     structures: tuple[str, ...]
+    storage: str | None = dataclasses.field(default=None, compare=False)
 
     @classmethod
     def of(cls, source: CaseSource) -> ImageFormat:
         """Return the format of a source's images."""
-        return cls(source.spatial_dims, source.channels, tuple(source.structures))
+        return cls(source.spatial_dims, source.channels, tuple(source.structures), source.storage)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageFormat:
         """Return the format that `as_dict` described."""
-        return cls(int(values["spatial_dims"]), int(values["channels"]), tuple(values["structures"]))
+        storage = values.get("storage")
+        return cls(
+            int(values["spatial_dims"]),
+            int(values["channels"]),
+            tuple(values["structures"]),
+            None if storage is None else str(storage),
+        )
 
     def __str__(self) -> str:
         return f"{self.spatial_dims}D images of {self.channels} channels with {', '.join(self.structures)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the format as plain values."""
-        return {**dataclasses.asdict(self), "structures": list(self.structures)}
+        plain = {**dataclasses.asdict(self), "structures": list(self.structures)}
+        return {name: value for name, value in plain.items() if value is not None}
+
+    def require_storage(self, storage: str | None) -> None:
+        """Check that 2D images are stored like those of the training.
+
+        Args:
+            storage: how their files store the axes, see `geometry.slice_storage`; None if it is unknown.
+
+        Raises:
+            ImageError: if they are stored otherwise.
+        """
+        if None not in (storage, self.storage) and storage != self.storage:
+            raise ImageError(
+                f"is stored as {storage}, but the images of the training as {self.storage}, with other axes (a picture "
+                "has its rows first, a NIfTI slice the axes of its header); save it like those"
+            )
 
 
 def build(node: Mapping[str, Any], name: str, **arguments: Any) -> Any:

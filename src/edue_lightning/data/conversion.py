@@ -25,9 +25,9 @@ MANIFEST = "manifest.csv"
 def write_manifest(data: RaterDataModule, folder: Path) -> int:
     """Write every case of a data set, one in memory at a time, and the manifest last.
 
-    Images are written as the loader returns them (float32: TIFF, one file per channel, in 2D; NIfTI in 3D), masks as PNG
-    or NIfTI. The manifest keeps patients, splits (as drawn, where they are drawn), spacings and missing raters; read it
-    with `data=manifest data.source.standardise=false` to get the same samples.
+    Images are written as the loader returns them (float32; TIFF with one file per channel in 2D, NIfTI in 3D), masks as
+    PNG or NIfTI. The manifest keeps patients, splits (as drawn, where they are drawn), spacings and missing raters.
+    Read it with `data=manifest data.source.standardise=false` to get the same samples.
 
     Args:
         data: data set to write.

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
-from edue_lightning.data.geometry import canonical
-from edue_lightning.data.images import VOLUMES, ImageError, ImageFile, header_of, same_affine
+from edue_lightning.data.geometry import canonical, slice_storage
+from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, header_of, same_affine
 from edue_lightning.data.patches import foreground_points
 from edue_lightning.data.preparation import MIXED_SLICES
 from edue_lightning.data.prepared import PreparedCases
@@ -68,8 +67,7 @@ class _Found(NamedTuple):
     channels: int
     raters: int
     spaced: bool
-    kind: str
-    axes: tuple[str, ...]
+    storage: str | None
 
 
 class FileSource(CaseSource):
@@ -127,13 +125,14 @@ class FileSource(CaseSource):
                 single,
                 len(found),
             )
-        axes = Counter(one.axes for one in found)
-        if len(axes) > 1:
+        stored = Counter(one.storage for one in found)
+        self.storage = next(iter(stored)) if len(stored) == 1 else None
+        if len(stored) > 1:
             log.warning(
                 "%s: the headers of the NIfTI slices give their axes different directions (%s), and slices are used as "
                 "they are stored; check with the contact sheet that none is turned",
                 self._named_root,
-                ", ".join(f"{''.join(codes) or 'none'} {count}" for codes, count in axes.items()),
+                ", ".join(f"{count} {storage}" for storage, count in stored.items()),
             )
         spaced = sum(one.spaced for one in found)
         self._spaced = spaced == len(found)
@@ -211,7 +210,7 @@ class FileSource(CaseSource):
             first = relative_name(next(iter(case.files.values())), self.root)
             return CaseError([problem_line(first, case.record.case_id, "has no rater; add a mask, or remove it")])
         shape, channels = tuple(sample.image.shape[1:]), sample.image.shape[0]
-        return _Found(case, key, shape, channels, raters, sample.spacing is not None, *_slice_of(case, shape))
+        return _Found(case, key, shape, channels, raters, sample.spacing is not None, _storage(case, shape))
 
     def _key(self, case: FileCase) -> str | None:
         """Return the name of the prepared case, or None if it cannot be prepared."""
@@ -387,7 +386,7 @@ def _odd_ones(found: Sequence[_Found], root: Path) -> list[str]:
         [f"has {one.channels} channels" for one in found],
     ]
     if all(len(one.shape) == _SLICE for one in found):
-        kinds.append([f"is a {one.kind}" for one in found])
+        kinds.append(["is a NIfTI slice" if str(one.storage).startswith("NIfTI") else "is a picture" for one in found])
     for traits in kinds:
         for one, trait in zip(found, traits, strict=True):
             usual = Counter(traits).most_common(1)[0][0]
@@ -398,12 +397,13 @@ def _odd_ones(found: Sequence[_Found], root: Path) -> list[str]:
     return lines
 
 
-def _slice_of(case: FileCase, shape: tuple[int, ...]) -> tuple[str, tuple[str, ...]]:
-    """Return the kind of a case's file, and the directions of a NIfTI slice's axes; other files have none."""
+def _storage(case: FileCase, shape: tuple[int, ...]) -> str | None:
+    """Return how the file of a 2D image stores its axes, or None for other files."""
     first = next(iter(case.files.values()))
-    if len(shape) != _SLICE or not first.name.lower().endswith(VOLUMES):
-        return "picture", ()
-    return "NIfTI slice", aff2axcodes(header_of(first).get_best_affine())[:_SLICE]
+    name = first.name.lower()
+    if len(shape) != _SLICE or not name.endswith((*PICTURES, *VOLUMES)):
+        return None
+    return slice_storage(None if name.endswith(PICTURES) else header_of(first).get_best_affine())
 
 
 def _stored_shape(image: ImageFile) -> tuple[int, ...]:

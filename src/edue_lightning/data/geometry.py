@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from nibabel.affines import apply_affine, voxel_sizes
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
@@ -64,6 +64,20 @@ def canonical(image: ImageFile) -> ImageFile:
         affine=grid.affine.numpy(),
         origin=stored if image.origin is None else image.origin,
     )
+
+
+def slice_storage(affine: NDArray[np.float64] | None) -> str:
+    """Return how a file stores the axes of a 2D image: `picture`, or `NIfTI slice` and the directions of its axes.
+
+    >>> slice_storage(None)
+    'picture'
+    >>> slice_storage(np.diag([-1.0, -1.0, 1.0, 1.0]))
+    'NIfTI slice LP'
+
+    Args:
+        affine: affine of the file, `[4, 4]`, or None for a picture.
+    """
+    return "picture" if affine is None else f"NIfTI slice {''.join(aff2axcodes(affine)[:2])}"
 
 
 def cropped(grid: Grid, low: Sequence[float], high: Sequence[float]) -> Grid | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edue_lightning.data.geometry import slice_storage
 from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, read_image
 from edue_lightning.data.listing import ListingProblems, find_files, is_prediction, stem_of
 from edue_lightning.data.preparation import Preparation, PreparedImage, agreed_spacing, as_slice, require_channels
@@ -101,8 +102,22 @@ def find_images(place: Path, channels: int, leave_out: Path | None = None) -> Im
     return ImageCases([case for case in found.cases if case.case_id not in refused], shown)
 
 
-def read_case(case: ImageCase, preparation: Preparation, spatial_dims: int, channels: int) -> PreparedImage:
+def read_case(
+    case: ImageCase,
+    preparation: Preparation,
+    spatial_dims: int,
+    channels: int,
+    require_storage: Callable[[str], None] | None = None,
+) -> PreparedImage:
     """Read and prepare the images of a case.
+
+    Args:
+        case: case with its files.
+        preparation: preparation of the images of the training.
+        spatial_dims: number of axes that the network expects, 2 or 3.
+        channels: number of channels that it expects.
+        require_storage: check of how the file of a 2D image stores its axes, see `geometry.slice_storage`; it raises
+            `ImageError`.
 
     Raises:
         ImageError: naming the file, if one of them cannot be used.
@@ -116,6 +131,8 @@ def read_case(case: ImageCase, preparation: Preparation, spatial_dims: int, chan
     first = case.files[0].name
     try:
         prepared = preparation.prepare(files, spatial_dims)
+        if spatial_dims == 2 and require_storage is not None:
+            require_storage(slice_storage(files[0].affine))
         require_channels(prepared, channels)
     except ImageError as error:
         raise ImageError(f"{first}: {error}") from error

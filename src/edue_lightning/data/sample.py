@@ -88,8 +88,8 @@ class RaterBatch:
         valid: `[B, R]` bool; false for a missing rater and for padding.
         spacing: `[B, n]` float32, mm along each spatial axis; 1 if it is unknown.
         case_index: `[B]` int64, position of the case in its split.
-        draw_key: `[B]` int64, differs per case, epoch and seed. All random draws for a case are derived from it, so that
-            they do not depend on batching, workers or devices.
+        draw_key: `[B]` int64, differs per case, epoch and seed. All random draws for a case are derived from it, so
+            that they do not depend on batching, workers or devices.
     """
 
     image: Tensor

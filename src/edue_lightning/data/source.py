@@ -42,6 +42,8 @@ class CaseSource(ABC):
             particular.
         problems: one line per problem, with the file, the case and the fix.
         mixed_sizes: whether the images differ in size.
+        storage: how all files of 2D images store their axes, see `geometry.slice_storage`; None if it is unknown or
+            differs.
     """
 
     spatial_dims: int
@@ -50,6 +52,7 @@ class CaseSource(ABC):
     raters: tuple[str, ...] | None = None
     problems: Sequence[str] = ()
     mixed_sizes: bool = False
+    storage: str | None = None
 
     @classmethod
     def preparation(cls, settings: Mapping[str, Any]) -> Preparation:  # noqa: ARG003

@@ -14,6 +14,7 @@ from edue_lightning.config.build import ImageFormat, build_data, build_distortio
 from edue_lightning.config.data_place import data_to_measure
 from edue_lightning.config.schema import check_configuration, check_only_ours
 from edue_lightning.data import RaterDataModule
+from edue_lightning.data.images import ImageError
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.measure import Measurement, measure_method, measure_predictions
 from edue_lightning.evaluation.prediction_folder import PredictionFolder
@@ -91,6 +92,10 @@ def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any
     found = ImageFormat.of(data.source)
     if found != wanted:
         raise UserError(f"{path}: was trained for {wanted}, but data={data.name} has {found}")
+    try:
+        wanted.require_storage(found.storage)
+    except ImageError as error:
+        raise UserError(f"data={data.name}: {error}") from error
     label = configuration["label"] or trained.get("label") or method.label
     measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
     distortions = build_distortions(configuration.get("distortions"))

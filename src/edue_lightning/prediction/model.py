@@ -144,7 +144,8 @@ class Model:
         Raises:
             ImageError: naming the file, if one cannot be used.
         """
-        return read_case(case, self._preparation, self.image_format.spatial_dims, self.image_format.channels)
+        wanted = self.image_format
+        return read_case(case, self._preparation, wanted.spatial_dims, wanted.channels, wanted.require_storage)
 
     def estimate(self, prepared: PreparedImage) -> Estimate:
         """Predict a prepared image; sizes are in pixels or voxels.

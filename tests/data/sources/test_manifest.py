@@ -87,6 +87,7 @@ def test_pictures_come_back_as_written(tmp_path: Path) -> None:
     source = source_of(tmp_path, two_cases(tmp_path), standardise=False)
     assert (source.spatial_dims, source.channels) == (2, 1)
     assert (source.structures, source.raters) == (("disc",), ("A", "B"))
+    assert source.storage == "picture"
     assert source.cases() == [CaseRecord("one", "one"), CaseRecord("two", "two")]
     sample = source.load("two")
     np.testing.assert_array_equal(sample.image[0], (PIXELS + 100) / np.float32(255))
@@ -171,8 +172,12 @@ def test_slices_with_axes_in_other_directions_are_reported(tmp_path: Path, caplo
         affine = np.diag([-1.0, -1.0, 1.0, 1.0]) if row["case_id"] == "one" else np.eye(4)
         row["image"] = save(tmp_path, f"{row['case_id']}.nii", PIXELS, affine)
         row["mask"] = save(tmp_path, f"{row['case_id']}_{row['rater']}.nii", rectangle(2, 2), affine)
-    source_of(tmp_path, rows).cases()
-    assert "give their axes different directions (LP 1, RA 1)" in caplog.text
+    assert source_of(tmp_path, rows[:2]).storage == "NIfTI slice LP"
+    assert not caplog.records
+    source = source_of(tmp_path, rows)
+    assert source.cases()
+    assert source.storage is None
+    assert "give their axes different directions (1 NIfTI slice LP, 1 NIfTI slice RA)" in caplog.text
 
 
 def test_sizes_of_a_data_set_are_in_one_unit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
