@@ -1,4 +1,4 @@
-"""Random cases, and every number of a case computed the plain way, with the packages that people use."""
+"""Random cases, and every number of a case computed independently, with widely used packages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class Cases(NamedTuple):
-    """What metrics are updated with."""
+    """Arguments of a metric's `update`."""
 
     logits: Tensor
     masks: Tensor

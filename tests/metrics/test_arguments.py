@@ -159,7 +159,7 @@ def test_a_wrong_setting_is_refused_by_every_entry(setting: dict[str, object], m
             refused()
 
 
-def test_masks_of_missing_raters_are_not_looked_at() -> None:
+def test_masks_of_missing_raters_are_ignored() -> None:
     cases = random_cases(0)
     masks = cases.masks.float()
     masks[~cases.valid] = torch.nan
@@ -170,7 +170,7 @@ def test_masks_of_missing_raters_are_not_looked_at() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32, torch.float64])
-def test_masks_of_every_type_mean_the_same(dtype: torch.dtype) -> None:
+def test_masks_of_every_type_give_the_same_numbers(dtype: torch.dtype) -> None:
     cases = random_cases(0)
     expected = case_statistics(*cases)
     found = case_statistics(cases.logits, cases.masks.to(dtype), cases.valid, cases.spacing)
@@ -179,7 +179,7 @@ def test_masks_of_every_type_mean_the_same(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("function", [ood_auroc, ood_aupr, lambda *given: OutOfDistributionAUROC().update(*given)])
-def test_detection_takes_one_score_per_image_and_which_are_distorted(function: Callable[..., object]) -> None:
+def test_detection_refuses_labels_that_are_not_bool_and_other_shapes(function: Callable[..., object]) -> None:
     score = torch.tensor([0.1, 0.4, 0.3])
     with pytest.raises(ValueError, match=r"distorted must be bool, not torch.int64"):
         function(score, torch.tensor([0, 1, 1]))

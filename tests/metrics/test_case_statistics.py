@@ -1,4 +1,4 @@
-"""Every number of a case against an independent reference, in 2D and 3D, and what must not change it."""
+"""Every number of a case against an independent reference, in 2D and 3D, and its invariances."""
 
 from __future__ import annotations
 

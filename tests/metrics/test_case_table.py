@@ -123,7 +123,7 @@ def test_every_metric_has_a_class_and_a_functional_twin() -> None:
 
 
 @pytest.mark.parametrize("kind", [*CLASSES, OutOfDistributionAUROC, OutOfDistributionAUPR], ids=lambda k: k.__name__)
-def test_a_class_tells_its_direction_as_torchmetrics_do(kind: type[Metric]) -> None:
+def test_a_class_has_its_direction_as_in_torchmetrics(kind: type[Metric]) -> None:
     assert kind.is_differentiable is False
     assert kind.full_state_update is False
     if issubclass(kind, CaseMetric):
@@ -139,7 +139,7 @@ def test_curves_have_no_direction() -> None:
     assert QualityControlCurve.higher_is_better is None
 
 
-def test_a_class_draws_its_values_as_torchmetrics_do() -> None:
+def test_a_class_plots_its_values_as_in_torchmetrics() -> None:
     metric = metrics.Dice(["a", "b"])
     values = []
     for i in range(3):

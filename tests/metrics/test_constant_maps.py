@@ -37,7 +37,7 @@ def test_constant_members_have_no_correlation_over_voxels(
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("contents", ["logits", "probabilities"])
-def test_nor_do_members_constant_up_to_a_few_roundings(
+def test_members_constant_up_to_a_few_roundings_have_none_either(
     size: tuple[int, ...], dtype: torch.dtype, contents: str
 ) -> None:
     generator = torch.Generator().manual_seed(sum(size))
@@ -53,7 +53,7 @@ def test_nor_do_members_constant_up_to_a_few_roundings(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1e-3, 1.0])
-def test_small_variation_that_is_no_rounding_counts(dtype: torch.dtype, scale: float) -> None:
+def test_a_small_variation_above_rounding_counts(dtype: torch.dtype, scale: float) -> None:
     # p about 1e-4, as where a structure is absent, and a map that is known to be the raters' own
     mask = raters((65, 65))
     share = mask.double().mean(dim=1, keepdim=True)

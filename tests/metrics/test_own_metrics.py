@@ -81,7 +81,7 @@ def test_an_own_metric_can_be_asked_for_alone() -> None:
         ({"sv": MissedShare()}, "extra.sv: there is a metric or statistic of this name"),
     ],
 )
-def test_what_is_no_metric_or_has_no_name_of_its_own_is_refused(extra: dict[str, Any], message: str) -> None:
+def test_other_objects_and_names_that_are_taken_are_refused(extra: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CaseTable(["a"], settings=MetricSettings(extra=extra))
 
@@ -90,7 +90,7 @@ def configured(**call: Any) -> dict[str, Any]:
     return {"_target_": "edue_lightning.metrics.MetricSettings", "poor_dice": 0.7, "extra": {"area_error": call}}
 
 
-def test_a_configuration_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configuration_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLE))
     monkeypatch.delenv(TRUSTED_PACKAGES, raising=False)
     node = configured(_target_="my_package.metrics.AreaError")

@@ -118,3 +118,17 @@ def test_the_curve_starts_at_the_share_of_poor_ones_and_ends_at_nothing_missed()
     assert curve.missed.tolist() == [0.5, 0.25, 0.25, 0]
     area = distance_to_ideal_area(np.array([0.9, 0.1, 0.5, 0.5]), np.array([1.0, 1, 0, 0]), one(4))[0]
     assert area == pytest.approx(np.trapezoid(curve.missed, curve.flagged) - 0.125)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_few_cases_give_what_they_define(n: int) -> None:
+    score, risk = np.array([0.3, 0.1])[:n], np.array([0.6, 0.2])[:n]
+    curve, area = risk_coverage(score, risk, one(n)), distance_to_ideal_area(score, (risk > 0.5).astype(float), one(n))
+    # of two cases one is poor and more uncertain, an ideal order; one case has no order, none has no risk
+    assert curve.area[0] == pytest.approx([np.nan, 0.6, (0.2 + 0.4) / 2][n], nan_ok=True)
+    assert curve.excess[0] == pytest.approx([np.nan, 0, 0][n], nan_ok=True)
+    assert curve.normalised[0] == pytest.approx([np.nan, np.nan, 0][n], nan_ok=True)
+    assert area[0] == pytest.approx([np.nan, np.nan, 0][n], nan_ok=True)
+    control = quality_control_curve(score, (risk > 0.5).astype(float))
+    assert control.flagged.tolist() == [[0], [0, 1], [0, 0.5, 1]][n]
+    assert control.missed.tolist() == [[0], [1, 0], [0.5, 0, 0]][n]

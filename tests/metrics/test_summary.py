@@ -20,6 +20,7 @@ from edue_lightning.metrics import (
 from edue_lightning.metrics.selective import distance_to_ideal_area, risk_coverage
 from edue_lightning.metrics.summary import MetricRow, Summary
 
+POOR_AT_HALF = MetricSettings(poor_dice=0.5)
 POOR = MetricSettings(poor_dice={"a": 0.68, "b": 0.7})
 
 
@@ -288,3 +289,26 @@ def test_no_case_at_all_is_undefined_not_an_error() -> None:
     none = select(cases(structures=1), torch.zeros(12, dtype=torch.bool))
     summary = summarise(none, ["a"], resamples=5)
     assert all(np.isnan(row.value) and row.n_cases == 0 for row in summary.rows)
+
+
+def test_each_metric_counts_the_cases_that_define_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(9, 3, 1, 7, 7, generator=generator)
+    masks = torch.rand(9, 4, 1, 7, 7, generator=generator) > 0.5
+    valid = torch.ones(9, 4, dtype=torch.bool)
+    valid[0] = False  # no rater: defines nothing
+    valid[1, 1:] = False  # one rater: no disagreement
+    masks[2] = masks[2, :1]  # raters who agree: no correlation over voxels
+    logits[3] = -9  # no prediction: no surface, no score by size
+    summary = summarise(case_statistics(logits, masks, valid), ["a"], settings=POOR_AT_HALF, resamples=5)
+    expected = {
+        **dict.fromkeys(("dice", "nll", "ece", "d_soft", "ged2", "volume_crps", "aurc", "d_auc", "aula"), 8),
+        **dict.fromkeys(("hd95", "aurc_normalised", "d_auc_normalised"), 7),
+        **dict.fromkeys(("image_pearson", "image_spearman_entropy", "image_pearson_model_agreement"), 7),
+        "image_pearson_normalised": 6,
+        "pixel_pearson": 5,
+        "nsd": 8,
+    }
+    for metric, n in expected.items():
+        row = value(summary, metric)
+        assert (row.n_cases, row.n_undefined) == (n, 9 - n), metric

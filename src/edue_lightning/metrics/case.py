@@ -17,8 +17,8 @@ PROBABILITY_FLOOR = 1e-7
 """Smallest given probability, and smallest 1 - p, inside a logarithm, so that one wrong sure voxel costs 16 nats and
 not infinity. Logits need no floor."""
 
+# a prediction counts as constant if its values differ by less than this many roundings
 _ROUNDINGS = 32
-"""Number of roundings of a prediction by which a map must vary, to be more than a constant and its rounding."""
 
 _SMALLEST_EXACT = 1e-300
 

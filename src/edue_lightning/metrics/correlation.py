@@ -15,9 +15,8 @@ from edue_lightning.metrics.scores import MODEL_SCORES, RATER_SCORES, SCORES
 
 FEWEST_CASES_FOR_CORRELATION = 3
 
-
+# smallest range of a series over cases, as a share of its largest value, that is no rounding of a constant
 _ROUNDING = 1e-9
-"""Share of its largest value by which a series over cases must vary, to be more than a constant and its rounding."""
 
 
 def map_correlation(
@@ -29,7 +28,7 @@ def map_correlation(
         first: `[..., V]`.
         second: `[..., V]`.
         first_rounding: largest range of the first map that rounding alone can explain, `[...]`.
-        second_rounding: likewise of the second map.
+        second_rounding: same for the second map.
 
     Returns:
         `[...]` in [-1, 1]; NaN where either map is constant but for rounding.

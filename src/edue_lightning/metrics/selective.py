@@ -1,7 +1,7 @@
 """Quality control and selective segmentation: the ability of a score of uncertainty to find poor segmentations.
 
-Cases are ordered by the score. Cases of one score have no order, so every curve here is the mean over all their orders.
-All functions count case n as often as `weights` says, in W weightings (bootstrap resamples) at once.
+Cases are ordered by the score. Cases with equal scores have no order, so every curve is the mean over all their orders.
+All functions count case n `weights[n]` times, for W weightings (bootstrap resamples) at once.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def quality_control_curve(uncertainty: Array, poor: Array) -> QualityControl:
 
 
 def distance_to_ideal_area(uncertainty: Array, poor: Array, weights: Array) -> Array:
-    """Return d-AUC, the area under the quality-control curve minus p²/2, that under its ideal line (Fig. 2).
+    """Return d-AUC, the area under the quality-control curve minus that under its ideal line, p²/2 (Fig. 2).
 
     Args:
         uncertainty: `[N]`.
@@ -70,7 +70,7 @@ def distance_to_ideal_area(uncertainty: Array, poor: Array, weights: Array) -> A
     with np.errstate(invalid="ignore", divide="ignore"):
         area = (counts * (after + poor_counts / 2)).sum(axis=1) / cases[:, 0] ** 2
         share = (all_poor / cases)[:, 0]
-    # at least 0, but for rounding
+    # not below 0 by rounding
     return np.where((share > 0) & (share < 1), np.maximum(area - share**2 / 2, 0), np.nan)
 
 
@@ -78,9 +78,9 @@ class RiskCoverage(NamedTuple):
     """Areas under risk-coverage curves, each `[W]`.
 
     Attributes:
-        area: AURC, of the score.
-        optimum: of the best order there is, by the risk itself.
-        random: of a score without information, the mean risk.
+        area: AURC, the area for the score.
+        optimum: area for the best possible order, by the risk itself.
+        random: area for a score without information, which is the mean risk.
     """
 
     area: Array
@@ -94,23 +94,23 @@ class RiskCoverage(NamedTuple):
 
     @property
     def normalised(self) -> Array:
-        """The excess as a share of the way from optimum to random; NaN if all cases have the same risk."""
-        way = self.random - self.optimum
-        # the three are sums of the same numbers in another order
-        apart = way > 1e-12 * np.abs(self.random)
-        return np.where(apart, self.excess / np.where(apart, way, 1), np.nan)
+        """The excess as a share of the difference of random and optimum; NaN if all cases have the same risk."""
+        span = self.random - self.optimum
+        # equal risks differ by rounding, since the sums have different orders
+        apart = span > 1e-12 * np.abs(self.random)
+        return np.where(apart, self.excess / np.where(apart, span, 1), np.nan)
 
 
 def risk_coverage(uncertainty: Array, risk: Array, weights: Array) -> RiskCoverage:
     """Return the areas under the curve of mean risk over the n surest cases, n = 1 to N (Geifman et al., ICLR 2019).
 
     Args:
-        uncertainty: `[N]`, low for cases that are kept longest.
+        uncertainty: `[N]`, low for the surest cases.
         risk: `[N]`, not negative, such as 1 - Dice.
         weights: `[W, N]`, whole numbers.
 
     Returns:
-        see `RiskCoverage`; NaN where no case has a weight.
+        areas, see `RiskCoverage`; NaN where no case has a weight.
     """
     cases = weights.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -145,7 +145,7 @@ def quality_control_curves(
     """Return each structure's quality-control curve of a score, over the cases that define the score and Dice.
 
     Args:
-        cases: with the score and the statistic `dice`.
+        cases: statistics of the cases, with the score and `dice`.
         structures: names of the K structures.
         settings: see `MetricSettings`.
         score: name of the statistic.
