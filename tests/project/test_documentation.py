@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import pkgutil
 import re
 import shlex
 import shutil
@@ -303,6 +304,13 @@ def test_commands_within_a_line_name_what_there_is(name: str) -> None:
         else:
             # such a command belongs into a block, where it is run
             assert not command.startswith(("python ", "sbatch ", "torchrun ", "wandb ")), command
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_modules_and_names_of_the_package_on_a_page_exist(name: str) -> None:
+    for found in set(re.findall(r"`(edue_lightning(?:\.\w+)+)`", (ROOT / name).read_text())):
+        if not found.endswith(".json"):
+            assert pkgutil.resolve_name(found) is not None, found
 
 
 @pytest.mark.parametrize("name", NAMES)
