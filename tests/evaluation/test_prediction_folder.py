@@ -286,6 +286,20 @@ def test_nifti_members_equal_an_archive(tmp_path: Path) -> None:
     ]
 
 
+def test_a_slice_of_a_picture_is_refused_as_its_axes_differ(tmp_path: Path) -> None:
+    masks = write_data(tmp_path / "data", structures=("node",))
+    members = write_predictions(tmp_path / "predictions", masks)
+    for m in range(3):
+        values = members[0, m, 0].astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "predictions" / f"case2__member{m}.nii")
+    (tmp_path / "predictions" / "case2.npz").unlink()
+    (line,) = problems(tmp_path / "predictions", tmp_path / "data")
+    assert line == (
+        "case2: case2__member0.nii: is stored as NIfTI slice RA, but the images as picture, with other axes; save "
+        "case2.npz instead"
+    )
+
+
 def test_a_single_structure_needs_no_name_and_two_forms_of_one_case_are_refused(tmp_path: Path) -> None:
     masks = write_data(tmp_path / "data", volumes=True, structures=("node",))
     members = write_predictions(tmp_path / "predictions", masks)

@@ -67,7 +67,7 @@ def test_a_method_a_data_set_and_a_metric_of_ones_own(tmp_path: Path) -> None:
     refused = run_command("evaluate", evaluate, cwd=place)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ")
-    assert "'my_package.methods.RaterHeads', not a part of this package" in refused.stderr
+    assert "'my_package.methods.RaterHeads', which is not part of this package" in refused.stderr
     assert f"{TRUSTED_PACKAGES}=my_package" in refused.stderr
 
     trusted = {TRUSTED_PACKAGES: "another_package, my_package"}

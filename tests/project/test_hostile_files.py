@@ -484,7 +484,7 @@ def test_tensors_that_claim_more_than_the_file_holds(tmp_path: Path, content: di
     )
     one = {"score": "entropy", "poor_dice": 0.8, "dice": repeated, "uncertainties": repeated, "ranges": {}}
     stored = {"structures": {"disc": one}, "intensities": {}, "sensitivity": 0.9, "training_cases": 3}
-    with pytest.raises(UserError, match=r"^here: what it tells of its validation cases is damaged \(no column of num"):
+    with pytest.raises(UserError, match=r"^here: its triage data is damaged \(not a column of num"):
         Triage.from_dict(stored, "here")
     # a storage of 2^31 numbers, of which the file holds four
     torch.save({**content, "more": torch.arange(4.0)}, path)

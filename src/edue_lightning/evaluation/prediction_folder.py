@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edue_lightning.data import CaseRecord, CaseSource, Grid, RaterSample
-from edue_lightning.data.geometry import closest_canonical, grid_of, resample, same_grid
+from edue_lightning.data.geometry import closest_canonical, grid_of, resample, same_grid, slice_storage
 from edue_lightning.data.images import MOST_INFLATION, ImageError, read_image, require_memory
 from edue_lightning.errors import UserError
 from edue_lightning.text import counted, one_line, reason_of
@@ -60,6 +60,7 @@ class PredictionFolder:
         if not folder.is_dir():
             raise UserError(f"predictions={folder}: no such folder")
         self.folder = folder
+        self._storage: str | None = None
         self.structures = tuple(structures)
         self._archives = {path.name.removesuffix(".npz"): path for path in sorted(folder.glob("*.npz"))}
         self._images: dict[str, dict[Member, Path]] = defaultdict(dict)
@@ -89,6 +90,7 @@ class PredictionFolder:
             UserError: with one line per missing case, surplus case, file of another shape or grid, and file with NaN or
                 values outside [0, 1].
         """
+        self._storage = source.storage
         wanted, known = ({record.case_id for record in part} for part in (records, all_records))
         found = set(self._archives) | set(self._images)
         problems = [f"{name}: is not named CASE_ID__memberM.nii.gz; rename or remove it" for name in self._unnamed]
@@ -190,7 +192,7 @@ class PredictionFolder:
             for structure in self.structures:
                 if (member, structure) not in files:
                     raise _PredictionError(f"lacks a file for {structure} of member {member}")
-                arrays.append(_read_member(files[member, structure], sample))
+                arrays.append(_read_member(files[member, structure], sample, self._storage))
         return np.stack(arrays).reshape(members, len(self.structures), *sample.image.shape[1:])
 
 
@@ -223,13 +225,28 @@ def _announced(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
     return shape, dtype, there
 
 
-def _read_member(path: Path, sample: RaterSample) -> NDArray[np.float32]:
+def _read_member(path: Path, sample: RaterSample, storage: str | None) -> NDArray[np.float32]:
+    """Read a member's map of one structure on the grid of the sample.
+
+    Args:
+        path: NIfTI file.
+        sample: case of the prediction.
+        storage: how the case's own file stores the axes of a 2D image, see `geometry.slice_storage`; None if unknown.
+
+    Raises:
+        _PredictionError: if it cannot be read, or lies on another grid.
+    """
     try:
         image = read_image(path)
     except ImageError as error:
         raise _PredictionError(f"{path.name}: {error}") from error
     values: NDArray[np.float32] = image.array[0].astype(np.float32)
     size = tuple(sample.image.shape[1:])
+    if len(size) == 2 and storage is not None and slice_storage(image.affine) != storage:
+        raise _PredictionError(
+            f"{path.name}: is stored as {slice_storage(image.affine)}, but the images as {storage}, with other "
+            f"axes; save {sample.case_id}.npz instead"
+        )
     own = None if sample.affine is None else Grid(size, sample.affine)
     found = None if image.affine is None or values.ndim < 3 else grid_of(values.shape, image.affine)
     if own is not None and found is not None and sample.origin is not None and same_grid(found, sample.origin):
