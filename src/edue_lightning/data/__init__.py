@@ -7,6 +7,7 @@ from edue_lightning.data.sample import Grid, RaterBatch, RaterSample, collate_sa
 from edue_lightning.data.source import CaseRecord, CaseSource
 from edue_lightning.data.sources.hecktor import HecktorSource
 from edue_lightning.data.sources.lidc import LidcContours, LidcScans
+from edue_lightning.data.sources.lidc_slices.source import LidcSlices
 from edue_lightning.data.sources.manifest.source import ManifestSource
 from edue_lightning.data.sources.qubiq.source import QubiqSource
 from edue_lightning.data.sources.riga import RigaSource
@@ -21,6 +22,7 @@ __all__ = [
     "HecktorSource",
     "LidcContours",
     "LidcScans",
+    "LidcSlices",
     "ManifestSource",
     "PatchSampling",
     "QubiqSource",

@@ -152,8 +152,7 @@ class FileSource(CaseSource):
             UserError: if anything is wrong, with all problems.
         """
         if self.problems:
-            head = f"data.root={self._named_root}: {counted(self.problems)}:"
-            raise UserError("\n".join([head, *_shortened(self.problems)]))
+            raise UserError(problems_text(self._named_root, self.problems))
         return self.healthy()
 
     def healthy(self) -> Sequence[CaseRecord]:
@@ -373,6 +372,13 @@ def problem_line(file: str, case_id: str, problem: str) -> str:
     return one_line(f"{file}: case {case_id!r}: {problem}")
 
 
+def problems_text(root: str, problems: Sequence[str]) -> str:
+    """Return the number of a data set's problems and one line per problem, as far as they fit on a screen."""
+    more = len(problems) - MOST_PROBLEMS_LISTED
+    rest = [f"... and {more} more; `check` lists all"] if more > 0 else []
+    return "\n".join([f"data.root={root}: {counted(problems)}:", *problems[:MOST_PROBLEMS_LISTED], *rest])
+
+
 def relative_name(path: Path, root: Path) -> str:
     """Return a file's path for problems: from the data set's folder if the file is in it."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
@@ -408,8 +414,3 @@ def _storage(case: FileCase, shape: tuple[int, ...]) -> str | None:
 
 def _stored_shape(image: ImageFile) -> tuple[int, ...]:
     return image.shape if image.origin is None else image.origin.shape
-
-
-def _shortened(problems: Sequence[str]) -> list[str]:
-    more = len(problems) - MOST_PROBLEMS_LISTED
-    return [*problems[:MOST_PROBLEMS_LISTED], *([f"... and {more} more; `check` lists all"] if more > 0 else [])]

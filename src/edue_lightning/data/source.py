@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from edue_lightning.data.preparation import Preparation, Stacked
@@ -44,6 +45,7 @@ class CaseSource(ABC):
         mixed_sizes: whether the images differ in size.
         storage: how all files of 2D images store their axes, see `geometry.slice_storage`; None if it is unknown or
             differs.
+        facts: numbers that only this data set has, such as its nodules, by their labels, for the summary of `check`.
     """
 
     spatial_dims: int
@@ -53,6 +55,7 @@ class CaseSource(ABC):
     problems: Sequence[str] = ()
     mixed_sizes: bool = False
     storage: str | None = None
+    facts: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
     def preparation(cls, settings: Mapping[str, Any]) -> Preparation:  # noqa: ARG003

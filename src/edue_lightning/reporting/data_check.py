@@ -86,7 +86,7 @@ def check(configuration: Mapping[str, Any], folder: Path) -> DataCheck:
         except UserError as error:
             problems.append(str(error))
     cases = _measure(source, problems)
-    overview = DataOverview(data["name"], note, source.structures, source.raters, cases, splits)
+    overview = DataOverview(data["name"], note, source.structures, source.raters, cases, splits, source.facts)
     result = DataCheck(overview, problems)
     _write(result, source, folder)
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import get_args
 
@@ -190,6 +190,7 @@ class DataOverview:
         raters: names of the R raters, or None where raters are not identified across cases.
         cases: readable cases in their order, all of one `kind`.
         splits: split by case id; empty where the data cannot be divided.
+        facts: see `CaseSource.facts`.
     """
 
     name: str
@@ -198,6 +199,7 @@ class DataOverview:
     raters: Sequence[str] | None
     cases: Sequence[CaseOverview]
     splits: Mapping[str, Split]
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def disputable(self) -> list[CaseOverview]:
@@ -273,6 +275,7 @@ class DataOverview:
     def _facts(self) -> str:
         raters = sorted(Counter(case.n_raters for case in self.cases).items())
         facts = {
+            **self.facts,
             "splits": self._split_sizes(),
             "strata": self._strata(),
             "images": f"{len(self.cases[0].size)}D, {_counted(len(self.cases[0].intensity), 'channel')}",
