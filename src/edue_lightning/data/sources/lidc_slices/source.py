@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from edue_lightning.data.file_source import problems_text
+from edue_lightning.data.geometry import slice_storage
 from edue_lightning.data.images import ImageError
 from edue_lightning.data.preparation import Stacked
 from edue_lightning.data.sample import RaterSample
@@ -122,6 +123,7 @@ class LidcSlices(CaseSource):
         self._size = size
         self._volumes = volumes
         self.spatial_dims = 3 if volumes else 2
+        self.storage = None if volumes else slice_storage(None)
         self._store = open_store(root, ENDINGS)
         listed, problems = list_slices(self._store.names)
         problems = [*self._store.problems, *problems]
