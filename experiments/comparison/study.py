@@ -2,8 +2,7 @@
 
 python experiments/comparison/study.py search|compare|ablate [--seeds 3] [--jobs 2] [--quick] [--folder outputs/study]
 
-Each is a Hydra multirun of `edue_lightning.train`. A run that is finished is not run again, so a study that was cut off
-goes on where it stood.
+Each is a Hydra multirun of `edue_lightning.train`. Finished runs are not repeated, so an interrupted study resumes.
 """
 
 from __future__ import annotations
@@ -51,11 +50,11 @@ class Plan:
     """A multirun.
 
     Attributes:
-        folder: that its runs lie below.
-        overrides: of `edue_lightning.train`.
-        runs: the names of their folders.
-        minutes: of all runs together, on one core.
-        jobs: runs at a time.
+        folder: folder above the runs.
+        overrides: overrides of `edue_lightning.train`.
+        runs: names of the runs' folders.
+        minutes: estimate for all runs together, on one core.
+        jobs: number of runs at a time.
     """
 
     folder: Path
@@ -65,7 +64,7 @@ class Plan:
     jobs: int
 
     def command(self) -> list[str]:
-        """Return the command that runs it."""
+        """Return the command of the multirun."""
         return _multirun(
             *self.overrides,
             *(f"hydra.sweep.dir={self.folder}", "logger.mode=offline"),
@@ -73,7 +72,7 @@ class Plan:
         )
 
     def finished(self) -> int:
-        """Return how many of the runs are finished."""
+        """Return the number of finished runs."""
         return sum((self.folder / name / VALIDATION_FILE).is_file() for name in self.runs)
 
 
@@ -110,7 +109,7 @@ def comparison(
     names: Sequence[str] | None = None,
     data_sets: Sequence[str] = DATA,
 ) -> Plan:
-    """Plan method x data x seed, one seed after the other, so that a study cut off has whole seeds."""
+    """Plan method x data x seed, one seed after the other, so that an interrupted study has whole seeds."""
     names = contenders() if names is None else names
     networks = sum(NETWORKS.get(name, 1) for name in names)
     minutes = seeds * sum(networks * MINUTES[data][quick] + len(names) * MINUTES_A_RUN for data in data_sets)
@@ -125,7 +124,7 @@ def comparison(
 
 
 def ablation(folder: Path, group: str, seeds: int, jobs: int, quick: bool) -> Plan:
-    """Plan the variations of EDUE (`ablation`, validated alone), or of who takes part in its training (`raters`)."""
+    """Plan the variations of EDUE (`ablation`, on validation data), or of the raters in its training (`raters`)."""
     names, data = variations(group), VARIED_ON[group]
     minutes = seeds * len(names) * (MINUTES[data][quick] + MINUTES_A_RUN)
     overrides = [
@@ -139,7 +138,7 @@ def ablation(folder: Path, group: str, seeds: int, jobs: int, quick: bool) -> Pl
 
 
 def run(plan: Plan) -> None:
-    """Run a plan to its end, a line a minute with what is finished and what is left.
+    """Run a plan, with one line per minute on the finished runs and the time left.
 
     Raises:
         SystemExit: with the command's status, if it fails.
@@ -149,24 +148,24 @@ def run(plan: Plan) -> None:
     minutes = to_do / len(plan.runs) * plan.minutes / plan.jobs
     print(f"{to_do} of {len(plan.runs)} runs to do, about {minutes:.0f} min", flush=True)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    start, told = time.monotonic(), time.monotonic()
+    start, logged = time.monotonic(), time.monotonic()
     with (plan.folder / "study.log").open("a") as log:
         process = subprocess.Popen(plan.command(), stdout=log, stderr=subprocess.STDOUT, env=_environment())
         try:
             while process.poll() is None:
                 time.sleep(1)
-                if time.monotonic() - told >= 60:
-                    told = time.monotonic()
-                    _tell(plan, before, (told - start) / 60)
+                if time.monotonic() - logged >= 60:
+                    logged = time.monotonic()
+                    _report_progress(plan, before, (logged - start) / 60)
         except KeyboardInterrupt:
             process.wait()
-            sys.exit("interrupted; the same command goes on with the runs that are left")
+            sys.exit("interrupted; the same command resumes")
     if process.returncode:
-        sys.exit(f"failed: see the end of {log.name}; the same command goes on with the runs that are left")
+        sys.exit(f"failed: see the end of {log.name}; the same command resumes with the remaining runs")
     print(f"{len(plan.runs)} runs finished in {plan.folder}, {(time.monotonic() - start) / 60:.0f} min")
 
 
-def _tell(plan: Plan, before: int, minutes: float) -> None:
+def _report_progress(plan: Plan, before: int, minutes: float) -> None:
     done = plan.finished()
     left = len(plan.runs) - done
     estimate = f", about {left * minutes / (done - before):.0f} min left" if done > before else ""
@@ -174,11 +173,11 @@ def _tell(plan: Plan, before: int, minutes: float) -> None:
 
 
 def ablation_table(folder: Path, file: str) -> pd.DataFrame:
-    """Return the figures of every variation below a folder, a row a variation, averaged over seeds and structures.
+    """Return the metrics of every variation below a folder, one row per variation, averaged over seeds and structures.
 
     Args:
-        folder: of the runs.
-        file: of a run, that holds the figures: `validation.csv` or `metrics.csv`.
+        folder: folder above the runs.
+        file: file of a run with the metrics: `validation.csv` or `metrics.csv`.
     """
     tables = [
         read_table(path, METRICS_COLUMNS).assign(variation=path.parent.name.rpartition("_")[0])
@@ -191,7 +190,7 @@ def ablation_table(folder: Path, file: str) -> pd.DataFrame:
 
 
 def search(folder: Path, jobs: int) -> None:
-    """Search the settings of every method on validation data, and keep each search's result beside this file."""
+    """Search the settings of every method on validation data, and write all trials to one table."""
     names = searches()
     with ThreadPoolExecutor(jobs) as pool:
         for name, seconds in pool.map(lambda name: _search_one(name, folder / name), names):
@@ -234,7 +233,7 @@ def _multirun(*overrides: str) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    # threads of several runs would only get in each other's way
+    # one thread per run, since several run at a time
     return {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 
 
