@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
 from edue_lightning.config.command import command, job_folder
-from edue_lightning.config.schema import configuration_folder, resolved
+from edue_lightning.config.schema import resolved
 from edue_lightning.reporting.data_check import SHEET_FILE, SUMMARY_FILE, check
 from edue_lightning.runs.files import CASES_FILE
 from edue_lightning.runtime.startup import start_process
@@ -21,8 +20,7 @@ from edue_lightning.runtime.startup import start_process
 __all__ = ["check", "main"]
 
 
-@hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="check")
-@command
+@command("check")
 def main(config: DictConfig) -> None:
     """Run the command."""
     start_process()
@@ -36,7 +34,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    # launchers hand the function to other processes, which find its module by this name alone
+    # under its own name, not as __main__, so that the processes of launchers can import it
     from edue_lightning.check import main as importable_main
 
     importable_main()

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
 from edue_lightning.config.build import build_data
 from edue_lightning.config.command import command
-from edue_lightning.config.schema import check_configuration, configuration_folder, resolved
+from edue_lightning.config.schema import check_configuration, resolved
 from edue_lightning.data.conversion import write_manifest
 from edue_lightning.errors import UserError
 from edue_lightning.runtime.startup import start_process
@@ -55,8 +54,7 @@ def convert(configuration: Mapping[str, Any], folder: Path) -> int:
     return write_manifest(build_data(configuration), folder)
 
 
-@hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="convert")
-@command
+@command("convert")
 def main(config: DictConfig) -> None:
     """Run the command."""
     start_process()
@@ -69,7 +67,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    # launchers hand the function to other processes, which find its module by this name alone
+    # under its own name, not as __main__, so that the processes of launchers can import it
     from edue_lightning.convert import main as importable_main
 
     importable_main()

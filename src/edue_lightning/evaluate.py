@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
 from edue_lightning.config.command import command, job_folder
-from edue_lightning.config.schema import check_configuration, configuration_folder, resolved
+from edue_lightning.config.schema import check_configuration, resolved
 from edue_lightning.evaluation.run import EvaluateConfiguration, evaluate
 from edue_lightning.runtime.processes import launch
 from edue_lightning.runtime.startup import start_process
@@ -30,8 +29,7 @@ def _evaluate_and_log(configuration: Mapping[str, Any], folder: Path) -> None:
     log.info("%s\n%s", folder, evaluation.headline())
 
 
-@hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="evaluate")
-@command
+@command("evaluate")
 def main(config: DictConfig) -> None:
     """Run the command."""
     start_process()
@@ -44,7 +42,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    # launchers hand the function to other processes, which find its module by this name alone
+    # under its own name, not as __main__, so that the processes of launchers can import it
     from edue_lightning.evaluate import main as importable_main
 
     importable_main()

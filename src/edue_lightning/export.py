@@ -5,19 +5,17 @@ python -m edue_lightning.export ckpt=PATH format=onnx|torch_export|monai_bundle 
 
 from __future__ import annotations
 
-import hydra
 from omegaconf import DictConfig
 
 from edue_lightning.config.command import command
-from edue_lightning.config.schema import configuration_folder, resolved
+from edue_lightning.config.schema import resolved
 from edue_lightning.exporting.programs import export
 from edue_lightning.runtime.startup import start_process
 
 __all__ = ["export", "main"]
 
 
-@hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="export")
-@command
+@command("export")
 def main(config: DictConfig) -> None:
     """Run the command."""
     start_process()
@@ -25,7 +23,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    # launchers hand the function to other processes, which find its module by this name alone
+    # under its own name, not as __main__, so that the processes of launchers can import it
     from edue_lightning.export import main as importable_main
 
     importable_main()

@@ -1,4 +1,4 @@
-"""Write masks, disagreement maps and a list of the cases to look at, for new images.
+"""Write masks, disagreement maps and a list of the cases to review, for new images.
 
 python -m edue_lightning.predict ckpt=PATH input=FILE|FOLDER|TABLE output=DIR
 """
@@ -9,11 +9,10 @@ import logging
 import sys
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
 from edue_lightning.config.command import command
-from edue_lightning.config.schema import configuration_folder, resolved
+from edue_lightning.config.schema import resolved
 from edue_lightning.prediction.run import TRIAGE_FILE, predict
 from edue_lightning.runtime.startup import start_process
 
@@ -22,8 +21,7 @@ __all__ = ["main", "predict"]
 log = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="predict")
-@command
+@command("predict")
 def main(config: DictConfig) -> None:
     """Run the command."""
     start_process()
@@ -32,7 +30,7 @@ def main(config: DictConfig) -> None:
     found = predict(configuration, folder)
     flagged = found.triage.loc[found.triage["flagged"] == True, "case"].nunique()  # noqa: E712
     log.info(
-        "%s: %d cases predicted, %d of them flagged for a look, %d failed",
+        "%s: %d cases predicted, %d flagged for review, %d failed",
         folder / TRIAGE_FILE,
         found.triage["case"].nunique(),
         flagged,
@@ -43,7 +41,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    # launchers hand the function to other processes, which find its module by this name alone
+    # under its own name, not as __main__, so that the processes of launchers can import it
     from edue_lightning.predict import main as importable_main
 
     importable_main()

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
 from edue_lightning.config.command import command
-from edue_lightning.config.schema import check_configuration, configuration_folder, resolved
+from edue_lightning.config.schema import check_configuration, resolved
 from edue_lightning.reporting import Report, write_report
 from edue_lightning.runtime.startup import start_process
 
@@ -38,8 +37,7 @@ def report(configuration: Mapping[str, Any]) -> Report:
     return write_report(Path(configuration["runs"]), Path(configuration["output"]), configuration["reference"])
 
 
-@hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="report")
-@command
+@command("report")
 def main(config: DictConfig) -> None:
     """Run the command."""
     start_process()
@@ -48,7 +46,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    # launchers hand the function to other processes, which find its module by this name alone
+    # under its own name, not as __main__, so that the processes of launchers can import it
     from edue_lightning.report import main as importable_main
 
     importable_main()

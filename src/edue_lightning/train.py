@@ -5,11 +5,10 @@ python -m edue_lightning.train experiment=NAME [overrides]
 
 from __future__ import annotations
 
-import hydra
 from omegaconf import DictConfig
 
 from edue_lightning.config.command import command, job_folder
-from edue_lightning.config.schema import configuration_folder, resolved
+from edue_lightning.config.schema import resolved
 from edue_lightning.runs.folder import register_run_folder
 from edue_lightning.runtime.processes import launch
 from edue_lightning.runtime.startup import start_process
@@ -20,8 +19,7 @@ __all__ = ["main", "train"]
 register_run_folder()
 
 
-@hydra.main(version_base="1.3", config_path=configuration_folder(), config_name="train")
-@command
+@command("train")
 def main(config: DictConfig) -> float | None:
     """Run the command; a sweeper that searches gets `select_by` on the validation cases."""
     start_process()
@@ -31,7 +29,7 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    # launchers hand the function to other processes, which find its module by this name alone
+    # under its own name, not as __main__, so that the processes of launchers can import it
     from edue_lightning.train import main as importable_main
 
     importable_main()

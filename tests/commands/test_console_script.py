@@ -23,7 +23,7 @@ def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 def test_every_door_is_a_command() -> None:
     folder = Path(edue_lightning.__file__).parent
-    doors = {path.stem for path in folder.glob("*.py") if "hydra.main" in path.read_text()}
+    doors = {path.stem for path in folder.glob("*.py") if "@command(" in path.read_text()}
     assert set(COMMANDS) == doors
     assert len(doors) == 7
 

@@ -1,36 +1,137 @@
-"""The shared parts of all commands: one-line errors, and the job's folder."""
+"""The shared parts of all commands: Hydra, one-line errors, paths of any letters, and the job's folder."""
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
+from edue_lightning.config.schema import configuration_folder
 from edue_lightning.errors import UserError
+from edue_lightning.text import one_line
 
 Result = TypeVar("Result")
 
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+_KEY = re.compile(r"[+~]{0,2}[\w./@-]+")
+_PATH_KEYS = {"ckpt", "input", "output", "runs", "predictions", "resume", "data.root", "data.cache"}
+_PATH_KEYS |= {"hydra.run.dir", "hydra.sweep.dir"}
+_WITH_VALUE = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"}
+_MULTIRUN = {"-m", "--multirun"}
+# errors of a folder or disk rather than of this program
+_OF_THE_DISK = {
+    *(errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.ENOLCK, errno.ELOOP),
+}
 
-def command(function: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
-    """Report a `UserError` in one line with exit status 2, and an interrupt in one line with exit status 130."""
 
-    @functools.wraps(function)
-    def run(config: DictConfig) -> Result:
-        try:
-            return function(config)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
+def command(name: str) -> Callable[[Callable[[DictConfig], Result]], Callable[[], None]]:
+    """Make a function a command with the configuration `conf/NAME.yaml`, run by Hydra on the command line.
 
-    return run
+    A `UserError` or an error of the disk is reported in one line with exit status 2, an interrupt in one line with exit
+    status 130. Values that Hydra's grammar cannot parse, such as paths with umlauts, are quoted.
+    """
+
+    def decorate(function: Callable[[DictConfig], Result]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def job(config: DictConfig) -> Result:
+            with _one_line_errors():
+                return function(config)
+
+        by_hydra = hydra.main(version_base="1.3", config_path=configuration_folder(), config_name=name)(job)
+
+        @functools.wraps(function)
+        def main() -> None:
+            sys.argv[1:] = quoted_overrides(sys.argv[1:])
+            if _FULL_ERROR in os.environ:
+                by_hydra()
+                return
+            # else Hydra prints the traceback of every error before anybody can catch it
+            os.environ[_FULL_ERROR] = "1"
+            try:
+                with _one_line_errors():
+                    by_hydra()
+            except CompactHydraException as error:
+                cause = [str(error.__cause__)] if isinstance(error.__cause__, OmegaConfBaseException) else []
+                print("\n".join([str(error), *cause]), file=sys.stderr)
+                sys.exit(1)
+            finally:
+                del os.environ[_FULL_ERROR]
+
+        return main
+
+    return decorate
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK or error.filename is None:
+            raise
+        reason = f"{error.filename}: {error.strerror}; choose another folder, or check its permissions and free space"
+        print(f"error: {one_line(reason)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def quoted_overrides(arguments: Sequence[str]) -> list[str]:
+    """Return command-line arguments with quotes around the values that Hydra's grammar cannot parse.
+
+    `input=ün` becomes `input='ün'`, as do blanks, brackets, `=`, `~` and so on. Of paths, `~/` becomes the home folder,
+    and a name that looks like a number stays a name. In a sweep each value between commas is quoted by itself.
+    """
+    parser = OverridesParser.create()
+    sweep = bool(_MULTIRUN & set(arguments))
+    return [
+        argument if argument.startswith("-") or before in _WITH_VALUE else _quoted(argument, parser, sweep)
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+    ]
+
+
+def _quoted(argument: str, parser: OverridesParser, sweep: bool) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or not _KEY.fullmatch(key):
+        return argument
+    is_path = key.lstrip("+") in _PATH_KEYS
+    try:
+        parsed = parser.parse_override(argument).value()
+        if not is_path or not isinstance(parsed, bool | int | float):
+            return argument
+    except HydraException:
+        pass
+    values = value.split(",") if sweep else [value]
+    return f"{key}={','.join(_quoted_value(key, one, is_path, parser, len(values) > 1) for one in values)}"
+
+
+def _quoted_value(key: str, value: str, is_path: bool, parser: OverridesParser, one_of_many: bool) -> str:
+    if one_of_many and _quoted(f"{key}={value}", parser, sweep=False) == f"{key}={value}":
+        return value
+    if is_path and (value == "~" or value.startswith("~/")):
+        value = str(Path(value).expanduser())
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    # backslashes count where a quote follows, as the closing one does
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{escaped[len(escaped) - trailing :]}'"
 
 
 def job_folder() -> Path:

@@ -1,4 +1,4 @@
-"""A prediction in files that lie on the voxels of the case's own image: what a viewer opens beside it."""
+"""Files of a prediction, on the voxels of the case's own image, for viewers to overlay."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def write_estimate(
     structures: Sequence[str],
     titles: Mapping[str, str],
 ) -> list[str]:
-    """Write mask, mean probability and disagreement map of each structure, and a picture of each.
+    """Write mask, mean probability, disagreement map and overview picture of each structure.
 
-    Of volumes and NIfTI slices the files have the header of the case's own (first) file, so that every viewer places
-    them on it; of pictures the mask is a PNG of 0 and 255, the maps are TIFF files of floating-point numbers. With
-    several structures, which may nest, each has files of its own.
+    For volumes and NIfTI slices the files have the header of the case's own (first) file, so that every viewer places
+    them on it. For pictures the mask is a PNG file of 0 and 255, and the maps are TIFF files of floating-point
+    numbers. With several structures, which may overlap, each has its own files.
 
     Args:
-        folder: for the files, must be there.
-        case: the images.
-        prepared: what the network saw.
-        estimate: what it says of it.
+        folder: existing folder for the files.
+        case: images of the case.
+        prepared: image as the network saw it.
+        estimate: prediction for it.
         structures: names of the K structures.
-        titles: a line for each structure's picture.
+        titles: title of each structure's picture.
 
     Returns:
-        the names of the files.
+        names of the files.
 
     Raises:
         UserError: if one cannot be written.
@@ -73,7 +73,8 @@ def write_estimate(
             write_whole(folder / picture, lambda path, figure=figure: figure.savefig(path, dpi=100, format="png"))  # type: ignore[misc]
             written.append(picture)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); free some space") from error
+        reason = error.strerror or error
+        raise UserError(f"{folder}: cannot be written ({reason}); free some space or choose another output") from error
     return written
 
 
@@ -91,10 +92,10 @@ def _save(folder: Path, name: str, values: NDArray, like: Path) -> str:
 
 
 def _nifti(values: NDArray, like: Path) -> nibabel.Nifti1Image:
-    """Return an image whose header places it as another file's does, and holds nothing else of that one."""
+    """Return an image with the geometry of another file's header, and nothing else from it."""
     original = header_of(like)
     header = type(original)()
-    # both transformations as they are: viewers differ in which they believe
+    # both transformations unchanged, since viewers differ in which one they use
     for name in ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y"):
         header[name] = original[name]
     for name in ("qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"):
@@ -110,7 +111,7 @@ def _nifti(values: NDArray, like: Path) -> nibabel.Nifti1Image:
 
 
 def _overlay(prepared: PreparedImage, estimate: Estimate, structure: int) -> Overlay:
-    """Return what is drawn: a picture, or of a volume the most disputed slice, as radiologists see it."""
+    """Return the maps to draw: of a picture, or of the most disputed slice of a volume in radiological orientation."""
     maps = {
         "image": prepared.image.numpy(),
         "probability": estimate.probability[structure].numpy(),
