@@ -251,3 +251,21 @@ def test_every_class_gives_in_two_processes_what_it_gives_in_one(tmp_path: Path)
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_the_page_lists_every_metric_with_its_class_function_and_direction() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `") and line.count(" | ") == 6]
+    names = [row[0].strip("| `") for row in rows]
+    assert names == [kind.definition.name for name in names for kind in CLASSES if kind.definition.name == name]
+    assert len(names) == len(CLASSES)
+    for name, row in zip(names, rows, strict=True):
+        kind = getattr(metrics, row[1].strip("`"))
+        twin = name if row[2] == "same as the metric" else row[2].strip("`")
+        assert kind.definition.name == name
+        assert FUNCTIONS[kind.__name__] is getattr(metrics, twin)
+        assert METRICS[name].better == row[4]
+        low, high = kind.plot_lower_bound, kind.plot_upper_bound
+        assert row[3].startswith(f"[{low:g}, "), name
+        assert "M - 2" in row[3] or (high is None) == ("∞" in row[3]), name
+        assert high is None or row[3].endswith(f", {high:g}]"), name
