@@ -162,6 +162,17 @@ def test_a_sample_that_breaks_the_contract_names_its_case(change: dict[str, obje
         RaterSample(**{**good, **change})
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{"flip": 2}, {"flip": -0.1}, {"rotate90": math.nan}, {"scaling": 1.5}, {"rotation": -1}]
+    + [{"intensity_scale": -0.1}, {"intensity_shift": math.inf}, {"rotation": math.nan}],
+)
+def test_augmentation_out_of_range_is_refused(setting: dict[str, float]) -> None:
+    (name,) = setting
+    with pytest.raises(ValueError, match=rf"^data\.augmentation\.{name} must "):
+        Augmentation(**setting)
+
+
 @pytest.mark.parametrize("shape", [(5, 9), (7, 7), (3, 6, 4), (4, 5, 5)])
 def test_quarter_turns_keep_the_shape_of_an_image(shape: tuple[int, ...]) -> None:
     transform = Augmentation(flip=0.0, rotate90=1.0).transform(len(shape))

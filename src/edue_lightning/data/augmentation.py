@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,6 +35,9 @@ class Augmentation:
         scaling: largest relative change of size; 0 for none.
         intensity_scale: largest relative change of the image's values.
         intensity_shift: largest shift of the image's values.
+
+    Raises:
+        ValueError: if a setting is out of range.
     """
 
     flip: float = 0.5
@@ -42,6 +46,14 @@ class Augmentation:
     scaling: float = 0.0
     intensity_scale: float = 0.0
     intensity_shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, most in (("flip", 1.0), ("rotate90", 1.0), ("scaling", 0.99)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"data.augmentation.{name} must lie between 0 and {most:g}, not {getattr(self, name)}")
+        for name in ("rotation", "intensity_scale", "intensity_shift"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"data.augmentation.{name} must be at least 0, not {getattr(self, name)}")
 
     def transform(self, spatial_dims: int) -> Compose:
         """Build the transform for a dict with `image` `[C, *S]` and `masks` `[R * K, *S]`."""

@@ -279,7 +279,9 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         ({"structures": ["lung"]}, "data.source.structures"),
         ({"spacing": [1, 1]}, "data.source.spacing"),
         ({"spacing": [1, 1, 0]}, "data.source.spacing"),
+        ({"spacing": [1, float("nan"), 1]}, "data.source.spacing"),
         ({"ct_window": [5, 5]}, "data.source.ct_window"),
+        ({"suv_window": [0, float("nan")]}, "data.source.suv_window"),
     ],
 )
 def test_settings_that_are_none(tmp_path: Path, settings: dict, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -87,10 +88,10 @@ class HecktorSource(FileSource):
         super().__init__(root, cache)
         if not structures or not set(structures) <= set(LABELS.values()) or len(set(structures)) < len(structures):
             raise UserError(f"data.source.structures={list(structures)}: take GTVp, GTVn or both, each once")
-        if spacing is not None and (len(spacing) != 3 or min(spacing) <= 0):
+        if spacing is not None and (len(spacing) != 3 or not all(0 < size < math.inf for size in spacing)):
             raise UserError(f"data.source.spacing={list(spacing)}: give three positive numbers, mm, or null")
         for name, window in (("ct_window", ct_window), ("suv_window", suv_window)):
-            if len(window) != 2 or window[0] >= window[1]:
+            if len(window) != 2 or not -math.inf < window[0] < window[1] < math.inf:
                 raise UserError(f"data.source.{name}={list(window)}: give the value that becomes 0 and a larger one")
         self.structures = tuple(structures)
         self._images = PetCt(spacing, ct_window, suv_window)
