@@ -164,8 +164,10 @@ def test_a_sample_that_breaks_the_contract_names_its_case(change: dict[str, obje
 
 @pytest.mark.parametrize(
     "setting",
-    [{"flip": 2}, {"flip": -0.1}, {"rotate90": math.nan}, {"scaling": 1.5}, {"rotation": -1}]
-    + [{"intensity_scale": -0.1}, {"intensity_shift": math.inf}, {"rotation": math.nan}],
+    [
+        *({"flip": 2}, {"flip": -0.1}, {"rotate90": math.nan}, {"scaling": 1.5}, {"rotation": -1}),
+        *({"intensity_scale": -0.1}, {"intensity_shift": math.inf}, {"rotation": math.nan}),
+    ],
 )
 def test_augmentation_out_of_range_is_refused(setting: dict[str, float]) -> None:
     (name,) = setting
