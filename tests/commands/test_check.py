@@ -476,7 +476,7 @@ def test_the_command_lists_every_problem_of_a_folder(tmp_path: Path) -> None:
     assert "cases per rater A 5, B 5" in done.stdout
 
 
-DATA_SETS = "hecktor, lidc, lidc_dicom, lidc_slices, manifest, qubiq, riga, synthetic, synthetic_petct"
+DATA_SETS = "hecktor, lidc, lidc_dicom, lidc_slices, manifest, qubiq, retinal_vessels, riga, synthetic, synthetic_petct"
 
 
 @pytest.mark.parametrize(

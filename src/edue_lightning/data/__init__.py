@@ -10,6 +10,7 @@ from edue_lightning.data.sources.lidc import LidcContours, LidcScans
 from edue_lightning.data.sources.lidc_slices.source import LidcSlices
 from edue_lightning.data.sources.manifest.source import ManifestSource
 from edue_lightning.data.sources.qubiq.source import QubiqSource
+from edue_lightning.data.sources.retinal_vessels.source import RetinalVessels
 from edue_lightning.data.sources.riga import RigaSource
 from edue_lightning.data.sources.synthetic import SyntheticFundus, SyntheticPetCt
 from edue_lightning.data.splits import SplitFractions, split_cases
@@ -29,6 +30,7 @@ __all__ = [
     "RaterBatch",
     "RaterDataModule",
     "RaterSample",
+    "RetinalVessels",
     "RigaSource",
     "SplitFractions",
     "SyntheticFundus",

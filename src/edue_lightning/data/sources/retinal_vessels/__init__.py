@@ -1,0 +1,1 @@
+"""Photographs of the retina with vessels outlined by two observers: CHASE_DB1, STARE and DRIVE."""
