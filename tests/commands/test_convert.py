@@ -54,6 +54,16 @@ def test_pictures_come_back_with_missing_raters(tmp_path: Path) -> None:
         convert(configuration, tmp_path / "out")
 
 
+def test_more_than_nine_raters_keep_their_places(tmp_path: Path) -> None:
+    data = {**FUNDUS, "source": {**FUNDUS["source"], "raters": 12, "missing_rater_rate": 0.2}}  # type: ignore[dict-item]
+    configuration = {"seed": 0, "output": str(tmp_path / "out"), "data": data}
+    convert(configuration, tmp_path / "out")
+    origin, again = build_data(configuration).source, ManifestSource(str(tmp_path / "out"), standardise=False)
+    assert again.raters == tuple(f"{name} {n}" for name in [again.raters[0].split()[0]] for n in range(1, 13))
+    for record in origin.cases():
+        assert torch.equal(origin.load(record.case_id).masks, again.load(record.case_id).masks)
+
+
 @pytest.mark.slow
 def test_volumes_come_back_through_the_command(tmp_path: Path) -> None:
     for name in ("CHUM-001", "CHUS-002", "MDA-003"):

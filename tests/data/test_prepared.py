@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 import threading
@@ -12,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from edue_lightning.data import Grid, ManifestSource, RaterSample
+from edue_lightning.data import Grid, ManifestSource, RaterSample, file_source
 from edue_lightning.data.file_source import FileCase
-from edue_lightning.data.prepared import PreparedCases
+from edue_lightning.data.preparation import Stacked
+from edue_lightning.data.prepared import VERSION, PreparedCases
 from edue_lightning.errors import UserError
 
 
@@ -201,11 +204,15 @@ def test_an_interrupt_ends_the_check_and_keeps_what_is_prepared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, cache = folder_with_case(tmp_path / "data"), tmp_path / "cache"
-    header, *rows = (folder / "manifest.csv").read_text().splitlines()
+    header, *_ = (folder / "manifest.csv").read_text().splitlines()
     more = []
     for number in range(40):
-        (folder / f"image{number}.png").write_bytes((folder / "image.png").read_bytes())
-        more += [row.replace("one,image", f"case{number},image{number}") for row in rows]
+        Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8) + np.uint8(number)).save(
+            folder / f"image{number}.png"
+        )
+        for rater in "AB":
+            (folder / f"{rater}{number}.png").write_bytes((folder / f"{rater}.png").read_bytes())
+        more += [f"case{number},image{number}.png,{rater}{number}.png,{rater},disc" for rater in "AB"]
     (folder / "manifest.csv").write_text("\n".join([header, *more]))
     original = ManifestSource._read
     begun: list[str] = []
@@ -224,3 +231,55 @@ def test_an_interrupt_ends_the_check_and_keeps_what_is_prepared(
     assert not list(cache.glob("unfinished-*"))
     monkeypatch.setattr(ManifestSource, "_read", original)
     assert len(ManifestSource(str(folder), cache=str(cache)).cases()) == 40
+
+
+def test_code_of_another_version_makes_its_own_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, cache = folder_with_case(tmp_path / "data"), tmp_path / "cache"
+    before = sample_of(folder, cache)
+    (entry,) = cache.glob("*.pt")
+    monkeypatch.setattr("edue_lightning.data.prepared.VERSION", VERSION + 1)
+    monkeypatch.setattr(Stacked, "channels", lambda self, files: files[0].array * 0 + 5)
+    after = sample_of(folder, cache)
+    assert after.image.unique().tolist() == [5]
+    assert not torch.equal(before.image, after.image)
+    assert len(list(cache.glob("*.pt"))) == 2
+    assert entry.is_file()
+
+
+# hash of what the code of `VERSION` makes of fixed files: where another one is right, raise VERSION and write it here
+KNOWN = {2: "1ef4cc6f87320eed"}
+
+
+def test_the_version_is_raised_with_what_the_code_makes_of_files(tmp_path: Path) -> None:
+    rows = ["case_id,image,mask,rater,structure"]
+    pixels = (np.arange(30 * 40, dtype=np.uint32).reshape(30, 40) * 2654435761 >> 24).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels.astype(np.uint16) * 257 + 5).save(tmp_path / "b.tif")
+    Image.fromarray(pixels > 127).save(tmp_path / "mask.png")
+    rows += ["one,a.png,mask.png,A,s", "one,a.png,,B,s", "two,b.tif,,A,s", "two,b.tif,,B,s"]
+    (tmp_path / "slices.csv").write_text("\n".join(rows))
+    found = hashlib.sha256()
+    source = ManifestSource(str(tmp_path), file="slices.csv")
+    for case_id in ("one", "two"):
+        sample = source.load(case_id)
+        # to as many digits as every machine gives
+        found.update((sample.image.double() * 1000).round().int().numpy().tobytes() + sample.masks.numpy().tobytes())
+    assert {VERSION: found.hexdigest()[:16]} == KNOWN
+
+
+def test_a_second_start_compares_cases_without_reading_their_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = folder_with_case(tmp_path / "data"), tmp_path / "cache"
+    made: list[str] = []
+    original = file_source.traits_of
+    monkeypatch.setattr(file_source, "traits_of", lambda sample: made.append(sample.case_id) or original(sample))
+    first = ManifestSource(str(folder), cache=str(cache)).traits_of("one")
+    second = ManifestSource(str(folder), cache=str(cache)).traits_of("one")
+    assert made == ["one"]
+    assert first == second
+    assert first is not None
+    # a damaged note is made again
+    for content in ("{", "[]", '{"' + next(iter(json.loads((cache / "notes.json").read_text()))) + '": 5}'):
+        (cache / "notes.json").write_text(content)
+        assert ManifestSource(str(folder), cache=str(cache)).traits_of("one") == first

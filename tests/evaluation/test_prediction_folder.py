@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import nibabel
@@ -312,3 +313,46 @@ def test_a_single_structure_needs_no_name_and_two_forms_of_one_case_are_refused(
     source = ManifestSource(str(tmp_path / "data"))
     loaded = PredictionFolder(tmp_path / "predictions", source.structures).load(source.load("case2"))
     torch.testing.assert_close(loaded, torch.from_numpy(members[0]).float())
+
+
+def test_probabilities_a_rounding_off_are_cut(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "predictions", write_data(tmp_path / "data"))
+    above = np.full((3, 2, 10, 12), np.nextafter(np.float32(1), 2))
+    above[0] = -1e-9
+    np.savez(tmp_path / "predictions" / "case3.npz", members=above)
+    source = ManifestSource(str(tmp_path / "data"))
+    folder = PredictionFolder(tmp_path / "predictions", source.structures)
+    folder.check([record for record in source.cases() if record.split == "test"], source.cases(), source)
+    loaded = folder.load(source.load("case3"))
+    assert loaded.unique().tolist() == [0, 1]
+    np.savez(tmp_path / "predictions" / "case3.npz", members=above + 2e-5)
+    (line,) = problems(tmp_path / "predictions", tmp_path / "data")
+    assert line.startswith("case3: holds values from 1.99")
+
+
+def test_members_whose_checksum_does_not_match(tmp_path: Path) -> None:
+    masks = write_data(tmp_path / "data", volumes=True, structures=("node",))
+    write_predictions(tmp_path / "predictions", masks)
+    folder = tmp_path / "predictions"
+    for case in ("case2", "case3", "case4"):
+        (folder / f"{case}.npz").unlink()
+        for member in range(3):
+            path = folder / f"{case}__member{member}.nii.gz"
+            nibabel.save(nibabel.Nifti1Image(np.full((9, 10, 8), 0.5, np.float32), AFFINE), path)
+    damaged = folder / "case3__member1.nii.gz"
+    content = bytearray(damaged.read_bytes())
+    content[-8] ^= 1
+    damaged.write_bytes(content)
+    (line,) = problems(folder, tmp_path / "data")
+    assert line.startswith("case3: case3__member1.nii.gz: cannot be read (CRC check failed")
+
+
+def test_archives_that_hold_more_than_they_claim(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "predictions", write_data(tmp_path / "data"))
+    path = tmp_path / "predictions" / "case3.npz"
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("members.npy")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("members.npy", content + bytes(64))
+    (line,) = problems(tmp_path / "predictions", tmp_path / "data")
+    assert line.startswith("case3: case3.npz: cannot be read (it claims ")

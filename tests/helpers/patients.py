@@ -89,6 +89,9 @@ class Patient:
         rng = np.random.default_rng([ord(letter) for letter in self.name])
         ct_places = points(self.ct_shape, self.ct_affine)
         ct, pet = self.ct(ct_places), self.pet(points(self.pet_shape, self.pet_affine))
+        if self.name != Patient.name:
+            # no two patients have the same scan
+            ct[0, 0, 0] = rng.uniform(-200, 200)
         if texture:
             warm = self.label("release", points(self.pet_shape, self.pet_affine)) > 0
             pet = pet / 4 + self.hot * warm + rng.normal(0, texture / 100, pet.shape).clip(-1, 1)

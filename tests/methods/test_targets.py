@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from scipy.stats import chisquare
 
@@ -58,7 +59,7 @@ def test_fixed_raters_are_constant_and_valid() -> None:
     valid = torch.tensor([[True, True, True], [True, False, True], [False, False, True]])
     by_member = [fixed_raters(valid, member)[:, 0].tolist() for member in range(5)]
     assert [row[0] for row in by_member] == [0, 1, 2, 0, 1]
-    assert [row[1] for row in by_member] == [0, 2, 2, 0, 0]
+    assert [row[1] for row in by_member] == [0, 2, 2, 2, 0]
     assert [row[2] for row in by_member] == [2, 2, 2, 2, 2]
 
 
@@ -83,3 +84,19 @@ def test_consensus_targets() -> None:
     tie = torch.tensor([[True, False, True, False]])
     assert member_target(batch(masks, tie), "majority").flatten().tolist() == [1, 1, 1, 1]
     assert member_target(batch(masks, tie), "majority", tie="background").flatten().tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("member", range(8))
+def test_fixed_raters_do_not_depend_on_the_padding_of_the_batch(member: int) -> None:
+    rng = torch.Generator().manual_seed(member)
+    for raters in range(1, 6):
+        valid = torch.rand(20, raters, generator=rng) < 0.6
+        valid[:, 0] |= ~valid.any(dim=1)
+        alone = fixed_raters(valid, member)
+        for padding in range(1, 9):
+            padded = torch.cat([valid, torch.zeros(20, padding, dtype=torch.bool)], dim=1)
+            assert torch.equal(fixed_raters(padded, member), alone)
+        assert valid.gather(1, alone).all()
+        if member < raters:
+            own = valid[:, member]
+            assert (alone[own] == member).all()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from edue_lightning.data.geometry import canonical, slice_storage
 from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, header_of, same_affine
+from edue_lightning.data.inventory import CaseTraits, ComparedCase, repeated_pictures, suspicions, traits_of
 from edue_lightning.data.patches import foreground_points
 from edue_lightning.data.preparation import MIXED_SLICES
 from edue_lightning.data.prepared import PreparedCases
@@ -68,6 +69,7 @@ class _Found(NamedTuple):
     raters: int
     spaced: bool
     storage: str | None
+    traits: CaseTraits
 
 
 class FileSource(CaseSource):
@@ -108,7 +110,7 @@ class FileSource(CaseSource):
         """
         self._settings = {"source": type(self).__name__, **settings}
         found, lines = self._survey(cases)
-        lines = [*problems, *lines, *_odd_ones(found, self.root)]
+        lines = [*problems, *lines, *_odd_ones(found, self.root), *self._compare(found)]
         if not found and not lines:
             lines = [f"{self._named_root}: holds no case of this data set; see docs/data.md for its layouts"]
         self.problems = tuple(lines)
@@ -163,6 +165,14 @@ class FileSource(CaseSource):
         """Return the number of valid raters of a case, 0 if it is not healthy."""
         return self._found[case_id].raters if case_id in self._found else 0
 
+    def warn(self, line: str) -> None:
+        """Log what is suspicious about the data set, in one line."""
+        log.warning("%s: %s", self._named_root, one_line(line))
+
+    def traits_of(self, case_id: str) -> CaseTraits | None:
+        """Return the traits by which a case is compared with others, or None if it is not healthy."""
+        return self._found[case_id].traits if case_id in self._found else None
+
     def load(self, case_id: str) -> RaterSample:
         """Return a prepared case; without a cache, read it from its files.
 
@@ -208,8 +218,30 @@ class FileSource(CaseSource):
         if raters == 0:
             first = relative_name(next(iter(case.files.values())), self.root)
             return CaseError([problem_line(first, case.record.case_id, "has no rater; add a mask, or remove it")])
+        traits = traits_of(sample) if key is None or self._prepared is None else self._noted_traits(key, sample)
         shape, channels = tuple(sample.image.shape[1:]), sample.image.shape[0]
-        return _Found(case, key, shape, channels, raters, sample.spacing is not None, _storage(case, shape))
+        traits = traits_of(sample) if key is None or self._prepared is None else self._noted_traits(key, sample)
+        return _Found(case, key, shape, channels, raters, sample.spacing is not None, _storage(case, shape), traits)
+
+    def _noted_traits(self, key: str, sample: RaterSample) -> CaseTraits:
+        """Return the traits of a prepared case, whose image need not be read again for them."""
+        assert self._prepared is not None
+        try:
+            return CaseTraits.from_plain(self._prepared.note(key, lambda: traits_of(sample)))
+        # whatever a damaged file holds
+        except (TypeError, ValueError):
+            return traits_of(sample)
+
+    def _compare(self, found: Sequence[_Found]) -> list[str]:
+        """Compare the cases with each other; return the problems, and log what is only suspicious."""
+        cases = [
+            ComparedCase(one.case.record, relative_name(next(iter(one.case.files.values())), self.root), one.traits)
+            for one in found
+        ]
+        problems, warnings = repeated_pictures(cases)
+        for line in (*warnings, *suspicions(cases, self.raters, self.structures)):
+            self.warn(line)
+        return [problem_line(case.file, case.record.case_id, problem) for case, problem in problems]
 
     def _key(self, case: FileCase) -> str | None:
         """Return the name of the prepared case, or None if it cannot be prepared."""

@@ -110,6 +110,11 @@ class RaterDataModule(pl.LightningDataModule):
         empty = [split for split in splits if not self.splits[split]]
         if empty:
             cases = self.splits["all"]
+            if all(case.split is not None for case in cases):
+                raise UserError(
+                    f"data={self.name}: no case is left for {', '.join(empty)}, as all {len(cases)} cases have another "
+                    "split; write this one for some patients, or leave training cases without one to draw from them"
+                )
             raise UserError(
                 f"data={self.name}: no case is left for {', '.join(empty)}: {len(cases)} cases of "
                 f"{len({case.group for case in cases})} patients; add cases or change data.fractions"

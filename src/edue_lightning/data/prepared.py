@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ Raise it with every change that gives a sample other values: in decoding, prepar
 """
 
 _DIGESTS = "digests.json"
+_NOTES = "notes.json"
 _FRESH_SECONDS = 5.0
 
 
@@ -52,11 +54,8 @@ class PreparedCases:
             raise UserError(
                 f"data.cache={folder}: cannot be created ({reason_of(error)}); choose another folder, or null"
             ) from error
-        self._digests: dict[str, str] = {}
-        try:
-            self._digests = json.loads((folder / _DIGESTS).read_text())
-        except (OSError, ValueError):
-            log.debug("no digests in %s", folder)
+        self._digests: dict[str, str] = _read_json(folder / _DIGESTS)
+        self._notes: dict[str, Any] = _read_json(folder / _NOTES)
 
     def key(self, files: Mapping[str, Path], settings: Mapping[str, Any]) -> str:
         """Return the key of the entry for files in given roles and given settings.
@@ -107,12 +106,25 @@ class PreparedCases:
                 f"{path}: cannot be written ({reason}); free some space, or choose another data.cache"
             ) from error
 
+    def note(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return a small value about an entry, such as JSON can hold; it is made once and kept beside the entries.
+
+        Args:
+            key: key of the entry.
+            make: function that makes the value.
+        """
+        if key not in self._notes:
+            self._notes[key] = make()
+        return self._notes[key]
+
     def remember(self) -> None:
-        """Store the digests of the files, so that the next start does not read unchanged ones again."""
-        try:
-            write_whole(self.folder / _DIGESTS, lambda temporary: temporary.write_text(json.dumps(self._digests)))
-        except OSError as error:
-            log.warning("%s: cannot be written (%s)", self.folder / _DIGESTS, error)
+        """Store the digests of the files and all notes, so that the next start reads no unchanged file again."""
+        for name, content in ((_DIGESTS, self._digests), (_NOTES, self._notes)):
+            text = json.dumps(content)
+            try:
+                write_whole(self.folder / name, partial(_write_text, text))
+            except OSError as error:
+                log.warning("%s: cannot be written (%s)", self.folder / name, error)
 
     def _path(self, case_id: str, key: str) -> Path:
         return self.folder / f"{case_id}-{key}.pt"
@@ -130,3 +142,16 @@ class PreparedCases:
         if time.time() - max(status.st_mtime, status.st_ctime) > _FRESH_SECONDS:
             self._digests[identity] = digest
         return digest
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        log.debug("no %s in %s", path.name, path.parent)
+        return {}
+    return content if isinstance(content, dict) else {}

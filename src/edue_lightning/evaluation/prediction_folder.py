@@ -160,7 +160,7 @@ class PredictionFolder:
             if dtype.kind not in "fbui":
                 raise _PredictionError(f"{path.name}: {ARRAY} holds {dtype}, expected floating-point numbers")
             claimed = math.prod(shape) * dtype.itemsize
-            if claimed > bytes_there:
+            if claimed != bytes_there:
                 raise ValueError(f"it claims {claimed} bytes and holds {bytes_there}")
             require_memory(claimed)
             with np.load(path, allow_pickle=False) as archive:
@@ -214,7 +214,7 @@ def _announced(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
     """
     with zipfile.ZipFile(path) as archive, archive.open(_ENTRY) as member:
         entry = archive.getinfo(_ENTRY)
-        there = min(entry.file_size, path.stat().st_size * MOST_INFLATION)
+        most = path.stat().st_size * MOST_INFLATION
         # the header itself may claim, and unpack to, any size
         file = io.BytesIO(member.read(_MOST_HEADER_BYTES))
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -222,6 +222,8 @@ def _announced(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
         if version not in read:
             raise ValueError(f"version {version} of the array format is unknown")
         shape, _, dtype = read[version](file)
+        # read to its last byte, the archive's checksum is verified
+        there = min(entry.file_size - file.tell(), most)
     return shape, dtype, there
 
 

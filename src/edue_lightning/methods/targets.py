@@ -16,7 +16,7 @@ Target = Literal["majority", "soft_majority", "random_rater", "rater_per_member"
 - `majority`: the mask of voxels that most of the valid raters marked; see `Tie` for exactly half of them;
 - `soft_majority`: the share q of the valid raters;
 - `random_rater`: one valid rater, drawn anew for each case and epoch;
-- `rater_per_member`: member m learns from rater m (modulo the number of raters), always.
+- `rater_per_member`: member m always learns from rater m, see `fixed_raters`.
 """
 
 Tie = Literal["foreground", "background"]
@@ -64,8 +64,8 @@ def draw_raters(valid: Tensor, draw_key: Tensor, draws: int) -> Tensor:
 def fixed_raters(valid: Tensor, member: int) -> Tensor:
     """Return the rater of each case that member `member` learns from.
 
-    It is rater `member` modulo the number of raters R; if that rater is missing, always the same one of the valid
-    raters takes the place.
+    It is rater `member`; if that rater is missing or does not exist, the case's valid raters take turns: the one at
+    position `member` modulo their number. So it depends on the case alone, and not on the batch.
 
     Args:
         valid: `[B, R]` bool, at least one true in each row.
@@ -74,11 +74,12 @@ def fixed_raters(valid: Tensor, member: int) -> Tensor:
     Returns:
         `[B, 1]` int64, positions on the rater axis.
     """
-    own = torch.full_like(valid[:, 0], member % valid.shape[1], dtype=torch.int64)
+    # a batch's padding adds raters, so their number decides nothing
+    own = torch.full_like(valid[:, 0], min(member, valid.shape[1] - 1), dtype=torch.int64)
     rank_wanted = member % valid.sum(dim=1)
     rank = valid.cumsum(dim=1) - 1
     substitute = ((rank == rank_wanted[:, None]) & valid).to(torch.int64).argmax(dim=1)
-    own_is_valid = valid.gather(1, own[:, None])[:, 0]
+    own_is_valid = valid.gather(1, own[:, None])[:, 0] & (member < valid.shape[1])
     return torch.where(own_is_valid, own, substitute)[:, None]
 
 

@@ -225,6 +225,31 @@ def no_pet(root: Path, patient: Patient) -> None:
     (root / "imagesTr/CHUM-001__PT.nii.gz").unlink()
 
 
+def shifted(kind: str, by: float) -> Callable[[Path, Patient], None]:
+    def apply(root: Path, patient: Patient) -> None:
+        path = root / f"imagesTr/CHUM-001__{kind}.nii.gz"
+        image = nibabel.load(path)
+        save(path, (image.get_fdata() + by).astype(np.float32), image.affine)
+
+    return apply
+
+
+def constant(kind: str, value: float) -> Callable[[Path, Patient], None]:
+    def apply(root: Path, patient: Patient) -> None:
+        path = root / f"imagesTr/CHUM-001__{kind}.nii.gz"
+        image = nibabel.load(path)
+        save(path, np.full(image.shape, value, dtype=np.float32), image.affine)
+
+    return apply
+
+
+def hounsfield_plus_1024(root: Path, patient: Patient) -> None:
+    path = root / "imagesTr/CHUM-001__CT.nii.gz"
+    image = nibabel.load(path)
+    values = np.linspace(0, 2047, np.prod(image.shape)).reshape(image.shape)
+    save(path, values.astype(np.float32), image.affine)
+
+
 CT, PET = ("imagesTr/CHUM-001__CT.nii.gz: case 'CHUM-001': ", "imagesTr/CHUM-001__PT.nii.gz: case 'CHUM-001': ")
 BROKEN = [
     (nan_in_pet, f"{PET}holds NaN or infinity; replace these values"),
@@ -235,6 +260,21 @@ BROKEN = [
     (truncated, f"{CT}cannot be read ("),
     (pet_elsewhere, f"{PET}lies nowhere on CHUM-001__CT.nii.gz; correct the affine of one"),
     (becquerels, f"{PET}reaches "),
+    (shifted("PT", -30), f"{PET}holds values from -2"),
+    (
+        constant("PT", 1.5),
+        f"{PET}holds values from 1.5 to 1.5, which data.source.suv_window=[0.0, 25.0] makes constant; ",
+    ),
+    (constant("PT", 0), f"{PET}holds values from 0 to 0, which data.source.suv_window=[0.0, 25.0] makes constant; "),
+    (shifted("CT", 2000), f"{CT}holds values from "),
+    (
+        constant("CT", -1000),
+        f"{CT}holds values from -1000 to -1000, which data.source.ct_window=[-250.0, 250.0] makes ",
+    ),
+    (
+        hounsfield_plus_1024,
+        f"{CT}holds values from 0 to 2047, which are no Hounsfield units, as air is -1000; convert it",
+    ),
     (mirrored_label, "labelsTr/CHUM-001__raterA.nii.gz: case 'CHUM-001': has the shape of CHUM-001__CT.nii.gz but "),
     (flat_ct, f"{CT}is 2D; save a volume"),
     (no_pet, f"{CT}is a CT without a PET; "),

@@ -17,6 +17,12 @@ from edue_lightning.data.sample import Grid
 MOST_PLAUSIBLE_SUV = 1000.0
 """A PET that exceeds it is not in standardised uptake values: the bladder reaches about 200."""
 
+LEAST_SUV = -5.0
+"""A PET below it is not in standardised uptake values: noise and resampling leave values just below 0."""
+
+MOST_WITHOUT_AIR = 1000.0
+"""A CT that exceeds it and holds nothing below 0 is not in Hounsfield units: fat is -100, air -1000."""
+
 _AIR = -1024.0
 
 
@@ -52,7 +58,8 @@ class PetCt(Preparation):
         ct, pet = files
         if ct.affine is None or pet.affine is None:
             raise ImageError("has no affine; save CT and PET as NIfTI")
-        require_suv(pet)
+        require_hounsfield(ct, self.ct_window)
+        require_suv(pet, self.suv_window)
         ct_grid = file_grid(ct)
         grid = self.respaced(closest_canonical(ct_grid))
         if overlap_share(grid, file_grid(pet)) == 0:
@@ -72,14 +79,41 @@ def file_grid(image: ImageFile) -> Grid:
     return grid_of(image.shape, affine_of(image))
 
 
-def require_suv(pet: ImageFile) -> None:
-    """Check that a PET can be in standardised uptake values.
+def require_hounsfield(ct: ImageFile, window: Sequence[float]) -> None:
+    """Check that a CT can be in Hounsfield units, and is not constant within the window.
 
     Raises:
-        ImageError: if a value is too large for one.
+        ImageError: if it is not.
     """
-    if pet.array.max() > MOST_PLAUSIBLE_SUV:
-        raise ImageError(f"reaches {pet.array.max():g}, which is no SUV; convert it from Bq/ml")
+    lowest, highest = float(ct.array.min()), float(ct.array.max())
+    if lowest >= 0 and highest > MOST_WITHOUT_AIR:
+        raise ImageError(
+            f"holds values from {lowest:g} to {highest:g}, which are no Hounsfield units, as air is -1000; convert it, "
+            "most likely by subtracting 1024"
+        )
+    _require_contrast(lowest, highest, window, "ct_window")
+
+
+def require_suv(pet: ImageFile, window: Sequence[float]) -> None:
+    """Check that a PET can be in standardised uptake values, and is not constant within the window.
+
+    Raises:
+        ImageError: if it is not.
+    """
+    lowest, highest = float(pet.array.min()), float(pet.array.max())
+    if highest > MOST_PLAUSIBLE_SUV:
+        raise ImageError(f"reaches {highest:g}, which is no SUV; convert it from Bq/ml")
+    if lowest < LEAST_SUV:
+        raise ImageError(f"holds values from {lowest:g} to {highest:g}, and no SUV is below 0; convert it to SUV")
+    _require_contrast(lowest, highest, window, "suv_window")
+
+
+def _require_contrast(lowest: float, highest: float, window: Sequence[float], setting: str) -> None:
+    if lowest == highest or highest <= window[0] or lowest >= window[1]:
+        raise ImageError(
+            f"holds values from {lowest:g} to {highest:g}, which data.source.{setting}={list(window)} makes constant; "
+            "check their unit, or correct the window"
+        )
 
 
 def _windowed(values: NDArray[np.float32], window: Sequence[float]) -> NDArray[np.float32]:

@@ -32,7 +32,7 @@ from edue_lightning.data.sources.hecktor.layout import (
     list_cases,
     read_bounding_boxes,
 )
-from edue_lightning.data.sources.hecktor.preparation import PetCt, affine_of, file_grid, require_suv
+from edue_lightning.data.sources.hecktor.preparation import PetCt, affine_of, file_grid, require_hounsfield, require_suv
 from edue_lightning.errors import UserError
 
 Structure = Literal["GTVp", "GTVn"]
@@ -154,11 +154,16 @@ class HecktorSource(FileSource):
         files = self._cases[case.record.case_id]
         reading = CaseReading(case.record.case_id, self.root)
         ct, pet = (_volume(reading, path) for path in (files.ct, files.pet))
-        if pet is not None:
-            try:
-                require_suv(pet)
-            except ImageError as error:
-                reading.report(files.pet, str(error))
+        try:
+            if ct is not None:
+                require_hounsfield(ct, self._images.ct_window)
+        except ImageError as error:
+            reading.report(files.ct, str(error))
+        try:
+            if pet is not None:
+                require_suv(pet, self._images.suv_window)
+        except ImageError as error:
+            reading.report(files.pet, str(error))
         labels = {rater: self._label(reading, rater, label) for rater, label in files.labels.items()}
         grid = None if ct is None else self._grid(reading, files, file_grid(ct))
         if ct is None or pet is None or grid is None:

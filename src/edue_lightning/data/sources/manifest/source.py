@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from edue_lightning.data.file_source import (
     FileSource,
     NamedImage,
     compare_grids,
+    problem_line,
     stack_case,
 )
 from edue_lightning.data.images import ImageError, ImageFile, read_image, read_mask
@@ -22,6 +24,8 @@ from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.sources.manifest.files import NamedFiles
 from edue_lightning.data.sources.manifest.table import ManifestCase, read_table
 from edue_lightning.errors import UserError
+
+_MOST_NAMED = 3
 
 
 class ManifestSource(FileSource):
@@ -65,6 +69,7 @@ class ManifestSource(FileSource):
         self._rows = dict(table.cases)
         settings = {"standardise": standardise, "raters": list(table.raters), "structures": list(table.structures)}
         self.check([self._file_case(case, self.root / file) for case in table.cases.values()], table.problems, settings)
+        self._compare_mask_files()
 
     @classmethod
     def preparation(cls, settings: Mapping[str, Any]) -> Stacked:
@@ -112,6 +117,34 @@ class ManifestSource(FileSource):
             affine=found[0].affine,
             origin=found[0].origin,
         )
+
+    def _compare_mask_files(self) -> None:
+        """Report files that are several masks and not empty: of several cases as a problem, of one with a warning."""
+        rows: defaultdict[Path, list[tuple[str, str, str, str]]] = defaultdict(list)
+        for case_id, case in self._rows.items():
+            for (rater, structure), name in case.masks.items():
+                with suppress(ImageError):
+                    rows[self._files.locate(name).resolve()].append((case_id, rater, structure, name))
+        problems: list[str] = []
+        warnings: list[str] = []
+        for users in rows.values():
+            if len(users) > 1 and self._has_area(*users[0][:3]):
+                (case_id, rater, structure, name), *others = users
+                shown = [f"case {other[0]!r}, rater {other[1]!r}, {other[2]}" for other in others[:_MOST_NAMED]]
+                listed = "; ".join(shown) + "; ..." * (len(others) > _MOST_NAMED)
+                line = f"is the mask of rater {rater!r}, {structure}, and of: {listed}"
+                several_cases = any(other[0] != case_id for other in others)
+                (problems if several_cases else warnings).append(problem_line(name, case_id, line))
+        self.problems = (*self.problems, *(f"{line}; name the mask of each case" for line in problems))
+        if warnings:
+            self.warn(
+                f"{len(warnings)} mask files stand in several rows, such as {warnings[0]}; check that each has its own"
+            )
+
+    def _has_area(self, case_id: str, rater: str, structure: str) -> bool:
+        traits = self.traits_of(case_id)
+        masks = None if traits is None else traits.masks[self.raters.index(rater)]
+        return masks is not None and masks[self.structures.index(structure)].area > 0
 
     def _file(self, reading: CaseReading, name: str, read: Callable[[Path], ImageFile]) -> NamedImage | None:
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
@@ -24,6 +25,8 @@ OPTIONAL = ("split", "patient", "spacing")
 PARQUET = ".parquet"
 TABLES = (".csv", PARQUET)
 _FILE_NAME = re.compile(r"[\w\- ][\w.\- ]*")
+_BLANKS = re.compile(r"\s+")
+_BLANKS_IN_NUMBERS = re.compile(r"(?<=\d)\s+(?=\d)")
 _SPACING_BREAK = re.compile(r"\s*x\s*|\s+")
 
 
@@ -89,6 +92,8 @@ def read_table(path: Path, structures: Sequence[str] | None) -> ManifestTable:
     found = dict.fromkeys(row["structure"] for row in rows)
     chosen = tuple(found if structures is None else structures)
     _check_structures(chosen, found, problems)
+    for column in ("rater", "structure", "patient"):
+        _check_spelling(column, dict.fromkeys(row[column] for row in rows), problems)
     rows_of_case: defaultdict[str, list[_Row]] = defaultdict(list)
     for row in rows:
         members = rows_of_case[row["case_id"]]
@@ -307,6 +312,19 @@ def _complete_rows(rows: Sequence[_Row], problems: _Problems) -> list[_Row]:
         else:
             complete.append(row)
     return complete
+
+
+def _check_spelling(column: str, names: Iterable[str], problems: _Problems) -> None:
+    """Report names that are most likely one, as they differ in upper and lower case or in blanks only."""
+    spellings: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        # blanks between digits separate numbers
+        spellings[_BLANKS.sub("", _BLANKS_IN_NUMBERS.sub("|", plain))].append(name)
+    for same in spellings.values():
+        if len(same) > 1:
+            listed = ", ".join(map(repr, same))
+            problems.add(f"{column} {listed} differ in upper and lower case or blanks only; write one name")
 
 
 def _check_structures(chosen: Sequence[str], found: Mapping[str, None], problems: _Problems) -> None:
