@@ -460,7 +460,7 @@ def test_the_command_lists_every_problem_of_a_folder(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8), dtype=np.uint8)
     rows = ["case_id,image,mask,rater,structure"]
     for number in range(70):
-        Image.fromarray(pixels).save(tmp_path / f"c{number}.png")
+        Image.fromarray(np.roll(pixels, number)).save(tmp_path / f"c{number}.png")
         rows += [f"c{number},c{number}.png,c{number}_{rater}.png,{rater},disc" for rater in "AB"]
         Image.fromarray((pixels > 99).view(np.uint8)).save(tmp_path / f"c{number}_A.png")
     # the second rater's masks are there for five cases alone

@@ -9,6 +9,7 @@ import pickle
 import threading
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -247,7 +248,7 @@ def test_code_of_another_version_makes_its_own_entries(tmp_path: Path, monkeypat
 
 
 # hash of what the code of `VERSION` makes of fixed files: where another one is right, raise VERSION and write it here
-KNOWN = {2: "1ef4cc6f87320eed"}
+KNOWN = {3: "fd9dfa0deabd4599"}
 
 
 def test_the_version_is_raised_with_what_the_code_makes_of_files(tmp_path: Path) -> None:
@@ -258,10 +259,16 @@ def test_the_version_is_raised_with_what_the_code_makes_of_files(tmp_path: Path)
     Image.fromarray(pixels > 127).save(tmp_path / "mask.png")
     rows += ["one,a.png,mask.png,A,s", "one,a.png,,B,s", "two,b.tif,,A,s", "two,b.tif,,B,s"]
     (tmp_path / "slices.csv").write_text("\n".join(rows))
+    affine = np.array([[0, -2.0, 0, 5], [0, 0, 1.5, 6], [-1, 0, 0, 7], [0, 0, 0, 1]])
+    volume = pixels.astype(np.int16).reshape(10, 8, 15)
+    for name, array in (("v.nii.gz", volume), ("w.nii", (volume > 127).astype(np.uint8))):
+        nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / name)
+    (tmp_path / "volumes.csv").write_text(f"{rows[0]}\nthree,v.nii.gz,w.nii,A,s\nthree,v.nii.gz,,B,s\n")
     found = hashlib.sha256()
-    source = ManifestSource(str(tmp_path), file="slices.csv")
-    for case_id in ("one", "two"):
+    slices, volumes = (ManifestSource(str(tmp_path), file=f"{name}.csv") for name in ("slices", "volumes"))
+    for source, case_id in ((slices, "one"), (slices, "two"), (volumes, "three")):
         sample = source.load(case_id)
+        found.update(repr((sample.spacing, tuple(sample.image.shape))).encode())
         # to as many digits as every machine gives
         found.update((sample.image.double() * 1000).round().int().numpy().tobytes() + sample.masks.numpy().tobytes())
     assert {VERSION: found.hexdigest()[:16]} == KNOWN

@@ -308,6 +308,7 @@ def test_a_structure_called_mean_is_refused_before_training(tmp_path: Path) -> N
         for name in ("image", "mask"):
             pixels = np.full((32, 32), 40 * (name == "image"), dtype=np.uint8)
             pixels[8:20, 8:20] = 255
+            pixels[0, number] = 255 * (name == "image")
             Image.fromarray(pixels).save(tmp_path / f"{name}{number}.png")
         rows += [f"c{number},image{number}.png,mask{number}.png,{rater},mean" for rater in "AB"]
     (tmp_path / "manifest.csv").write_text("\n".join(rows))

@@ -218,7 +218,6 @@ class FileSource(CaseSource):
         if raters == 0:
             first = relative_name(next(iter(case.files.values())), self.root)
             return CaseError([problem_line(first, case.record.case_id, "has no rater; add a mask, or remove it")])
-        traits = traits_of(sample) if key is None or self._prepared is None else self._noted_traits(key, sample)
         shape, channels = tuple(sample.image.shape[1:]), sample.image.shape[0]
         traits = traits_of(sample) if key is None or self._prepared is None else self._noted_traits(key, sample)
         return _Found(case, key, shape, channels, raters, sample.spacing is not None, _storage(case, shape), traits)

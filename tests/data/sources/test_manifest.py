@@ -162,7 +162,8 @@ def test_slices_beside_pictures_are_refused(tmp_path: Path) -> None:
         row["mask"] = save(tmp_path, f"{row['case_id']}_{row['rater']}.nii", square.T, np.eye(4))
     for row in rows[2:]:
         row["image"] = save(tmp_path, f"{row['case_id']}.png", square)
-    write(tmp_path, [*rows, rows[2] | {"case_id": "three", "image": save(tmp_path, "three.png", square.T)}])
+    third = {"case_id": "three", "image": save(tmp_path, "three.png", np.roll(square, 2)), "mask": ""}
+    write(tmp_path, [*rows, rows[2] | third])
     (line,) = problems_of(tmp_path)
     assert line == "one.nii: case 'one': is a NIfTI slice, but most cases: is a picture; keep one kind per data set"
 
@@ -171,7 +172,7 @@ def test_slices_with_axes_in_other_directions_are_reported(tmp_path: Path, caplo
     rows = two_cases(tmp_path)
     for row in rows:
         affine = np.diag([-1.0, -1.0, 1.0, 1.0]) if row["case_id"] == "one" else np.eye(4)
-        row["image"] = save(tmp_path, f"{row['case_id']}.nii", PIXELS, affine)
+        row["image"] = save(tmp_path, f"{row['case_id']}.nii", PIXELS if row["case_id"] == "one" else PIXELS**2, affine)
         row["mask"] = save(tmp_path, f"{row['case_id']}_{row['rater']}.nii", rectangle(2, 2), affine)
     assert source_of(tmp_path, rows[:2]).storage == "NIfTI slice LP"
     assert not caplog.records
