@@ -67,7 +67,7 @@ def test_more_than_nine_raters_keep_their_places(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_volumes_come_back_through_the_command(tmp_path: Path) -> None:
     for name in ("CHUM-001", "CHUS-002", "MDA-003"):
-        Patient(name).write(tmp_path / "data")
+        Patient(name, is_marked=True).write(tmp_path / "data")
     done = run_command("convert", ["data=hecktor", "data.root=data", "data.cache=null", "output=out"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     read_back(tmp_path / "out", RaterDataModule("hecktor", HecktorSource(str(tmp_path / "data"))))

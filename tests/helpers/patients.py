@@ -49,6 +49,7 @@ class Patient:
         ct_shape, ct_affine, pet_shape, pet_affine: the two grids.
         nodes: centre and radius of each lymph node, mm.
         raters: by how much each rater draws the nodes larger, mm.
+        is_marked: whether one voxel of the CT is unlike that of all other patients, as two scans never are the same.
     """
 
     name: str = "CHUM-001"
@@ -60,6 +61,7 @@ class Patient:
     tumour: tuple[Sequence[float], float] = ((10, -12, 95), 3.0)
     raters: dict[str, float] = field(default_factory=lambda: {"release": 0.0, "A": 1.0, "B": -1.0})
     hot: float = 8.0
+    is_marked: bool = False
 
     def ct(self, places: Array) -> Array:
         """Return Hounsfield units at places, within (-250, 250)."""
@@ -89,8 +91,7 @@ class Patient:
         rng = np.random.default_rng([ord(letter) for letter in self.name])
         ct_places = points(self.ct_shape, self.ct_affine)
         ct, pet = self.ct(ct_places), self.pet(points(self.pet_shape, self.pet_affine))
-        if self.name != Patient.name:
-            # no two patients have the same scan
+        if self.is_marked:
             ct[0, 0, 0] = rng.uniform(-200, 200)
         if texture:
             warm = self.label("release", points(self.pet_shape, self.pet_affine)) > 0

@@ -21,11 +21,13 @@ class Eye:
         number: of the picture; all that is drawn at random follows from it.
         shape: rows and columns.
         middle: of the disc.
+        texture: seed of the photograph's texture, by which pictures of one number differ.
     """
 
     number: int
     shape: tuple[int, int] = (240, 320)
     middle: tuple[float, float] = (110.0, 190.0)
+    texture: int = 1
     raters: dict[str, tuple[Mask, Mask]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,7 +47,7 @@ class Eye:
 
     def photograph(self) -> NDArray[np.uint8]:
         """Return the untouched picture, `[H, W, 3]`."""
-        rng = np.random.default_rng([self.number, 1])
+        rng = np.random.default_rng([self.number, self.texture])
         disc, cup = self.raters["1"]
         glow = gaussian_filter(disc.astype(float), 5) * 60 + gaussian_filter(cup.astype(float), 3) * 40
         texture = gaussian_filter(rng.normal(size=self.shape), 3) * 40

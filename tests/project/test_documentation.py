@@ -85,10 +85,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     convert({"seed": 0, "output": "", "data": source}, folder / "FOLDER_manifest")
     write_predictions(folder)
     for name in ("CHUM-001", "CHUM-002", "CHUS-003", "CHUS-004", "MDA-005", "MDA-006"):
-        Patient(name).write(folder / "FOLDER_hecktor")
+        Patient(name, is_marked=True).write(folder / "FOLDER_hecktor")
     for place in ("BinRushed/BinRushed2", "Magrabia/MagrabiFemale", "MESSIDOR"):
         for number in (1, 2, 3):
-            write_drawn(folder / "FOLDER_riga", place, Eye(number))
+            write_drawn(folder / "FOLDER_riga", place, Eye(number, texture=len(place)))
     write_few_nodules(folder / "lidc")
     new = SyntheticFundus(3, 32, seed=9)
     (folder / "NEW_IMAGES").mkdir()

@@ -156,7 +156,7 @@ def test_an_empty_label_is_a_vote_for_nothing(tmp_path: Path) -> None:
 
 def test_centres_stratify_and_raters_may_differ(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Patient("CHUM-001").write(tmp_path)
-    Patient("CHUS-002", raters={"release": 0.0}).write(tmp_path)
+    Patient("CHUS-002", raters={"release": 0.0}, is_marked=True).write(tmp_path)
     source = HecktorSource(str(tmp_path))
     assert [(record.case_id, record.stratum) for record in source.cases()] == [
         ("CHUM-001", "CHUM"),

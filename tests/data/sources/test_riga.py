@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,10 @@ def crop_of(sample: RaterSample, eye: Eye) -> tuple[slice, slice]:
 def write_release(root: Path, masks: bool = False) -> list[str]:
     """Write twelve cases of three origins, and return their folders."""
     folders = ["BinRushed/BinRushed1-Corrected", "BinRushed/BinRushed2", "Magrabia/MagrabiFemale", "MESSIDOR"]
-    for folder in folders:
+    for texture, folder in enumerate(folders):
         for number in (1, 2, 10):
             endings = ("jpg", "tif") if folder.startswith("Bin") else ("tif", "tif")
-            write_drawn(root, folder, Eye(number), endings)
+            write_drawn(root, folder, Eye(number, texture=texture), endings)
     return folders
 
 
@@ -140,7 +141,7 @@ def test_discregion_is_read_by_its_tables(tmp_path: Path) -> None:
     eye = Eye(4, shape=(96, 96), middle=(48.0, 50.0))
     rows = [",imgName,maskName,label,center,xmin,ymin,xmax,ymax,width,height,discFlag,rater"]
     for origin in ("BinRushed", "Magrabia"):
-        save(eye.photograph(), tmp_path / f"{origin}/Images/image4.jpg")
+        save(replace(eye, texture=len(origin)).photograph(), tmp_path / f"{origin}/Images/image4.jpg")
         lines = list(rows)
         for rater in range(7):
             name = "FinalLabel" if rater == 0 else f"Rater{rater}"
@@ -174,7 +175,7 @@ def test_discregion_is_read_by_its_tables(tmp_path: Path) -> None:
 def test_riga_plus_is_read_by_its_two_trees(tmp_path: Path) -> None:
     eye = Eye(5, shape=(96, 96), middle=(48.0, 50.0))
     for folder in ("BinRushed/BinRushed1", "MESSIDOR_Base1/Labeled", "Magrabia/MagrabiaMale"):
-        save(eye.photograph(), tmp_path / f"RIGA/{folder}/image5.tif")
+        save(replace(eye, texture=len(folder)).photograph(), tmp_path / f"RIGA/{folder}/image5.tif")
         for rater in eye.raters:
             save(mask_of(eye, rater, rim=255, cup=128), tmp_path / f"RIGA-mask/{folder}/image5-{rater}.tif")
     save(eye.photograph(), tmp_path / "RIGA/MESSIDOR_Base1/Unlabeled/image9.tif")
