@@ -56,3 +56,9 @@ def counted(problems: Sequence[str]) -> str:
 def times(shape: Sequence[int]) -> str:
     """Return a shape such as 64x64."""
     return "x".join(map(str, shape))
+
+
+def named(names: Sequence[str], most: int = 5) -> str:
+    """Return the first few names and the number of the others, such as `a, b and 7 more`."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -70,13 +70,13 @@ def module(**settings: object) -> RaterDataModule:
 
 def test_no_patient_is_torn_apart_and_no_case_lost() -> None:
     records = NumberedCases(41).cases()
-    splits = split_cases(records, SplitFractions(val=0.2, test=0.3))
+    splits = split_cases(records, SplitFractions(val=0.2, test=0.3, draw="permutation"))
     groups = [{r.group for r in members} for members in splits.values()]
     assert sum(len(g) for g in groups) == len(set().union(*groups)) == 21
     assert sorted(r.case_id for members in splits.values() for r in members) == sorted(r.case_id for r in records)
     assert len(groups[2]) == round(0.3 * 21)
-    assert splits == split_cases(records, SplitFractions(val=0.2, test=0.3))
-    assert splits != split_cases(records, SplitFractions(val=0.2, test=0.3, seed=1))
+    assert splits == split_cases(records, SplitFractions(val=0.2, test=0.3, draw="permutation"))
+    assert splits != split_cases(records, SplitFractions(val=0.2, test=0.3, seed=1, draw="permutation"))
 
 
 def test_prescribed_splits_are_kept() -> None:
@@ -94,7 +94,7 @@ def test_prescribed_test_cases_get_no_others_drawn_for_them() -> None:
     records = [CaseRecord(f"t{i}", f"t{i}", "test") for i in range(5)] + [
         CaseRecord(f"o{i}", f"o{i}") for i in range(20)
     ]
-    splits = split_cases(records, SplitFractions(val=0.2, test=0.3))
+    splits = split_cases(records, SplitFractions(val=0.2, test=0.3, draw="permutation"))
     assert [record.case_id for record in splits["test"]] == [f"t{i}" for i in range(5)]
     assert (len(splits["val"]), len(splits["train"])) == (4, 16)
 
@@ -102,7 +102,7 @@ def test_prescribed_test_cases_get_no_others_drawn_for_them() -> None:
 def test_every_drawn_split_holds_its_share_of_each_stratum() -> None:
     sizes = {"large": 60, "middle": 20, "small": 10}
     records = [CaseRecord(f"{name}{i}", f"{name}{i}", stratum=name) for name, n in sizes.items() for i in range(n)]
-    splits = split_cases(records, SplitFractions(val=0.2, test=0.3))
+    splits = split_cases(records, SplitFractions(val=0.2, test=0.3, draw="permutation"))
     assert [len(splits[name]) for name in ("train", "val", "test")] == [45, 18, 27]
     for split, share in (("val", 0.2), ("test", 0.3)):
         found = Counter(record.stratum for record in splits[split])

@@ -19,6 +19,8 @@ SMALL = [
     "experiment=synthetic",
     "data.source.n_cases=24",
     "data.source.size=32",
+    # exact shares of few cases
+    "data.fractions.draw=permutation",
     "data.batch_size=4",
     "network.features=[4,6,8,8]",
     "trainer.max_epochs=2",

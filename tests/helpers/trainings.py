@@ -33,6 +33,7 @@ from edue_lightning.training.run import train
 
 QUICK = [
     *("experiment=synthetic", "data.source.n_cases=24", "data.source.size=32", "data.batch_size=3"),
+    "data.fractions.draw=permutation",
     *("network.features=[4,6,8]", "trainer.max_epochs=3", "trainer.accelerator=cpu", "bootstrap_resamples=0"),
     *("logger.mode=disabled", "test=false", "checkpoint_every_steps=1", "resume=auto"),
 ]

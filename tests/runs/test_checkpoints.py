@@ -21,14 +21,14 @@ class Payload:
 
 
 def test_a_method_is_rebuilt_from_its_checkpoint_alone(trained_run: Path) -> None:
-    method, image_format, configuration, _ = load_method(trained_run / "checkpoints" / "best.ckpt")
+    method, image_format, configuration, *_ = load_method(trained_run / "checkpoints" / "best.ckpt")
     assert not method.training
     assert method.label == "edue"
     assert image_format.structures == ("disc", "cup")
     assert configuration["data"]["name"] == "synthetic"
     logits = method(torch.rand(1, 3, 32, 32))
     assert logits.shape == (1, 6, 2, 32, 32)
-    again, _, _, _ = load_method(trained_run / "checkpoints" / "best.ckpt")
+    again = load_method(trained_run / "checkpoints" / "best.ckpt").method
     image = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(method(image), again(image), rtol=0, atol=0)
 

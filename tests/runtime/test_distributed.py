@@ -24,6 +24,7 @@ from edue_lightning.runs.checkpoints import load_method, read_checkpoint
 # 32 training cases, which batches of 4 divide; 7 test cases, which 2 processes do not
 SETTINGS = [
     *("experiment=synthetic", "data.source.n_cases=47", "data.source.size=32", "network.features=[4,6,8]"),
+    "data.fractions.draw=permutation",
     *("data.fractions.val=0.17", "data.fractions.test=0.15", "trainer.max_epochs=2", "bootstrap_resamples=50"),
     *("logger.mode=disabled", "trainer.accelerator=cpu"),
 ]

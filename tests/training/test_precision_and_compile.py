@@ -26,6 +26,7 @@ from edue_lightning.training.run import train
 # 16 training cases, four steps an epoch
 SHORT = [
     *("data.batch_size=4", "data.fractions.val=0.17", "data.fractions.test=0.17", "trainer.max_epochs=2"),
+    "data.fractions.draw=permutation",
     "checkpoint_every_steps=null",
 ]
 

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from processes import PATIENCE, SMALL, run_command, wait_until
 from torch import Tensor
 
 from edue_lightning.config.schema import configuration_folder, resolved
+from edue_lightning.data import RaterSample, SyntheticFundus
 from edue_lightning.errors import UserError
 from edue_lightning.runs import checkpoints
 from edue_lightning.runs.checkpoints import read_checkpoint, write_checkpoint
@@ -31,6 +33,7 @@ from edue_lightning.training.run import train
 
 QUICK = [
     *("experiment=synthetic", "data.source.n_cases=24", "data.source.size=32", "data.batch_size=3"),
+    "data.fractions.draw=permutation",
     *("network.features=[4,6,8]", "trainer.max_epochs=3", "trainer.accelerator=cpu", "bootstrap_resamples=0"),
     *("logger.mode=disabled", "test=false", "checkpoint_every_steps=1", "resume=auto"),
 ]
@@ -323,3 +326,26 @@ def test_auto_finds_the_run_of_the_same_command(tmp_path: Path) -> None:
     assert "resumes after" in again.stdout + again.stderr
     assert (run / "validation.csv").is_file()
     assert [path for path in tmp_path.glob("outputs/*/*/*") if path != run] == []
+
+
+def test_a_training_does_not_resume_on_changed_cases(
+    tmp_path: Path, kill_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = configuration("method=single", "trainer.max_epochs=1")
+    kill_after(2)
+    with pytest.raises(Killed):
+        train(settings, tmp_path / "run")
+    changed = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["edue_training_cases"]["train"][0][0]
+    load = SyntheticFundus.load
+
+    def other(source: SyntheticFundus, case_id: str) -> RaterSample:
+        sample = load(source, case_id)
+        return replace(sample, masks=1 - sample.masks) if case_id == changed else sample
+
+    monkeypatch.setattr(SyntheticFundus, "load", other)
+    kill_after(0)
+    message = rf"last\.ckpt: the train cases have changed since the training began \({changed}\)"
+    with pytest.raises(UserError, match=message):
+        train(settings, tmp_path / "run")
+    monkeypatch.setattr(SyntheticFundus, "load", load)
+    train(settings, tmp_path / "run")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -18,10 +19,11 @@ from edue_lightning.data.images import ImageError
 from edue_lightning.data.preparation import Preparation
 from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
-from edue_lightning.methods import Inference, MethodParts, SegmentationMethod
+from edue_lightning.methods import Inference, MethodParts, NetworkFactory, SegmentationMethod
 from edue_lightning.metrics import MetricSettings
 from edue_lightning.metrics.catalogue import known_metrics
 from edue_lightning.networks import HeadLayout
+from edue_lightning.text import reason_of
 
 # errors of a call with invalid arguments
 _REFUSALS = (UserError, ValueError, TypeError, MisconfigurationException)
@@ -166,6 +168,49 @@ def build_metric_settings(node: Mapping[str, Any] | None, structures: Sequence[s
     return settings
 
 
+def network_factory(node: Mapping[str, Any], image_format: ImageFormat) -> NetworkFactory:
+    """Return the factory of the networks of a configuration.
+
+    Args:
+        node: resolved node `network`.
+        image_format: format of the images that the networks take.
+    """
+    refuse_keys(node, "network", ("spatial_dims", "in_channels", "structures", "heads"))
+    make_network = build(node, "network")
+
+    def network(heads: HeadLayout) -> nn.Module:
+        module: nn.Module = make_network(
+            spatial_dims=image_format.spatial_dims,
+            in_channels=image_format.channels,
+            structures=len(image_format.structures),
+            heads=heads,
+        )
+        return module
+
+    return network
+
+
+def refused_size(make_network: NetworkFactory, channels: int, size: Sequence[int]) -> str | None:
+    """Return why a network cannot take images of a size, or None if it can.
+
+    Args:
+        make_network: factory of the network.
+        channels: number of channels C.
+        size: `*S`.
+    """
+    # shapes alone first; code that needs values too is run with values
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device), torch.no_grad():
+                make_network(HeadLayout("last")).eval()(torch.zeros(1, channels, *size))
+            return None
+        except ValueError as error:
+            return reason_of(error)
+        except RuntimeError as error:
+            reason = reason_of(error)
+    return reason
+
+
 def build_method(configuration: Mapping[str, Any], image_format: ImageFormat) -> SegmentationMethod:
     """Build the method of a configuration, its networks freshly initialised.
 
@@ -177,21 +222,9 @@ def build_method(configuration: Mapping[str, Any], image_format: ImageFormat) ->
     Raises:
         UserError: if the nodes do not fit each other or the images.
     """
-    make_network = build(configuration["network"], "network")
-    refuse_keys(configuration["network"], "network", ("spatial_dims", "in_channels", "structures", "heads"))
     refuse_keys(configuration["method"], "method", ("parts",))
-
-    def network(heads: HeadLayout) -> nn.Module:
-        module: nn.Module = make_network(
-            spatial_dims=image_format.spatial_dims,
-            in_channels=image_format.channels,
-            structures=len(image_format.structures),
-            heads=heads,
-        )
-        return module
-
     parts = MethodParts(
-        network=network,
+        network=network_factory(configuration["network"], image_format),
         structures=image_format.structures,
         loss=build(configuration["loss"], "loss"),
         optimizer=build(configuration["optimizer"], "optimizer"),

@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
 
 from edue_lightning.errors import UserError
 
@@ -143,6 +144,9 @@ def _value_problems(value: Any, hint: Any, path: str) -> list[str]:
         return []
     try:
         TypeAdapter(hint, config=_pydantic_config(hint)).validate_python(value)
+    except PydanticSchemaGenerationError:
+        # a type of ours that no configuration can hold
+        return []
     except ValidationError as error:
         first = error.errors()[0]
         return [f"{path}={value!r}: {first['msg'].lower()}"]

@@ -68,9 +68,11 @@ class RaterDataModule(pl.LightningDataModule):
         training_raters: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        for setting, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise UserError(f"data.{setting} must be at least 1, not {value}")
+        counts = {"batch_size": (batch_size, 1), "eval_batch_size": (eval_batch_size, 1)}
+        counts |= {"num_workers": (num_workers, 0), "cache_cases": (cache_cases, 0), "seed": (seed, 0)}
+        for setting, (value, least) in counts.items():
+            if value < least:
+                raise UserError(f"data.{setting} must be at least {least}, not {value}")
         if RESERVED_STRUCTURE in source.structures:
             raise UserError(
                 f"structure {RESERVED_STRUCTURE!r}: tables use this name for the mean over structures; "
@@ -169,6 +171,11 @@ class RaterDataModule(pl.LightningDataModule):
             self._train_loader.load_state_dict(self._place)
             self._place = None
         return self._train_loader
+
+    def training_batches(self) -> int:
+        """Return the number of batches of an epoch, over all processes of a distributed training."""
+        draws = 1 if self.patch is None else self.patch.per_case
+        return -(-len(self.records("train")) * draws // self.batch_size)
 
     def state_dict(self) -> dict[str, int]:
         """Return the position within the epoch's order of training cases (for the trainer's checkpoints)."""

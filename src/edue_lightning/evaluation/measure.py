@@ -68,7 +68,9 @@ def measure_method(
     def probabilities_of(position: int) -> Tensor:
         method.eval()
         image = data.single_batch(split, position).image.to(method.device)
-        return torch.sigmoid(method.predict(image).float())[0].cpu()
+        with trainer.precision_plugin.forward_context():
+            logits = method.predict(image)
+        return torch.sigmoid(logits.float())[0].cpu()
 
     samples = data.dataset(split).samples
     return _evaluation(table, data, measurement, probabilities_of, lambda position: samples[position])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,26 +11,37 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 
-from edue_lightning.config.build import ImageFormat, build_data, build_distortions, build_metric_settings
+from edue_lightning.config.build import (
+    ImageFormat,
+    build_data,
+    build_distortions,
+    build_metric_settings,
+    build_preparation,
+)
 from edue_lightning.config.data_place import data_to_measure
 from edue_lightning.config.schema import check_configuration, check_only_ours
 from edue_lightning.data import RaterDataModule
+from edue_lightning.data.identity import identities, overlapping
 from edue_lightning.data.images import ImageError
+from edue_lightning.data.source import Split, Subset
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.measure import Measurement, measure_method, measure_predictions
 from edue_lightning.evaluation.prediction_folder import PredictionFolder
 from edue_lightning.evaluation.prediction_writer import PredictionWriter
 from edue_lightning.evaluation.result import Evaluation
 from edue_lightning.evaluation.shift import measure_shift
-from edue_lightning.runs.checkpoints import load_method
+from edue_lightning.runs.checkpoints import LoadedMethod, load_method
 from edue_lightning.runs.record import TRAINING, write_configuration
-from edue_lightning.runs.trainer import build_test_trainer
+from edue_lightning.runs.trainer import build_test_trainer, check_trainer
 from edue_lightning.runtime.devices import with_free_device
 from edue_lightning.runtime.processes import is_first_process, quiet_unless_first
+from edue_lightning.text import named
 
 log = logging.getLogger(__name__)
 
 PREDICTIONS_FOLDER = "predictions"
+
+_USES: Mapping[Split, str] = {"train": "training", "val": "validation", "test": "test"}
 
 
 @dataclass
@@ -48,6 +60,8 @@ class EvaluateConfiguration:
     metrics: dict[str, Any] | None = None
     inference: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
+    allow_overlap: bool = False
+    allow_other_preparation: bool = False
     distortions: dict[str, Any] | None = None
 
 
@@ -68,6 +82,9 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
         raise UserError("set either ckpt=PATH (a trained model) or predictions=DIR (the predictions of any model)")
     if configuration["save_predictions"] and configuration["ckpt"] is None:
         raise UserError("save_predictions=true: the predictions of predictions=DIR are saved already; use ckpt=PATH")
+    if configuration["seed"] < 0 or configuration["bootstrap_resamples"] < 0:
+        raise UserError("seed and bootstrap_resamples must be at least 0")
+    check_trainer(configuration["trainer"])
     if configuration.get("distortions") is not None and configuration["ckpt"] is None:
         raise UserError("distortions: predictions=DIR were made on undistorted images; use ckpt=PATH")
     pl.seed_everything(int(configuration["seed"]), workers=True, verbose=False)
@@ -86,7 +103,12 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
 
 def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any], folder: Path) -> Evaluation:
     path = Path(configuration["ckpt"])
-    method, wanted, trained, _ = load_method(path, configuration.get("inference"))
+    loaded = load_method(path, configuration.get("inference"))
+    method, wanted, trained = loaded.method, loaded.image_format, loaded.configuration
+    # a threshold of the training means the same in the same precision
+    precision = trainer_node.get("precision") or (trained.get("trainer") or {}).get("precision", "32-true")
+    trainer_node = {**trainer_node, "precision": precision}
+    check_trainer(trainer_node)
     node = data_to_measure(configuration.get("data"), trained.get("data"), str(path))
     data = _data(node, str(path))
     found = ImageFormat.of(data.source)
@@ -96,19 +118,103 @@ def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any
         wanted.require_storage(found.storage)
     except ImageError as error:
         raise UserError(f"data={data.name}: {error}") from error
+    if not configuration.get("allow_other_preparation"):
+        _require_same_preparation(node, trained.get("data"), path)
+    if is_first_process() and not configuration.get("allow_overlap"):
+        # data.root alone says that the data set of the training has moved
+        same_data = "_target_" not in (configuration.get("data") or {}) or _same_place(node, trained.get("data"))
+        _require_unseen_cases(loaded, data, same_data, configuration["split"], path)
     label = configuration["label"] or trained.get("label") or method.label
     measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
     distortions = build_distortions(configuration.get("distortions"))
-    used = {"data": node, "seed": trained["seed"], TRAINING: trained}
+    used = {"data": node, "seed": trained["seed"], "trainer": trainer_node, TRAINING: trained}
     if is_first_process():
         write_configuration({**configuration, **used}, label, data.note, folder)
     callbacks = []
     if configuration["save_predictions"]:
         callbacks.append(PredictionWriter(folder / PREDICTIONS_FOLDER, data, measurement.split))
-    evaluation = measure_method(method, data, measurement, build_test_trainer(trainer_node, callbacks=callbacks))
+    trainer = build_test_trainer(trainer_node, callbacks=callbacks)
+    evaluation = measure_method(method, data, measurement, trainer)
     if distortions is not None:
-        measure_shift(method, data, distortions, label, measurement.split, measurement.settings).write(folder)
+        shift = measure_shift(method, data, distortions, label, measurement.split, measurement.settings, trainer)
+        shift.write(folder)
     return evaluation
+
+
+def _require_same_preparation(node: Mapping[str, Any] | None, trained: Mapping[str, Any] | None, path: Path) -> None:
+    """Check that the images are prepared as in training.
+
+    Raises:
+        UserError: naming the settings that differ.
+    """
+    if not node or not trained:
+        return
+    found, expected = _preparation(node), _preparation(trained)
+    differing = [name for name in expected if name in found and found[name] != expected[name]]
+    if differing:
+        wanted, other = (", ".join(f"{name}={values[name]}" for name in differing) for values in (expected, found))
+        raise UserError(
+            f"{path}: was trained on images prepared with {wanted}, but data={node.get('name')} has {other}; use the "
+            "settings of the training, or set allow_other_preparation=true"
+        )
+
+
+def _preparation(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all settings that decide how image files become the network's input, in comparable values."""
+    preparation = build_preparation({"data": node})
+    settings = {"preparation": type(preparation).__name__}
+    if dataclasses.is_dataclass(preparation):
+        settings |= dataclasses.asdict(preparation)
+    source = node.get("source") or {}
+    settings |= {name: source[name] for name in ("size", "crop") if name in source}
+    return {
+        name: [float(part) for part in value] if isinstance(value, list | tuple) else value
+        for name, value in settings.items()
+    }
+
+
+def _require_unseen_cases(
+    loaded: LoadedMethod, data: RaterDataModule, same_data: bool, split: Subset, path: Path
+) -> None:
+    """Check that the cases to measure were not used to train the method, or to choose among its checkpoints.
+
+    Measuring the training or validation split says so by its name: training cases are allowed in `train`, validation
+    cases in `val`, and none in `test` and `all`.
+
+    Raises:
+        UserError: naming some of the cases.
+    """
+    if split == "train":
+        return
+    if loaded.cases is None:
+        log.warning(
+            "%s: does not record its training cases (earlier version), so an overlap with split=%s cannot be found",
+            path,
+            split,
+        )
+        return
+    used: tuple[Split, ...] = ("train",) if split == "val" else ("train", "val")
+    known = [case for name in used for case in loaded.cases[name]]
+    measured = identities(data.source, data.records(split))
+    found = overlapping(measured, known, same_data)
+    if found:
+        shown = [name if name == case.case_id else f"{name} (there {case.case_id})" for name, case in found.items()]
+        raise UserError(
+            f"{path}: {len(found)} of the {len(measured)} cases of split={split}, or their patients, were in its "
+            f"{' or '.join(_USES[name] for name in used)}: {named(shown)}; measure other cases, or set "
+            "allow_overlap=true"
+        )
+
+
+def _same_place(node: Mapping[str, Any] | None, trained: Mapping[str, Any] | None) -> bool:
+    """Return whether two data sets are read by one source from one folder."""
+    first, second = ((one or {}).get("source") or {} for one in (node, trained))
+    if first == second:
+        return True
+    if first.get("_target_") != second.get("_target_") or "root" not in first or "root" not in second:
+        return False
+    roots = [None if one["root"] is None else Path(one["root"]).resolve() for one in (first, second)]
+    return roots[0] == roots[1]
 
 
 def _predictions(configuration: Mapping[str, Any], folder: Path) -> Evaluation:

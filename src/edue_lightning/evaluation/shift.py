@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -92,6 +94,7 @@ def measure_shift(
     label: str,
     split: Subset,
     settings: MetricSettings,
+    trainer: pl.Trainer | None = None,
 ) -> Shift:
     """Score each case of a split once undistorted, and once at each severity under one kind of distortion.
 
@@ -105,13 +108,20 @@ def measure_shift(
         label: name of the method in tables.
         split: split whose cases are measured.
         settings: settings of the metrics.
+        trainer: trainer whose device and precision the predictions are made in; None for the method's device and full
+            precision.
     """
     method.eval()
+    before = method.device
+    if trainer is not None:
+        # the end of a trainer's loop leaves the method on the CPU
+        method.to(trainer.strategy.root_device)
     ids = [record.case_id for record in data.records(split)]
     parts = []
     for severity in (POOLED_SEVERITY, *distortions.severities):
         for batch, kinds in _distorted(data, split, distortions, severity):
-            with torch.inference_mode():
+            precision = nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
+            with torch.inference_mode(), precision:
                 members = method.predict(batch.image.to(method.device)).cpu()
             found = case_statistics(
                 members,
@@ -128,6 +138,7 @@ def measure_shift(
                 identity = {"structure": structure, "distortion": kinds, "severity": severity}
                 order = {_POSITION: positions, "case_id": [ids[position] for position in positions]}
                 parts.append(pd.DataFrame({**order, **identity, **scores}))
+    method.to(before)
     cases = _of_all_processes(pd.concat(parts, ignore_index=True)).drop(columns=_POSITION)
     return Shift(label, data.name, split, cases)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,11 +35,20 @@ class OptimizerSettings:
         learning_rate: the largest one.
         weight_decay: decoupled weight decay.
         schedule: `one_cycle` (rise over the first tenth of the steps, then cosine to zero) or `constant`.
+
+    Raises:
+        ValueError: if a number is out of its range.
     """
 
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must not be negative: {self.weight_decay}")
 
     def configure(self, module: pl.LightningModule) -> OptimizerLRScheduler:
         """Return the value of `LightningModule.configure_optimizers`."""

@@ -92,6 +92,8 @@ class MultiHeadUNet(nn.Module):
         super().__init__()
         if len(features) < 2:
             raise ValueError(f"a U-Net needs at least two stages, not features={list(features)}")
+        if min(features) < 1:
+            raise ValueError(f"features must be positive, not {list(features)}")
         if not 0 < foreground_prior < 1:
             raise ValueError(f"foreground_prior must lie between 0 and 1, not {foreground_prior}")
         self.structures = structures
@@ -140,7 +142,7 @@ class MultiHeadUNet(nn.Module):
         if any(length < self.stride for length in size) or all(length < 2 * self.stride for length in size):
             raise ValueError(
                 f"image of size {list(size)} is too small for a U-Net that halves it to 1/{self.stride}: "
-                "pad the image or give the network fewer features"
+                "pad the images, or give the network fewer stages (network.features)"
             )
         stages = []
         x = image.contiguous(memory_format=self._memory_format)

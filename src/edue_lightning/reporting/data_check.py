@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from edue_lightning.config.build import build
+from edue_lightning.config.build import ImageFormat, build, network_factory, refused_size
 from edue_lightning.config.schema import check_configuration, configuration_folder
 from edue_lightning.data import CaseSource, RaterDataModule
 from edue_lightning.data.source import Split
@@ -37,6 +37,7 @@ class CheckConfiguration:
     seed: int
     output: str
     data: dict[str, Any] | None = None
+    network: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def check(configuration: Mapping[str, Any], folder: Path) -> DataCheck:
         except UserError as error:
             problems.append(str(error))
     cases = _measure(source, problems)
+    if configuration.get("network") is not None:
+        problems += _refused_sizes(configuration["network"], data, source, cases)
     overview = DataOverview(data["name"], note, source.structures, source.raters, cases, splits, source.facts)
     result = DataCheck(overview, problems)
     _write(result, source, folder)
@@ -110,6 +113,19 @@ def _measure(source: CaseSource, problems: list[str]) -> list[CaseOverview]:
             log.info("measured %d of %d cases", number, len(records))
     usual = Counter(case.kind for case in cases).most_common(1)
     return [case for case in cases if case.kind == usual[0][0]]
+
+
+def _refused_sizes(
+    network: Mapping[str, Any], data: Mapping[str, Any], source: CaseSource, cases: Sequence[CaseOverview]
+) -> list[str]:
+    """Return one line per size that the network cannot take: that of the patches, or of the images."""
+    make_network = network_factory(network, ImageFormat.of(source))
+    patch = (data.get("patch") or {}).get("size")
+    sizes = {case.size: f"case {case.record.case_id}" for case in reversed(cases)}
+    if patch is not None:
+        sizes = {tuple(patch): f"data.patch.size={list(patch)}"}
+    reasons = {where: refused_size(make_network, source.channels, size) for size, where in sizes.items()}
+    return [f"{where}: {reason}" for where, reason in reasons.items() if reason is not None]
 
 
 def _write(result: DataCheck, source: CaseSource, folder: Path) -> None:

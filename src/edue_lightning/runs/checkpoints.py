@@ -8,7 +8,7 @@ import os
 import pickle
 import pickletools
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,9 @@ from edue_lightning.atomic import write_whole
 from edue_lightning.config.build import ImageFormat, build_method, build_preparation
 from edue_lightning.config.data_place import with_absolute_root
 from edue_lightning.config.schema import check_only_ours, with_current_targets
+from edue_lightning.data.identity import CaseIdentity
 from edue_lightning.data.preparation import Stacked
+from edue_lightning.data.source import Split
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.text import can_be_in_file_name, one_line, reason_of
@@ -36,22 +38,32 @@ _TRIAGE = "edue_triage"
 _ORIENTATION = "edue_orientation"
 _CANONICAL = "RAS"
 """Directions of the axes of volumes as the network sees them, see `data.geometry.canonical`."""
+_CASES = "edue_training_cases"
+
+
+TrainingCases = Mapping[Split, Sequence[CaseIdentity]]
+"""Cases that a method was trained (`train`) and validated (`val`) on."""
 
 
 class LoadedMethod(NamedTuple):
     """A trained method in evaluation mode, the image format it takes, and the configuration of its training.
 
-    `triage` is the entry of `add_triage`, or None.
+    `triage` is the entry of `add_triage`, or None; `cases` are those of training (`train`) and validation (`val`), None
+    in a checkpoint of an earlier version.
     """
 
     method: SegmentationMethod
     image_format: ImageFormat
     configuration: dict[str, Any]
     triage: Mapping[str, Any] | None
+    cases: TrainingCases | None
 
 
 def checkpoint_entries(
-    configuration: Mapping[str, Any], image_format: ImageFormat, member: int | None = None
+    configuration: Mapping[str, Any],
+    image_format: ImageFormat,
+    member: int | None = None,
+    cases: TrainingCases | None = None,
 ) -> dict[str, Any]:
     """Return the entries of a checkpoint beside its weights.
 
@@ -59,13 +71,31 @@ def checkpoint_entries(
         configuration: configuration of the run, resolved.
         image_format: format of the images that the method takes.
         member: position in a deep ensemble if the checkpoint holds one member alone, or None.
+        cases: cases of the training, or None if they are unknown.
     """
-    return {
+    entries = {
         _CONFIGURATION: with_absolute_root(configuration),
         _ORIENTATION: _CANONICAL,
         _IMAGE_FORMAT: image_format.as_dict(),
         _MEMBER: member,
     }
+    if cases is not None:
+        entries[_CASES] = {split: [case.as_list() for case in of_split] for split, of_split in cases.items()}
+    return entries
+
+
+def training_cases(checkpoint: Mapping[str, Any]) -> TrainingCases | None:
+    """Return the cases that a read checkpoint was trained on, or None in one of an earlier version.
+
+    Raises:
+        ValueError: if they are damaged.
+    """
+    stored = checkpoint.get(_CASES)
+    if stored is None:
+        return None
+    if set(stored) != {"train", "val"}:
+        raise ValueError("its training cases are damaged")
+    return {split: [CaseIdentity.from_list(case) for case in of_split] for split, of_split in stored.items()}
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -205,6 +235,9 @@ def _rebuilt(checkpoint: Mapping[str, Any], path: Path, inference: Mapping[str, 
         # an unusable preparation is reported once there are images to prepare
         with suppress(UserError):
             build_preparation(configuration)
+    cases = training_cases(checkpoint)
+    if cases is None and configuration.get("data"):
+        configuration = {**configuration, "data": _with_earlier_draw(configuration["data"])}
     image_format = ImageFormat.from_dict(checkpoint[_IMAGE_FORMAT])
     if image_format.spatial_dims == 3 and checkpoint.get(_ORIENTATION) != _CANONICAL and _reads_volumes(configuration):
         log.warning(
@@ -230,7 +263,13 @@ def _rebuilt(checkpoint: Mapping[str, Any], path: Path, inference: Mapping[str, 
         method.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{path}: weights do not fit the network of its settings ({reason_of(error)})") from error
-    return LoadedMethod(method.eval(), image_format, configuration, checkpoint.get(_TRIAGE))
+    return LoadedMethod(method.eval(), image_format, configuration, checkpoint.get(_TRIAGE), cases)
+
+
+def _with_earlier_draw(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data node of an earlier version, whose splits were drawn as permutations, with that draw."""
+    fractions = data.get("fractions") or {"_target_": "edue_lightning.data.SplitFractions"}
+    return {**data, "fractions": {"draw": "permutation", **fractions}}
 
 
 def _reads_volumes(configuration: Mapping[str, Any]) -> bool:

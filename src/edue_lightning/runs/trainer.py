@@ -10,8 +10,34 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
-from edue_lightning.config.build import build
+from edue_lightning.config.build import build, refuse_keys
+from edue_lightning.errors import UserError
 from edue_lightning.runs.checkpoints import WholeFileIO
+
+# arguments of the trainer that the commands choose themselves
+_SET_BY_COMMANDS = (
+    *("logger", "callbacks", "plugins", "default_root_dir", "enable_progress_bar", "enable_checkpointing"),
+    "enable_model_summary",
+)
+_UNSUPPORTED = ("fast_dev_run", "overfit_batches", "barebones", "use_distributed_sampler")
+_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
+
+
+def check_trainer(node: Mapping[str, Any]) -> None:
+    """Check a trainer's configuration for settings that would have no effect or cannot work.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    refuse_keys(node, "trainer", _SET_BY_COMMANDS)
+    for name in _UNSUPPORTED:
+        if node.get(name):
+            raise UserError(f"trainer.{name}={node[name]}: not supported; remove it")
+    precision = node.get("precision")
+    if precision is not None and str(precision) not in _PRECISIONS:
+        raise UserError(
+            f"trainer.precision={precision}: not supported; choose 32-true, bf16-mixed or 16-mixed (weights in 32 bits)"
+        )
 
 
 def build_trainer(

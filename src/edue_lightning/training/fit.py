@@ -16,14 +16,23 @@ import torch
 from edue_lightning.atomic import remove_unfinished
 from edue_lightning.config.build import ImageFormat, build_data, build_method, build_metric_settings
 from edue_lightning.data import RaterDataModule
+from edue_lightning.data.identity import identities
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import LOWER_IS_BETTER, VALIDATION_METRICS, CaseTable, MetricSettings
-from edue_lightning.runs.checkpoints import checkpoint_entries, read_checkpoint, save_method
+from edue_lightning.runs.checkpoints import (
+    TrainingCases,
+    checkpoint_entries,
+    read_checkpoint,
+    save_method,
+    training_cases,
+)
 from edue_lightning.runs.folder import BEST, CHECKPOINTS, LAST
 from edue_lightning.runs.trainer import build_trainer
 from edue_lightning.runtime.processes import is_first_process, process_number, run_processes
 from edue_lightning.runtime.signals import StopSignals
+from edue_lightning.text import named
+from edue_lightning.training.checks import check_sizes, check_validated
 from edue_lightning.training.loggers import log_curves, training_loggers, wandb_must_not_matter
 from edue_lightning.training.progress import EpochLines
 from edue_lightning.training.resume import BestCheckpoint, ResumePoint
@@ -40,13 +49,16 @@ class Experiment:
     data: RaterDataModule
     method: SegmentationMethod
     metric_settings: MetricSettings
+    cases: TrainingCases | None
 
     @classmethod
-    def of(cls, configuration: Mapping[str, Any]) -> Experiment:
+    def of(cls, configuration: Mapping[str, Any], cases: TrainingCases | None = None) -> Experiment:
         """Build an experiment, with all weights drawn from the configuration's seed.
 
         Args:
             configuration: resolved, plain and checked configuration, as `conf/train.yaml` composes it.
+            cases: cases of training and validation, if another process has identified and checked them already. Else
+                the first process does; in others they stay None.
 
         Raises:
             UserError: if the data or settings cannot be used.
@@ -55,15 +67,19 @@ class Experiment:
         data = build_data(configuration)
         data.require("train", "val", "test")
         image_format = ImageFormat.of(data.source)
+        if cases is None and is_first_process():
+            cases = {split: identities(data.source, data.splits[split]) for split in ("train", "val")}
+            check_sizes(configuration, data, cases)
+        check_validated(configuration["trainer"], data.training_batches())
         method = build_method(configuration, image_format)
         metric_settings = build_metric_settings(configuration["metrics"], method.structures)
         if configuration["compile"]:
             method.compile_networks()
-        return cls(configuration, data, method, metric_settings)
+        return cls(configuration, data, method, metric_settings, cases)
 
     def checkpoint_entries(self, member: int | None = None) -> dict[str, Any]:
         """Return the entries of a checkpoint beside its weights, see `runs.checkpoints.checkpoint_entries`."""
-        return checkpoint_entries(self.configuration, ImageFormat.of(self.data.source), member)
+        return checkpoint_entries(self.configuration, ImageFormat.of(self.data.source), member, self.cases)
 
 
 def fit(
@@ -88,7 +104,7 @@ def fit(
     trainees = method.trainees()
     at_once = min(configuration["members_at_once"], len(trainees))
     if at_once > 1:
-        run_processes(_fit_share, at_once, at_once, dict(configuration), dict(trainer), folder)
+        run_processes(_fit_share, at_once, at_once, dict(configuration), dict(trainer), folder, experiment.cases)
         if wandb_run is not None:
             with wandb_must_not_matter("log the members' curves"):
                 for position in range(len(trainees)):
@@ -120,12 +136,17 @@ def _folder(experiment: Experiment, position: int, folder: Path) -> Path:
 
 
 def _fit_share(
-    index: int, count: int, configuration: Mapping[str, Any], trainer: Mapping[str, Any], folder: Path
+    index: int,
+    count: int,
+    configuration: Mapping[str, Any],
+    trainer: Mapping[str, Any],
+    folder: Path,
+    cases: TrainingCases | None,
 ) -> None:
     """Fit every `count`th member of an ensemble, on its own device if there are several."""
     signals = StopSignals()
     signals.listen()
-    experiment = Experiment.of(configuration)
+    experiment = Experiment.of(configuration, cases)
     if torch.cuda.is_available() and trainer["accelerator"] != "cpu":
         trainer = {**trainer, "devices": [index % torch.cuda.device_count()]}
     for position in range(index, len(experiment.method.trainees()), count):
@@ -159,7 +180,9 @@ def _fit_trainee(
     if is_first_process():
         remove_unfinished(own)
     if last.is_file():
-        steps = int(read_checkpoint(last)["global_step"])
+        checkpoint = read_checkpoint(last)
+        _require_same_cases(checkpoint, experiment.cases, last)
+        steps = int(checkpoint["global_step"])
         log.info("%s: resumes after %d steps", last, steps)
     metric = configuration["select_by"]
     keeper = BestCheckpoint(own, metric, lower_is_better=metric in LOWER_IS_BETTER)
@@ -177,9 +200,34 @@ def _fit_trainee(
         enable_progress_bar=sys.stderr.isatty(),
     )
     trainer.fit(trainee, datamodule=data, ckpt_path=last if steps else None, weights_only=True)
+    if keeper.best_model_score is None:
+        raise UserError("no validation ran, so no checkpoint could be chosen; set trainer.check_val_every_n_epoch=1")
     # Lightning keeps the first checkpoint if the metric is always NaN
-    if keeper.best_model_score is None or not keeper.best_model_score.isfinite():
+    if not keeper.best_model_score.isfinite():
         raise UserError(
             f"select_by={metric}: undefined on the validation cases, as the variance between "
             "members is for a single network; choose another metric, such as nll"
         )
+
+
+def _require_same_cases(checkpoint: Mapping[str, Any], cases: TrainingCases | None, path: Path) -> None:
+    """Check that a training resumes on the cases it began with.
+
+    Raises:
+        UserError: naming some of the cases that were added, removed or changed.
+    """
+    if cases is None:
+        return
+    earlier = training_cases(checkpoint)
+    if earlier is None:
+        log.warning("%s: does not record its training cases (earlier version), so they cannot be compared", path)
+        return
+    for split, now in cases.items():
+        before = {case.case_id: case for case in earlier[split]}
+        after = {case.case_id: case for case in now}
+        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        if changed:
+            raise UserError(
+                f"{path}: the {split} cases have changed since the training began ({named(changed)}); restore them, or "
+                "train anew in another folder"
+            )

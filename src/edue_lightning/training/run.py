@@ -33,10 +33,11 @@ from edue_lightning.runs.files import (
 )
 from edue_lightning.runs.folder import AUTO, BEST, CHECKPOINTS, folder_of, sole_writer
 from edue_lightning.runs.record import check_same_run, finished_value, write_configuration, write_mapping
-from edue_lightning.runs.trainer import build_test_trainer
+from edue_lightning.runs.trainer import build_test_trainer, check_trainer
 from edue_lightning.runtime.devices import with_free_device
 from edue_lightning.runtime.processes import is_first_process, quiet_unless_first
 from edue_lightning.runtime.signals import StopSignals
+from edue_lightning.training.checks import check_numbers
 from edue_lightning.training.fit import Experiment, fit
 from edue_lightning.training.loggers import WandbSettings, wandb_must_not_matter
 
@@ -122,9 +123,8 @@ def check_training(configuration: Mapping[str, Any]) -> None:
     if configuration["select_by"] not in VALIDATION_METRICS:
         known = ", ".join(VALIDATION_METRICS)
         raise UserError(f"select_by={configuration['select_by']}: not a validation metric; known: {known}")
-    for name in ("members_at_once", "checkpoint_every_steps"):
-        if configuration[name] is not None and configuration[name] < 1:
-            raise UserError(f"{name} must be at least 1, not {configuration[name]}")
+    check_trainer(configuration["trainer"])
+    check_numbers(configuration)
     if not 0 < configuration["triage_sensitivity"] <= 1:
         raise UserError(f"triage_sensitivity must be above 0 and at most 1, not {configuration['triage_sensitivity']}")
     if configuration["members_at_once"] > 1 and configuration["trainer"].get("devices") not in (1, "1"):
@@ -187,7 +187,7 @@ def _run(
             evaluation = measure_method(method, data, Measurement(label, "test", metric_settings, resamples), trainer)
             detection = distorted_cases = None
             if distortions is not None:
-                shift = measure_shift(method, data, distortions, label, "test", metric_settings)
+                shift = measure_shift(method, data, distortions, label, "test", metric_settings, trainer)
                 shift.write(folder)
                 detection, distorted_cases = shift.detection_frame(), shift.cases_frame()
             evaluation.write(folder)

@@ -1,0 +1,120 @@
+"""Checks before a training: settings out of range, and images that the network cannot take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edue_lightning.config.build import ImageFormat, network_factory, refused_size
+from edue_lightning.data import RaterDataModule
+from edue_lightning.errors import UserError
+from edue_lightning.runs.checkpoints import TrainingCases
+from edue_lightning.text import times
+
+_LARGEST_SEED = 2**32 - 1
+
+
+def check_numbers(configuration: Mapping[str, Any]) -> None:
+    """Check the ranges of top-level numbers and of the length of the training.
+
+    Raises:
+        UserError: naming the first invalid setting.
+    """
+    if not 0 <= configuration["seed"] <= _LARGEST_SEED:
+        raise UserError(f"seed must be at least 0 and at most {_LARGEST_SEED}, not {configuration['seed']}")
+    if configuration["bootstrap_resamples"] < 0:
+        raise UserError(f"bootstrap_resamples must be at least 0, not {configuration['bootstrap_resamples']}")
+    for name in ("members_at_once", "checkpoint_every_steps"):
+        if configuration[name] is not None and configuration[name] < 1:
+            raise UserError(f"{name} must be at least 1, not {configuration[name]}")
+    trainer = configuration["trainer"]
+    epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps", -1)
+    # without a number of epochs, the number of steps ends a training
+    if (epochs is None or epochs == -1) and steps < 1:
+        raise UserError(f"trainer.max_epochs={epochs}: set trainer.max_epochs or trainer.max_steps to at least 1")
+    if epochs is not None and epochs < 1 and epochs != -1:
+        raise UserError(f"trainer.max_epochs must be at least 1, not {epochs}")
+    for name in ("max_steps", "accumulate_grad_batches", "check_val_every_n_epoch"):
+        value = trainer.get(name)
+        if value is not None and value < 1 and (name, value) != ("max_steps", -1):
+            raise UserError(f"trainer.{name} must be at least 1, not {value}")
+    for name in ("limit_train_batches", "limit_val_batches", "val_check_interval"):
+        value = trainer.get(name)
+        if isinstance(value, int | float) and value <= 0:
+            raise UserError(f"trainer.{name} must be above 0, not {value}")
+
+
+def check_validated(trainer: Mapping[str, Any], batches: int) -> None:
+    """Check that a training reaches a validation, without which there is no best checkpoint.
+
+    Args:
+        trainer: node of the configuration.
+        batches: number of training batches per epoch.
+
+    Raises:
+        UserError: naming the settings that prevent it.
+    """
+    limit = trainer.get("limit_train_batches")
+    if limit is not None:
+        batches = min(batches, limit if isinstance(limit, int) else int(batches * limit))
+    if batches < 1:
+        raise UserError(f"trainer.limit_train_batches={limit}: leaves no batch to train on")
+    every, interval = trainer.get("check_val_every_n_epoch", 1), trainer.get("val_check_interval")
+    if isinstance(interval, int) and every is not None and interval > batches:
+        raise UserError(
+            f"trainer.val_check_interval={interval}: an epoch has {batches} batches; choose at most that number, or a "
+            "share of the epoch such as 0.5"
+        )
+    first = batches * (every or 1)
+    if isinstance(interval, int) and every is None:
+        first = interval
+    elif interval is not None:
+        first = batches * ((every or 1) - 1) + (interval if isinstance(interval, int) else int(batches * interval))
+    epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps", -1)
+    available = math.inf if epochs in (None, -1) else batches * epochs
+    # several processes share the batches of an epoch
+    if steps != -1 and trainer.get("devices") in (1, "1") and trainer.get("num_nodes", 1) == 1:
+        per_epoch = math.ceil(batches / trainer.get("accumulate_grad_batches", 1))
+        available = min(available, steps / per_epoch * batches)
+    if first > available:
+        raise UserError(
+            "the training ends before its first validation, so no checkpoint could be chosen; raise "
+            "trainer.max_epochs (or trainer.max_steps), or set trainer.check_val_every_n_epoch=1"
+        )
+
+
+def check_sizes(configuration: Mapping[str, Any], data: RaterDataModule, cases: TrainingCases) -> None:
+    """Check that the network can take the images of training, validation and test.
+
+    Args:
+        configuration: configuration of the training.
+        data: data module of the configuration.
+        cases: cases of training and validation.
+
+    Raises:
+        UserError: naming the size, and a case that has it.
+    """
+    patch = None if data.patch is None or data.patch.size is None else tuple(data.patch.size)
+    window = (configuration.get("inference") or {}).get("window")
+    trained = _sizes_of([(case.case_id, case.size) for case in cases["train"]], patch, "data.patch.size")
+    named = [(case.case_id, case.size) for case in cases["val"]]
+    if window is None and data.source.mixed_sizes:
+        # otherwise the test images have the size of the others
+        for record in data.splits["test"]:
+            named.append((record.case_id, tuple(data.source.load(record.case_id).image.shape[1:])))
+    predicted = _sizes_of(named, None if window is None else tuple(window), "inference.window")
+    make_network = network_factory(configuration["network"], ImageFormat.of(data.source))
+    for size, where in {**predicted, **trained}.items():
+        reason = refused_size(make_network, data.source.channels, size)
+        if reason is not None:
+            raise UserError(f"{where}: the network cannot take {times(size)}: {reason}")
+
+
+def _sizes_of(
+    named: Sequence[tuple[str, tuple[int, ...]]], part: tuple[int, ...] | None, setting: str
+) -> dict[tuple[int, ...], str]:
+    """Return the sizes that a network meets, each with its setting or a case of that size."""
+    if part is not None:
+        return {part: f"{setting}={list(part)}"}
+    return {size: f"case {case_id}" for case_id, size in reversed(named)}

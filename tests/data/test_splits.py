@@ -1,0 +1,99 @@
+"""Splits drawn by a hash of each group: a new case moves no other."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import pytest
+from scipy.stats import binom
+
+from edue_lightning.data import CaseRecord, SplitFractions, split_cases
+
+
+def records(number: int, cases_per_group: int = 1, stratum: str = "") -> list[CaseRecord]:
+    """Return cases of numbered patients."""
+    return [
+        CaseRecord(f"{stratum}{group}_{case}", f"{stratum}patient{group}", stratum=stratum)
+        for group in range(number)
+        for case in range(cases_per_group)
+    ]
+
+
+def split_of_case(cases: list[CaseRecord], fractions: SplitFractions) -> dict[str, str]:
+    return {record.case_id: split for split, of in split_cases(cases, fractions).items() for record in of}
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("number", [30, 39, 150])
+def test_a_new_case_moves_no_other(number: int, seed: int) -> None:
+    fractions = SplitFractions(seed=seed)
+    before = split_of_case(records(number), fractions)
+    for new in (CaseRecord("new", "new"), CaseRecord("0", "0"), CaseRecord("zz", "patient3"), CaseRecord("n", "n")):
+        after = split_of_case([new, *records(number)], fractions)
+        assert {case: after[case] for case in before} == before
+    # a further case of a known patient stays with the patient
+    assert split_of_case([*records(number), CaseRecord("zz", "patient3")], fractions)["zz"] == before["3_0"]
+    # nor does the removal of cases, or another order
+    fewer = split_of_case(list(reversed(records(number)))[5:], fractions)
+    assert fewer == {case: before[case] for case in fewer}
+
+
+def test_the_permutation_of_earlier_versions_moves_others() -> None:
+    fractions = SplitFractions(draw="permutation")
+    before = split_of_case(records(39), fractions)
+    after = split_of_case([*records(39), CaseRecord("new", "new")], fractions)
+    assert any(after[case] != before[case] for case in before)
+
+
+def test_shares_hold_on_average_in_each_stratum() -> None:
+    sizes = {"large": 400, "small": 100}
+    cases = [record for stratum, number in sizes.items() for record in records(number, 2, stratum)]
+    splits = split_cases(cases, SplitFractions(val=0.2, test=0.3))
+    for split, share in (("val", 0.2), ("test", 0.3), ("train", 0.5)):
+        groups = {(record.stratum, record.group) for record in splits[split]}
+        found = Counter(stratum for stratum, _ in groups)
+        for stratum, number in sizes.items():
+            low, high = binom.ppf([1e-4, 1 - 1e-4], number, share)
+            assert low <= found[stratum] <= high
+    groups_of = [{record.group for record in of} for of in splits.values()]
+    assert sum(map(len, groups_of)) == len(set().union(*groups_of)) == 500
+
+
+@pytest.mark.parametrize("number", [3, 4, 6])
+def test_few_groups_still_give_each_split_one_and_a_warning_says_so(
+    number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    warned = 0
+    for seed in range(40):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            splits = split_cases(records(number), SplitFractions(seed=seed))
+        assert all(splits[split] for split in ("train", "val", "test"))
+        warned += "too few to draw" in caplog.text
+    assert 0 < warned <= 40
+
+
+def test_too_few_groups_leave_a_split_empty() -> None:
+    splits = split_cases(records(2), SplitFractions())
+    assert sorted(map(len, splits.values())) == [0, 1, 1]
+    assert split_cases([], SplitFractions()) == {"train": [], "val": [], "test": []}
+
+
+def test_drawn_splits_leave_prescribed_ones_alone() -> None:
+    prescribed = [CaseRecord(f"t{number}", f"t{number}", "test") for number in range(5)]
+    splits = split_cases([*prescribed, *records(60)], SplitFractions(val=0.2, test=0.3))
+    assert splits["test"] == prescribed
+    assert len(splits["val"]) + len(splits["train"]) == 60
+    assert splits["val"]
+    trained = [CaseRecord("a", "a", "train"), CaseRecord("b", "b", "val"), *records(1)]
+    assert [record.case_id for record in split_cases(trained, SplitFractions())["test"]] == ["0_0"]
+
+
+def test_seeds_draw_differently_and_others_are_refused() -> None:
+    first, second = (split_of_case(records(50), SplitFractions(seed=seed)) for seed in (0, 1))
+    assert first != second
+    with pytest.raises(ValueError, match="must not be negative"):
+        SplitFractions(seed=-1)
+    with pytest.raises(ValueError, match="hash or permutation"):
+        SplitFractions(draw="other")

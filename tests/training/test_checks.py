@@ -1,0 +1,129 @@
+"""Settings that cannot work, or would have no effect, are refused in one line before any training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from method_parts import small_network
+from torch import nn
+from trainings import configuration
+
+from edue_lightning.config.build import build_method, refused_size
+from edue_lightning.errors import UserError
+from edue_lightning.networks import HeadLayout
+from edue_lightning.training import run as training_run
+from edue_lightning.training.checks import check_validated
+from edue_lightning.training.fit import Experiment
+from edue_lightning.training.run import check_training
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+trainer.logger=tensorboard", "trainer.logger=tensorboard: has no effect"),
+        ("+trainer.callbacks=[]", "trainer.callbacks"),
+        ("+trainer.default_root_dir=here", "trainer.default_root_dir=here: has no effect"),
+        ("trainer.precision=bf16-true", "trainer.precision=bf16-true: not supported"),
+        ("trainer.precision=64-true", "trainer.precision=64-true: not supported"),
+        ("+trainer.overfit_batches=2", "trainer.overfit_batches=2: not supported"),
+        ("+trainer.fast_dev_run=true", "trainer.fast_dev_run=True: not supported"),
+        ("trainer.use_distributed_sampler=true", "trainer.use_distributed_sampler=True: not supported"),
+        ("trainer.max_epochs=0", "trainer.max_epochs must be at least 1, not 0"),
+        ("trainer.max_epochs=-1", "set trainer.max_epochs or trainer.max_steps"),
+        ("+trainer.max_steps=0", "trainer.max_steps must be at least 1"),
+        ("+trainer.limit_val_batches=0", "trainer.limit_val_batches must be above 0"),
+        ("+trainer.limit_train_batches=0.0", "trainer.limit_train_batches must be above 0"),
+        ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be at least 1"),
+        ("seed=-1", "seed must be at least 0"),
+        ("seed=4294967296", "seed must be at least 0 and at most 4294967295"),
+        ("bootstrap_resamples=-1", "bootstrap_resamples must be at least 0"),
+        ("checkpoint_every_steps=0", "checkpoint_every_steps must be at least 1"),
+    ],
+)
+def test_settings_are_refused_before_any_data_is_read(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        check_training(configuration(override))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("override", ["trainer.precision=bf16-mixed", "trainer.precision=32", "seed=4294967295"])
+def test_usual_settings_pass(override: str) -> None:
+    check_training(configuration(override))
+
+
+PATCH = "+data.patch._target_=edue_lightning.data.PatchSampling"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.num_workers=-1"], "data.num_workers must be at least 0, not -1"),
+        (["data.cache_cases=-1"], "data.cache_cases must be at least 0"),
+        (["data.seed=-1"], "data.seed must be at least 0"),
+        (["data.fractions.seed=-1"], "data.fractions.seed must not be negative"),
+        (["optimizer.learning_rate=-1"], "learning_rate must be above 0, not -1"),
+        (["optimizer.learning_rate=0"], "learning_rate must be above 0, not 0"),
+        (["optimizer.weight_decay=-0.1"], "weight_decay must not be negative"),
+        (["network.features=[0,4]"], "features must be positive"),
+        (["network.dropout=1.5"], "dropout"),
+        (["+network.in_channels=5"], "network.in_channels=5: has no effect"),
+        (
+            ["network.features=[4,4,4,4,4,4]", "data.source.size=24"],
+            "case .*: the network cannot take 24x24: .*small",
+        ),
+        (["network.features=[4,4,4,4]", PATCH, "+data.patch.size=[5,5]"], r"data.patch.size=\[5, 5\]: .*too small"),
+        (["network.features=[4,4,4,4]", "inference.window=[5,5]"], r"inference.window=\[5, 5\]: .*too small"),
+        ([PATCH, "+data.patch.size=[24,16]", "+data.augmentation.rotate90=0.5"], "rotate90=0.5: .* not 24x16"),
+        (["+trainer.check_val_every_n_epoch=4"], "ends before its first validation"),
+        (["+trainer.max_steps=2"], "ends before its first validation"),
+        (["+trainer.val_check_interval=6"], "val_check_interval=6: an epoch has 5 batches"),
+    ],
+)
+def test_settings_are_refused_before_training(overrides: list[str], message: str) -> None:
+    settings = configuration(*overrides)
+    check_training(settings)
+    with pytest.raises(UserError, match=message) as refused:
+        Experiment.of(settings)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["trainer.max_epochs=1"], ["+trainer.val_check_interval=0.5"], ["+trainer.check_val_every_n_epoch=3"]],
+)
+def test_a_training_with_a_validation_passes(overrides: list[str]) -> None:
+    check_validated(configuration(*overrides)["trainer"], 5)
+
+
+def test_parts_of_a_method_are_no_options() -> None:
+    settings = configuration("method=single")
+    settings["method"] = {**settings["method"], "parts": 1}
+    check_training(settings)
+    with pytest.raises(UserError, match=r"method\.parts=1: has no effect"):
+        Experiment.of(settings)
+
+
+def test_a_network_that_needs_values_to_be_checked_is_checked_with_values() -> None:
+    class Asking(nn.Module):
+        members = 1
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            if float(image.sum()) != 0 or image.shape[-1] < 8:
+                raise RuntimeError("needs 8 columns")
+            return image[:, None]
+
+    assert refused_size(lambda heads: Asking(), 1, (8, 8)) is None
+    assert refused_size(lambda heads: Asking(), 1, (8, 7)) == "needs 8 columns"
+    assert refused_size(small_network, 3, (4, 8)) is None
+    assert "too small" in str(refused_size(small_network, 3, (3, 8)))
+    assert small_network(HeadLayout("last")).stride == 4
+
+
+def test_ties_of_the_metrics_are_those_of_the_target() -> None:
+    settings = configuration("method=single", "metrics.majority_tie=background")
+    data = training_run.Experiment.of(settings).data
+    image_format = training_run.ImageFormat.of(data.source)
+    assert build_method(settings, image_format).majority_tie == "background"
+    assert build_method(configuration("method=deep_ensemble"), image_format).majority_tie == "foreground"
+    members = build_method({**settings, "method": configuration("method=deep_ensemble")["method"]}, image_format)
+    assert {member.majority_tie for member in members.trainees()} == {"background"}
