@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 EPOCHS = 40
 QUICK = [
     *("experiment=synthetic", "data.source.n_cases=24", "data.source.size=32", "data.batch_size=4"),
+    "data.fractions.draw=permutation",
     *("network.features=[4,6,8,8]", "bootstrap_resamples=50", "trainer.accelerator=cpu"),
 ]
 LONG = [*QUICK, f"trainer.max_epochs={EPOCHS}", "checkpoint_every_steps=1"]

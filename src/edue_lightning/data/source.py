@@ -23,7 +23,7 @@ class CaseRecord:
         case_id: unique within the source.
         group: patient (or another unit that must not be divided); all its cases go into one split.
         split: split prescribed by the data set, or None if it is to be drawn.
-        stratum: centre or camera of the case; every drawn split has its share of each.
+        stratum: centre or camera of the case; every drawn split has its share of each, see `SplitFractions.draw`.
     """
 
     case_id: str

@@ -82,6 +82,8 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
         raise UserError("set either ckpt=PATH (a trained model) or predictions=DIR (the predictions of any model)")
     if configuration["save_predictions"] and configuration["ckpt"] is None:
         raise UserError("save_predictions=true: the predictions of predictions=DIR are saved already; use ckpt=PATH")
+    if configuration.get("inference") is not None and configuration["ckpt"] is None:
+        raise UserError("inference: predictions=DIR are predicted already; use ckpt=PATH")
     if configuration["seed"] < 0 or configuration["bootstrap_resamples"] < 0:
         raise UserError("seed and bootstrap_resamples must be at least 0")
     check_trainer(configuration["trainer"])

@@ -1,6 +1,6 @@
-"""What a run found, logged to Weights & Biases under keys that do not depend on method, seed or case.
+"""Results of a run, logged to Weights & Biases under keys that do not depend on method, seed or case.
 
-The dashboard in `experiments/wandb` takes its keys from here.
+The dashboard in `experiments/wandb` uses these keys.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ BOX_GROUPS = (*IDENTITY, "structure", "score", "distortion", "severity")
 class Curve:
     """The curves of a table, logged as rows of the run's history.
 
-    Lines of the history over an axis of their own are what a workspace overlays by itself: every run of the selection,
-    grouped, coloured and hidden with it. `wandb.plot.line_series` would freeze one run's lines in a chart of its own,
-    whose table a dashboard must query and colour by hand. All lines share the axis, so that a dashboard can select them
-    by a pattern without knowing the structures; a row holds x and the points of all lines there.
+    A workspace overlays lines of the history over a common axis by itself: all selected runs, with their grouping and
+    colours. `wandb.plot.line_series` would fix one run's lines in a chart, whose table a dashboard must query and
+    colour itself. All lines share the axis, so that a dashboard selects them by a pattern without the names of the
+    structures; a row has x and the points of all lines at x.
 
     Attributes:
-        name: of the curves.
-        lines: columns that tell one line from another.
+        name: name of the curves.
+        lines: columns that distinguish the lines.
         axis: column of x.
         value: column of y.
     """
@@ -70,7 +70,7 @@ def metric_key(split: str, structure: str, metric: str) -> str:
 
 
 def detection_key(split: str, structure: str, score: str) -> str:
-    """Return the key in the run's summary of how well a score tells distorted images from clean ones."""
+    """Return the key in the run's summary of how well a score separates distorted from clean images."""
     return f"{split}/{structure}/ood_auroc/{score}"
 
 
@@ -93,13 +93,13 @@ def log_results(
 ) -> None:
     """Log summary, tables, curves and panels.
 
-    Numbers in the summary may be NaN, as in the tables; a point of a curve that is undefined is left out. The structure
-    `mean` is there for every run, also for one of a single structure, so that a dashboard has a key for all data.
+    Values in the summary may be NaN, as in the tables; undefined points of a curve are left out. The structure `mean`
+    exists in every run, also with a single structure, so that a dashboard has one key for all data.
 
     Args:
-        run: to log to.
-        evaluation: of one split.
-        detection: content of `detection.csv`; None where no distortions were measured.
+        run: run to log to.
+        evaluation: evaluation of one split.
+        detection: content of `detection.csv`; None if no distortions were measured.
         distorted_cases: content of `distorted_cases.csv`; None as above.
         cost: content of `model.json`.
     """
@@ -135,10 +135,11 @@ def distortion_boxes(distorted_cases: pd.DataFrame, run_name: str) -> pd.DataFra
 
     Args:
         distorted_cases: content of `distorted_cases.csv`.
-        run_name: tells the seeds of a method apart.
+        run_name: name of the run, which distinguishes the seeds of a method.
 
     Returns:
-        columns `run`, `BOX_GROUPS`, those of `BOX`, and `n_cases` that define the score; no row where none does.
+        columns `run`, `BOX_GROUPS`, those of `BOX`, and `n_cases`, the number of cases that define the score; no row if
+            it is 0.
     """
     groups = list(BOX_GROUPS)
     scores = distorted_cases.melt(

@@ -19,7 +19,14 @@ _SET_BY_COMMANDS = (
     *("logger", "callbacks", "plugins", "default_root_dir", "enable_progress_bar", "enable_checkpointing"),
     "enable_model_summary",
 )
-_UNSUPPORTED = ("fast_dev_run", "overfit_batches", "barebones", "use_distributed_sampler")
+# arguments with which results would be those of other cases than they say, and their usual values
+_UNSUPPORTED: Mapping[str, Any] = {
+    "fast_dev_run": False,
+    "overfit_batches": 0.0,
+    "barebones": False,
+    "use_distributed_sampler": False,
+    "limit_test_batches": 1.0,
+}
 _PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 
 
@@ -30,9 +37,10 @@ def check_trainer(node: Mapping[str, Any]) -> None:
         UserError: naming the first of them.
     """
     refuse_keys(node, "trainer", _SET_BY_COMMANDS)
-    for name in _UNSUPPORTED:
-        if node.get(name):
-            raise UserError(f"trainer.{name}={node[name]}: not supported; remove it")
+    for name, default in _UNSUPPORTED.items():
+        value = node.get(name)
+        if value is not None and value != default:
+            raise UserError(f"trainer.{name}={value}: not supported; remove it")
     precision = node.get("precision")
     if precision is not None and str(precision) not in _PRECISIONS:
         raise UserError(
