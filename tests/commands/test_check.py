@@ -390,7 +390,7 @@ def test_a_check_leaves_a_summary_a_table_and_a_sheet(tmp_path: Path) -> None:
     assert finding.problems == []
     assert (tmp_path / "summary.txt").read_text() == finding.overview.text() + "\n"
     assert "data=memory: 16 cases of 8 patients\nnote: made up\n" in finding.overview.text()
-    assert "splits          train 10, val 2, test 4\n" in finding.overview.text()
+    assert "splits          train 8, val 2, test 6\n" in finding.overview.text()
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         assert min(sheet.size) > 500
     cases = pd.read_csv(tmp_path / "cases.csv", dtype={"case_id": str})
@@ -438,12 +438,13 @@ def test_a_single_case_is_told_but_cannot_be_trained_on(tmp_path: Path) -> None:
 
 def test_results_are_not_overwritten(tmp_path: Path) -> None:
     checked(tmp_path, sizes=[(8, 9)] * 6)
-    with pytest.raises(UserError, match="nothing is overwritten"):
+    with pytest.raises(UserError, match="already holds a run"):
         checked(tmp_path, sizes=[(8, 9)] * 5)
 
 
 def test_the_command_tells_what_there_is(tmp_path: Path) -> None:
     overrides = ["data=synthetic", "data.source.n_cases=6", "data.source.size=32", "output=found"]
+    overrides.append("data.fractions.draw=permutation")
     done = run_command("check", overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = (tmp_path / "found" / "summary.txt").read_text()
@@ -453,7 +454,7 @@ def test_the_command_tells_what_there_is(tmp_path: Path) -> None:
     assert len(pd.read_csv(tmp_path / "found" / "cases.csv")) == 12
     again = run_command("check", overrides, cwd=tmp_path)
     assert again.returncode == 2
-    assert "nothing is overwritten" in again.stderr
+    assert "already holds a run" in again.stderr
 
 
 def test_the_command_lists_every_problem_of_a_folder(tmp_path: Path) -> None:
@@ -469,8 +470,9 @@ def test_the_command_lists_every_problem_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("\n".join(rows))
     done = run_command("check", ["data=manifest", f"data.root={tmp_path}", "output=found"], cwd=tmp_path)
     assert done.returncode == 1
-    first, *lines = done.stderr.splitlines()
-    assert first.startswith("65 problems")
+    first, *lines, size = done.stderr.splitlines()
+    assert first.startswith("66 problems")
+    assert size.startswith("case c0: image of size [8, 8] is too small")
     assert [line.split(":")[0] for line in lines] == [f"c{number}_B.png" for number in range(5, 70)]
     assert "data=manifest: 5 cases of 5 patients" in done.stdout
     assert "cases per rater A 5, B 5" in done.stdout

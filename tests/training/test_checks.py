@@ -74,7 +74,6 @@ PATCH = "+data.patch._target_=edue_lightning.data.PatchSampling"
         ),
         (["network.features=[4,4,4,4]", PATCH, "+data.patch.size=[5,5]"], r"data.patch.size=\[5, 5\]: .*too small"),
         (["network.features=[4,4,4,4]", "inference.window=[5,5]"], r"inference.window=\[5, 5\]: .*too small"),
-        ([PATCH, "+data.patch.size=[24,16]", "+data.augmentation.rotate90=0.5"], "rotate90=0.5: .* not 24x16"),
         (["+trainer.check_val_every_n_epoch=4"], "ends before its first validation"),
         (["+trainer.max_steps=2"], "ends before its first validation"),
         (["+trainer.val_check_interval=6"], "val_check_interval=6: an epoch has 5 batches"),
