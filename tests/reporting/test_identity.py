@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {
     "data": {"name": "lidc", "root": "a", "source": {"root": "a", "size": 64}, "training_raters": None, "seed": 0},
     "metrics": {"_target_": "edue_lightning.metrics.MetricSettings", "poor_dice": 0.8, "ged_distance": "iou"},
     "logger": {"mode": "offline"},
+    "trainer": {"devices": 1},
     "resume": None,
     "training_cases": "30 (abc)",
 }
@@ -92,6 +93,7 @@ def test_runs_of_other_settings_are_no_seeds_of_one_method(tmp_path: Path, setti
         ("resume", "auto"),
         ("members_at_once", 2),
         ("data__num_workers", 4),
+        ("trainer__devices", "free"),
         ("data__cache", "elsewhere"),
         ("command", "another"),
         ("commit", "def"),
@@ -210,10 +212,14 @@ def test_data_that_moved_are_the_same_data(tmp_path: Path) -> None:
 def test_an_evaluation_has_the_settings_of_its_training(tmp_path: Path) -> None:
     runs = []
     for seed, weight in ((0, 200.0), (1, 200.0), (2, 500.0)):
-        trained = merged(SETTINGS, {"method": {"guidance": {"weight": weight}}, "seed": seed})
+        known = {key: value for key, value in SETTINGS.items() if key != "training_cases"}
+        trained = merged(known, {"method": {"guidance": {"weight": weight}}, "seed": seed})
         runs.append(run(tmp_path / str(seed), seed, ckpt=f"{seed}.ckpt", output=f"out{seed}", training=trained))
     found = [method for method, _ in names(runs)]
     assert found == ["edue, weight=200.0", "edue, weight=200.0", "edue, weight=500.0"]
+    # and joins the test of another seed's training, whose cases it may not know
+    trained = run(tmp_path / "trained", 3)
+    assert names([trained, *runs[:2]]) == [("edue", "lidc")] * 3
 
 
 def test_names_are_unique_and_short(tmp_path: Path) -> None:

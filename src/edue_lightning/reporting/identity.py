@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from edue_lightning.runs.files import FINGERPRINT, Run
-from edue_lightning.runs.record import data_settings, digest, method_settings, metric_settings
+from edue_lightning.runs.record import (
+    PARTLY_KNOWN,
+    data_settings,
+    digest,
+    method_settings,
+    metric_settings,
+    same_method,
+)
 
 _CASE = ["case_id", "structure"]
 # statistics of a case that depend on its raters and its grid alone
@@ -84,13 +91,15 @@ def _methods(runs: Sequence[Run]) -> dict[str, list[Run]]:
         variants: list[tuple[dict[str, Any], list[Run]]] = []
         for run in members:
             settings = method_settings(run.configuration)
-            alike = next((own for known, own in variants if known == settings), None)
+            alike = next((own for known, own in variants if same_method(known, settings)), None)
             if alike is None:
                 variants.append((settings, [run]))
             else:
                 alike.append(run)
         known = [settings for settings, _ in variants]
         fallbacks = [f"settings {digest(f'{item!r}' for item in sorted(settings.items()))}" for settings in known]
+        unknown = {key for key in PARTLY_KNOWN if any(key not in settings for settings in known)}
+        known = [{key: value for key, value in settings.items() if key not in unknown} for settings in known]
         named |= dict(zip(_names(method, known, fallbacks), [own for _, own in variants], strict=True))
     return named
 

@@ -53,6 +53,9 @@ _NOT_OF_THE_METHOD_BELOW = {
 }
 _ROOTS = ("data.root", "data.source.root")
 
+PARTLY_KNOWN = (TRAINING_CASES, *_ROOTS)
+"""Settings of a method that not every record holds; they count where both of two records do."""
+
 
 def write_configuration(
     configuration: Mapping[str, Any],
@@ -93,8 +96,8 @@ def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that identify a method, by dotted key; seeds of one method agree in them.
 
     These are all of the resolved configuration but the seed, keys of a start alone, outputs, caches, the settings of
-    the metrics (see `metric_settings`) and, where the training cases are recorded, the place of the data. An evaluation
-    has the settings of its checkpoint's training.
+    the metrics (see `metric_settings`) and, where the training cases are recorded or it is an evaluation, the place of
+    the data. An evaluation has the settings of its checkpoint's training.
 
     Args:
         record: content of `config.yaml`.
@@ -103,8 +106,20 @@ def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     settings = _flat(with_current_targets({key: trained[key] for key in trained if key not in _NOT_OF_THE_METHOD}))
     if trained is not record and record.get("inference") is not None:
         settings |= _flat(with_current_targets({"inference": record["inference"]}))
-    ignored = {*_NOT_OF_THE_METHOD_BELOW, *(_ROOTS if TRAINING_CASES in record else ())}
+    if settings.get("trainer.devices") in ("free", "1"):
+        # one device, whichever it is
+        settings["trainer.devices"] = 1
+    ignored = {*_NOT_OF_THE_METHOD_BELOW, *(_ROOTS if TRAINING_CASES in record or trained is not record else ())}
     return {key: value for key, value in settings.items() if key not in ignored}
+
+
+def same_method(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Return whether two results of `method_settings` are those of one method.
+
+    An evaluation may not know the training cases, so these are compared where both know them; a root likewise.
+    """
+    unknown = {key for key in PARTLY_KNOWN if key not in first or key not in second}
+    return all(first.get(key) == second.get(key) for key in {*first, *second} - unknown)
 
 
 def metric_settings(record: Mapping[str, Any]) -> dict[str, Any]:
