@@ -227,6 +227,8 @@ def archive_problem(folder: Path) -> str:
     sample = RaterSample(torch.zeros(1, 6, 5), torch.zeros(2, 2, 6, 5, dtype=torch.uint8), torch.ones(2) > 0, "one")
 
     class Source:
+        storage = None
+
         def load(self, case_id: str) -> RaterSample:
             return sample
 
@@ -624,8 +626,8 @@ def hostile_folder(folder: Path) -> dict[str, str]:
         "none.nii": "none.nii: its header claims the shape 0x4x5",
         "none.png": "none.png: cannot be read",
         "one_voxel": "one_voxel.nii: has 1 channels, but the model expects 3",
-        "one_pixel": "one_pixel.png: the model cannot see an image of 1x1",
-        "row": "row.png: the model cannot see an image of 1x40",
+        "one_pixel": "one_pixel.png: the image of 1x1 does not fit the network",
+        "row": "row.png: the image of 1x40 does not fit the network",
         "nan": "nan.tif: holds NaN or infinity",
         "grey": "grey.png: has 1 channels, but the model expects 3",
         "text": "text.jpg: cannot be read",
