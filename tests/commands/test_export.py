@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import monai.bundle
@@ -30,7 +34,7 @@ from edue_lightning.exporting.monai_bundle import METADATA, write_bundle
 from edue_lightning.exporting.programs import DESCRIPTION, export
 from edue_lightning.prediction.estimate import estimate
 from edue_lightning.prediction.model import Model
-from edue_lightning.prediction.triage import Triage
+from edue_lightning.prediction.triage import StructureTriage, Triage
 from edue_lightning.runs.checkpoints import checkpoint_entries, load_method, save_method
 from edue_lightning.uncertainty import CASE_SCORES
 
@@ -397,3 +401,52 @@ def test_a_bundle_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["models", "bundle", "output"]
     write_bundle(bundle, {}, {METADATA: {"version": 2}}, passed)
     assert [path.name for path in tmp_path.rglob("*")] == ["models", "bundle", "configs", "metadata.json"]
+
+
+def flags_by_the_page(score: float, triage: Triage, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return what the page's example prints for a model with a `sv_normalised` of one case."""
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    code = page.partition("## ONNX Runtime")[2].partition("```python\n")[2].partition("```")[0]
+    description = {"channels": 1, "structures": ["node"], "triage": module._plain(triage)}
+    scores = {name: np.full((1, 1), score if name == "sv_normalised" else 1.0) for name in CASE_SCORES}
+    found = {**{name: np.zeros((1, 1, 2, 2), np.float32) for name in MAPS}, **scores}
+
+    class Session:
+        def __init__(self, path: str) -> None: ...
+
+        def get_modelmeta(self) -> Any:
+            return SimpleNamespace(custom_metadata_map={"edue_lightning": json.dumps(description, allow_nan=False)})
+
+        def get_outputs(self) -> list[Any]:
+            return [SimpleNamespace(name=name) for name in OUTPUTS]
+
+        def run(self, names: list[str], values: Mapping[str, Any]) -> list[Any]:
+            return [found[name] for name in names]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    printed = StringIO()
+    with redirect_stdout(printed):
+        exec(compile(code, "docs/export.md", "exec"), {})
+    return printed.getvalue().strip()
+
+
+@pytest.mark.parametrize("score", [0.1, 1.5, 2.5, math.nan])
+@pytest.mark.parametrize(
+    ("dice", "uncertainties"),
+    [
+        # a poor case without a score, no poor case, and an ordinary threshold
+        ([0.1, 0.2, 0.9, 0.95], [math.inf, math.inf, 1.0, 2.0]),
+        ([0.85, 0.9, 0.95], [1.0, 2.0, math.inf]),
+        ([0.1, 0.9, 0.95], [2.0, 1.0, 0.5]),
+    ],
+)
+def test_the_pages_example_flags_as_predict_does(
+    score: float, dice: list[float], uncertainties: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = StructureTriage("sv_normalised", 0.8, np.array(dice), np.array(uncertainties), {})
+    threshold = known.threshold(0.9).value
+    triage = Triage(0.9, {"node": known}, {}, 4, True)
+    flagged = threshold is not None and known.uncertainty({"sv_normalised": score}) >= threshold
+    wanted = "" if threshold is None else "node flagged" if flagged else "node not flagged"
+    assert flags_by_the_page(score, triage, monkeypatch) == wanted
+    assert module._plain(triage)["structures"]["node"]["flag_undefined"] == (threshold is not None)

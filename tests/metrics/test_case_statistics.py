@@ -357,3 +357,31 @@ def test_a_diverged_model_is_an_error_and_no_missing_case(value: float) -> None:
     cases.logits[1, 0, 0, 0, 0] = value
     with pytest.raises(UserError, match="diverged"):
         case_statistics(*cases)
+
+
+@pytest.mark.parametrize("spacing", [0.1, 0.3, 0.4, 0.7])
+def test_a_distance_equal_to_the_tolerance_is_within_it(spacing: float) -> None:
+    logits = torch.full((1, 1, 1, 30, 30), -4.0)
+    logits[..., 5:15, 5:15] = 4.0
+    masks = (logits > 0)[:, :].roll(5, dims=-1)
+    grid = torch.full((1, 2), spacing)
+
+    def found(tolerance: float) -> float:
+        settings = MetricSettings(surface_tolerance=tolerance)
+        return float(case_statistics(logits, masks, torch.ones(1, 1) > 0, grid, settings=settings)["nsd"])
+
+    assert found(5 * spacing) == 1
+    assert found(5 * spacing * (1 - 1e-5)) < 1
+
+
+@pytest.mark.parametrize("logits", [(20.0, -22.0), (20.0, -20.5), (18.0, -25.0), (1.3, -1.3)])
+def test_a_mean_that_is_one_half_once_stored_is_inside_the_mask(logits: tuple[float, ...]) -> None:
+    members = torch.tensor(logits).reshape(1, 2, 1, 1, 1).expand(-1, -1, -1, 2, 2).contiguous()
+    valid, marked = torch.ones(1, 1) > 0, torch.ones(1, 1, 1, 2, 2)
+    stored = torch.sigmoid(members)
+    for found in (
+        case_statistics(members, marked, valid),
+        case_statistics(members.double(), marked, valid),
+        case_statistics(stored, marked, valid, contents="probabilities"),
+    ):
+        assert (float(found["dice"]), float(found["predicted_area"])) == (1, 4)

@@ -9,10 +9,11 @@ import torch
 from method_parts import parts_of
 from torch import Tensor
 
+from edue_lightning.exporting.graph import ImageEstimate, MemberMaps
 from edue_lightning.methods import Inference, SegmentationMethod
 from edue_lightning.metrics import case_statistics
 from edue_lightning.prediction.estimate import estimate
-from edue_lightning.uncertainty import member_variance, total_variance
+from edue_lightning.uncertainty import MASK_SCORES, foreground, member_variance, total_variance
 
 
 class Given(SegmentationMethod):
@@ -71,3 +72,25 @@ def test_an_empty_mask_has_no_score_by_size() -> None:
     assert float(found.scores["predicted_area"]) == 0
     assert found.scores["sv_normalised"].isnan().all()
     assert found.scores["sv"] > 0
+
+
+@pytest.mark.parametrize("logits", [(20.0, -22.0), (20.0, -20.5), (1.3, -1.3), (-1e-7, -1e-7), (0.4, 0.1, -0.50037)])
+def test_masks_are_those_of_tables_and_exported_graphs(logits: tuple[float, ...]) -> None:
+    method = Given(torch.tensor(logits)[:, None])
+    # many values near one half, which each rounding would put on another side
+    image = 1 + 1e-7 * torch.arange(-50, 50).reshape(1, 10, 10)
+    members = method(image[None])
+    table = case_statistics(members, torch.ones(1, 1, 1, 10, 10), torch.ones(1, 1) > 0)
+    found = estimate(method, image)
+    graph = ImageEstimate(method)(image[None])
+    parts = MemberMaps(1)(members.flatten(1, 2))
+    assert torch.equal(graph["probability"][0], found.probability)
+    assert torch.equal(parts["probability"][0], found.probability)
+    for name in MASK_SCORES:
+        if name != "sv_normalised":
+            expected = table[name][0]
+            torch.testing.assert_close(found.scores[name], expected, rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(graph[name][0], expected, rtol=0, atol=0, equal_nan=True)
+    assert float(found.mask.sum()) == float(table["predicted_area"])
+    assert torch.equal(foreground(found.probability), found.probability >= 0.5)
+    assert found.probability.dtype == torch.float32

@@ -8,6 +8,7 @@ from scipy.stats import entropy
 from edue_lightning.uncertainty import (
     area_under_layer_agreement,
     enough_raters,
+    foreground,
     layer_agreement,
     member_variance,
     model_agreement,
@@ -103,3 +104,13 @@ def test_empty_masks_agree() -> None:
     for similarity in (overlap.dice()[0], overlap.intersection_over_union()[0]):
         assert similarity[0, 1] == 1
         assert similarity[0, 2] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_mask_is_that_of_the_probability_rounded_to_float32(dtype: torch.dtype) -> None:
+    below = 0.5 - torch.logspace(-12, -1, 200, dtype=torch.float64)
+    values = torch.cat([below, torch.tensor([0.5 - 2.0**-26, 0.5 - 2.0**-25, 0.5, 0.5 + 1e-9])]).to(dtype)
+    assert torch.equal(foreground(values), values.float() >= 0.5)
+    if dtype in (torch.float32, torch.float64):
+        numbers = values.numpy()
+        assert (foreground(numbers) == (numbers.astype("float32") >= 0.5)).all()

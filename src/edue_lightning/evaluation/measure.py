@@ -26,7 +26,13 @@ from edue_lightning.reporting.panels import (
     view_window,
 )
 from edue_lightning.runtime.processes import is_first_process
-from edue_lightning.uncertainty import member_variance, rater_variance, sum_of_variances, total_variance
+from edue_lightning.uncertainty import (
+    mean_probability,
+    member_variance,
+    rater_variance,
+    sum_of_variances,
+    total_variance,
+)
 
 ProbabilitiesOf = Callable[[int], Tensor]
 """Member probabilities `[M, K, *S]` of the case at a position of the split."""
@@ -70,7 +76,7 @@ def measure_method(
         image = data.single_batch(split, position).image.to(method.device)
         with trainer.precision_plugin.forward_context():
             logits = method.predict(image)
-        return torch.sigmoid(logits.float())[0].cpu()
+        return torch.sigmoid(logits.double())[0].cpu()
 
     samples = data.dataset(split).samples
     return _evaluation(table, data, measurement, probabilities_of, lambda position: samples[position])
@@ -163,14 +169,14 @@ def _panels(
 def _panel(source: CaseSource, sample: RaterSample, structure: int, probabilities: Tensor) -> Panel:
     batch = collate_samples([sample], [0], [0])
     of_structure = probabilities[None, :, structure : structure + 1]
-    between = member_variance(of_structure)
+    between = member_variance(of_structure.float())
     expert = rater_variance(batch.masks[:, :, structure : structure + 1], batch.valid)
     maps = {
         "image": batch.image[0].numpy(),
         "masks": batch.masks[0, batch.valid[0], structure].numpy(),
         "rater_variance": expert[0, 0].numpy(),
         "member_variance": between[0, 0].numpy(),
-        "mean_probability": of_structure.mean(dim=1)[0, 0].numpy(),
+        "mean_probability": mean_probability(of_structure)[0, 0].numpy(),
     }
     if source.spatial_dims == 3:
         if sample.affine is not None:

@@ -25,7 +25,9 @@ from edue_lightning.uncertainty import (
     PairOverlap,
     case_scores,
     disagreement_map,
+    foreground,
     map_sums,
+    mean_probability,
     pair_overlap,
     score_maps,
 )
@@ -75,8 +77,8 @@ class MemberMaps(nn.Module):
 
     def forward(self, logits: Tensor) -> dict[str, Tensor]:
         """Return `MAPS` by name, each `[B, K, *S]`, for logits `[B, M K, *S]`."""
-        members = torch.sigmoid(logits.unflatten(1, (-1, self.structures)).float())
-        return _shown(members, score_maps(members))
+        members = torch.sigmoid(logits.unflatten(1, (-1, self.structures)).double())
+        return _shown(members, score_maps(members.float()))
 
 
 class ImageEstimate(nn.Module):
@@ -95,20 +97,21 @@ class ImageEstimate(nn.Module):
 
         Scores count voxels. Undefined ones, as most are for a single member, are NaN.
         """
-        members = torch.sigmoid(self.method(image).float())
-        maps = score_maps(members)
-        masks = torch.cat([members.mean(dim=1, keepdim=True) >= 0.5, members >= 0.5], dim=1)
-        return {**_shown(members, maps), **case_scores(map_sums(maps), _overlap(masks))}
+        members = torch.sigmoid(self.method(image).double())
+        maps = score_maps(members.float())
+        shown = _shown(members, maps)
+        masks = torch.cat([foreground(shown["probability"])[:, None], foreground(members)], dim=1)
+        return {**shown, **case_scores(map_sums(maps), _overlap(masks))}
 
 
 def _shown(members: Tensor, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return `MAPS` by name, each `[B, K, *S]`.
 
     Args:
-        members: probabilities `[B, M, K, *S]`.
+        members: probabilities `[B, M, K, *S]` float64.
         maps: their `score_maps`.
     """
-    return {"probability": members.mean(dim=1), "disagreement": disagreement_map(maps, members.shape[1])}
+    return {"probability": mean_probability(members), "disagreement": disagreement_map(maps, members.shape[1])}
 
 
 def _overlap(masks: Tensor) -> PairOverlap:

@@ -155,6 +155,8 @@ def _plain(triage: Triage) -> dict[str, Any]:
             "score": one.score,
             "flagged_if": "at_least" if CANDIDATES[one.score] > 0 else "at_most",
             "threshold": one.measured(threshold) if threshold is not None and finite else None,
+            # a poor validation case without a score can make these the only cases that are flagged
+            "flag_undefined": threshold is not None,
             "poor_dice": one.poor_dice,
             "dice": _finite(one.dice.tolist()),
             "scores": _finite([one.measured(value) for value in one.uncertainties.tolist()]),

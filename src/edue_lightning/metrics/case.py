@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edue_lightning.metrics.settings import Members, MetricSettings
-from edue_lightning.uncertainty import PairOverlap, member_variance, pair_overlap, total_variance
+from edue_lightning.uncertainty import PairOverlap, foreground, member_variance, pair_overlap, total_variance
 
 PROBABILITY_FLOOR = 1e-7
 """Smallest given probability, and smallest 1 - p, inside a logarithm, so that one wrong sure voxel costs 16 nats and
@@ -138,8 +138,8 @@ class Case:
 
     @cached_property
     def predicted(self) -> Tensor:
-        """Mask of the mean prediction, p >= 0.5, `[K, V]`."""
-        return self.mean >= 0.5
+        """Mask of the mean prediction, p >= 0.5 in float32, `[K, V]`."""
+        return foreground(self.mean)
 
     @cached_property
     def consensus(self) -> Tensor:
@@ -169,7 +169,7 @@ class Case:
     @cached_property
     def overlap(self) -> PairOverlap:
         """Overlap of the masks: predicted, consensus, the M members', the R raters', `[K, 2 + M + R, 2 + M + R]`."""
-        stacked = [self.predicted[None], self.consensus[None], self.probabilities >= 0.5, self.masks]
+        stacked = [self.predicted[None], self.consensus[None], foreground(self.probabilities), self.masks]
         return pair_overlap(torch.cat(stacked).transpose(0, 1))
 
     @property

@@ -17,6 +17,9 @@ from edue_lightning.metrics.metric import CaseMetric, functional
 
 HAUSDORFF_PERCENTILE = 0.95
 
+# share by which a distance may exceed the tolerance, since spacing is stored in float32
+_ROUNDING = 1e-6
+
 
 class SurfaceDistances(NamedTuple):
     """Distances in mm from each surface voxel of one mask to the surface of the other, `[n]`."""
@@ -57,7 +60,7 @@ def _surface_scores(case: Case) -> Sequence[Tensor]:
         distances = surface_distances(predicted, consensus, case.spacing)
         if distances is not None:
             hausdorff[k] = torch.stack([part.quantile(HAUSDORFF_PERCENTILE) for part in distances]).max()
-            tolerance = case.settings.surface_tolerance_of(structure)
+            tolerance = case.settings.surface_tolerance_of(structure) * (1 + _ROUNDING)
             surface_dice[k] = (torch.cat(distances) <= tolerance).double().mean()
         else:
             surface_dice[k] = float(not predicted.any() and not consensus.any())
@@ -89,7 +92,7 @@ class NormalisedSurfaceDice(CaseMetric):
     """Share of the surfaces of the masks of `Dice` within a tolerance of each other, mean over cases.
 
     In [0, 1], higher is better (Nikolov et al. 2018); by MONAI. The tolerance is `MetricSettings.surface_tolerance`.
-    Two empty masks score 1, one empty mask 0.
+    Two empty masks score 1, one empty mask 0. A distance above the tolerance by rounding (1e-6 of it) is within it.
 
     >>> logits = torch.tensor([4.0, 4.0, 4.0, -4.0]).reshape(1, 1, 1, 1, 4)
     >>> masks = torch.tensor([1, 0, 0, 0], dtype=torch.uint8).reshape(1, 1, 1, 1, 4)

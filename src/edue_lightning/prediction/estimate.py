@@ -13,7 +13,9 @@ from edue_lightning.uncertainty import (
     PairOverlap,
     case_scores,
     disagreement_map,
+    foreground,
     map_sums,
+    mean_probability,
     pair_overlap,
     score_maps,
 )
@@ -41,7 +43,7 @@ class Estimate:
     @property
     def mask(self) -> Tensor:
         """Mask of the mean prediction, probability >= 0.5, `[K, *S]` bool."""
-        return self.probability >= 0.5
+        return foreground(self.probability)
 
     @property
     def members(self) -> int:
@@ -62,7 +64,7 @@ def estimate(method: SegmentationMethod, image: Tensor, voxel_size: float = 1.0)
     """
     running = _Running()
     for logits in method.inference.slabs(method, image[None].to(method.device)):
-        running.add(torch.sigmoid(logits[0].float()))
+        running.add(torch.sigmoid(logits[0].double()))
     return running.estimate(voxel_size)
 
 
@@ -75,12 +77,12 @@ class _Running:
         self.overlap: Tensor | None = None
 
     def add(self, members: Tensor) -> None:
-        """Add a slab of member probabilities, `[M, K, *S]`."""
-        maps = score_maps(members[None])
+        """Add a slab of member probabilities, `[M, K, *S]` float64."""
+        maps = score_maps(members[None].float())
         for name, found in map_sums(maps).items():
             self.sums[name] = self.sums.get(name, 0) + found[0].cpu()
-        probability = members.mean(dim=0)
-        masks = torch.cat([(probability >= 0.5)[None], members >= 0.5])
+        probability = mean_probability(members[None])[0]
+        masks = foreground(torch.cat([probability[None].double(), members]))
         counted = pair_overlap(masks.transpose(0, 1).flatten(2)).intersection.cpu()
         self.overlap = counted if self.overlap is None else self.overlap + counted
         self.maps.append((probability.cpu(), disagreement_map(maps, len(members))[0].cpu()))

@@ -25,6 +25,7 @@ from edue_lightning.prediction.triage_table import triage_frame, triage_rows
 from edue_lightning.runs.checkpoints import load_method
 from edue_lightning.runtime.devices import chosen_device
 from edue_lightning.text import reason_of
+from edue_lightning.uncertainty import foreground
 
 _ROUNDING_OF_SPACING = 0.01
 
@@ -46,7 +47,7 @@ class Prediction:
     @property
     def mask(self) -> NDArray[np.bool_]:
         """Where the mean probability reaches one half, `[K, *F]`."""
-        return self.probability >= 0.5
+        return foreground(self.probability)
 
 
 class Model:

@@ -19,6 +19,7 @@ from edue_lightning.errors import UserError
 from edue_lightning.prediction.estimate import Estimate
 from edue_lightning.reporting.overlay import Overlay, overlay_figure
 from edue_lightning.reporting.panels import displayable, most_disputed_slice, radiological, radiological_spacing
+from edue_lightning.uncertainty import foreground
 
 MASK, PROBABILITY, OVERLAY = "mask", "probability", "overlay"
 DISAGREEMENT, TOTAL_VARIANCE = "disagreement", "total_variance"
@@ -58,7 +59,7 @@ def write_estimate(
         for k, structure in enumerate(structures):
             probability = prepared.on_file(estimate.probability[k])
             disagreement = prepared.on_file(estimate.disagreement[k])
-            mask = probability >= 0.5
+            mask = foreground(probability)
             ending = f"__{structure}" if len(structures) > 1 else ""
             for name, values in (
                 (MASK, mask.astype(np.uint8)),

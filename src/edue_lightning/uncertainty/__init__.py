@@ -11,6 +11,8 @@ from edue_lightning.uncertainty.case_scores import (
 )
 from edue_lightning.uncertainty.maps import (
     enough_raters,
+    foreground,
+    mean_probability,
     member_variance,
     predictive_entropy,
     rater_mean,
@@ -35,8 +37,10 @@ __all__ = [
     "dice_of_counts",
     "disagreement_map",
     "enough_raters",
+    "foreground",
     "layer_agreement",
     "map_sums",
+    "mean_probability",
     "member_variance",
     "model_agreement",
     "pair_overlap",

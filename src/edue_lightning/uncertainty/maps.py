@@ -5,13 +5,46 @@ All variances are population variances, computed in float32 or better whatever t
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+# every number from here to 0.5 is 0.5 in float32, and so is this one
+_HALF = 0.5 - 2.0**-26
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", Tensor, NDArray[Any])
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return the tensor in its own floating type, or in float32 where that is narrower (or not floating)."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def mean_probability(probabilities: Tensor) -> Tensor:
+    """Return the members' mean p as it is stored and shown: averaged in float64, then rounded to float32.
+
+    Args:
+        probabilities: `[B, M, K, *S]` float64, sigmoids of logits in float64.
+
+    Returns:
+        `[B, K, *S]` float32.
+    """
+    return probabilities.double().mean(dim=1).float()
+
+
+def foreground(probability: ArrayOrTensor) -> ArrayOrTensor:
+    """Return the mask of a probability: where it is at least one half, once it is rounded to float32.
+
+    The one rule for masks of the mean prediction and of members, in tables, predictions and exported graphs. Without
+    the rounding, the float64 mean of two sure members that disagree could lie below one half, and the float32
+    probability that is stored of it at one half.
+
+    Args:
+        probability: probabilities of any shape, in any floating type.
+    """
+    return probability >= _HALF
 
 
 def rater_mean(masks: Tensor, valid: Tensor) -> Tensor:
