@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edue_lightning.data import CaseRecord, CaseSource, PatchSampling, RaterDataModule, RaterSample
-from edue_lightning.data.patches import POINTS_PER_REGION, foreground_points
+from edue_lightning.data.patches import POINTS_PER_REGION, default_patch_size, foreground_points
 from edue_lightning.errors import UserError
 
 
@@ -130,6 +130,26 @@ def test_cases_of_many_sizes_train_on_patches_and_are_evaluated_whole() -> None:
     shapes = {tuple(batch.image.shape) for batch in data.test_dataloader()}
     assert len(shapes) == len(data.records("test"))
     assert all(batch == 1 and columns == rows + 1 for batch, _, rows, columns in shapes)
+
+
+def test_cases_of_many_sizes_get_patches_that_fit_them_all(caplog: pytest.LogCaptureFixture) -> None:
+    source = CasesOfManySizes()
+    source.smallest_shape = (40, 100)
+    data = RaterDataModule("sizes", source, patch=PatchSampling(per_case=2), batch_size=4)
+    assert data.patch == PatchSampling((32, 96), per_case=2)
+    assert "training uses patches of 32x96" in caplog.text
+    assert RaterDataModule("sizes", source, batch_size=1).patch is None
+    assert RaterDataModule("sizes", source, patch=PatchSampling([10, 9]), batch_size=4).patch == PatchSampling([10, 9])
+
+
+@pytest.mark.parametrize(
+    ("smallest", "expected"),
+    [((192, 975), (192, 256)), ((31, 64), (32, 64)), ((15, 16, 500), (16, 16, 96)), ((47, 33, 32), (32, 32, 32))],
+)
+def test_the_default_patch_is_the_largest_multiple_that_fits(
+    smallest: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    assert default_patch_size(smallest) == expected
 
 
 def test_cases_of_many_sizes_need_patches_to_train() -> None:

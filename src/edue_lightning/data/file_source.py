@@ -119,6 +119,8 @@ class FileSource(CaseSource):
         self.spatial_dims = len(found[0].shape) if found else 2
         self.channels = found[0].channels if found else 1
         self.mixed_sizes = len({one.shape for one in found}) > 1
+        shapes = np.array([one.shape for one in found if len(one.shape) == self.spatial_dims])
+        self.smallest_shape = tuple(int(length) for length in shapes.min(axis=0)) if found else None
         single = sum(one.raters < 2 for one in found)
         if single:
             log.warning(

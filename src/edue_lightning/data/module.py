@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytorch_lightning as pl
 import torch
@@ -19,11 +21,14 @@ from edue_lightning.data.loading import (
     ignore_stop_signals,
     load_case,
 )
-from edue_lightning.data.patches import PatchSampling
+from edue_lightning.data.patches import PatchSampling, default_patch_size
 from edue_lightning.data.sample import RaterBatch, RaterSample
 from edue_lightning.data.source import CaseRecord, CaseSource, Subset
 from edue_lightning.data.splits import SplitFractions, split_cases
 from edue_lightning.errors import UserError
+from edue_lightning.text import times
+
+log = logging.getLogger(__name__)
 
 RESERVED_STRUCTURE = "mean"
 """Name that no structure can have: tables use it for the mean over structures."""
@@ -37,7 +42,8 @@ class RaterDataModule(pl.LightningDataModule):
         source: collection of the cases.
         fractions: shares of the splits, for cases without a prescribed split.
         augmentation: random changes to training cases, or None.
-        patch: choice of a patch per training case and step; None for the whole case. Evaluation always sees the whole.
+        patch: choice of a patch per training case and step; None for the whole case, or, if the images differ in size
+            and a batch holds several, for patches of `default_patch_size`. Evaluation always sees the whole.
         batch_size: cases (or patches) per training batch and device.
         eval_batch_size: cases per validation or test batch; 1 is used where the cases differ in size.
         num_workers: number of loader processes; the batches do not depend on it.
@@ -81,7 +87,7 @@ class RaterDataModule(pl.LightningDataModule):
         self.name: str = name
         self.source = source
         self.augmentation = augmentation
-        self.patch = patch if patch is not None and patch.size is not None else None
+        self.patch = _patch_for(source, patch, batch_size)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -245,6 +251,22 @@ class RaterDataModule(pl.LightningDataModule):
             generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _patch_for(source: CaseSource, patch: PatchSampling | None, batch_size: int) -> PatchSampling | None:
+    """Return the configured patches; for images that differ in size, patches of a size that fits them all."""
+    if patch is not None and patch.size is not None:
+        return patch
+    if not source.mixed_sizes or source.smallest_shape is None or batch_size == 1:
+        return None
+    size = default_patch_size(source.smallest_shape)
+    log.warning(
+        "the images differ in size: training uses patches of %s; choose another size with data.patch.size=[%s], or "
+        "data.batch_size=1 for whole images",
+        times(size),
+        ",".join(map(str, size)),
+    )
+    return replace(patch or PatchSampling(), size=size)
 
 
 def _checked_positions(raters: Sequence[int]) -> tuple[int, ...]:

@@ -47,6 +47,26 @@ def _region_points(union: NDArray[np.bool_], rng: np.random.Generator) -> NDArra
     return np.concatenate(found)
 
 
+_PATCH_STEP = {2: 32, 3: 16}
+_LARGEST_PATCH = {2: 256, 3: 96}
+
+
+def default_patch_size(smallest_size: Sequence[int]) -> tuple[int, ...]:
+    """Return the size of the patches of a data set whose images differ in size, where none is configured.
+
+    It is the largest multiple of 32 pixels (16 voxels) along each axis that fits the images, at most 256 pixels (96
+    voxels), and at least 32 (16): smaller images are padded.
+
+    Args:
+        smallest_size: smallest length of the images along each axis, two or three.
+
+    >>> default_patch_size((192, 975))
+    (192, 256)
+    """
+    step, largest = _PATCH_STEP[len(smallest_size)], _LARGEST_PATCH[len(smallest_size)]
+    return tuple(min(max(length // step, 1) * step, largest) for length in smallest_size)
+
+
 @dataclass(frozen=True)
 class PatchSampling:
     """Choice of the part of a case that a training step sees.

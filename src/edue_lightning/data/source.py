@@ -43,6 +43,7 @@ class CaseSource(ABC):
             particular.
         problems: one line per problem, with the file, the case and the fix.
         mixed_sizes: whether the images differ in size.
+        smallest_shape: smallest length of the images along each axis, or None if it is unknown.
         storage: how all files of 2D images store their axes, see `geometry.slice_storage`; None if it is unknown or
             differs.
         facts: numbers that only this data set has, such as its nodules, by their labels, for the summary of `check`.
@@ -54,6 +55,7 @@ class CaseSource(ABC):
     raters: tuple[str, ...] | None = None
     problems: Sequence[str] = ()
     mixed_sizes: bool = False
+    smallest_shape: tuple[int, ...] | None = None
     storage: str | None = None
     facts: Mapping[str, str] = MappingProxyType({})
 

@@ -34,6 +34,7 @@ from edue_lightning.data.sources.hecktor.layout import (
 )
 from edue_lightning.data.sources.hecktor.preparation import PetCt, affine_of, file_grid, require_hounsfield, require_suv
 from edue_lightning.errors import UserError
+from edue_lightning.text import natural_key
 
 Structure = Literal["GTVp", "GTVn"]
 LABELS = {1: "GTVp", 2: "GTVn"}
@@ -100,7 +101,9 @@ class HecktorSource(FileSource):
         self._boxed = bounding_boxes is not None
         self._cases = {case.case_id: case for case in listed}
         self._box_of_case = boxes
-        self.raters: tuple[str, ...] = tuple(sorted({rater for case in listed for rater in case.labels}))
+        self.raters: tuple[str, ...] = tuple(
+            sorted({rater for case in listed for rater in case.labels}, key=natural_key)
+        )
         settings = {
             "structures": list(structures),
             "spacing": None if spacing is None else list(spacing),
