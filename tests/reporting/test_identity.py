@@ -92,6 +92,17 @@ def test_runs_of_other_settings_are_no_seeds_of_one_method(tmp_path: Path, setti
         ("logger__mode", "disabled"),
         ("resume", "auto"),
         ("members_at_once", 2),
+        ("wandb__mode", "disabled"),
+        ("compile", True),
+        ("triage_sensitivity", 0.9),
+        ("checkpoint_every_steps", 50),
+        ("distortions", {"kinds": ["noise"]}),
+        ("device", "cuda"),
+        ("hydra__job", "another"),
+        ("trainer__enable_model_summary", False),
+        ("trainer__profiler", "simple"),
+        ("network__channels_last", True),
+        ("inference__batch_size", 4),
         ("data__num_workers", 4),
         ("trainer__devices", "free"),
         ("data__cache", "elsewhere"),
@@ -220,6 +231,20 @@ def test_an_evaluation_has_the_settings_of_its_training(tmp_path: Path) -> None:
     # and joins the test of another seed's training, whose cases it may not know
     trained = run(tmp_path / "trained", 3)
     assert names([trained, *runs[:2]]) == [("edue", "lidc")] * 3
+
+
+def test_seeds_on_data_that_moved_stay_together_after_an_evaluation(tmp_path: Path) -> None:
+    runs = []
+    for seed in (0, 1, 2):
+        place = {"root": f"/{seed}", "source": {"root": f"/{seed}"}}
+        cases = "30 (abc)" if seed < 2 else "30 (def)"
+        trained = merged(SETTINGS, {"data": place, "seed": seed, "training_cases": cases})
+        folder = write_run(tmp_path / str(seed), "edue", seed)
+        record = {"seed": seed, "label": "edue", "data": SETTINGS["data"], "training": trained}
+        (folder / "config.yaml").write_text(yaml.safe_dump(record))
+        runs.append(read_run(folder))
+    found = [method for method, _ in names(runs)]
+    assert found == [f"edue, training_cases=30 ({cases})" for cases in ("abc", "abc", "def")]
 
 
 def test_names_are_unique_and_short(tmp_path: Path) -> None:

@@ -86,6 +86,21 @@ def test_gains_are_averaged_over_data_sets_and_so_are_their_targets(tmp_path: Pa
     assert of(verdict, "image_pearson", "usual", "petct").outcome == "worse"
 
 
+@pytest.mark.parametrize("order", [("A", "B"), ("B", "A")])
+@pytest.mark.parametrize("baseline", [0.3, -0.2])  # with a relative gain on B, and without one
+def test_a_degenerate_model_on_one_data_set_leaves_the_average_undefined(
+    tmp_path: Path, order: tuple[str, str], baseline: float
+) -> None:
+    runs = []
+    for data in order:
+        for method, value in {"edue": 0.9, "layer_ensemble": 0.3, "deep_ensemble": 0.3}.items():
+            value = baseline if data == "B" and method != "edue" else value
+            dice = 0.001 if (data, method) == ("B", "edue") else 0.8
+            runs.append(run(tmp_path, method, {"image_pearson": value, "dice": dice}, data=data, noise=0.01))
+    found = of(judge(runs, "edue"), "image_pearson", "usual", "all")
+    assert (found.outcome, found.reason) == ("undefined", "degenerate model, Dice 0.001 on B")
+
+
 def test_the_interval_of_a_gain_is_that_of_its_paired_replicates(tmp_path: Path) -> None:
     runs = usual(tmp_path, 0.6, 0.4, 0.5, noise=0.05)
     found = of(judge(runs, "edue"), "image_pearson", "usual")
@@ -325,6 +340,16 @@ def test_all_methods_that_are_not_distinguishable_from_the_best_are_named(tmp_pa
     assert best_methods(methods, "nodule", "nll") == {"edue", "layer_ensemble"}
     wide = {name: [run(tmp_path / "wide", name, {"nll": nll, "dice": 0.8}, noise=1.0)] for name, nll in values.items()}
     assert best_methods(wide, "nodule", "nll") == set(values)
+
+
+def test_the_next_best_leads_if_the_best_method_has_no_interval(tmp_path: Path) -> None:
+    values = {"edue": 0.050, "layer_ensemble": 0.06, "deep_ensemble": 0.0601, "single": 0.09}
+    runs = {name: run(tmp_path, name, {"nll": nll, "dice": 0.8}, noise=0.002) for name, nll in values.items()}
+    table = runs["edue"].metrics.assign(no_interval="3 independent cases")
+    write_table(table, METRICS_COLUMNS, runs["edue"].folder / "metrics.csv")
+    runs["edue"] = read_run(runs["edue"].folder)
+    methods = {name: [each] for name, each in runs.items()}
+    assert best_methods(methods, "nodule", "nll") == {"layer_ensemble", "deep_ensemble"}
 
 
 def test_defined_cases_that_differ_are_said(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def best_methods(methods: Mapping[str, Sequence[Run]], structure: str, metric: s
 
     A method is distinguishable if the interval of its difference from the best excludes 0 and so does Holm's correction
     over the methods, which accounts for the choice of the best among them. Degenerate methods (`is_degenerate`) and
-    methods without an interval are left out; the result is empty for fewer than two others.
+    methods without an interval are left out, so the best of the rest leads; the result is empty for fewer than two.
 
     Args:
         methods: seeds of each method, all on the same data.
@@ -229,18 +229,21 @@ def best_methods(methods: Mapping[str, Sequence[Run]], structure: str, metric: s
     }
     if len(compared) < 2:
         return frozenset()
-    best = max(compared, key=lambda name: compared[name])
-    found = {
-        name: paired_difference(methods[name], methods[best], structure, metric) for name in compared if name != best
-    }
-    found = {name: difference for name, difference in found.items() if not np.isnan(difference.p_value)}
-    adjusted = holm([difference.p_value for difference in found.values()])
-    alike = {
-        name
-        for (name, difference), p_value in zip(found.items(), adjusted, strict=True)
-        if not is_shown(difference.ci_low, difference.ci_high, p_value)
-    }
-    return frozenset({best, *alike}) if found else frozenset()
+    for best in sorted(compared, key=lambda name: -compared[name]):
+        others = [name for name in compared if name != best]
+        found = {name: paired_difference(methods[name], methods[best], structure, metric) for name in others}
+        found = {name: difference for name, difference in found.items() if not np.isnan(difference.p_value)}
+        if not found:
+            # no interval, so the next best leads
+            continue
+        adjusted = holm([difference.p_value for difference in found.values()])
+        alike = {
+            name
+            for (name, difference), p_value in zip(found.items(), adjusted, strict=True)
+            if not is_shown(difference.ci_low, difference.ci_high, p_value)
+        }
+        return frozenset({best, *alike})
+    return frozenset()
 
 
 def comparison_table(

@@ -211,7 +211,9 @@ def _gain(value: Array, baseline: Array, measure: Measure) -> Array:
 
 
 def _average_gain(gains: Sequence[tuple[Finding, Array]]) -> Finding:
-    """Average the relative gains and their targets over the data sets that have one; undefined if any has none.
+    """Average the relative gains and their targets over the data sets that have one.
+
+    A degenerate model on any data set leaves the outcome undefined, whatever the order of the data sets.
 
     The replicates of each data set are shuffled: cases and seeds of different data sets are independent, though their
     resamples are drawn alike.
@@ -240,9 +242,18 @@ def _average_gain(gains: Sequence[tuple[Finding, Array]]) -> Finding:
         ci_high=high,
         p_value=two_sided_p(change - target, low - target, high - target),
         target=target,
-        reason=f"without {listed(others)}, which has no relative gain" if others else first.reason,
+        reason=_average_reason(gains, others),
         seeds=min(finding.seeds for finding, _ in gains),
     )
+
+
+def _average_reason(gains: Sequence[tuple[Finding, Array]], without: Sequence[str]) -> str:
+    refused = [f"{finding.reason} on {finding.data}" for finding, _ in gains if _is_refused(finding)]
+    if refused:
+        return "; ".join(sorted(refused))
+    if without:
+        return f"without {listed(without)}, which has no relative gain"
+    return "; ".join(f"{finding.reason} on {finding.data}" for finding, _ in gains if finding.reason)
 
 
 def _against_best(by_data: Methods, candidate: str) -> tuple[list[Finding], list[str]]:

@@ -39,17 +39,21 @@ TRAINING = "training"
 """Key of an evaluation's record for the configuration of the training behind its checkpoint."""
 
 TRAINING_CASES = "training_cases"
-"""Key of a training's record for the number and the digest of its training cases."""
+"""Key of a training's record, and of its checkpoints' configuration, for the number and digest of the cases."""
 
-# keys that do not identify a method: the seed, what a start or an output takes, and what is compared on its own
+# keys that do not identify a method: the seed, options of a start or an output, speed, and what is compared on its own
 _NOT_OF_THE_METHOD = _NOT_COMPARED | {
     *("seed", "test", "command", "commit", "image_note", "ckpt", "predictions", "output", "split", "save_predictions"),
     *("bootstrap_resamples", "allow_overlap", "metrics", TRAINING),
+    *("compile", "device", "distortions", "hydra", "triage_sensitivity", "wandb"),
 }
 _NOT_OF_THE_METHOD_BELOW = {
     *("data.name", "data.note", "data.seed", "data.cache", "data.source.cache"),
     *("data.num_workers", "data.cache_cases", "data.eval_batch_size"),
-    *("trainer.accelerator", "trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.default_root_dir"),
+    *("trainer.accelerator", "trainer.benchmark", "trainer.default_root_dir", "trainer.log_every_n_steps"),
+    *("trainer.enable_checkpointing", "trainer.enable_model_summary", "trainer.enable_progress_bar"),
+    *("trainer.logger", "trainer.profiler", "network.channels_last"),
+    "inference.batch_size",
 }
 _ROOTS = ("data.root", "data.source.root")
 
@@ -82,14 +86,19 @@ def write_configuration(
     folder.mkdir(parents=True, exist_ok=True)
     record = {**configuration, "label": label, "command": command_line(), "commit": _commit(), "image_note": note}
     if training_cases is not None:
-        ids = sorted(training_cases)
-        record[TRAINING_CASES] = f"{len(ids)} ({digest(ids)})"
+        record[TRAINING_CASES] = cases_text(training_cases)
     write_whole(path, lambda temporary: temporary.write_text(yaml.safe_dump(record, sort_keys=False)))
 
 
 def digest(parts: Iterable[str]) -> str:
     """Return a short digest of some texts in their order."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
+
+
+def cases_text(case_ids: Iterable[str]) -> str:
+    """Return the number of some cases and the digest of their ids, in any order."""
+    ids = sorted(case_ids)
+    return f"{len(ids)} ({digest(ids)})"
 
 
 def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +118,7 @@ def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("trainer.devices") in ("free", "1"):
         # one device, whichever it is
         settings["trainer.devices"] = 1
-    ignored = {*_NOT_OF_THE_METHOD_BELOW, *(_ROOTS if TRAINING_CASES in record or trained is not record else ())}
+    ignored = {*_NOT_OF_THE_METHOD_BELOW, *(_ROOTS if TRAINING_CASES in trained or trained is not record else ())}
     return {key: value for key, value in settings.items() if key not in ignored}
 
 

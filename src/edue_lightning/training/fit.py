@@ -28,6 +28,7 @@ from edue_lightning.runs.checkpoints import (
     training_cases,
 )
 from edue_lightning.runs.folder import BEST, CHECKPOINTS, LAST
+from edue_lightning.runs.record import TRAINING_CASES, cases_text
 from edue_lightning.runs.trainer import build_trainer
 from edue_lightning.runtime.processes import is_first_process, process_number, run_processes
 from edue_lightning.runtime.signals import StopSignals
@@ -79,7 +80,9 @@ class Experiment:
 
     def checkpoint_entries(self, member: int | None = None) -> dict[str, Any]:
         """Return the entries of a checkpoint beside its weights, see `runs.checkpoints.checkpoint_entries`."""
-        return checkpoint_entries(self.configuration, ImageFormat.of(self.data.source), member, self.cases)
+        # so that evaluations know them too, see `runs.record.method_settings`
+        known = {**self.configuration, TRAINING_CASES: cases_text(case.case_id for case in self.data.records("train"))}
+        return checkpoint_entries(known, ImageFormat.of(self.data.source), member, self.cases)
 
 
 def fit(
