@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from edue_lightning.reporting.findings import Finding, Verdict
-from edue_lightning.reporting.outcomes import MARGINS, two_sided_p
+from edue_lightning.reporting.outcomes import MARGINS, interval_p
 from edue_lightning.reporting.report import verdict_markdown
 from edue_lightning.reporting.verdict import with_outcomes
 from edue_lightning.runs.files import write_table
@@ -53,10 +53,10 @@ def recounted(as_run: pd.DataFrame) -> list[Finding]:
             continue
         if row["part"] == "best baseline":
             values |= {"target": 0.0, "margin": MARGINS[row["quantity"]].of(row["baseline_value"])}
-        ends = (values[name] - values["target"] for name in ("change", "ci_low", "ci_high"))
-        findings[row["part"]].append(Finding(**values, p_value=two_sided_p(*ends)))
+        low, high = (values[name] - values["target"] for name in ("ci_low", "ci_high"))
+        findings[row["part"]].append(Finding(**values, p_value=interval_p(low, high)))
     findings["best baseline"] += _not_committed(findings["best baseline"])
-    return [finding for part in findings.values() for finding in with_outcomes(part)]
+    return with_outcomes([finding for part in findings.values() for finding in part])
 
 
 def _not_committed(findings: list[Finding]) -> list[Finding]:

@@ -14,7 +14,7 @@ from run_files import RESAMPLES, write_cost, write_values
 from edue_lightning.reporting import judge, read_run
 from edue_lightning.reporting.comparison import best_methods, paired_difference, replicates_over_seeds
 from edue_lightning.reporting.findings import Finding, Verdict
-from edue_lightning.reporting.outcomes import MARGINS
+from edue_lightning.reporting.outcomes import MARGINS, interval_p, outcome, two_sided_p
 from edue_lightning.reporting.verdict_text import sentence, sentences, summary, table
 from edue_lightning.runs.files import METRICS_COLUMNS, Replicates, Run, write_replicates, write_table
 
@@ -283,12 +283,12 @@ def test_a_baseline_undefined_on_validation_data_is_compared_too(tmp_path: Path)
 
 def test_many_comparisons_are_corrected_for(tmp_path: Path) -> None:
     gains = {
-        "image_pearson": 0.05,
+        "image_pearson": 0.055,
         "image_spearman": 0.09,
         "pixel_pearson": 0.06,
-        "nll": -0.05,
+        "nll": -0.055,
         "ece": -0.07,
-        "dice": 0.05,
+        "dice": 0.055,
     }
     runs = [
         run(tmp_path, "edue", {name: 0.5 + gain for name, gain in gains.items()}, noise=0.05),
@@ -299,9 +299,11 @@ def test_many_comparisons_are_corrected_for(tmp_path: Path) -> None:
     assert len(found) == 6
     naive = []
     for finding in found:
-        sign = 1 if finding.change > 0 else -1
-        facing = sign * finding.change - min(sign * finding.ci_low, sign * finding.ci_high)
-        naive.append(math.erfc(1.959964 * abs(finding.change) / facing / math.sqrt(2)))
+        first, second = (each.replicates.arrays["nodule", finding.metric] for each in runs)
+        below = sum(value <= 0 for value in math.copysign(1, finding.change) * (first - second))
+        middle, half = (finding.ci_low + finding.ci_high) / 2, (finding.ci_high - finding.ci_low) / 2
+        tail = math.erfc(1.959964 * abs(middle) / half / math.sqrt(2))
+        naive.append(2 * (1 + below) / (1 + RESAMPLES) if below else min(2 / (1 + RESAMPLES), tail))
     # each alone would be shown
     assert all(p < 0.05 for p in naive)
     assert all(f.ci_low > 0 or f.ci_high < 0 for f in found)
@@ -361,6 +363,99 @@ def test_defined_cases_that_differ_are_said(tmp_path: Path) -> None:
     write_table(table, METRICS_COLUMNS, runs[0].folder / "metrics.csv")
     found = of(judge([read_run(each.folder) for each in runs], "edue"), "image_spearman_normalised")
     assert found.reason == "defined for 6 and 9 cases"
+
+
+def with_scores(each: Run, undefined: range, metric: str) -> Run:
+    """Return a run whose scores by size are undefined in some cases."""
+    table = each.cases.assign(sv_normalised=1.0, sv_star_normalised=1.0)
+    table.loc[list(undefined), "sv_normalised"] = np.nan
+    table.to_csv(each.folder / "cases.csv", index=False)
+    for name in ("metrics.csv", "validation.csv"):
+        metrics = pd.read_csv(each.folder / name)
+        counts = [len(table) - len(undefined), len(undefined)]
+        metrics.loc[metrics["metric"] == metric, ["n_cases", "n_undefined"]] = counts
+        write_table(metrics, METRICS_COLUMNS, each.folder / name)
+    return read_run(each.folder)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "reason"),
+    [
+        (range(2), range(4, 6), "defined for 7 cases each, 5 of them the same"),
+        (range(2), range(3), "defined for 7 and 6 cases, 6 of them the same"),
+        (range(2), range(2), ""),
+    ],
+)
+def test_defined_cases_are_compared_one_by_one(tmp_path: Path, own: range, other: range, reason: str) -> None:
+    metric = "image_spearman_normalised"
+    runs = [run(tmp_path, name, {metric: value}) for name, value in (("edue", 0.6), ("other", 0.4))]
+    runs = [with_scores(each, undefined, metric) for each, undefined in zip(runs, (own, other), strict=True)]
+    assert of(judge(runs, "edue"), metric).reason == reason
+
+
+@pytest.mark.parametrize("failing", ["edue", "single"])
+def test_a_read_out_that_drops_cases_is_not_chosen(tmp_path: Path, failing: str) -> None:
+    values = {"normalised_aurc": 1.9, "normalised_aurc_total": 1.8, "normalised_aurc_normalised": 0.2}
+    runs = [run(tmp_path, name, values) for name in ("edue", "single")]
+    runs = [
+        with_scores(each, range(3), "normalised_aurc_normalised") if each.method == failing else each for each in runs
+    ]
+    found = of(judge(runs, "edue"), "normalised_aurc")
+    chosen = {"edue": found.metric, "single": found.baseline_metric}
+    expected = dict.fromkeys(chosen, "normalised_aurc_normalised") | {failing: "normalised_aurc_total"}
+    assert chosen == expected
+    assert found.outcome == ("worse" if failing == "edue" else "better")
+
+
+def test_holms_correction_is_over_all_comparisons_of_the_report(tmp_path: Path) -> None:
+    names = {"edue": 0.6, "layer_ensemble": 0.3, "deep_ensemble": 0.35}
+    runs = [
+        run(tmp_path, name, {"image_pearson": value, "nll": 1 - value, "dice": 0.8}, data=data, noise=0.2)
+        for name, value in names.items()
+        for data in ("lidc", "fundus")
+    ]
+    findings = [f for f in judge(runs, "edue").findings if not np.isnan(f.p_value)]
+    assert {f.part for f in findings} == {"usual", "best baseline"}
+    assert {f.data for f in findings} == {"lidc", "fundus", "all"}
+    smallest = min(findings, key=lambda f: f.p_value)
+    assert smallest.adjusted_p == pytest.approx(min(1, len(findings) * smallest.p_value))
+
+
+def test_a_p_value_agrees_with_the_percentile_interval() -> None:
+    rng = np.random.default_rng(0)
+    for resamples in (60, 200, 1000):
+        for centre in np.linspace(-3, 3, 41):
+            found = centre + rng.gamma(2, 0.7, size=resamples)
+            low, high = np.quantile(found, [0.025, 0.975])
+            p_value = two_sided_p(found)
+            beyond = min((found <= 0).sum(), (found >= 0).sum())
+            if beyond:
+                assert p_value == min(1, 2 * (1 + beyond) / (1 + resamples))
+            assert p_value > 0.05 or low > 0 or high < 0
+            # but for the two replicates between which the interval ends, and the one of the correction
+            assert p_value <= 0.05 + 4 / (1 + resamples) or low <= 0 <= high
+            assert (interval_p(low, high) <= 0.05) == (low > 0 or high < 0)
+    assert two_sided_p(np.zeros(100)) == 1
+    assert two_sided_p(np.full(100, 0.3)) == 0
+    assert np.isnan(two_sided_p(np.empty(0)))
+    assert np.isnan(two_sided_p(np.array([np.nan, np.nan, 1.0])))
+
+
+def test_p_values_fall_as_the_replicates_move_away_from_0() -> None:
+    found = np.random.default_rng(0).normal(size=1000)
+    moved = [two_sided_p(found + shift) for shift in np.linspace(0.1, 6, 60)]
+    assert moved == sorted(moved, reverse=True)
+    assert moved[0] > 0.5
+    assert moved[-1] < 1e-6
+    by_interval = [interval_p(low, low + 1.97) for low in np.linspace(-0.9, 6, 71)]
+    assert by_interval == sorted(by_interval, reverse=True)
+
+
+def test_an_estimate_beyond_its_interval_does_not_change_the_p_value() -> None:
+    assert outcome(-2.39, 1.18, 1.51, 0, 0.0) == "not distinguishable"
+    assert outcome(0.1699, 0.17, 2.14, 0, interval_p(0.17, 2.14)) == "better"
+    assert outcome(0.1701, 0.17, 2.14, 0, interval_p(0.17, 2.14)) == "better"
+    assert interval_p(0.17, 2.14) == pytest.approx(0.0216, abs=5e-4)
 
 
 def test_runs_without_resamples_show_nothing(tmp_path: Path) -> None:

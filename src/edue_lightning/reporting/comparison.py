@@ -150,11 +150,11 @@ def paired_difference(
     """
     other_metric = other_metric or metric
     value, other = mean_over_seeds(first, structure, metric), mean_over_seeds(second, structure, other_metric)
-    low = high = np.nan
+    low = high = p_value = np.nan
     if not np.isnan(value - other):
         own, others = paired_replicates([(first, metric), (second, other_metric)], structure)
         low, high = interval(own - others)
-    p_value = two_sided_p(value - other, low, high)
+        p_value = two_sided_p(own - others)
     return PairedDifference(value, other, value - other, low, high, p_value, min(len(first), len(second)))
 
 

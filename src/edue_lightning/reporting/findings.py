@@ -41,7 +41,7 @@ class Finding:
         ci_low: lower end of its 95 % interval over cases and seeds.
         ci_high: upper end.
         p_value: two-sided p-value that `change` equals `target`.
-        adjusted_p: the same after Holm's correction over all findings of the part.
+        adjusted_p: the same after Holm's correction over all findings.
         target: value that `change` is compared with: 0 for a difference, a promised gain, or a limit.
         margin: largest distance from `target` that does not matter.
         outcome: better, not distinguishable, worse or undefined, see `outcomes.outcome`.

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from edue_lightning.metrics import interval
+
 Outcome = Literal["better", "not distinguishable", "worse", "undefined"]
 
 LEVEL = 0.05
@@ -68,8 +70,8 @@ def outcome(gain: float, low: float, high: float, margin: float, adjusted_p: flo
     """Return the outcome of a comparison.
 
     - *undefined*: a value or the interval is undefined.
-    - *better*, *worse*: the 95 % interval of the gain excludes 0, Holm's p-value is at most `LEVEL`, and the interval
-      is not within the margin.
+    - *better*, *worse*: the 95 % interval of the gain excludes 0 on the side of the gain, Holm's p-value is at most
+      `LEVEL`, and the interval is not within the margin.
     - *not distinguishable*: everything else. `within_margin` says whether the difference is shown to be small, or
       whether the data could not show one.
 
@@ -78,13 +80,16 @@ def outcome(gain: float, low: float, high: float, margin: float, adjusted_p: flo
         low: lower end of its interval.
         high: upper end.
         margin: largest difference that does not matter.
-        adjusted_p: p-value of no difference after Holm's correction over all comparisons.
+        adjusted_p: p-value of no difference after Holm's correction over all comparisons of the report.
     """
     if np.isnan([gain, low, high]).any():
         return "undefined"
     if within_margin(low, high, margin) or not is_shown(low, high, adjusted_p):
         return "not distinguishable"
-    return "better" if gain > 0 else "worse"
+    if low > 0 and gain > 0:
+        return "better"
+    # a biased estimate may lie on the other side of 0 than its interval, and then shows nothing
+    return "worse" if high < 0 and gain < 0 else "not distinguishable"
 
 
 def is_shown(low: float, high: float, adjusted_p: float) -> bool:
@@ -97,25 +102,45 @@ def within_margin(low: float, high: float, margin: float) -> bool:
     return -margin - _TOLERANCE <= low and high <= margin + _TOLERANCE
 
 
-def two_sided_p(change: float, low: float, high: float) -> float:
-    """Return the p-value of no change that agrees with a 95 % interval: at most 0.05 if the interval excludes 0.
+def two_sided_p(differences: NDArray[np.float64]) -> float:
+    """Return the p-value of no difference by inverting the percentile interval of bootstrap replicates.
 
-    The distance from the change to the end of the interval that faces 0 is taken for 1.96 standard errors of a normal
-    distribution. Counting replicates beyond 0 would be too coarse for many comparisons: none is below 1 / resamples.
+    It is 2 (1 + c) / (1 + B) with c of B replicates on the rarer side of 0 (Davison and Hinkley, Bootstrap Methods and
+    their Application, 1997, 4.2), so the interval excludes 0 wherever the p-value is at most 0.05. If all replicates
+    lie on one side, they only show that it is at most 2 / (1 + B): 0.002 for 1000 resamples, too large for Holm's
+    correction over more than 25 comparisons. Then `interval_p` takes its place, if it is smaller.
 
     Args:
-        change: the estimate.
-        low: lower end of its 95 % interval; NaN without an interval.
+        differences: replicates of the difference, `[resamples]`; undefined ones are NaN.
+
+    Returns:
+        NaN without an interval.
+    """
+    low, high = interval(differences)
+    if np.isnan(low):
+        return np.nan
+    defined = differences[~np.isnan(differences)]
+    beyond = int(min((defined <= _TOLERANCE).sum(), (defined >= -_TOLERANCE).sum()))
+    counted = min(2 * (1 + beyond) / (1 + len(defined)), 1.0)
+    return counted if beyond else min(counted, interval_p(low, high))
+
+
+def interval_p(low: float, high: float) -> float:
+    """Return the p-value of no difference from a 95 % interval alone, as that of a normal distribution.
+
+    The middle of the interval is the mean and its half 1.96 standard errors, so the p-value is at most 0.05 exactly if
+    the interval excludes 0, and falls as the interval moves away from 0.
+
+    Args:
+        low: lower end of the interval; NaN without an interval.
         high: upper end.
     """
-    if np.isnan([change, low, high]).any():
+    if np.isnan([low, high]).any():
         return np.nan
-    facing = change - low if change > 0 else high - change
-    # an estimate outside of its own interval, as a biased one may be
-    half = facing if facing > 0 else (high - low) / 2
-    if half == 0:
-        return float(change == 0)
-    return float(2 * norm.sf(norm.isf(0.025) * abs(change) / half))
+    middle, half = abs(low + high) / 2, (high - low) / 2
+    if half <= _TOLERANCE * middle or middle <= _TOLERANCE:
+        return float(middle <= _TOLERANCE)
+    return float(2 * norm.sf(norm.isf(0.025) * middle / half))
 
 
 def holm(p_values: Sequence[float]) -> NDArray[np.float64]:

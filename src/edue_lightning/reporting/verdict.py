@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edue_lightning.metrics import LOWER_IS_BETTER, MEAN_STRUCTURE, SCORES, interval
+from edue_lightning.metrics import LOWER_IS_BETTER, MEAN_STRUCTURE, METRICS, SCORES, interval
 from edue_lightning.reporting.comparison import (
     group_by_subject,
     mean_over_seeds,
@@ -21,7 +21,7 @@ from edue_lightning.reporting.comparison import (
 )
 from edue_lightning.reporting.findings import OVER_DATA, TEST, UNDEFINED, Finding, Measure, Verdict, listed
 from edue_lightning.reporting.outcomes import MARGINS, Outcome, holm, is_degenerate, outcome, two_sided_p, within_margin
-from edue_lightning.reporting.selection import best_metric, goodness, validation_mean
+from edue_lightning.reporting.selection import best_metric, eligible_metrics, goodness, validation_mean
 from edue_lightning.runs.files import Run
 
 Array = NDArray[np.float64]
@@ -48,7 +48,7 @@ class Quantity:
 
     Attributes:
         name: name in `verdict.csv` and `MARGINS`.
-        metrics: its read-outs; each method has the one that is best on validation data.
+        metrics: its read-outs; each method has the one that is best on validation data, see `selection.best_metric`.
     """
 
     name: str
@@ -93,9 +93,9 @@ def judge(runs: Sequence[Run], candidate: str) -> Verdict:
     findings: list[Finding] = []
     for compared in (_against_usual, _against_best, _cost):
         found, said = compared(by_data, candidate)
-        findings += with_outcomes(found)
+        findings += found
         remarks += said
-    return Verdict(candidate, findings, remarks)
+    return Verdict(candidate, with_outcomes(findings), remarks)
 
 
 def _without_candidate(data: str, methods: Mapping[str, Sequence[Run]], candidate: str) -> str:
@@ -107,8 +107,8 @@ def _without_candidate(data: str, methods: Mapping[str, Sequence[Run]], candidat
 
 
 def with_outcomes(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings of a part with their outcomes, after Holm's correction over all of them."""
-    adjusted = holm([finding.p_value for finding in findings])
+    """Return the findings with their outcomes, after Holm's correction over all of them that are not refused."""
+    adjusted = holm([np.nan if _is_refused(finding) else finding.p_value for finding in findings])
     return [_with_outcome(finding, float(p_value)) for finding, p_value in zip(findings, adjusted, strict=True)]
 
 
@@ -180,7 +180,9 @@ def _usual_gain(
         target = HALF * (1 - baseline) / baseline
     change = float(_gain(np.array(value), np.array(baseline), measure))
     replicates = _gain(own, baselines, measure)
-    low, high = interval(replicates) if not np.isnan(change) else (np.nan, np.nan)
+    if np.isnan(change):
+        replicates = np.full_like(replicates, np.nan)
+    low, high = interval(replicates)
     finding = Finding(
         part="usual",
         method=candidate,
@@ -196,9 +198,10 @@ def _usual_gain(
         change=change,
         ci_low=low,
         ci_high=high,
-        p_value=two_sided_p(change - target, low - target, high - target),
+        p_value=two_sided_p(replicates - target),
         target=target,
-        reason=next(filter(None, (_degeneracy(runs, structure) for runs in members)), ""),
+        reason=next(filter(None, (_degeneracy(runs, structure) for runs in members)), "")
+        or _other_cases([(runs, metric) for runs in members], structure),
         seeds=min(len(runs) for runs in members),
     )
     return finding, replicates
@@ -222,14 +225,16 @@ def _average_gain(gains: Sequence[tuple[Finding, Array]]) -> Finding:
     relative = [(finding, values) for finding, values in relative if not np.isnan(finding.change)]
     others = [finding.data for finding, _ in gains if finding.measure != "relative gain" or np.isnan(finding.change)]
     first = gains[0][0]
-    change = target = low = high = np.nan
+    change = target = low = high = p_value = np.nan
     if relative:
         change = float(np.mean([finding.change for finding, _ in relative]))
         target = float(np.mean([finding.target for finding, _ in relative]))
         shortest = min(len(values) for _, values in relative)
         shuffled = [np.random.default_rng(n).permutation(values)[:shortest] for n, (_, values) in enumerate(relative)]
         if not any(np.isnan(finding.ci_low) for finding, _ in relative):
-            low, high = interval(np.mean(shuffled, axis=0))
+            averages = np.mean(shuffled, axis=0)
+            low, high = interval(averages)
+            p_value = two_sided_p(averages - target)
     return replace(
         first,
         data=OVER_DATA,
@@ -240,7 +245,7 @@ def _average_gain(gains: Sequence[tuple[Finding, Array]]) -> Finding:
         change=change,
         ci_low=low,
         ci_high=high,
-        p_value=two_sided_p(change - target, low - target, high - target),
+        p_value=p_value,
         target=target,
         reason=_average_reason(gains, others),
         seeds=min(finding.seeds for finding, _ in gains),
@@ -308,7 +313,9 @@ def _compared(
     rivals = {} if best is None else {best: (chosen[best], "")}
     for name, runs in baselines.items():
         measured = [
-            read_out for read_out in quantity.metrics if not np.isnan(mean_over_seeds(runs, structure, read_out))
+            read_out
+            for read_out in eligible_metrics(runs, structure, quantity.metrics)
+            if not np.isnan(mean_over_seeds(runs, structure, read_out))
         ]
         if name not in chosen and measured:
             # it cannot be ranked, and might be the best
@@ -337,12 +344,7 @@ def _difference(
     nothing: Finding, own: Sequence[Run], others: Sequence[Run], name: str, read_out: str, reason: str
 ) -> Finding:
     found = paired_difference(own, others, nothing.structure, nothing.metric, read_out)
-    counts = [
-        min(run.n_cases(nothing.structure, metric) for run in runs)
-        for runs, metric in ((own, nothing.metric), (others, read_out))
-    ]
-    if counts[0] != counts[1] and not reason:
-        reason = f"defined for {counts[0]} and {counts[1]} cases"
+    reason = reason or _other_cases([(own, nothing.metric), (others, read_out)], nothing.structure)
     return replace(
         nothing,
         value=found.value,
@@ -357,6 +359,28 @@ def _difference(
         reason=reason,
         seeds=found.seeds,
     )
+
+
+def _other_cases(methods: Sequence[tuple[Sequence[Run], str]], structure: str) -> str:
+    """Return the numbers of cases that define each method's metric if they are not the same cases, or an empty text.
+
+    Args:
+        methods: seeds and metric of each method.
+        structure: structure of the metrics.
+    """
+    counts = [min(run.n_cases(structure, metric) for run in runs) for runs, metric in methods]
+    needs = {metric: METRICS[metric].needs for _, metric in methods if metric in METRICS}
+    cases = [
+        run.defining_cases(structure, needs[metric]) for runs, metric in methods if metric in needs for run in runs
+    ]
+    known = [defining for defining in cases if defining is not None]
+    alike = len(set(counts)) == 1
+    if len(known) < sum(len(runs) for runs, _ in methods):
+        return "" if alike else f"defined for {listed([str(count) for count in counts])} cases"
+    if len(set(known)) == 1:
+        return ""
+    text = f"{counts[0]} cases each" if alike else f"{listed([str(count) for count in counts])} cases"
+    return f"defined for {text}, {len(frozenset.intersection(*known))} of them the same"
 
 
 def _cost(by_data: Methods, candidate: str) -> tuple[list[Finding], list[str]]:

@@ -175,6 +175,22 @@ class Run:
         """Return the number of cases that define a metric; 0 where it was not measured."""
         return self._n_cases.get((structure, metric), 0)
 
+    def validation_n_cases(self, structure: str, metric: str) -> int:
+        """Return the number of validation cases that define a metric; 0 where it was not measured."""
+        return self._validation_n_cases.get((structure, metric), 0)
+
+    def defining_cases(self, structure: str, columns: Sequence[str]) -> frozenset[str] | None:
+        """Return the ids of the cases that define some columns of `cases.csv`; None where it lacks one of them."""
+        own = self.cases[self.cases["structure"] == structure]
+        if own.empty or not set(columns) <= set(own.columns):
+            return None
+        return frozenset(own.loc[own[list(columns)].notna().all(axis=1), "case_id"])
+
+    @cached_property
+    def _validation_n_cases(self) -> dict[tuple[str, str], int]:
+        counts = {} if self.validation is None else _by_structure_and_metric(self.validation, "n_cases")
+        return {key: int(count) for key, count in counts.items()}
+
     @cached_property
     def _n_cases(self) -> dict[tuple[str, str], int]:
         counts = _by_structure_and_metric(self.metrics, "n_cases")
