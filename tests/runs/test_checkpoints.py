@@ -10,6 +10,8 @@ import torch
 from edue_lightning.atomic import remove_unfinished, write_whole
 from edue_lightning.errors import UserError
 from edue_lightning.runs.checkpoints import load_method, read_checkpoint, write_checkpoint
+from edue_lightning.runs.files import CONFIGURATION_FILE, read_mapping
+from edue_lightning.runs.record import TRAINING_CASES, method_settings
 
 
 class Payload:
@@ -31,6 +33,13 @@ def test_a_method_is_rebuilt_from_its_checkpoint_alone(trained_run: Path) -> Non
     again = load_method(trained_run / "checkpoints" / "best.ckpt").method
     image = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(method(image), again(image), rtol=0, atol=0)
+
+
+def test_a_checkpoint_knows_the_training_cases_as_its_run_does(trained_run: Path) -> None:
+    configuration = load_method(trained_run / "checkpoints" / "best.ckpt").configuration
+    recorded = read_mapping(trained_run / CONFIGURATION_FILE)
+    assert configuration[TRAINING_CASES] == recorded[TRAINING_CASES]
+    assert method_settings({"training": configuration}) == method_settings(recorded)
 
 
 def test_a_payload_is_refused_and_not_run(tmp_path: Path) -> None:
