@@ -123,6 +123,14 @@ def test_an_empty_split_is_an_error_where_it_is_used() -> None:
         data.train_dataloader()
 
 
+def test_a_structure_with_a_slash_is_refused_before_training() -> None:
+    class Slashed(NumberedCases):
+        structures = ("a", "GTV/n")
+
+    with pytest.raises(UserError, match=r"structure 'GTV/n': must not contain '/', .*; rename the structure"):
+        RaterDataModule("slashed", Slashed())
+
+
 def test_raters_are_padded_and_marked_missing() -> None:
     source = NumberedCases()
     batch = collate_samples([source.load("case0"), source.load("case2")], [0, 2], [5, 6])

@@ -89,3 +89,24 @@ def test_a_constant_variance_over_images_of_several_sizes_has_no_correlation_by_
     assert np.isnan(values["image_pearson_normalised"])
     assert np.isnan(values["image_spearman_normalised"])
     assert not np.isnan(values["image_pearson"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("contents", ["logits", "probabilities"])
+def test_members_equal_but_for_rounding_have_no_correlation_over_cases(dtype: torch.dtype, contents: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(12, 1, 1, 6, 6, dtype=dtype, generator=generator)
+    first = torch.sigmoid(logits) if contents == "probabilities" else logits
+    members = torch.cat([first, torch.nextafter(first, torch.ones((), dtype=dtype)), first], dim=1)
+    masks = torch.rand(12, 4, 1, 6, 6, generator=generator) < 0.4
+    found = case_statistics(members, masks, torch.ones(12, 4) > 0, contents=contents)
+    assert (found["sv"] == 0).all()
+    rows = {row.metric: row.value for row in summarise(found, ["n"]).rows}
+    for name in ("image_pearson", "image_spearman", "image_pearson_normalised", "image_spearman_normalised"):
+        assert np.isnan(rows[name]), name
+    # a spread that rounding does not explain counts
+    apart = torch.cat([first, first * (1 - 1e-3), first], dim=1)
+    rows = {
+        row.metric: row.value for row in summarise(case_statistics(apart, masks, torch.ones(12, 4) > 0), ["n"]).rows
+    }
+    assert np.isfinite(rows["image_pearson"])

@@ -20,8 +20,8 @@ def test_equals_scikit_learn(seed: int, n: int, scale: float, ties: bool) -> Non
     distorted = rng.random(n) > 0.5
     distorted[:2] = [True, False]
     arguments = torch.from_numpy(score.astype(float)), torch.from_numpy(distorted)
-    assert float(ood_auroc(*arguments)) == pytest.approx(roc_auc_score(distorted, score), abs=1e-6)
-    assert float(ood_aupr(*arguments)) == pytest.approx(average_precision_score(distorted, score), abs=1e-6)
+    assert float(ood_auroc(*arguments)) == pytest.approx(roc_auc_score(distorted, score), abs=1e-13)
+    assert float(ood_aupr(*arguments)) == pytest.approx(average_precision_score(distorted, score), abs=1e-13)
     for kind, function in ((OutOfDistributionAUROC, ood_auroc), (OutOfDistributionAUPR, ood_aupr)):
         metric = kind()
         for part in zip(*(a.split([1, n - 1]) for a in arguments), strict=True):
@@ -38,3 +38,12 @@ def test_images_of_one_kind_are_undefined(distorted: list[bool]) -> None:
 
 def test_an_undefined_score_makes_the_area_undefined() -> None:
     assert ood_auroc(torch.tensor([0.1, torch.nan]), torch.tensor([True, False])).isnan()
+
+
+def test_areas_are_exact_for_many_images() -> None:
+    rng = np.random.default_rng(0)
+    distorted = rng.random(50_000) > 0.3
+    score = rng.normal(size=50_000) + 0.5 * distorted
+    arguments = torch.from_numpy(score), torch.from_numpy(distorted)
+    assert float(ood_auroc(*arguments)) == pytest.approx(roc_auc_score(distorted, score), rel=1e-13)
+    assert float(ood_aupr(*arguments)) == pytest.approx(average_precision_score(distorted, score), rel=1e-13)

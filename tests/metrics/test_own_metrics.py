@@ -18,9 +18,18 @@ from edue_lightning.config.schema import TRUSTED_PACKAGES, check_configuration, 
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.run import EvaluateConfiguration
 from edue_lightning.metrics import METRICS, Case, CaseTable, MetricSettings, PerCaseMetric, case_statistics
-from edue_lightning.metrics.catalogue import STATISTIC_NAMES
+from edue_lightning.metrics.catalogue import STATISTIC_NAMES, known_metrics
 from edue_lightning.reporting.comparison import best_methods, compare, comparison_table
-from edue_lightning.runs.files import read_run
+from edue_lightning.runs.files import (
+    CASES_COLUMNS,
+    DETECTION_COLUMNS,
+    DISTORTED_CASES_COLUMNS,
+    METRICS_COLUMNS,
+    QUALITY_CONTROL_COLUMNS,
+    RELIABILITY_COLUMNS,
+    TEXT_COLUMNS,
+    read_run,
+)
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "extend"
 
@@ -79,6 +88,10 @@ def test_an_own_metric_can_be_asked_for_alone() -> None:
         ({"missed": 3}, "extra.missed must be a PerCaseMetric"),
         ({"dice": MissedShare()}, "extra.dice: there is a metric or statistic of this name"),
         ({"sv": MissedShare()}, "extra.sv: there is a metric or statistic of this name"),
+        ({"n_raters": MissedShare()}, "extra.n_raters: there is a metric or statistic of this name"),
+        ({"structure": MissedShare()}, "extra.structure: a column of the tables has this name"),
+        ({"case_id": MissedShare()}, "extra.case_id: a column of the tables has this name"),
+        ({"fingerprint": MissedShare()}, "extra.fingerprint: a column of the tables has this name"),
     ],
 )
 def test_other_objects_and_names_that_are_taken_are_refused(extra: dict[str, Any], message: str) -> None:
@@ -140,3 +153,50 @@ def test_a_report_knows_its_direction(tmp_path: Path, better: str, arrow: str, b
     table = comparison_table(frame, ("lidc", "test", "nodule"), {"area_error": marked}, bold=lambda text: f"**{text}**")
     column = table.set_index("method")[f"area_error{arrow}"]
     assert [method for method, cell in column.items() if cell.startswith("**")] == ([best] if best else [])
+
+
+class Given(PerCaseMetric):
+    """A metric that returns what it was given.
+
+    Args:
+        value: value of every case.
+    """
+
+    better = "high"
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def of_case(self, case: Case) -> Tensor:
+        return self.value
+
+
+@pytest.mark.parametrize("value", [0.5, torch.tensor(0.5), torch.ones(1), torch.ones(3), torch.ones(2, 1)])
+def test_an_own_metric_of_another_shape_is_refused_by_name(value: Any) -> None:
+    settings = MetricSettings(extra={"given": Given(value)})
+    with pytest.raises(UserError, match=r"metric given: must return a tensor \[2\] for each case") as error:
+        case_statistics(*random_cases(0), settings=settings)
+    assert "\n" not in str(error.value)
+
+
+def test_shapes_that_make_up_for_each_other_are_refused_too() -> None:
+    settings = MetricSettings(extra={"short": Given(torch.ones(1)), "long": Given(torch.ones(3))})
+    table = CaseTable(["a", "b"], settings=settings)
+    with pytest.raises(UserError, match="metric short: must return"):
+        table.update(*random_cases(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32])
+def test_an_own_metric_may_be_of_any_type(dtype: torch.dtype) -> None:
+    settings = MetricSettings(extra={"given": Given(torch.tensor([1, 0]).to(dtype))})
+    found = case_statistics(*random_cases(0), settings=settings, names=["given"])
+    assert found["given"].dtype == torch.float64
+    assert found["given"].tolist() == [[1, 0]] * 3
+
+
+def test_no_own_metric_is_called_like_a_column_of_a_table() -> None:
+    tables = (METRICS_COLUMNS, CASES_COLUMNS, DISTORTED_CASES_COLUMNS, DETECTION_COLUMNS, QUALITY_CONTROL_COLUMNS)
+    columns = {*TEXT_COLUMNS, *RELIABILITY_COLUMNS, *(name for table in tables for name in table)}
+    for name in columns | {"n_raters"}:
+        with pytest.raises(ValueError, match=rf"extra\.{name}: .*; choose another name"):
+            known_metrics(MetricSettings(extra={name: MissedShare()}))

@@ -87,3 +87,28 @@ def test_few_cases_tell_nothing() -> None:
     scores, dice = random_cases(25)
     scores["predicted_area"][:10] = 0
     assert fit_expected_dice(scores, dice) is None
+
+
+def test_a_feature_that_is_constant_but_for_rounding_is_left_out() -> None:
+    scores, dice = random_cases(40)
+    noise = np.random.default_rng(1).random(40)
+    scores["model_agreement"] = np.where(noise < 0.5, 0.9, np.nextafter(0.9, 1))
+    scores["sv_total"] = scores["predicted_area"] * 0.25 * (1 + 1e-7 * noise)
+    fitted = fit_expected_dice(scores, dice)
+    assert fitted is not None
+    assert not {"model_agreement", "log(sv_total / predicted_area)"} & set(fitted.expected_dice.terms)
+    found = [fitted.expected_dice({name: values[i] for name, values in scores.items()}) for i in range(40)]
+    np.testing.assert_allclose(found, fitted.fitted, rtol=1e-9)
+
+
+def test_a_case_without_raters_is_predicted_and_not_fitted_to() -> None:
+    scores, dice = random_cases(40)
+    without = fit_expected_dice({name: values[1:] for name, values in scores.items()}, dice[1:])
+    dice[0] = math.nan
+    fitted = fit_expected_dice(scores, dice)
+    assert fitted is not None and without is not None
+    assert fitted.expected_dice == without.expected_dice
+    np.testing.assert_array_equal(fitted.left_out[1:], without.left_out)
+    wanted = fitted.expected_dice({name: values[0] for name, values in scores.items()})
+    assert fitted.left_out[0] == pytest.approx(wanted)
+    assert fitted.fitted[0] == pytest.approx(wanted)

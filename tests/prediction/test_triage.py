@@ -19,6 +19,7 @@ from edue_lightning.prediction.triage import (
     CANDIDATES,
     RANGE_SCORES,
     StructureTriage,
+    Threshold,
     Triage,
     best_score,
     intensities_of,
@@ -203,3 +204,31 @@ def test_what_is_damaged_is_told_in_one_line(damage: Any) -> None:
 def test_every_score_has_its_statistic() -> None:
     names = set(CaseStatistics({name: torch.zeros(1, 1) for name in RANGE_SCORES}).columns)
     assert names == {*CANDIDATES, "predicted_area"} - {"expected_dice"}
+
+
+def test_the_threshold_lies_between_neighbouring_scores_however_close() -> None:
+    known = structure([0.9, 0.1, 0.1, 0.9, 0.9], [1.0, 1.00001, 1.00002, 1.0, math.inf])
+    threshold = known.threshold(1.0)
+    assert threshold.value is not None
+    assert 1 < threshold.value < 1.00001
+    assert (threshold.sensitivity, threshold.flagged) == (1, 0.6)
+
+
+def test_scores_without_a_number_between_them_are_told_apart() -> None:
+    above = float(np.nextafter(1.0, 2.0))
+    for low, high in ((1.0, above), (above, float(np.nextafter(above, 2.0)))):
+        assert structure([0.9, 0.1], [low, high]).threshold(1.0) == Threshold(high, 1.0, 0.5)
+
+
+def test_any_sensitivity_flags_a_poor_case_first() -> None:
+    known = structure([0.1, 0.2, 0.9, 0.95], [5.0, 4.0, 3.0, 2.0])
+    assert known.threshold(1e-10) == Threshold(4.5, 0.5, 0.25)
+
+
+def test_a_case_without_raters_leaves_the_choice_of_the_score() -> None:
+    rng = np.random.default_rng(0)
+    dice = rng.random(30)
+    uncertainties = {"sv": rng.permutation(30) * 1.0, "entropy": -dice}
+    assert best_score(uncertainties, dice) == "entropy"
+    dice[4] = math.nan
+    assert best_score(uncertainties, dice) == "entropy"

@@ -84,6 +84,11 @@ class RaterDataModule(pl.LightningDataModule):
                 f"structure {RESERVED_STRUCTURE!r}: tables use this name for the mean over structures; "
                 "rename the structure"
             )
+        for structure in source.structures:
+            if "/" in structure:
+                raise UserError(
+                    f"structure {structure!r}: must not contain '/', which file names use; rename the structure"
+                )
         self.name: str = name
         self.source = source
         self.augmentation = augmentation

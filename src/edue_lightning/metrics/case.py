@@ -104,8 +104,11 @@ class Case:
 
     @cached_property
     def between(self) -> Tensor:
-        """Variance V between the members, `[K, V]`."""
-        return _by_parts(lambda part: member_variance(part[None])[0], self.probabilities)
+        """Variance V between the members, `[K, V]`; 0 where rounding explains all of a structure's variance."""
+        variance = _by_parts(lambda part: member_variance(part[None])[0], self.probabilities)
+        # sums over cases of such variances would correlate with anything
+        variance[variance.amax(dim=1) <= (self._rounding * self.mean.amax(dim=1)).square()] = 0
+        return variance
 
     @cached_property
     def total(self) -> Tensor:

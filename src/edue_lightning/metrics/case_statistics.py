@@ -177,6 +177,16 @@ def check_batch(
         )
 
 
+def _checked(name: str, value: Tensor, shape: list[int]) -> Tensor:
+    if not isinstance(value, Tensor) or list(value.shape) != shape:
+        given = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise UserError(
+            f"metric {name}: must return a tensor {shape} for each case, one entry per structure, not {given}; "
+            "correct the metric's code"
+        )
+    return value.double()
+
+
 def _measure(case: Case, columns: Columns) -> CaseStatistics:
     found: dict[str, Tensor] = {}
     for statistic in columns.statistics:
@@ -184,5 +194,6 @@ def _measure(case: Case, columns: Columns) -> CaseStatistics:
             values: Sequence[Tensor] = statistic.compute(case)
         else:
             values = [torch.full_like(case.mean[:, 0], torch.nan)] * len(statistic.names)
-        found.update(zip(statistic.names, values, strict=True))
+        for name, value in zip(statistic.names, values, strict=True):
+            found[name] = _checked(name, value, [len(case.structures), *statistic.shape])
     return CaseStatistics({name: found[name][None] for name in columns.names})

@@ -53,17 +53,29 @@ VALIDATION_METRICS = tuple(
 """Metrics that are computed after every epoch."""
 
 
+RESERVED_NAMES = frozenset(
+    (
+        *("method", "data", "split", "seed", "structure", "metric", "value", "ci_low", "ci_high", "n_cases"),
+        *("n_undefined", "better", "no_interval", "case_id", "group", "fingerprint", "score"),
+        *("distortion", "severity"),
+    )
+)
+"""Columns that stand beside metrics and statistics in tables: no metric of `MetricSettings.extra` has such a name."""
+
+
 def known_metrics(settings: MetricSettings) -> dict[str, Definition]:
     """Return all metrics by name, those of `MetricSettings.extra` last.
 
     Raises:
-        ValueError: if one of `extra` is not a `PerCaseMetric`, or its name is taken.
+        ValueError: if one of `extra` is not a `PerCaseMetric`, or its name is that of another number or column.
     """
     for name, metric in settings.extra.items():
         if not isinstance(metric, PerCaseMetric):
             raise ValueError(f"extra.{name} must be a PerCaseMetric (edue_lightning.metrics), not {metric!r}")
         if name in METRICS or name in STATISTIC_NAMES:
             raise ValueError(f"extra.{name}: there is a metric or statistic of this name already; choose another name")
+        if name in RESERVED_NAMES:
+            raise ValueError(f"extra.{name}: a column of the tables has this name; choose another name")
     return METRICS | {name: metric.definition(name) for name, metric in settings.extra.items()}
 
 

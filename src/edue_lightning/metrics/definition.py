@@ -133,7 +133,7 @@ class PerCaseMetric(ABC):
 
     @abstractmethod
     def of_case(self, case: Case) -> Tensor:
-        """Return the number of each structure, `[K]`; NaN where it is undefined."""
+        """Return the number of each structure, `[K]`, of any type; NaN where it is undefined."""
 
     def definition(self, name: str) -> Definition:
         """Return the definition of the metric under a name."""

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
 
 def ood_auroc(score: Tensor, distorted: Tensor) -> Tensor:
     """Return the area under the ROC curve of a score that should be higher for distorted images than for clean ones.
 
-    In [0, 1], higher is better, 0.5 for a score without information. Exact, by torchmetrics.
+    In [0, 1], higher is better, 0.5 for a score without information. The share of pairs of a distorted and
+    a clean image in which the distorted one has the higher score; equal scores count half. Exact, in float64.
 
     Args:
         score: `[N]`, such as SV or minus the layer agreement.
@@ -29,7 +29,12 @@ def ood_auroc(score: Tensor, distorted: Tensor) -> Tensor:
     >>> ood_auroc(torch.tensor([0.1, 0.4, 0.3, 0.9]), torch.tensor([False, False, True, True]))
     tensor(0.7500, dtype=torch.float64)
     """
-    return _of_ranks(binary_auroc, score, distorted)
+    counts = _per_score(score, distorted)
+    if counts is None:
+        return _undefined(score)
+    positive, negative = counts
+    below = negative.cumsum(0) - negative
+    return (positive * (below + negative / 2)).sum() / (positive.sum() * negative.sum())
 
 
 def ood_aupr(score: Tensor, distorted: Tensor) -> Tensor:
@@ -41,18 +46,33 @@ def ood_aupr(score: Tensor, distorted: Tensor) -> Tensor:
     >>> ood_aupr(torch.tensor([0.1, 0.4, 0.3, 0.9]), torch.tensor([False, False, True, True]))
     tensor(0.8333, dtype=torch.float64)
     """
-    return _of_ranks(binary_average_precision, score, distorted)
+    counts = _per_score(score, distorted)
+    if counts is None:
+        return _undefined(score)
+    positive, negative = (part.flip(0) for part in counts)
+    found = positive.cumsum(0)
+    precision = found / (found + negative.cumsum(0))
+    return (positive * precision).sum() / positive.sum()
 
 
-def _of_ranks(metric: Any, score: Tensor, distorted: Tensor) -> Tensor:
+def _per_score(score: Tensor, distorted: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the numbers of distorted and of clean images of each distinct score, from the lowest score on.
+
+    Returns:
+        two tensors `[D]` float64; None if the images are of one kind, or a score is NaN.
+    """
     _check(score, distorted)
-    undefined = torch.tensor(torch.nan, dtype=torch.float64, device=score.device)
     if bool(score.isnan().any()) or bool(distorted.all()) or not bool(distorted.any()):
-        return undefined
-    # both depend on the order of the scores alone; torchmetrics would apply a sigmoid to scores outside [0, 1], which
-    # makes large ones equal
-    ranks = torch.unique(score, return_inverse=True)[1].double()
-    return metric(ranks / ranks.max().clamp_min(1), distorted.long()).double()
+        return None
+    distinct, position = torch.unique(score, return_inverse=True)
+    positive, negative = (
+        torch.bincount(position[chosen], minlength=len(distinct)).double() for chosen in (distorted, ~distorted)
+    )
+    return positive, negative
+
+
+def _undefined(score: Tensor) -> Tensor:
+    return torch.tensor(torch.nan, dtype=torch.float64, device=score.device)
 
 
 def _check(score: Tensor, distorted: Tensor) -> None:

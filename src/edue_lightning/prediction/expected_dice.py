@@ -18,6 +18,8 @@ SIZE_FEATURE = "log(predicted_area)"
 
 _PENALTIES = np.logspace(-1, 3, 9)
 _SMALLEST = 1e-12
+# range of a feature, a logarithm or a share, that rounding can explain
+_ROUNDING = 1e-5
 
 
 class Term(NamedTuple):
@@ -112,36 +114,42 @@ def features(scores: Mapping[str, Array]) -> dict[str, Array]:
 def fit_expected_dice(scores: Mapping[str, Array], dice: Array) -> Fitted | None:
     """Fit a ridge regression, with the penalty of the smallest leave-one-out error.
 
-    Features that are undefined, such as the variance between the members of a single network, or constant are left out.
+    Features that are undefined, such as the variance between the members of a single network, or constant but for rounding are left
+    out. Cases without a Dice get a prediction, but are not fitted to.
 
     Args:
         scores: scores of N cases by name, see `features`.
-        dice: Dice of the cases, `[N]`.
+        dice: Dice of the cases, `[N]`; NaN for a case without raters.
 
     Returns:
-        the regression; None for fewer than `FEWEST_CASES` cases with a mask, too few to fit it.
+        the regression; None for fewer than `FEWEST_CASES` cases with a mask and a Dice, too few to fit it.
     """
     found = features(scores)
-    mask = np.isfinite(found[SIZE_FEATURE])
-    used = {name: values for name, values in found.items() if np.isfinite(values[mask]).all()}
-    used = {name: values for name, values in used.items() if mask.any() and np.ptp(values[mask]) > 0}
-    if mask.sum() < FEWEST_CASES or not used:
+    defined = np.isfinite(found[SIZE_FEATURE])
+    known = defined & np.isfinite(dice)
+    if known.sum() < FEWEST_CASES:
         return None
-    columns = np.stack([values[mask] for values in used.values()], axis=1)
+    used = {name: values for name, values in found.items() if np.isfinite(values[defined]).all()}
+    used = {name: values for name, values in used.items() if np.ptp(values[known]) > _ROUNDING}
+    if not used:
+        return None
+    columns = np.stack([values[known] for values in used.values()], axis=1)
     middle, scale = columns.mean(axis=0), columns.std(axis=0)
-    standard, wanted = (columns - middle) / scale, dice[mask] - dice[mask].mean()
-    fits = [_ridge(standard, wanted, penalty) for penalty in _PENALTIES]
+    standard, mean = (columns - middle) / scale, dice[known].mean()
+    fits = [_ridge(standard, dice[known] - mean, penalty) for penalty in _PENALTIES]
     weights, errors = min(fits, key=lambda fit: float(np.square(fit[1]).mean()))
-    left_out = np.full(len(dice), np.nan)
-    left_out[mask] = dice[mask] - errors
     slopes = weights / scale
     terms = {
         name: Term(float(slope), float(column.min()), float(column.max()))
         for name, slope, column in zip(used, slopes, columns.T, strict=True)
     }
     fitted = np.full(len(dice), np.nan)
-    fitted[mask] = dice[mask].mean() + standard @ weights
-    return Fitted(ExpectedDice(float(dice[mask].mean() - slopes @ middle), terms), left_out, fitted)
+    # clipped to the range of the fitted cases, as for new ones
+    clipped = np.stack([np.clip(found[name][defined], term.low, term.high) for name, term in terms.items()], axis=1)
+    fitted[defined] = mean + (clipped - middle) / scale @ weights
+    left_out = fitted.copy()
+    left_out[known] = dice[known] - errors
+    return Fitted(ExpectedDice(float(mean - slopes @ middle), terms), left_out, fitted)
 
 
 def _ridge(standard: Array, wanted: Array, penalty: float) -> tuple[Array, Array]:

@@ -125,19 +125,22 @@ class StructureTriage:
     def threshold(self, sensitivity: float) -> Threshold:
         """Return the threshold that flags at least a share of the poor validation cases, and as few others as it can.
 
-        It lies midway between the last case that must be flagged and the next one below, so that rounding changes no
-        flag; below all cases it lies under the last one by more than rounding.
+        It lies midway between the last case that must be flagged and the next lower uncertainty, so that rounding
+        changes no flag; where no case is lower, it lies below the last one by more than rounding.
         """
         poor = np.sort(self.uncertainties[self.dice < self.poor_dice])[::-1]
         if not len(poor):
             return Threshold(None, math.nan, 0.0)
-        last = float(poor[math.ceil(round(sensitivity * len(poor), 9)) - 1])
-        value = last
-        if math.isfinite(last):
+        last = float(poor[max(math.ceil(round(sensitivity * len(poor), 9)), 1) - 1])
+        below = self.uncertainties[self.uncertainties < last]
+        if not math.isfinite(last):
+            value = last
+        elif len(below):
+            middle = (last + float(below.max())) / 2
+            # no number lies between neighbours in float64
+            value = middle if middle > below.max() else last
+        else:
             value = last - max(_ROUNDING * abs(last), _SMALLEST)
-            below = self.uncertainties[self.uncertainties < last]
-            if len(below):
-                value = min(value, (last + float(below.max())) / 2)
         return Threshold(value, float((poor >= value).mean()), float((self.uncertainties >= value).mean()))
 
     def outside(self, scores: Mapping[str, float]) -> list[str]:
@@ -348,15 +351,17 @@ def scores_of(estimate: Estimate, structure: int) -> dict[str, float]:
 def best_score(uncertainties: Mapping[str, Array], dice: Array) -> str:
     """Return the score whose order of the cases has the smallest area under the risk-coverage curve.
 
-    Scores undefined for all cases, such as the variance between the members of a single network, are left out.
+    Scores undefined for all cases, such as the variance between the members of a single network, are left out; so are
+    cases without a Dice.
 
     Args:
         uncertainties: uncertainty of the cases by score, `[N]` each, infinite where the score is undefined.
-        dice: Dice of the cases, `[N]`.
+        dice: Dice of the cases, `[N]`; NaN for a case without raters.
     """
-    one_each = np.ones((1, len(dice)))
+    known = ~np.isnan(dice)
+    one_each = np.ones((1, int(known.sum())))
     areas = {
-        score: float(risk_coverage(uncertainty, 1 - dice, one_each).area[0])
+        score: float(risk_coverage(uncertainty[known], 1 - dice[known], one_each).area[0])
         for score, uncertainty in uncertainties.items()
         if np.isfinite(uncertainty).any()
     }
