@@ -22,11 +22,8 @@ from edue_lightning.metrics.catalogue import STATISTIC_NAMES, known_metrics
 from edue_lightning.reporting.comparison import best_methods, compare, comparison_table
 from edue_lightning.runs.files import (
     CASES_COLUMNS,
-    DETECTION_COLUMNS,
     DISTORTED_CASES_COLUMNS,
     METRICS_COLUMNS,
-    QUALITY_CONTROL_COLUMNS,
-    RELIABILITY_COLUMNS,
     TEXT_COLUMNS,
     read_run,
 )
@@ -195,8 +192,6 @@ def test_an_own_metric_may_be_of_any_type(dtype: torch.dtype) -> None:
 
 
 def test_no_own_metric_is_called_like_a_column_of_a_table() -> None:
-    tables = (METRICS_COLUMNS, CASES_COLUMNS, DISTORTED_CASES_COLUMNS, DETECTION_COLUMNS, QUALITY_CONTROL_COLUMNS)
-    columns = {*TEXT_COLUMNS, *RELIABILITY_COLUMNS, *(name for table in tables for name in table)}
-    for name in columns | {"n_raters"}:
+    for name in {*TEXT_COLUMNS, *METRICS_COLUMNS, *CASES_COLUMNS, *DISTORTED_CASES_COLUMNS, "n_raters"}:
         with pytest.raises(ValueError, match=rf"extra\.{name}: .*; choose another name"):
             known_metrics(MetricSettings(extra={name: MissedShare()}))

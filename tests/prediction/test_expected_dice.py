@@ -106,7 +106,8 @@ def test_a_case_without_raters_is_predicted_and_not_fitted_to() -> None:
     without = fit_expected_dice({name: values[1:] for name, values in scores.items()}, dice[1:])
     dice[0] = math.nan
     fitted = fit_expected_dice(scores, dice)
-    assert fitted is not None and without is not None
+    assert fitted is not None
+    assert without is not None
     assert fitted.expected_dice == without.expected_dice
     np.testing.assert_array_equal(fitted.left_out[1:], without.left_out)
     wanted = fitted.expected_dice({name: values[0] for name, values in scores.items()})

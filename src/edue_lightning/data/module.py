@@ -87,7 +87,7 @@ class RaterDataModule(pl.LightningDataModule):
         for structure in source.structures:
             if "/" in structure:
                 raise UserError(
-                    f"structure {structure!r}: must not contain '/', which file names use; rename the structure"
+                    f"structure {structure!r}: must not contain '/', as files are named after it; rename the structure"
                 )
         self.name: str = name
         self.source = source

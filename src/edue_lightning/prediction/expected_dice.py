@@ -114,8 +114,8 @@ def features(scores: Mapping[str, Array]) -> dict[str, Array]:
 def fit_expected_dice(scores: Mapping[str, Array], dice: Array) -> Fitted | None:
     """Fit a ridge regression, with the penalty of the smallest leave-one-out error.
 
-    Features that are undefined, such as the variance between the members of a single network, or constant but for rounding are left
-    out. Cases without a Dice get a prediction, but are not fitted to.
+    Features that are undefined, such as the variance between the members of a single network, or constant but for
+    rounding are left out. Cases without a Dice get a prediction, but are not fitted to.
 
     Args:
         scores: scores of N cases by name, see `features`.
