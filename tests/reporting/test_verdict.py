@@ -12,9 +12,15 @@ import pytest
 from run_files import RESAMPLES, write_cost, write_values
 
 from edue_lightning.reporting import judge, read_run
-from edue_lightning.reporting.comparison import best_methods, paired_difference, replicates_over_seeds
+from edue_lightning.reporting.comparison import (
+    best_methods,
+    paired_difference,
+    paired_differences,
+    replicates_over_seeds,
+)
 from edue_lightning.reporting.findings import Finding, Verdict
 from edue_lightning.reporting.outcomes import MARGINS, interval_p, outcome, two_sided_p
+from edue_lightning.reporting.tables import differences_table
 from edue_lightning.reporting.verdict_text import sentence, sentences, summary, table
 from edue_lightning.runs.files import METRICS_COLUMNS, Replicates, Run, write_replicates, write_table
 
@@ -391,6 +397,23 @@ def test_defined_cases_are_compared_one_by_one(tmp_path: Path, own: range, other
     runs = [run(tmp_path, name, {metric: value}) for name, value in (("edue", 0.6), ("other", 0.4))]
     runs = [with_scores(each, undefined, metric) for each, undefined in zip(runs, (own, other), strict=True)]
     assert of(judge(runs, "edue"), metric).reason == reason
+    # and so do the differences from a reference
+    differences = paired_differences(runs[::-1], "other")
+    row = differences.set_index("metric").loc[metric]
+    assert row["differing_cases"] == reason
+    assert (reason in differences_table(differences, "lidc", "test", "nodule")[metric].item()) or not reason
+
+
+def test_the_mean_over_structures_is_defined_by_cases_that_define_all(tmp_path: Path) -> None:
+    found = run(tmp_path, "edue", {})
+    disc, cup = (found.cases.assign(structure=name, sv=1.0) for name in ("disc", "cup"))
+    disc.loc[0, "sv"] = cup.loc[3, "sv"] = np.nan
+    pd.concat([disc, cup]).to_csv(found.folder / "cases.csv", index=False)
+    found = read_run(found.folder)
+    names = {f"case{n}" for n in range(9)}
+    assert found.defining_cases("disc", ("sv", "dice")) == names - {"case0"}
+    assert found.defining_cases("mean", ("sv", "dice")) == names - {"case0", "case3"}
+    assert found.defining_cases("disc", ("absent",)) is None
 
 
 @pytest.mark.parametrize("failing", ["edue", "single"])

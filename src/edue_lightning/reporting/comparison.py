@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edue_lightning.errors import UserError
 from edue_lightning.metrics import METRICS, interval
+from edue_lightning.reporting.findings import listed
 from edue_lightning.reporting.identity import distinguish
 from edue_lightning.reporting.outcomes import holm, is_degenerate, is_shown, two_sided_p
 from edue_lightning.runs.files import METRICS_COLUMNS, Run
@@ -20,7 +21,7 @@ from edue_lightning.runs.files import METRICS_COLUMNS, Run
 COMPARISON_COLUMNS = (*METRICS_COLUMNS, "seeds", "better")
 DIFFERENCE_COLUMNS = (
     *("method", "reference", "data", "split", "structure", "metric"),
-    *("difference", "ci_low", "ci_high", "seeds"),
+    *("difference", "ci_low", "ci_high", "seeds", "differing_cases"),
 )
 TABLE_METRICS = (
     "dice",
@@ -120,7 +121,7 @@ def paired_differences(runs: Sequence[Run], reference: str) -> pd.DataFrame:
         reference: name of a method.
 
     Returns:
-        `DIFFERENCE_COLUMNS`; `seeds` is the smaller number of the two.
+        `DIFFERENCE_COLUMNS`; `seeds` is the smaller number of the two, `differing_cases` see `differing_cases`.
     """
     groups = group_by_subject(runs)
     rows = []
@@ -132,7 +133,8 @@ def paired_differences(runs: Sequence[Run], reference: str) -> pd.DataFrame:
             found = paired_difference(members, references, structure, metric)
             interval_ends = (found.ci_low, found.ci_high)
             identity = (method, reference, data, split, structure, metric)
-            rows.append((*identity, found.difference, *interval_ends, found.seeds))
+            differing = differing_cases([(members, metric), (references, metric)], structure)
+            rows.append((*identity, found.difference, *interval_ends, found.seeds, differing))
     return pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
 
 
@@ -172,6 +174,28 @@ def paired_replicates(methods: Sequence[tuple[Sequence[Run], str]], structure: s
     drawn = [replicates_over_seeds(runs, structure, metric, draw) for draw, (runs, metric) in enumerate(methods)]
     shared = min(map(len, drawn)) if _in_one_order([run for runs, _ in methods for run in runs]) else 0
     return [values[:shared] for values in drawn]
+
+
+def differing_cases(methods: Sequence[tuple[Sequence[Run], str]], structure: str) -> str:
+    """Return the numbers of cases that define each method's metric if they are not the same cases, or an empty text.
+
+    Args:
+        methods: seeds and metric of each method.
+        structure: structure of the metrics.
+    """
+    counts = [min(run.n_cases(structure, metric) for run in runs) for runs, metric in methods]
+    needs = {metric: METRICS[metric].needs for _, metric in methods if metric in METRICS}
+    cases = [
+        run.defining_cases(structure, needs[metric]) for runs, metric in methods if metric in needs for run in runs
+    ]
+    known = [defining for defining in cases if defining is not None]
+    alike = len(set(counts)) == 1
+    if len(known) < sum(len(runs) for runs, _ in methods):
+        return "" if alike else f"defined for {listed([str(count) for count in counts])} cases"
+    if len(set(known)) == 1:
+        return ""
+    text = f"{counts[0]} cases each" if alike else f"{listed([str(count) for count in counts])} cases"
+    return f"defined for {text}, {len(frozenset.intersection(*known))} of them the same"
 
 
 def mean_over_seeds(runs: Sequence[Run], structure: str, metric: str) -> float:

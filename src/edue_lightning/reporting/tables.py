@@ -46,9 +46,10 @@ def differences_table(differences: pd.DataFrame, data: str, split: str, structur
     for metric in DIFFERENCE_METRICS:
         rows = chosen[chosen["metric"] == metric].set_index("method").reindex(table["method"])
         numbers = rows[["difference", "ci_low", "ci_high"]].to_numpy(dtype=float).tolist()
+        notes = [f" ({note})" if note else "" for note in rows["differing_cases"].fillna("")]
         table[metric] = [
-            "undefined" if np.isnan(value) else f"{value:+.3f} {interval_text(low, high, '+.3f')}"
-            for value, low, high in numbers
+            "undefined" if np.isnan(value) else f"{value:+.3f} {interval_text(low, high, '+.3f')}{note}"
+            for (value, low, high), note in zip(numbers, notes, strict=True)
         ]
     return table
 

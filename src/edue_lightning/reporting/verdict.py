@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edue_lightning.metrics import LOWER_IS_BETTER, MEAN_STRUCTURE, METRICS, SCORES, interval
+from edue_lightning.metrics import LOWER_IS_BETTER, MEAN_STRUCTURE, SCORES, interval
 from edue_lightning.reporting.comparison import (
+    differing_cases,
     group_by_subject,
     mean_over_seeds,
     paired_difference,
@@ -201,7 +202,7 @@ def _usual_gain(
         p_value=two_sided_p(replicates - target),
         target=target,
         reason=next(filter(None, (_degeneracy(runs, structure) for runs in members)), "")
-        or _other_cases([(runs, metric) for runs in members], structure),
+        or differing_cases([(runs, metric) for runs in members], structure),
         seeds=min(len(runs) for runs in members),
     )
     return finding, replicates
@@ -344,7 +345,7 @@ def _difference(
     nothing: Finding, own: Sequence[Run], others: Sequence[Run], name: str, read_out: str, reason: str
 ) -> Finding:
     found = paired_difference(own, others, nothing.structure, nothing.metric, read_out)
-    reason = reason or _other_cases([(own, nothing.metric), (others, read_out)], nothing.structure)
+    reason = reason or differing_cases([(own, nothing.metric), (others, read_out)], nothing.structure)
     return replace(
         nothing,
         value=found.value,
@@ -359,28 +360,6 @@ def _difference(
         reason=reason,
         seeds=found.seeds,
     )
-
-
-def _other_cases(methods: Sequence[tuple[Sequence[Run], str]], structure: str) -> str:
-    """Return the numbers of cases that define each method's metric if they are not the same cases, or an empty text.
-
-    Args:
-        methods: seeds and metric of each method.
-        structure: structure of the metrics.
-    """
-    counts = [min(run.n_cases(structure, metric) for run in runs) for runs, metric in methods]
-    needs = {metric: METRICS[metric].needs for _, metric in methods if metric in METRICS}
-    cases = [
-        run.defining_cases(structure, needs[metric]) for runs, metric in methods if metric in needs for run in runs
-    ]
-    known = [defining for defining in cases if defining is not None]
-    alike = len(set(counts)) == 1
-    if len(known) < sum(len(runs) for runs, _ in methods):
-        return "" if alike else f"defined for {listed([str(count) for count in counts])} cases"
-    if len(set(known)) == 1:
-        return ""
-    text = f"{counts[0]} cases each" if alike else f"{listed([str(count) for count in counts])} cases"
-    return f"defined for {text}, {len(frozenset.intersection(*known))} of them the same"
 
 
 def _cost(by_data: Methods, candidate: str) -> tuple[list[Finding], list[str]]:

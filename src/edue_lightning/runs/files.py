@@ -15,6 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from edue_lightning.errors import UserError
+from edue_lightning.metrics import MEAN_STRUCTURE
 from edue_lightning.metrics.summary import group_numbers
 from edue_lightning.text import reason_of
 from edue_lightning.uncertainty import CASE_SCORES
@@ -180,11 +181,15 @@ class Run:
         return self._validation_n_cases.get((structure, metric), 0)
 
     def defining_cases(self, structure: str, columns: Sequence[str]) -> frozenset[str] | None:
-        """Return the ids of the cases that define some columns of `cases.csv`; None where it lacks one of them."""
-        own = self.cases[self.cases["structure"] == structure]
+        """Return the ids of the cases that define some columns of `cases.csv`; None where it lacks one of them.
+
+        The mean over structures is defined by the cases that define all of them.
+        """
+        own = self.cases if structure == MEAN_STRUCTURE else self.cases[self.cases["structure"] == structure]
         if own.empty or not set(columns) <= set(own.columns):
             return None
-        return frozenset(own.loc[own[list(columns)].notna().all(axis=1), "case_id"])
+        defined = own[list(columns)].notna().all(axis=1).groupby(own["case_id"]).all()
+        return frozenset(defined.index[defined])
 
     @cached_property
     def _validation_n_cases(self) -> dict[tuple[str, str], int]:
