@@ -117,7 +117,7 @@ def test_an_empty_split_is_an_error_where_it_is_used() -> None:
     data = RaterDataModule("few", TestCasesAlone())
     assert [record.case_id for record in data.records("test")] == ["case0"]
     assert len(data.evaluation_dataloader("all")) == 1
-    with pytest.raises(UserError, match="data=few: no case is left for train, val: 1 cases of 1 patients"):
+    with pytest.raises(UserError, match="data=few: no case is left for train, val, as all 1 cases have another split"):
         data.require("train", "val", "test")
     with pytest.raises(UserError, match="no case is left for train"):
         data.train_dataloader()
