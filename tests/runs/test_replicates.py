@@ -44,7 +44,8 @@ def test_a_file_of_an_earlier_version_has_no_groups(tmp_path: Path) -> None:
     [
         ((), (), True),
         ((), ALONE, True),
-        (ALONE, tuple(reversed(ALONE)), True),
+        # each draw takes groups by name, so it draws other cases
+        (ALONE, tuple(reversed(ALONE)), False),
         (IN_PAIRS, IN_PAIRS, True),
         (IN_PAIRS, ALONE, False),
         (IN_PAIRS, (), False),
