@@ -47,7 +47,7 @@ def test_a_run_folder_holds_everything(trained_run: Path) -> None:
     assert configuration["network"]["features"] == [4, 6, 8, 8]
     assert configuration["command"].startswith("python -m edue_lightning.train experiment=synthetic")
     metrics = pd.read_csv(trained_run / "metrics.csv")
-    assert list(metrics.columns) == METRIC_COLUMNS
+    assert list(metrics.columns) == [*METRIC_COLUMNS, "better", "no_interval"]
     assert set(metrics.method) == {"edue"}
     assert set(metrics.structure) == {"disc", "cup", "mean"}
     assert set(metrics.metric) >= {"dice", "nll", "ece", "brier", "image_pearson", "image_spearman", "pixel_pearson"}
@@ -151,7 +151,7 @@ def test_a_multirun_of_methods_and_seeds_is_compared(tmp_path: Path) -> None:
     assert reported.returncode == 0, reported.stderr
     assert "report.html" in reported.stdout
     comparison = pd.read_csv(tmp_path / "runs" / "report" / "comparison.csv")
-    assert list(comparison.columns) == [*METRIC_COLUMNS, "seeds"]
+    assert list(comparison.columns) == [*METRIC_COLUMNS, "seeds", "better"]
     assert set(comparison.method) == {"edue", "layer_ensemble", "deep_ensemble"}
     assert set(comparison.seeds) == {2}
     both = [pd.read_csv(p) for p in tmp_path.glob("runs/*_edue_*/metrics.csv")]

@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from edue_lightning.data.sample import RaterBatch
 from edue_lightning.losses import SegmentationLoss
 from edue_lightning.methods.sliding_window import Inference
-from edue_lightning.methods.targets import Tie
 from edue_lightning.networks import HeadLayout
+from edue_lightning.uncertainty import Tie
 
 NetworkFactory = Callable[[HeadLayout], nn.Module]
 """Make a freshly initialised network with the given heads: `[B, C, *S]` to logits `[B, members, K, *S]`.

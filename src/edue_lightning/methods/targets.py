@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.uncertainty.maps import rater_mean
+from edue_lightning.uncertainty.maps import Tie, majority, rater_mean
 
 Target = Literal["majority", "soft_majority", "random_rater", "rater_per_member"]
 """Training target of a network:
@@ -18,9 +18,6 @@ Target = Literal["majority", "soft_majority", "random_rater", "rater_per_member"
 - `random_rater`: one valid rater, drawn anew for each case and epoch;
 - `rater_per_member`: member m always learns from rater m, see `fixed_raters`.
 """
-
-Tie = Literal["foreground", "background"]
-"""Class of a voxel that exactly half of the valid raters marked."""
 
 # odd 64-bit constants of the splitmix64 generator (Steele et al., OOPSLA 2014), as signed integers
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - 2**64
@@ -105,4 +102,4 @@ def member_target(batch: RaterBatch, target: Target, member: int = 0, tie: Tie =
     share = rater_mean(batch.masks, batch.valid)[:, None]
     if target == "soft_majority":
         return share
-    return (share >= 0.5 if tie == "foreground" else share > 0.5).float()
+    return majority(share, tie).float()

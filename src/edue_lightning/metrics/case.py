@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edue_lightning.metrics.settings import Members, MetricSettings
-from edue_lightning.uncertainty import PairOverlap, foreground, member_variance, pair_overlap, total_variance
+from edue_lightning.uncertainty import (
+    PairOverlap,
+    foreground,
+    majority,
+    member_variance,
+    pair_overlap,
+    total_variance,
+)
 
 PROBABILITY_FLOOR = 1e-7
 """Smallest given probability, and smallest 1 - p, inside a logarithm, so that one wrong sure voxel costs 16 nats and
@@ -147,7 +154,7 @@ class Case:
     @cached_property
     def consensus(self) -> Tensor:
         """Soft-majority mask, q >= 0.5 (or > 0.5, see `MetricSettings`), `[K, V]`."""
-        return self.share >= 0.5 if self.settings.majority_tie == "foreground" else self.share > 0.5
+        return majority(self.share, self.settings.majority_tie)
 
     @cached_property
     def log_mean(self) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edue_lightning.uncertainty import Tie
+
 Members = Literal["logits", "probabilities"]
 """Contents of a prediction's members: logits, or probabilities in [0, 1]."""
 
@@ -27,7 +29,7 @@ class MetricSettings:
 
     poor_dice: float | Mapping[str, float] = 0.8
     surface_tolerance: float | Mapping[str, float] = 1.0
-    majority_tie: Literal["foreground", "background"] = "foreground"
+    majority_tie: Tie = "foreground"
     ged_distance: Literal["iou", "dice"] = "iou"
     extra: Mapping[str, Any] = field(default_factory=dict)
 

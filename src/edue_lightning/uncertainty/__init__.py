@@ -10,8 +10,10 @@ from edue_lightning.uncertainty.case_scores import (
     score_maps,
 )
 from edue_lightning.uncertainty.maps import (
+    Tie,
     enough_raters,
     foreground,
+    majority,
     mean_probability,
     member_variance,
     predictive_entropy,
@@ -32,6 +34,7 @@ __all__ = [
     "MASK_SCORES",
     "VARIANCE_SCORES",
     "PairOverlap",
+    "Tie",
     "area_under_layer_agreement",
     "case_scores",
     "dice_of_counts",
@@ -39,6 +42,7 @@ __all__ = [
     "enough_raters",
     "foreground",
     "layer_agreement",
+    "majority",
     "map_sums",
     "mean_probability",
     "member_variance",

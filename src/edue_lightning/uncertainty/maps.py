@@ -5,7 +5,7 @@ All variances are population variances, computed in float32 or better whatever t
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from torch import Tensor
 _HALF = 0.5 - 2.0**-26
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", Tensor, NDArray[Any])
+
+Tie = Literal["foreground", "background"]
+"""Class of a voxel that exactly half of the raters marked, in a majority mask."""
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -61,6 +64,16 @@ def rater_mean(masks: Tensor, valid: Tensor) -> Tensor:
     counted = valid.to(torch.float32).reshape(*valid.shape, *spatial_ones)
     # divided last: sums of small whole numbers are exact, so a tie of the raters is exactly 0.5
     return (masks.to(torch.float32) * counted).sum(dim=1) / counted.sum(dim=1).clamp_min(1)
+
+
+def majority(share: Tensor, tie: Tie) -> Tensor:
+    """Return the soft-majority mask of the raters, bool like `share`: q >= 0.5, or q > 0.5 if a tie is background.
+
+    Args:
+        share: q, the share of the raters who marked each voxel, of any shape; a tie must be exactly 0.5.
+        tie: class of a voxel that exactly half of the raters marked.
+    """
+    return share >= 0.5 if tie == "foreground" else share > 0.5
 
 
 def rater_variance(masks: Tensor, valid: Tensor) -> Tensor:
