@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def test_a_volume_is_prepared_alike_however_its_axes_are_stored(tmp_path: Path, 
         nibabel.save(stored_as(plain, of_image), tmp_path / f"{case}.nii.gz")
         nibabel.save(stored_as(labels, of_mask), tmp_path / f"{case}_mask.nii.gz")
         files = {"image": f"{case}.nii.gz", "mask": f"{case}_mask.nii.gz"}
-        rows.append({"case_id": case, **files, "rater": "r", "structure": "s"})
+        rows.append({"case_id": case, "patient": "one", **files, "rater": "r", "structure": "s"})
     pd.DataFrame(rows).to_csv(tmp_path / "manifest.csv", index=False)
     source = ManifestSource(str(tmp_path))
     first, *others = (source.load(record.case_id) for record in source.cases())
@@ -198,7 +199,8 @@ def test_hounsfield_units_come_to_the_scale_of_rendered_images() -> None:
 def volume(shape: tuple[int, ...] = (4, 5, 6), shift: float = 0.0, channels: int = 1) -> ImageFile:
     affine = np.eye(4)
     affine[0, 3] = shift
-    return ImageFile(np.ones((channels, *shape), dtype=np.float32), (1.0,) * len(shape), affine)
+    values = np.linspace(0, 1, channels * math.prod(shape), dtype=np.float32).reshape(channels, *shape)
+    return ImageFile(values, (1.0,) * len(shape), affine)
 
 
 @pytest.mark.parametrize(
