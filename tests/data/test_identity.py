@@ -54,3 +54,15 @@ def test_a_patient_with_a_name_of_its_own_counts_everywhere() -> None:
     measured, trained = [identity(1, "p1_left", "p1")], [identity(2, "p1_right", "p1")]
     assert set(overlapping(measured, trained, same_data=True)) == {"p1_left"}
     assert set(overlapping(measured, trained, same_data=False)) == {"p1_left"}
+
+
+def test_every_value_of_an_image_counts() -> None:
+    image = torch.zeros(1, 64, 128, 128)
+    masks, valid = torch.zeros(1, 1, 64, 128, 128, dtype=torch.uint8), torch.ones(1, dtype=torch.bool)
+    found = set()
+    for position in (1, 2, 500_001):
+        changed = image.flatten().clone()
+        changed[position] = 1.0
+        sample = RaterSample(changed.reshape(image.shape), masks, valid, "a")
+        found.add(CaseIdentity.of(CaseRecord("a", "a"), sample).image)
+    assert len(found) == 3

@@ -20,7 +20,15 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from PIL import Image
 
-from edue_lightning.data.images import ImageError, ImageFile, read_colours, read_image, read_label_map, read_mask
+from edue_lightning.data.images import (
+    ImageError,
+    ImageFile,
+    read_colours,
+    read_image,
+    read_label_map,
+    read_mask,
+    same_affine,
+)
 
 OBLIQUE = np.array([[0.0, -0.6, 0.8, 10.0], [0.5, 0.0, 0.0, -20.0], [0.0, 0.8, 2.4, 5.0], [0.0, 0.0, 0.0, 1.0]])
 """Voxels of 0.5, 1 and about 2.53 mm, turned and sheared against the axes of space."""
@@ -572,3 +580,13 @@ def test_the_content_of_a_picture_is_read_like_its_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(BytesIO(content)).array, read_image(tmp_path / "image.png").array)
     with pytest.raises(ImageError, match="cannot be read"):
         read_image(BytesIO(content[:-6]))
+
+
+def test_affines_of_small_voxels_are_compared_by_the_voxel() -> None:
+    small = np.diag([1e-4, 1e-4, 1e-4, 1.0])
+    shifted = small.copy()
+    shifted[0, 3] = 5e-4
+    assert same_affine(small, small)
+    assert not same_affine(small, shifted)
+    assert not same_affine(small, np.diag([-1e-4, -1e-4, 1e-4, 1.0]))
+    assert same_affine(np.diag([1.0, 1.0, 3.0, 1.0]), np.diag([1.0005, 1.0, 3.0, 1.0]))

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import binom
 
 from edue_lightning.data import CaseRecord, SplitFractions, split_cases
+from edue_lightning.errors import UserError
 
 
 def records(number: int, cases_per_group: int = 1, stratum: str = "") -> list[CaseRecord]:
@@ -97,3 +98,9 @@ def test_seeds_draw_differently_and_others_are_refused() -> None:
         SplitFractions(seed=-1)
     with pytest.raises(ValueError, match="hash or permutation"):
         SplitFractions(draw="other")
+
+
+def test_a_patient_in_two_prescribed_splits_is_refused() -> None:
+    records = [CaseRecord("a", "p", "test"), CaseRecord("b", "p"), CaseRecord("c", "q")]
+    with pytest.raises(UserError, match="patient 'p' has cases of no split and test"):
+        split_cases(records, SplitFractions())

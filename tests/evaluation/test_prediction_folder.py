@@ -14,7 +14,7 @@ from metric_cases import naive_dice
 from PIL import Image
 from processes import run_command
 
-from edue_lightning.data import ManifestSource
+from edue_lightning.data import Grid, ManifestSource, RaterSample
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.prediction_folder import PredictionFolder
 from edue_lightning.metrics import case_statistics
@@ -356,3 +356,25 @@ def test_archives_that_hold_more_than_they_claim(tmp_path: Path) -> None:
         archive.writestr("members.npy", content + bytes(64))
     (line,) = problems(tmp_path / "predictions", tmp_path / "data")
     assert line.startswith("case3: case3.npz: cannot be read (it claims ")
+
+
+def test_two_files_of_one_member_are_refused(tmp_path: Path) -> None:
+    for name in ("x__member0.nii.gz", "x__member0__disc.nii"):
+        nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5), np.float32), np.eye(4)), tmp_path / name)
+    with pytest.raises(UserError, match=r"x__member0\.nii\.gz and x__member0__disc\.nii are both member 0 of case x"):
+        PredictionFolder(tmp_path, ("disc",))
+
+
+def test_a_file_with_several_channels_is_no_member(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6, 2), np.float32), AFFINE), tmp_path / "x__member0.nii.gz")
+    turned = torch.from_numpy(AFFINE @ np.diag([-1.0, 1.0, 1.0, 1.0]))
+    sample = RaterSample(
+        torch.zeros(1, 4, 5, 6),
+        torch.zeros(1, 1, 4, 5, 6, dtype=torch.uint8),
+        torch.ones(1, dtype=torch.bool),
+        "x",
+        affine=turned,
+        origin=Grid((4, 5, 6), torch.from_numpy(AFFINE)),
+    )
+    with pytest.raises(UserError, match="holds 2 channels"):
+        PredictionFolder(tmp_path, ("disc",)).load(sample)

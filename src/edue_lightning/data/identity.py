@@ -13,9 +13,6 @@ from torch import Tensor
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseRecord, CaseSource
 
-# values of an image that its digest covers; the masks are covered completely
-_IMAGE_VALUES = 4096
-
 
 @dataclass(frozen=True)
 class CaseIdentity:
@@ -38,11 +35,8 @@ class CaseIdentity:
     @classmethod
     def of(cls, record: CaseRecord, sample: RaterSample) -> CaseIdentity:
         """Return the identity of a loaded case."""
-        flat = sample.image.flatten()
-        # an odd step, so that no axis of a power of two is met at one position alone
-        step = max(flat.numel() // _IMAGE_VALUES, 1) | 1
         size = tuple(sample.image.shape[1:])
-        return cls(record.case_id, record.group, size, _digest(flat[::step], sample.image.shape), _masks_digest(sample))
+        return cls(record.case_id, record.group, size, _digest(sample.image, sample.image.shape), _masks_digest(sample))
 
     def as_list(self) -> list[Any]:
         """Return plain values, for a checkpoint."""

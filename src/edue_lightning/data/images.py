@@ -134,8 +134,9 @@ def require_memory(size: int) -> None:
 
 
 def same_affine(first: ArrayLike, second: ArrayLike) -> bool:
-    """Return whether two affines are equal, to `AFFINE_TOLERANCE` in each entry."""
-    return np.allclose(first, second, rtol=0, atol=AFFINE_TOLERANCE)
+    """Return whether two affines are equal in each entry, to 1e-3 mm or a hundredth of the smallest voxel length."""
+    voxels = np.linalg.norm(np.asarray(first, dtype=np.float64)[:3, :3], axis=0)
+    return np.allclose(first, second, rtol=0, atol=min(AFFINE_TOLERANCE, float(voxels.min()) / 100))
 
 
 def read_image(path: Path | BytesIO) -> ImageFile:

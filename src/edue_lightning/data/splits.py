@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from edue_lightning.data.source import CaseRecord, Split
+from edue_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def split_cases(records: Sequence[CaseRecord], fractions: SplitFractions) -> dic
     Returns:
         the cases of each split, in the order of `records`; an empty list if there are too few groups.
     """
+    _require_whole_groups(records)
     prescribed = {record.split for record in records if record.split is not None}
     free = [record for record in records if record.split is None]
     shares: dict[Split, float] = {"test": fractions.test, "val": fractions.val}
@@ -64,6 +66,23 @@ def split_cases(records: Sequence[CaseRecord], fractions: SplitFractions) -> dic
     for record in records:
         splits[record.split or split_of_group[record.group]].append(record)
     return splits
+
+
+def _require_whole_groups(records: Sequence[CaseRecord]) -> None:
+    """Check that all cases of a patient are prescribed one split, or none.
+
+    Raises:
+        UserError: naming a patient with several.
+    """
+    splits_of: defaultdict[str, set[str]] = defaultdict(set)
+    for record in records:
+        splits_of[record.group].add(record.split or "no split")
+    torn = sorted(group for group, splits in splits_of.items() if len(splits) > 1)
+    if torn:
+        raise UserError(
+            f"patient {torn[0]!r} has cases of {' and '.join(sorted(splits_of[torn[0]]))} ({len(torn)} such patients); "
+            "give all cases of a patient the same split"
+        )
 
 
 def _by_hash(

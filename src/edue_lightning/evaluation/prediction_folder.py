@@ -71,7 +71,13 @@ class PredictionFolder:
                 self._unnamed.append(path.name)
                 continue
             structure = named["structure"] or (self.structures[0] if len(self.structures) == 1 else "")
-            self._images[named["case"]][int(named["member"]), structure] = path
+            files, member = self._images[named["case"]], int(named["member"])
+            if (member, structure) in files:
+                raise UserError(
+                    f"{self}: {files[member, structure].name} and {path.name} are both member {member} of case "
+                    f"{named['case']}; remove one"
+                )
+            files[member, structure] = path
         if not self._archives and not self._images:
             raise UserError(f"{self}: holds no prediction; expected CASE_ID.npz or CASE_ID__member0.nii.gz")
 
@@ -242,6 +248,11 @@ def _read_member(path: Path, sample: RaterSample, storage: str | None) -> NDArra
         image = read_image(path)
     except ImageError as error:
         raise _PredictionError(f"{path.name}: {error}") from error
+    if len(image.array) != 1:
+        raise _PredictionError(
+            f"{path.name}: holds {len(image.array)} channels, expected one probability per voxel; save the structure's "
+            "own channel alone"
+        )
     values: NDArray[np.float32] = image.array[0].astype(np.float32)
     size = tuple(sample.image.shape[1:])
     if len(size) == 2 and storage is not None and slice_storage(image.affine) != storage:
