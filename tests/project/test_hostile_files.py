@@ -572,7 +572,7 @@ def test_damaged_knowledge_of_other_cases(key: str, value: object) -> None:
     one = {"score": "entropy", "poor_dice": 0.8, "dice": column, "uncertainties": column, "ranges": {"entropy": [0, 1]}}
     stored = {"structures": {"disc": one}, "intensities": {}, "sensitivity": 0.9, "training_cases": 3}
     Triage.from_dict(stored, "here")
-    with pytest.raises(UserError, match=r"^here: what it tells of its validation cases is damaged \("):
+    with pytest.raises(UserError, match=r"^here: its triage data is damaged \("):
         Triage.from_dict({**stored, key: value}, "here")
     for name, wrong in (
         ("dice", torch.zeros(3)),
@@ -580,7 +580,7 @@ def test_damaged_knowledge_of_other_cases(key: str, value: object) -> None:
         ("ranges", {"x": [0, 1]}),
         ("score", []),
     ):
-        with pytest.raises(UserError, match=r"^here: what it tells of its validation cases is damaged \("):
+        with pytest.raises(UserError, match=r"^here: its triage data is damaged \("):
             Triage.from_dict({**stored, "structures": {"disc": {**one, name: wrong}}}, "here")
 
 
