@@ -54,7 +54,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.xdist_group("distributed")
 @pytest.mark.parametrize(
     "data",
-    [[], ["data=synthetic", "data.source.size=32", "data.source.n_cases=1", "split=all"]],
+    [[], ["data=synthetic", "data.source.size=32", "data.source.n_cases=1", "split=all", "allow_overlap=true"]],
     ids=["7 cases", "1 case"],
 )
 def test_two_processes_measure_what_one_does(one: Path, tmp_path: Path, data: list[str]) -> None:
