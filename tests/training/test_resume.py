@@ -27,6 +27,7 @@ from edue_lightning.data import RaterSample, SyntheticFundus
 from edue_lightning.errors import UserError
 from edue_lightning.runs import checkpoints
 from edue_lightning.runs.checkpoints import read_checkpoint, write_checkpoint
+from edue_lightning.runtime.signals import STOPPED_STATUS
 from edue_lightning.training import resume as resuming
 from edue_lightning.training.loggers import training_loggers
 from edue_lightning.training.run import train
@@ -294,7 +295,7 @@ def test_a_scheduler_can_stop_a_training_and_its_job_comes_back(
     process = started(tmp_path / "run", SLURM_JOB_NAME="edue", SLURM_JOB_NODELIST="n1", PATH=path, **job, **array)
     process.send_signal(number)
     output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == resuming.STOPPED_STATUS, output
+    assert process.returncode == STOPPED_STATUS, output
     assert "received a signal to stop" in output
     assert "Traceback" not in output
     name = "77_3" if array else "77"
