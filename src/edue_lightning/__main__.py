@@ -17,7 +17,7 @@ COMMANDS = {
     "convert": "write any data set as a folder with a manifest",
     "export": "export a model as ONNX, as a program of torch.export, or as a MONAI bundle",
 }
-"""What each command does, by its name."""
+"""Purpose of each command, by its name."""
 
 
 def usage() -> str:

@@ -1,4 +1,4 @@
-"""What a network was trained on, and what it must not be shown."""
+"""The format of the images that a network was trained on, and the refusal of other ones."""
 
 from __future__ import annotations
 

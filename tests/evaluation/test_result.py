@@ -1,4 +1,4 @@
-"""What is said of a measurement's undefined values."""
+"""Messages about a measurement's undefined values."""
 
 from __future__ import annotations
 

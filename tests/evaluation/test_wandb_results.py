@@ -1,4 +1,4 @@
-"""What a run logs to W&B, read back from its offline files, and the dashboard that shows it."""
+"""Contents of a run in W&B, read back from its offline files, and the dashboard that shows it."""
 
 from __future__ import annotations
 

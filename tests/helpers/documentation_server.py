@@ -49,7 +49,7 @@ NOT_RUN = {
     "sphinx-build": "tests/project/test_documentation.py builds the site",
     "pytest": "`make test` is what runs this",
 }
-"""What a page may call and is not run here: why, and what is checked instead."""
+"""Programs that a page may call and that are not run here: the reason, and the check in their place."""
 
 TRAIN_QUICKLY = [
     *("trainer.accelerator=cpu", "trainer.max_epochs=1", "++trainer.check_val_every_n_epoch=1"),

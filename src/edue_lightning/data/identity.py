@@ -36,7 +36,7 @@ class CaseIdentity:
     def of(cls, record: CaseRecord, sample: RaterSample) -> CaseIdentity:
         """Return the identity of a loaded case."""
         size = tuple(sample.image.shape[1:])
-        return cls(record.case_id, record.group, size, _digest(sample.image, sample.image.shape), _masks_digest(sample))
+        return cls(record.case_id, record.group, size, _digest(sample.image), _masks_digest(sample))
 
     def as_list(self) -> list[Any]:
         """Return plain values, for a checkpoint."""
@@ -87,11 +87,11 @@ def overlapping(
 
 
 def _masks_digest(sample: RaterSample) -> str:
-    return _digest(sample.masks, sample.masks.shape, sample.valid)
+    return _digest(sample.masks, sample.valid)
 
 
-def _digest(values: Tensor, shape: Sequence[int], *more: Tensor) -> str:
-    digest = hashlib.blake2b(repr(tuple(shape)).encode(), digest_size=16)
+def _digest(values: Tensor, *more: Tensor) -> str:
+    digest = hashlib.blake2b(repr(tuple(values.shape)).encode(), digest_size=16)
     for part in (values, *more):
         digest.update(part.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
