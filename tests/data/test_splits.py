@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from typing import Any
 
 import pytest
 from scipy.stats import binom
 
-from edue_lightning.data import CaseRecord, SplitFractions, split_cases
+from edue_lightning.data import CaseRecord, RaterDataModule, SplitFractions, SyntheticFundus, split_cases
+from edue_lightning.data.source import Split
+from edue_lightning.data.splits import Fold, fold_cases
 from edue_lightning.errors import UserError
 
 
@@ -81,14 +84,93 @@ def test_too_few_groups_leave_a_split_empty() -> None:
     assert split_cases([], SplitFractions()) == {"train": [], "val": [], "test": []}
 
 
-def test_drawn_splits_leave_prescribed_ones_alone() -> None:
+def test_official_splits_are_used_alone() -> None:
     prescribed = [CaseRecord(f"t{number}", f"t{number}", "test") for number in range(5)]
-    splits = split_cases([*prescribed, *records(60)], SplitFractions(val=0.2, test=0.3))
+    splits = split_cases([*prescribed, *records(60)], SplitFractions(val=0.2, test=0.3), official=True)
     assert splits["test"] == prescribed
     assert len(splits["val"]) + len(splits["train"]) == 60
     assert splits["val"]
+    # the others stay where they would be without a prescribed test
+    drawn = split_cases(records(60), SplitFractions(val=0.2, test=0.3))
+    assert splits["val"] == drawn["val"]
     trained = [CaseRecord("a", "a", "train"), CaseRecord("b", "b", "val"), *records(1)]
-    assert [record.case_id for record in split_cases(trained, SplitFractions())["test"]] == ["0_0"]
+    assert [record.case_id for record in split_cases(trained, SplitFractions(), official=True)["test"]] == ["0_0"]
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_new_case_with_a_prescribed_split_moves_no_other(split: Split, caplog: pytest.LogCaptureFixture) -> None:
+    before = split_of_case(records(39), SplitFractions())
+    with caplog.at_level(logging.WARNING):
+        after = split_of_case([CaseRecord("new", "new", split), *records(39)], SplitFractions())
+    assert after.pop("new") == split
+    assert after == before
+    assert ("1 cases are prescribed for" in caplog.text) == (split != "train")
+
+
+def test_a_share_of_0_draws_none_beside_prescribed_cases() -> None:
+    prescribed = [CaseRecord(f"t{number}", f"t{number}", "test") for number in range(5)]
+    splits = split_cases([*prescribed, *records(60)], SplitFractions(val=0.2, test=0))
+    assert splits["test"] == prescribed
+    assert splits["val"]
+    with pytest.raises(ValueError, match="must not be negative"):
+        SplitFractions(val=-0.1)
+
+
+@pytest.mark.parametrize("draw", ["hash", "permutation"])
+@pytest.mark.parametrize("folds", [2, 5])
+def test_over_all_folds_each_case_is_tested_once_and_patients_stay_whole(draw: Any, folds: int) -> None:
+    cases = [*records(80, 3, "a"), *records(40, 2, "b"), CaseRecord("t", "t", "test"), CaseRecord("v", "v", "val")]
+    fractions = SplitFractions(draw=draw)
+    tested: Counter[str] = Counter()
+    for number in range(folds):
+        splits = fold_cases(cases, fractions, Fold(folds, number))
+        assert sum(map(len, splits.values())) == len(cases)
+        groups = {split: {record.group for record in of} for split, of in splits.items()}
+        assert sum(map(len, groups.values())) == 122
+        tested.update(record.case_id for record in splits["test"])
+        for stratum, size in (("a", 80), ("b", 40)):
+            of_stratum = {record.group for record in splits["test"] if record.stratum == stratum}
+            low, high = binom.ppf([1e-4, 1 - 1e-4], size, 1 / folds)
+            assert low <= len(of_stratum) <= high
+        # validation has its share of all patients, drawn from those that are not tested
+        low, high = binom.ppf([1e-4, 1 - 1e-4], 122, fractions.val)
+        assert low <= len(groups["val"]) <= high
+    assert tested == {case.case_id: 1 for case in cases}
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_new_case_moves_no_other_between_folds(number: int) -> None:
+    def division(cases: list[CaseRecord]) -> dict[str, str]:
+        splits = fold_cases(cases, SplitFractions(), Fold(5, number))
+        return {record.case_id: split for split, of in splits.items() for record in of}
+
+    before = division(records(39))
+    for new in (CaseRecord("new", "new"), CaseRecord("zz", "patient3"), CaseRecord("t", "t", "test")):
+        after = division([new, *reversed(records(39))])
+        assert {case: after[case] for case in before} == before
+
+
+def test_few_groups_give_each_fold_one() -> None:
+    for seed in range(20):
+        tested = [fold_cases(records(6), SplitFractions(seed=seed), Fold(5, k))["test"] for k in range(5)]
+        assert all(tested)
+        assert sum(map(len, tested)) == 6
+
+
+def test_impossible_folds_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.folds must be at least 2"):
+        Fold(1, 0)
+    with pytest.raises(UserError, match=r"data\.fold must be at least 0 and at most 4, not 5"):
+        Fold(5, 5)
+    with pytest.raises(UserError, match=r"val=0\.6: leaves no case to train"):
+        fold_cases(records(9), SplitFractions(val=0.6, test=0.1), Fold(2, 0))
+    source = SyntheticFundus(n_cases=20, size=24)
+    with pytest.raises(UserError, match=r"data\.folds=5 and data\.fold=null: set both"):
+        RaterDataModule("synthetic", source, folds=5)
+    data = RaterDataModule("synthetic", source, folds=5, fold=2)
+    assert {record.case_id for record in data.records("test")} == {
+        record.case_id for record in fold_cases(source.cases(), SplitFractions(), Fold(5, 2))["test"]
+    }
 
 
 def test_seeds_draw_differently_and_others_are_refused() -> None:

@@ -23,8 +23,8 @@ from edue_lightning.data.loading import (
 )
 from edue_lightning.data.patches import PatchSampling, default_patch_size
 from edue_lightning.data.sample import RaterBatch, RaterSample
-from edue_lightning.data.source import CaseRecord, CaseSource, Subset
-from edue_lightning.data.splits import SplitFractions, split_cases
+from edue_lightning.data.source import CaseRecord, CaseSource, Split, Subset
+from edue_lightning.data.splits import Fold, SplitFractions, fold_cases, split_cases
 from edue_lightning.errors import UserError
 from edue_lightning.text import times
 
@@ -53,6 +53,8 @@ class RaterDataModule(pl.LightningDataModule):
         training_raters: positions on the rater axis, from 0, of the raters that training and validation see; None for
             all. In batches of these two splits the rater axis holds only them, in ascending order. The splits do not
             depend on it, and test always sees every rater.
+        folds: number of folds of a cross-validation, or None for the single division of `fractions`.
+        fold: position of the fold whose cases are tested, from 0; needed with `folds`.
 
     Raises:
         UserError: if a setting is invalid or does not fit the images.
@@ -72,6 +74,8 @@ class RaterDataModule(pl.LightningDataModule):
         seed: int = 0,
         note: str | None = None,
         training_raters: Sequence[int] | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
     ) -> None:
         super().__init__()
         counts = {"batch_size": (batch_size, 1), "eval_batch_size": (eval_batch_size, 1)}
@@ -104,7 +108,8 @@ class RaterDataModule(pl.LightningDataModule):
         if self.patch is not None and self.patch.size is not None and len(self.patch.size) != source.spatial_dims:
             raise UserError(f"data.patch.size={list(self.patch.size)}: the images are {source.spatial_dims}D")
         self.splits: dict[Subset, list[CaseRecord]] = {"all": cases}
-        for split, members in split_cases(cases, fractions or SplitFractions()).items():
+        self.fold = _checked_fold(folds, fold)
+        for split, members in _divided(cases, fractions or SplitFractions(), self.fold, source.official_splits).items():
             self.splits[split] = members
         self._datasets: dict[Subset, CaseDataset] = {}
         self._rated: set[Subset] = set()
@@ -123,14 +128,15 @@ class RaterDataModule(pl.LightningDataModule):
         empty = [split for split in splits if not self.splits[split]]
         if empty:
             cases = self.splits["all"]
-            if all(case.split is not None for case in cases):
+            if self.fold is None and all(case.split is not None for case in cases):
                 raise UserError(
                     f"data={self.name}: no case is left for {', '.join(empty)}, as all {len(cases)} cases have another "
                     "split; write this one for some patients, or leave training cases without one to draw from them"
                 )
             raise UserError(
                 f"data={self.name}: no case is left for {', '.join(empty)}: {len(cases)} cases of "
-                f"{len({case.group for case in cases})} patients; add cases or change data.fractions"
+                f"{len({case.group for case in cases})} patients; add cases or "
+                + ("change data.fractions" if self.fold is None else "use fewer folds (data.folds)")
             )
         if "train" in splits and self.source.mixed_sizes and self.patch is None and self.batch_size > 1:
             raise UserError(
@@ -272,6 +278,32 @@ def _patch_for(source: CaseSource, patch: PatchSampling | None, batch_size: int)
         ",".join(map(str, size)),
     )
     return replace(patch or PatchSampling(), size=size)
+
+
+def _checked_fold(folds: int | None, fold: int | None) -> Fold | None:
+    """Return the fold to test, None without folds.
+
+    Raises:
+        UserError: if only one of the two is set, or one is out of range.
+    """
+    if folds is None and fold is None:
+        return None
+    if folds is None or fold is None:
+        raise UserError(
+            f"data.folds={_shown(folds)} and data.fold={_shown(fold)}: set both, such as data.folds=5 data.fold=0, or "
+            "neither"
+        )
+    return Fold(folds, fold)
+
+
+def _shown(number: int | None) -> str:
+    return "null" if number is None else str(number)
+
+
+def _divided(
+    cases: Sequence[CaseRecord], fractions: SplitFractions, fold: Fold | None, official: bool
+) -> dict[Split, list[CaseRecord]]:
+    return split_cases(cases, fractions, official) if fold is None else fold_cases(cases, fractions, fold)
 
 
 def _checked_positions(raters: Sequence[int]) -> tuple[int, ...]:

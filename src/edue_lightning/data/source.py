@@ -46,6 +46,8 @@ class CaseSource(ABC):
         smallest_shape: smallest length of the images along each axis, or None if it is unknown.
         storage: how all files of 2D images store their axes, see `geometry.slice_storage`; None if it is unknown or
             differs.
+        official_splits: whether the splits that cases prescribe are those of the publication, and complete, so that no
+            further case is drawn for them.
         facts: numbers that only this data set has, such as its nodules, by their labels, for the summary of `check`.
     """
 
@@ -57,6 +59,7 @@ class CaseSource(ABC):
     mixed_sizes: bool = False
     smallest_shape: tuple[int, ...] | None = None
     storage: str | None = None
+    official_splits: bool = True
     facts: Mapping[str, str] = MappingProxyType({})
 
     @classmethod

@@ -35,7 +35,7 @@ class ManifestSource(FileSource):
     their paths from the manifest, see `NamedFiles`. The images of a case are stacked as channels. An empty mask field
     means that the rater looked and outlined nothing. The rater axis has one place per name in the manifest, in natural
     order (`rater 2` before `rater 10`); a rater without rows for a case is invalid there. Cases without `split` are
-    drawn, those of one patient together.
+    drawn for all three splits, those of one patient together.
 
     Args:
         root: folder with the manifest.
@@ -49,6 +49,9 @@ class ManifestSource(FileSource):
     Raises:
         UserError: if the folder does not exist, or `structures` is empty.
     """
+
+    # a table may prescribe some cases and leave others to the draw
+    official_splits = False
 
     def __init__(
         self,
