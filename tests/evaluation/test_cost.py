@@ -14,6 +14,7 @@ from edue_lightning.methods import (
     DeepEnsemble,
     Inference,
     MonteCarloDropout,
+    ProbabilisticUNet,
     SegmentationMethod,
     SingleNetwork,
     StochasticSegmentation,
@@ -121,6 +122,20 @@ def test_draws_of_logits_cost_their_product_with_the_factors() -> None:
     draws = 2 * 7 * 3 * 2 * 24 * 24
     head = 2 * 24 * 24 * 4 * more_channels
     assert cost_of(method).flops == prediction_flops(single(), IMAGE) + head + draws
+
+
+def test_samples_of_a_prior_cost_the_prior_once_and_the_last_convolutions_each() -> None:
+    method = ProbabilisticUNet(parts_of(), latent_dim=3, width=6, samples=7)
+    cost = cost_of(method)
+    # the U-Net, the prior, and the convolutions that combine them; the posterior only learns
+    assert (cost.networks, cost.forward_passes) == (3, 3)
+    voxels, prior = 24 * 24, 0
+    for scale, (before, after) in enumerate([(3, 4), (4, 6), (6, 8)]):
+        prior += 2 * voxels // 4**scale * 9 * (before * after + after * after)
+    moments = 2 * 8 * 6
+    combined = 7 * 2 * (3 * 6 + voxels * (6 * 6 + 6 * 2))
+    head = 2 * voxels * 4 * (6 - 2)
+    assert cost.flops == prediction_flops(single(), IMAGE) + head + prior + moments + combined
 
 
 def test_every_part_is_left_in_the_mode_it_was_in() -> None:

@@ -137,7 +137,7 @@ def exportable(method: SegmentationMethod, where: str) -> SegmentationMethod:
     if isinstance(method, MonteCarloDropout | StochasticSegmentation):
         raise UserError(
             f"{where}: method={method.label} cannot be exported, since its members are random draws that depend on the "
-            "image's size; export a deep ensemble, EDUE, a layer ensemble or a single network"
+            "image's size; export a deep ensemble, EDUE, a layer ensemble, a probabilistic U-Net or a single network"
         )
     networks = _networks(method)
     if not networks or not all(isinstance(network, MultiHeadUNet) for network in networks):

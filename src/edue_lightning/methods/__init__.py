@@ -1,7 +1,7 @@
 """The compared methods: EDUE, its rivals, and their common base.
 
-The rivals are layer ensembles, deep ensembles, Monte Carlo dropout, stochastic segmentation networks, and a single
-network.
+The rivals are layer ensembles, deep ensembles, Monte Carlo dropout, stochastic segmentation networks, the probabilistic
+U-Net, and a single network.
 """
 
 from edue_lightning.methods.base import (
@@ -17,6 +17,7 @@ from edue_lightning.methods.edue import EDUE
 from edue_lightning.methods.layer_ensemble import LayerEnsemble
 from edue_lightning.methods.measuring import Measuring
 from edue_lightning.methods.monte_carlo_dropout import MonteCarloDropout
+from edue_lightning.methods.probabilistic_unet import ProbabilisticUNet
 from edue_lightning.methods.single import SingleNetwork
 from edue_lightning.methods.sliding_window import Inference
 from edue_lightning.methods.stochastic_segmentation import StochasticSegmentation
@@ -32,6 +33,7 @@ __all__ = [
     "NetworkFactory",
     "NetworkMethod",
     "OptimizerSettings",
+    "ProbabilisticUNet",
     "SegmentationMethod",
     "SingleNetwork",
     "StochasticSegmentation",

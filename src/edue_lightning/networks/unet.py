@@ -96,7 +96,10 @@ class MultiHeadUNet(nn.Module):
             raise ValueError(f"features must be positive, not {list(features)}")
         if not 0 < foreground_prior < 1:
             raise ValueError(f"foreground_prior must lie between 0 and 1, not {foreground_prior}")
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
         self.structures = structures
+        self.features = tuple(features)
         self.stride = 2 ** (len(features) - 1)
         self._mode = _INTERPOLATION[spatial_dims]
         block: dict[str, Any] = {
