@@ -47,12 +47,14 @@ class Measurement:
         split: split whose cases are measured.
         settings: settings of the metrics.
         resamples: number of bootstrap resamples behind each interval.
+        panels: whether to keep the maps of a few cases.
     """
 
     label: str
     split: Subset
     settings: MetricSettings
     resamples: int
+    panels: bool = True
 
 
 def measure_method(
@@ -117,7 +119,7 @@ def _evaluation(
     summary = table.summary(measurement.resamples, groups)
     panels = []
     # only the first process writes them
-    if is_first_process():
+    if is_first_process() and measurement.panels:
         panels = _panels(data, measurement.split, positions, cases["sv_star"], probabilities_of)
     return Evaluation(
         label=measurement.label,

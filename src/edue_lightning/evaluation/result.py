@@ -165,31 +165,40 @@ class Evaluation:
         )
 
     @rank_zero_only
-    def write(self, folder: Path) -> None:
-        """Write tables, curves, bootstrap replicates and panels into a run's folder."""
+    def write(self, folder: Path, figures: bool = True) -> None:
+        """Write tables, curves, bootstrap replicates and panels into a run's folder.
+
+        Args:
+            folder: the run's folder.
+            figures: whether to write figures, and the panels of single cases.
+        """
         write_table(self.cases_frame(), CASES_COLUMNS, folder / CASES_FILE)
         reliability = self.reliability_frame()
         write_table(reliability, RELIABILITY_COLUMNS, folder / RELIABILITY_FILE)
-        curves = {str(structure): curve for structure, curve in reliability.groupby("structure", sort=False)}
-        reliability_figure(curves).savefig(folder / "reliability.png", dpi=120)
         quality_control = self.quality_control_frame()
         write_table(quality_control, QUALITY_CONTROL_COLUMNS, folder / QUALITY_CONTROL_FILE)
+        write_replicates(
+            Replicates(tuple(self.case_ids), self.summary.replicates, tuple(self.groups)), folder / BOOTSTRAP_FILE
+        )
+        if figures:
+            self._write_figures(reliability, quality_control, folder)
+        # last, since this file marks the run as finished
+        write_table(self.metrics_frame(), METRICS_COLUMNS, folder / METRICS_FILE)
+
+    def _write_figures(self, reliability: pd.DataFrame, quality_control: pd.DataFrame, folder: Path) -> None:
+        curves = {str(structure): curve for structure, curve in reliability.groupby("structure", sort=False)}
+        reliability_figure(curves).savefig(folder / "reliability.png", dpi=120)
         # the first defined score: SV, or the total variance for a single network
         curves = {
             str(structure): own[own["score"] == own["score"].iloc[0]]
             for structure, own in quality_control.groupby("structure", sort=False)
         }
         quality_control_figure(curves).savefig(folder / "quality_control.png", dpi=120)
-        write_replicates(
-            Replicates(tuple(self.case_ids), self.summary.replicates, tuple(self.groups)), folder / BOOTSTRAP_FILE
-        )
         save_panels(self.panels, folder / PANELS_FILE)
-        figures = folder / "panels"
-        figures.mkdir(exist_ok=True)
+        panels = folder / "panels"
+        panels.mkdir(exist_ok=True)
         for panel in self.panels:
-            panel_figure(panel, self.note).savefig(figures / f"{panel.case_id}_{panel.structure}.png", dpi=100)
-        # last, since this file marks the run as finished
-        write_table(self.metrics_frame(), METRICS_COLUMNS, folder / METRICS_FILE)
+            panel_figure(panel, self.note).savefig(panels / f"{panel.case_id}_{panel.structure}.png", dpi=100)
 
     def _identified(self, frame: pd.DataFrame) -> pd.DataFrame:
         frame.insert(0, "method", self.label)

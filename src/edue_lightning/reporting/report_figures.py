@@ -113,6 +113,9 @@ def _panels(methods: Methods, name: str) -> Iterator[Drawing]:
     lowest = _lowest_seed(methods)
     by_case: dict[tuple[str, str], dict[str, Panel]] = {}
     for label, run in lowest.items():
+        if run.configuration.get("figures") is False:
+            # trained without panels
+            continue
         for panel in load_panels(run.folder / PANELS_FILE):
             by_case.setdefault((panel.case_id, panel.structure), {})[label] = panel
     for (case_id, structure), panels in by_case.items():

@@ -29,7 +29,7 @@ from edue_lightning.runs.files import (
     read_table,
 )
 
-START_ONLY_KEYS = frozenset({"resume", "logger", "members_at_once", "checkpoint_every_steps"})
+START_ONLY_KEYS = frozenset({"resume", "logger", "members_at_once", "checkpoint_every_steps", "figures"})
 """Top-level keys of the configuration that may differ between two starts of one run."""
 
 # the label is recorded as the method names itself

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from edue_lightning.text import reason_of
+
+if TYPE_CHECKING:
+    import wandb
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,9 @@ class WandbSettings:
         """
         if self.mode == "disabled" or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             return None
+        # costs a second, and nothing where the mode is `disabled`
+        import wandb
+
         earlier = sorted(folder.glob("wandb/*run-*-*"))
         resumed = {"id": earlier[-1].name.rsplit("-", 1)[-1], "resume": "allow"} if earlier else {}
         modes: list[Literal["online", "offline"]] = ["online", "offline"] if self.mode == "online" else ["offline"]

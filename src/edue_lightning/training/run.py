@@ -18,7 +18,6 @@ from edue_lightning.errors import UserError
 from edue_lightning.evaluation.cost import measure_cost
 from edue_lightning.evaluation.measure import Measurement, measure_method
 from edue_lightning.evaluation.shift import measure_shift
-from edue_lightning.evaluation.wandb_results import log_results
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import VALIDATION_METRICS
 from edue_lightning.prediction.triage import fit_triage
@@ -57,7 +56,7 @@ class TrainConfiguration:
     checkpoint_every_steps: int | None
     compile: bool
     bootstrap_resamples: int
-    triage_sensitivity: float
+    triage_sensitivity: float | None
     data: dict[str, Any]
     network: dict[str, Any]
     method: dict[str, Any]
@@ -68,6 +67,7 @@ class TrainConfiguration:
     trainer: dict[str, Any]
     logger: dict[str, Any]
     distortions: dict[str, Any] | None = None
+    figures: bool = True
 
 
 # the plain U-Net, the reference for the cost of every method
@@ -125,8 +125,9 @@ def check_training(configuration: Mapping[str, Any]) -> None:
         raise UserError(f"select_by={configuration['select_by']}: not a validation metric; known: {known}")
     check_trainer(configuration["trainer"])
     check_numbers(configuration)
-    if not 0 < configuration["triage_sensitivity"] <= 1:
-        raise UserError(f"triage_sensitivity must be above 0 and at most 1, not {configuration['triage_sensitivity']}")
+    sensitivity = configuration["triage_sensitivity"]
+    if sensitivity is not None and not 0 < sensitivity <= 1:
+        raise UserError(f"triage_sensitivity must be above 0 and at most 1, or null, not {sensitivity}")
     if configuration["members_at_once"] > 1 and configuration["trainer"].get("devices") not in (1, "1"):
         raise UserError(
             f"members_at_once={configuration['members_at_once']}: each member is trained on one device, so "
@@ -176,22 +177,29 @@ def _run(
         trainer = build_test_trainer(trainer_node)
         resamples = int(configuration["bootstrap_resamples"])
         metric_settings = experiment.metric_settings
-        validation = measure_method(method, data, Measurement(label, "val", metric_settings, resamples), trainer)
-        sensitivity = float(configuration["triage_sensitivity"])
-        triage = fit_triage(method, data, validation.cases, metric_settings, sensitivity, trainer)
+        of_validation = Measurement(label, "val", metric_settings, resamples, panels=False)
+        validation = measure_method(method, data, of_validation, trainer)
+        sensitivity = configuration["triage_sensitivity"]
+        if sensitivity is not None:
+            triage = fit_triage(method, data, validation.cases, metric_settings, float(sensitivity), trainer)
+            if is_first_process():
+                add_triage(folder / CHECKPOINTS / BEST, triage.as_dict())
         if is_first_process():
-            add_triage(folder / CHECKPOINTS / BEST, triage.as_dict())
             cost = _cost(method, data, configuration, validation.members, seconds)
             write_mapping(cost, folder / COST_FILE)
         if configuration["test"]:
-            evaluation = measure_method(method, data, Measurement(label, "test", metric_settings, resamples), trainer)
+            figures = bool(configuration.get("figures", True))
+            of_test = Measurement(label, "test", metric_settings, resamples, panels=figures)
+            evaluation = measure_method(method, data, of_test, trainer)
             detection = distorted_cases = None
             if distortions is not None:
                 shift = measure_shift(method, data, distortions, label, "test", metric_settings, trainer)
                 shift.write(folder)
                 detection, distorted_cases = shift.detection_frame(), shift.cases_frame()
-            evaluation.write(folder)
+            evaluation.write(folder, figures)
             if wandb_run is not None:
+                from edue_lightning.evaluation.wandb_results import log_results
+
                 with wandb_must_not_matter("log the evaluation"):
                     log_results(wandb_run, evaluation, detection, distorted_cases, cost)
             log.info("%s\n%s", folder, evaluation.headline())
