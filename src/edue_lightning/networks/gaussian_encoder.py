@@ -10,8 +10,6 @@ from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from edue_lightning.uncertainty.maps import at_least_float32
-
 
 class DiagonalGaussian(NamedTuple):
     """Normal distributions with independent components over a latent vector of L numbers, one per case.
@@ -76,5 +74,5 @@ class GaussianEncoder(nn.Module):
         # a product in half precision would round every sample
         with torch.autocast(pooled.device.type, enabled=False):
             moments = self.moments(pooled.to(self.moments.weight.dtype))
-        mean, log_deviation = at_least_float32(moments).chunk(2, dim=1)
+        mean, log_deviation = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=1)
         return DiagonalGaussian(mean, log_deviation)
