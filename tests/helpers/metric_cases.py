@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy.integrate import quad
+from scipy.optimize import linprog
 from scipy.stats import norm, pearsonr
 from sklearn.metrics import brier_score_loss, log_loss
 from torch import Tensor
@@ -67,6 +68,36 @@ def naive_ged2(members: np.ndarray, raters: np.ndarray) -> float:
     return 2 * expectation(members, raters) - expectation(members, members) - expectation(raters, raters)
 
 
+def naive_transport(similarity: np.ndarray, of_member: float, at_most: bool, of_rater: float) -> float:
+    """Return the largest total similarity of a plan that gives each rater and each member a share, as a linear program.
+
+    Args:
+        similarity: `[M, R]`.
+        of_member: share of each member.
+        at_most: whether a member may have less than its share.
+        of_rater: share of each rater.
+    """
+    members, raters = similarity.shape
+    rows = np.kron(np.eye(members), np.ones(raters))
+    columns = np.kron(np.ones(members), np.eye(raters))
+    shares = {"A_eq": columns, "b_eq": np.full(raters, of_rater)}
+    if at_most:
+        shares |= {"A_ub": rows, "b_ub": np.full(members, of_member)}
+    else:
+        shares = {"A_eq": np.r_[columns, rows], "b_eq": np.r_[shares["b_eq"], np.full(members, of_member)]}
+    return -float(linprog(-similarity.ravel(), **shares).fun)
+
+
+def naive_matches(members: np.ndarray, raters: np.ndarray) -> dict[str, float]:
+    dice, iou = (np.array([[function(a, b) for b in raters] for a in members]) for function in (naive_dice, naive_iou))
+    copies = int(np.ceil(len(raters) / len(members)))
+    return {
+        "d_max": float(np.mean([max(column) for column in dice.T])),
+        "d_match": naive_transport(dice, copies, True, 1.0) / len(raters),
+        "matched_iou": naive_transport(iou, 1 / len(members), False, 1 / len(raters)),
+    }
+
+
 def naive_adaptive_error(probability: np.ndarray, share: np.ndarray) -> float:
     """Cut each voxel into 15 equal parts, so that 15 ranges of equally many parts can be cut exactly."""
     order = np.argsort(probability, kind="stable")
@@ -110,6 +141,7 @@ def naive_statistics(cases: Cases, i: int, k: int) -> dict[str, float]:
     mean, share = p.mean(axis=0), y.mean(axis=0)
     predicted, consensus = mean >= 0.5, share >= 0.5
     expert, between, total = y.var(axis=0), p.var(axis=0), mean * (1 - mean)
+    disputed = y.any(axis=0) & ~y.all(axis=0)
     labels = y.reshape(len(y), -1)
     repeated = np.broadcast_to(mean.ravel(), labels.shape)
     pairs = list(itertools.combinations(p >= 0.5, 2))
@@ -122,6 +154,9 @@ def naive_statistics(cases: Cases, i: int, k: int) -> dict[str, float]:
         "d_soft": float(np.mean([naive_dice(mean >= t, share >= t) for t in (0.1, 0.3, 0.5, 0.7, 0.9)])),
         "hd95": hausdorff,
         "nsd": surface_dice,
+        **naive_matches(p >= 0.5, y),
+        "dice_consensus": naive_dice(predicted & (y.all(axis=0) | ~y.any(axis=0)), y.all(axis=0)) if two else np.nan,
+        "dice_dissensus": naive_dice(predicted[disputed], consensus[disputed]) if disputed.any() else np.nan,
         "nll": log_loss(labels.ravel(), repeated.ravel(), labels=[0, 1]),
         "brier": brier_score_loss(labels.ravel(), repeated.ravel()),
         "adaptive_ece": naive_adaptive_error(mean.ravel(), share.ravel()),

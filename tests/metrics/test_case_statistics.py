@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,16 +10,20 @@ from hypothesis import strategies as st
 from metric_cases import Cases, naive_statistics, random_cases
 from monai.metrics import CalibrationErrorMetric, DiceMetric, GeneralizedDiceScore
 from sklearn.calibration import calibration_curve
+from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error
 
 from edue_lightning.errors import UserError
 from edue_lightning.metrics import (
     CaseStatistics,
     MetricSettings,
+    ace_union,
     average_calibration_error,
     case_statistics,
+    ece_union,
     expected_calibration_error,
     maximum_calibration_error,
+    thresholded_ece,
 )
 from edue_lightning.metrics.catalogue import STATISTIC_NAMES
 
@@ -42,7 +47,7 @@ def test_equals_a_naive_loop(size: tuple[int, ...], members: int, raters: int, s
     for i in range(3):
         for k in range(structures):
             expected = naive_statistics(cases, i, k)
-            assert {*expected, "bins"} == set(found.columns)
+            assert {*expected, "bins", "union_bins"} == set(found.columns)
             for name, value in expected.items():
                 assert float(found[name][i, k]) == pytest.approx(value, rel=1e-5, abs=1e-6, nan_ok=True), name
 
@@ -155,6 +160,70 @@ def test_calibration_errors_equal_monai_and_torchmetrics(raters: int) -> None:
         assert float(found[reduction]) == pytest.approx(float(reference), abs=1e-5)
 
 
+def test_calibration_in_the_raters_union_equals_scikit_learns_curve_of_its_voxels() -> None:
+    cases = random_cases(6, structures=1, size=(40, 40))
+    pooled: list[tuple[Tensor, Tensor]] = []
+    for logits, masks, valid, _ in zip(*cases, strict=True):
+        labels = masks[valid, 0].flatten(1)
+        inside = labels.bool().any(dim=0)
+        probability = torch.sigmoid(logits.double()).mean(dim=0)[0].flatten()
+        pooled.append((labels[:, inside].flatten(), probability[inside].expand(len(labels), -1).flatten()))
+    labels, probability = (torch.cat(parts).numpy() for parts in zip(*pooled, strict=True))
+    frequency, mean = calibration_curve(labels, probability, n_bins=15)
+    counts = np.histogram(probability, bins=15, range=(0, 1))[0]
+    gaps = np.abs(frequency - mean)
+    assert float(ace_union(*cases)) == pytest.approx(gaps.mean(), abs=1e-9)
+    assert float(ece_union(*cases)) == pytest.approx(np.average(gaps, weights=counts[counts > 0]), abs=1e-9)
+
+
+def test_thresholded_calibration_equals_torchmetrics_above_each_threshold() -> None:
+    cases = random_cases(5, structures=1, size=(30, 31))
+    cases.valid[:] = True
+    p = torch.sigmoid(cases.logits.double()).mean(dim=1, keepdim=True).expand(-1, 4, -1, -1, -1).flatten()
+    labels = cases.masks.flatten().long()
+    errors = []
+    for b in range(1, 8):
+        above = p >= b / 15
+        errors.append(float(binary_calibration_error(p[above], labels[above], n_bins=15, norm="l1")))
+    assert float(thresholded_ece(*cases)) == pytest.approx(np.mean(errors), abs=1e-5)
+
+
+def test_a_calibrated_model_has_no_thresholded_error_but_one_in_the_raters_union() -> None:
+    generator = torch.Generator().manual_seed(0)
+    p = torch.tensor([0.0, 0.3, 0.7, 0.9]).repeat_interleave(4000).double().reshape(1, 1, 1, 160, 100)
+    masks = torch.rand(1, 4, 1, 160, 100, generator=generator) < p
+    valid, given = torch.ones(1, 4) > 0, {"contents": "probabilities"}
+    assert float(thresholded_ece(p, masks, valid, **given)) < 0.01
+    assert float(ece_union(p, masks, valid, **given)) > 0.02
+    surer = (1.2 * p).clamp_max(1)
+    assert float(thresholded_ece(surer, masks, valid, **given)) > 0.05
+
+
+def test_calibration_without_foreground_is_undefined() -> None:
+    sure = torch.full((1, 1, 1, 4, 4), -9.0)
+    empty, valid = torch.zeros(1, 2, 1, 4, 4), torch.ones(1, 2) > 0
+    assert thresholded_ece(sure, 1 - empty, valid).isnan()
+    assert ece_union(sure, empty, valid).isnan()
+    assert ace_union(sure, empty, valid).isnan()
+    assert float(ece_union(sure, 1 - empty, valid)) == pytest.approx(1, abs=1e-3)
+
+
+def test_consensus_and_dissensus_split_the_image_as_in_curvas() -> None:
+    masks = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]], dtype=torch.uint8).reshape(1, 2, 1, 1, 6)
+    logits = torch.tensor([9.0, -9.0, 9.0, -9.0, 9.0, -9.0]).reshape(1, 1, 1, 1, 6)
+    found = {
+        tie: case_statistics(logits, masks, torch.ones(1, 2) > 0, settings=MetricSettings(majority_tie=tie))
+        for tie in ("foreground", "background")
+    }
+    # one of two agreed voxels found, and one too many
+    assert [float(part["dice_consensus"]) for part in found.values()] == [0.5, 0.5]
+    assert float(found["foreground"]["dice_dissensus"]) == pytest.approx(2 / 3)
+    assert float(found["background"]["dice_dissensus"]) == 0
+    agreed = case_statistics(logits, masks[:, :1].expand(-1, 2, -1, -1, -1), torch.ones(1, 2) > 0)
+    assert float(agreed["dice_consensus"]) == float(agreed["dice"])
+    assert agreed["dice_dissensus"].isnan()
+
+
 def test_probabilities_of_exactly_0_and_1_have_a_bin() -> None:
     logits = torch.tensor([-800.0, 800.0]).reshape(1, 1, 1, 1, 2)
     masks = torch.tensor([0, 1], dtype=torch.uint8).reshape(1, 1, 1, 1, 2)
@@ -187,8 +256,11 @@ def test_empty_masks() -> None:
     masks = torch.zeros(1, 3, 1, 4, 4, dtype=torch.uint8)
     rated = torch.ones(1, 3) > 0
     empty = case_statistics(torch.full((1, 3, 1, 4, 4), -5.0), masks, rated)
-    for name in ("dice", "dice_per_rater", "d_soft", "nsd", "model_agreement", "layer_agreement"):
+    overlaps = ("dice", "dice_per_rater", "d_soft", "nsd", "model_agreement", "layer_agreement")
+    for name in (*overlaps, "d_max", "d_match", "matched_iou", "dice_consensus"):
         assert float(empty[name]) == 1, name
+    assert empty["dice_dissensus"].isnan().all()
+    assert not empty["union_bins"].any()
     for name in ("sv_star", "area", "predicted_area", "ged2"):
         assert float(empty[name]) == 0, name
     # constant maps, no surface, no size
@@ -196,6 +268,7 @@ def test_empty_masks() -> None:
         assert empty[name].isnan().all(), name
     wrong = case_statistics(torch.full((1, 3, 1, 4, 4), 5.0), masks, rated)
     assert float(wrong["dice"]) == float(wrong["dice_per_rater"]) == float(wrong["nsd"]) == 0
+    assert [float(wrong[name]) for name in ("d_max", "d_match", "matched_iou", "dice_consensus")] == [0] * 4
     assert float(wrong["ged2"]) == 2
     assert wrong["hd95"].isnan().all()
 
@@ -213,9 +286,11 @@ def test_too_few_raters_leave_values_undefined() -> None:
     cases.valid[2] = False
     found = case_statistics(*cases)
     needs_two = {"sv_star", "sv_star_normalised", "pixel_pearson", "pixel_pearson_total", "pixel_s_ncc"}
+    needs_two |= {"dice_consensus", "dice_dissensus"}
     assert found["n_raters"][:, 0].tolist() == [1, 3, 0]
     assert not found["bins"][2].any()
-    for name in found.columns.keys() - {"n_raters", "bins"}:
+    assert not found["union_bins"][2].any()
+    for name in found.columns.keys() - {"n_raters", "bins", "union_bins"}:
         assert found[name][2].isnan().all(), name
         assert found[name][0].isnan().all() == (name in needs_two), name
         assert not found[name][1].isnan().any(), name
@@ -293,7 +368,8 @@ def test_complement_and_bounds(seed: int, raters: int, members: int) -> None:
     for name in (*same, "pixel_pearson", "pixel_pearson_total", "pixel_s_ncc"):
         torch.testing.assert_close(found[name], mirrored[name], rtol=1e-5, atol=1e-6, equal_nan=True, msg=name)
     shares = ("dice", "dice_per_rater", "d_soft", "nsd", "brier", "adaptive_ece", "model_agreement", "layer_agreement")
-    for name in shares:
+    assert (found["d_match"] <= found["d_max"] + 1e-12)[~found["d_max"].isnan()].all()
+    for name in (*shares, "d_max", "d_match", "matched_iou", "dice_consensus", "dice_dissensus"):
         assert ((found[name] >= 0) & (found[name] <= 1) | found[name].isnan()).all(), name
     for name in ("pixel_pearson", "pixel_pearson_total", "pixel_s_ncc"):
         assert ((found[name].abs() <= 1) | found[name].isnan()).all(), name

@@ -42,6 +42,7 @@ def value(summary: Summary, metric: str, structure: str = "a") -> MetricRow:
 
 
 MEANS = (
+    *("d_max", "d_match", "matched_iou", "dice_consensus", "dice_dissensus"),
     *("dice", "dice_per_rater", "d_soft", "hd95", "nsd", "nll", "brier", "adaptive_ece", "ged2", "volume_crps"),
     *("layer_agreement", "aula", "model_agreement", "pixel_pearson", "pixel_pearson_total", "pixel_s_ncc"),
 )
@@ -53,6 +54,13 @@ NAIVE_SCORES = {
     "_aula": ("aula", -1),
     "_model_agreement": ("model_agreement", -1),
 }
+
+
+def naive_ece(bins: np.ndarray) -> tuple[float, float]:
+    """Return the ECE, and the mean gap over the filled bins."""
+    filled = bins[bins[:, 0] > 0]
+    gaps = np.abs(filled[:, 1] - filled[:, 2]) / filled[:, 0]
+    return float(np.average(gaps, weights=filled[:, 0])), float(gaps.mean())
 
 
 def naive(of: CaseStatistics, k: int, chosen: list[int]) -> dict[str, float]:
@@ -67,6 +75,8 @@ def naive(of: CaseStatistics, k: int, chosen: list[int]) -> dict[str, float]:
         "ece": float((gaps * share).sum()),
         "ace": float(gaps.mean()),
         "mce": float(gaps.max()),
+        "thresholded_ece": float(np.mean([naive_ece(bins[first:])[0] for first in range(1, 8)])),
+        **dict(zip(("ece_union", "ace_union"), naive_ece(column["union_bins"].sum(axis=0)), strict=True)),
         "brier_calibration": float((gaps**2 * share).sum()),
         "brier_refinement": float((frequency * (1 - frequency) * share).sum()),
     }

@@ -15,6 +15,9 @@ from edue_lightning.metrics.metric import CaseMetric, CasesOfOneMetric, function
 
 RELIABILITY_BINS = 15
 
+CALIBRATION_THRESHOLDS = tuple(b / RELIABILITY_BINS for b in range(1, 8))
+"""Thresholds of `ThresholdedCalibrationError`: the lower edges of all bins that end below one half."""
+
 
 def _likelihood(case: Case) -> Sequence[Tensor]:
     # the labels are 0 or 1, so the mean over raters of each of these needs no more than q
@@ -24,13 +27,14 @@ def _likelihood(case: Case) -> Sequence[Tensor]:
     return nll, brier
 
 
-def reliability_bins(probability: Tensor, marked: Tensor, raters: int) -> Tensor:
+def reliability_bins(probability: Tensor, marked: Tensor, raters: int, inside: Tensor | None = None) -> Tensor:
     """Count predictions against every rater's label in 15 bins of equal width.
 
     Args:
         probability: `[K, V]`; bin b holds p in [b / 15, (b + 1) / 15), the last one p = 1 too.
         marked: number of raters who marked the voxel, `[K, V]`.
         raters: number of valid raters.
+        inside: voxels that count, `[K, V]` bool; None for all.
 
     Returns:
         `[K, 15, 3]` float64: voxel-rater pairs, sum of their probabilities, marked pairs.
@@ -38,6 +42,8 @@ def reliability_bins(probability: Tensor, marked: Tensor, raters: int) -> Tensor
     probability = probability.double()
     position = (probability * RELIABILITY_BINS).long().clamp_max(RELIABILITY_BINS - 1)
     sums = [torch.full_like(probability, float(raters)), probability * raters, marked.double()]
+    if inside is not None:
+        sums = [values * inside for values in sums]
     bins = torch.zeros(len(probability), RELIABILITY_BINS, 3, dtype=torch.float64, device=probability.device)
     for column, values in enumerate(sums):
         bins[..., column].scatter_add_(1, position, values)
@@ -112,6 +118,13 @@ def _maximum(bins: Array) -> Array:
     return largest
 
 
+def _above_thresholds(bins: Array) -> Array:
+    """Return the mean over `CALIBRATION_THRESHOLDS` of the ECE of the bins above: `[..., 15, 3]` to `[...]`."""
+    first_bins = range(1, len(CALIBRATION_THRESHOLDS) + 1)
+    mean: Array = np.mean([_expected(bins[..., first:, :]) for first in first_bins], axis=0)
+    return mean
+
+
 def brier_split(bins: Array) -> tuple[Array, Array]:
     """Return the calibration and the refinement part of the Brier score (Murphy 1973), of predictions rounded to bins.
 
@@ -140,16 +153,23 @@ BINS = Statistic(
     fewest_raters=0,
     shape=(RELIABILITY_BINS, 3),
 )
+UNION_BINS = Statistic(
+    ("union_bins",),
+    lambda case: (reliability_bins(case.mean, case.marked, case.n_raters, case.marked > 0),),
+    fewest_raters=0,
+    shape=(RELIABILITY_BINS, 3),
+)
 
 
-def _pooled(name: str, function: Callable[[Array], Array]) -> Definition:
+def _pooled(name: str, function: Callable[[Array], Array], statistic: Statistic = BINS) -> Definition:
     """Define a metric of the bins `[..., 15, 3]` of all cases together."""
+    (column,) = statistic.names
 
     def estimate(cases: StructureCases, weights: Array) -> Estimate:
-        bins = cases.columns["bins"]
+        bins = cases.columns[column]
         return Estimate(function(np.einsum("wn,nbs->wbs", weights, bins)), bins[..., 0].sum(axis=1) > 0)
 
-    return Definition(name, (BINS,), estimate, ("bins",), "low")
+    return Definition(name, (statistic,), estimate, (column,), "low")
 
 
 class NegativeLogLikelihood(CaseMetric):
@@ -281,6 +301,62 @@ class MaximumCalibrationError(CaseMetric):
 maximum_calibration_error = functional(MaximumCalibrationError)
 
 
+class ThresholdedCalibrationError(CaseMetric):
+    """ECE of the voxels with p >= t, mean over the thresholds t = 1/15, 2/15, ... 7/15 (after Nixon et al. 2019).
+
+    In [0, 1], lower is better. The background takes no part, and since the prediction alone chooses the voxels, a
+    calibrated model has no error. NaN if p lies below 7/15 everywhere.
+
+    >>> logits = torch.tensor([-9.0, -9.0, -9.0, 0.0]).reshape(1, 1, 1, 2, 2)
+    >>> thresholded_ece(logits, (logits >= 0).float(), torch.ones(1, 1, dtype=torch.bool))
+    tensor(0.5000, dtype=torch.float64)
+    """
+
+    definition = _pooled("thresholded_ece", _above_thresholds)
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+thresholded_ece = functional(ThresholdedCalibrationError)
+
+
+class UnionExpectedCalibrationError(CaseMetric):
+    """`ExpectedCalibrationError` of the voxels that at least one valid rater marked.
+
+    In [0, 1], lower is better. The labels choose the voxels, so that a calibrated model has an error here, and one that
+    is too sure of the foreground can have a smaller one: read it beside `thresholded_ece`.
+
+    >>> logits = torch.tensor([-9.0, -9.0, -9.0, 0.0]).reshape(1, 1, 1, 2, 2)
+    >>> ece_union(logits, (logits >= 0).float(), torch.ones(1, 1, dtype=torch.bool))
+    tensor(0.5000, dtype=torch.float64)
+    """
+
+    definition = _pooled("ece_union", _expected, UNION_BINS)
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+ece_union = functional(UnionExpectedCalibrationError)
+
+
+class UnionAverageCalibrationError(CaseMetric):
+    """`AverageCalibrationError` of the voxels that at least one valid rater marked; see `ece_union`.
+
+    In [0, 1], lower is better.
+
+    >>> logits = torch.tensor([-9.0, -9.0, 9.0, 0.0]).reshape(1, 1, 1, 2, 2)
+    >>> ace_union(logits, (logits >= 0).float(), torch.ones(1, 1, dtype=torch.bool))
+    tensor(0.2501, dtype=torch.float64)
+    """
+
+    definition = _pooled("ace_union", _average, UNION_BINS)
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+ace_union = functional(UnionAverageCalibrationError)
+
+
 class AdaptiveCalibrationError(CaseMetric):
     """Calibration error over 15 ranges of equally many voxels, mean over cases (ACE of Nixon et al. 2019).
 
@@ -354,7 +430,7 @@ def reliability_rows(structure: str, bins: Array) -> list[ReliabilityRow]:
     ]
 
 
-STATISTICS = (LIKELIHOOD, ADAPTIVE_ERROR, BINS)
+STATISTICS = (LIKELIHOOD, ADAPTIVE_ERROR, BINS, UNION_BINS)
 METRICS = (
     NegativeLogLikelihood.definition,
     BrierScore.definition,
@@ -363,5 +439,8 @@ METRICS = (
     ExpectedCalibrationError.definition,
     AverageCalibrationError.definition,
     MaximumCalibrationError.definition,
+    ThresholdedCalibrationError.definition,
+    UnionExpectedCalibrationError.definition,
+    UnionAverageCalibrationError.definition,
     AdaptiveCalibrationError.definition,
 )

@@ -52,7 +52,7 @@ def case_statistics(
 class CaseTable(CaseRows):
     """Collects the statistics of cases, and computes any number of metrics over them.
 
-    Memory grows with the number of cases (about 0.6 KiB per case and structure), not with voxels. A case that arrives
+    Memory grows with the number of cases (about 1 KiB per case and structure), not with voxels. A case that arrives
     twice under one index, as padding samplers send it, counts once.
 
     Args:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from edue_lightning.metrics.case import Case
@@ -53,6 +54,40 @@ def gaussian_crps(value: Tensor, samples: Tensor) -> Tensor:
     return torch.where(spread > 0, score, off.abs())
 
 
+def best_sample_similarity(similarity: Tensor) -> Tensor:
+    """Return the similarity of each rater to the member most like it, mean over the raters.
+
+    Args:
+        similarity: similarity of every member to every rater, `[K, M, R]`.
+
+    Returns:
+        `[K]`; NaN without raters.
+    """
+    return similarity.amax(dim=1).mean(dim=1)
+
+
+def matched_similarity(similarity: Tensor, repeat_raters: bool) -> Tensor:
+    """Return the mean similarity of the pairs of the best one-to-one matching of members and raters.
+
+    Args:
+        similarity: similarity of every member to every rater, `[K, M, R]`.
+        repeat_raters: whether members and raters are both repeated up to their least common multiple, so that every
+            member counts (Kohl et al. 2019, and MoSE's code); else each rater gets a member of its own, members are
+            repeated only as often as that takes, and members without a rater do not count (D-Persona's code).
+
+    Returns:
+        `[K]`; NaN without raters.
+    """
+    members, raters = similarity.shape[1:]
+    if not raters:
+        return similarity.new_full(similarity.shape[:1], torch.nan)
+    common = math.lcm(members, raters)
+    copies = (common // members, common // raters) if repeat_raters else (-(-raters // members), 1)
+    repeated = similarity.repeat(1, *copies).cpu().numpy()
+    means = [float(values[linear_sum_assignment(values, maximize=True)].mean()) for values in repeated]
+    return similarity.new_tensor(means)
+
+
 def _energy(case: Case) -> Sequence[Tensor]:
     overlap = case.overlap
     similarity = overlap.intersection_over_union() if case.settings.ged_distance == "iou" else overlap.dice()
@@ -61,12 +96,21 @@ def _energy(case: Case) -> Sequence[Tensor]:
     return (energy_distance(*(distance[:, rows, columns] for rows, columns in blocks)),)
 
 
+def _matched(case: Case) -> Sequence[Tensor]:
+    dice, iou = (
+        values[:, case.of_members, case.of_raters]
+        for values in (case.overlap.dice(), case.overlap.intersection_over_union())
+    )
+    return best_sample_similarity(dice), matched_similarity(dice, False), matched_similarity(iou, True)
+
+
 def _volume(case: Case) -> Sequence[Tensor]:
     predicted, drawn = (part.sum(dim=-1, dtype=torch.float64) * case.voxel_size for part in (case.mean, case.masks))
     return (gaussian_crps(predicted, drawn),)
 
 
 ENERGY = Statistic(("ged2",), _energy)
+MATCHED = Statistic(("d_max", "d_match", "matched_iou"), _matched)
 VOLUME = Statistic(("volume_crps",), _volume)
 
 
@@ -90,6 +134,65 @@ class GeneralisedEnergyDistance(CaseMetric):
 generalised_energy_distance = functional(GeneralisedEnergyDistance)
 
 
+class MaximumDice(CaseMetric):
+    """D_max: Dice of each rater and the member most like it, mean over raters and then cases (Wu et al., CVPR 2024).
+
+    In [0, 1], higher is better; it never falls with more members. Two empty masks score 1, one empty mask 0.
+
+    >>> logits = torch.tensor([4.0, 4.0, -4.0, -4.0]).reshape(1, 1, 1, 2, 2)
+    >>> masks = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.uint8).reshape(1, 2, 1, 2, 2)
+    >>> d_max(logits, masks, torch.ones(1, 2, dtype=torch.bool))
+    tensor(0.8333, dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("d_max", MATCHED, "high")
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+d_max = functional(MaximumDice)
+
+
+class MatchedDice(CaseMetric):
+    """D_match: Dice of raters and members in the best one-to-one matching, mean over raters and then cases.
+
+    In [0, 1], higher is better (Wu et al., CVPR 2024). Each rater has a member of its own; with fewer members than
+    raters, each member is repeated as often as needed. Two empty masks score 1, one empty mask 0.
+
+    >>> logits = torch.tensor([[4.0, -4.0, -4.0, -4.0], [4.0, 4.0, 4.0, -4.0]]).reshape(1, 2, 1, 2, 2)
+    >>> masks = torch.tensor([[1, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.uint8).reshape(1, 2, 1, 2, 2)
+    >>> d_match(logits, masks, torch.ones(1, 2, dtype=torch.bool))
+    tensor(0.7500, dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("d_match", MATCHED, "high")
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+d_match = functional(MatchedDice)
+
+
+class MatchedIoU(CaseMetric):
+    """Hungarian-matched IoU: IoU of members and raters in the best one-to-one matching, mean over pairs and then cases.
+
+    In [0, 1], higher is better (Kohl et al. 2019). Members and raters are repeated up to their least common multiple,
+    so every member and every rater counts equally. Two empty masks score 1, one empty mask 0.
+
+    >>> logits = torch.tensor([[4.0, -4.0, -4.0, -4.0], [4.0, 4.0, 4.0, -4.0]]).reshape(1, 2, 1, 2, 2)
+    >>> masks = torch.tensor([[1, 0, 0, 0], [1, 0, 0, 0]], dtype=torch.uint8).reshape(1, 2, 1, 2, 2)
+    >>> matched_iou(logits, masks, torch.ones(1, 2, dtype=torch.bool))
+    tensor(0.6667, dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("matched_iou", MATCHED, "high")
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+matched_iou = functional(MatchedIoU)
+
+
 class VolumeCRPS(CaseMetric):
     """CRPS of the predicted volume (summed mean probability) under a Gaussian fitted to the raters', mean over cases.
 
@@ -106,5 +209,11 @@ class VolumeCRPS(CaseMetric):
 
 volume_crps = functional(VolumeCRPS)
 
-STATISTICS = (ENERGY, VOLUME)
-METRICS = (GeneralisedEnergyDistance.definition, VolumeCRPS.definition)
+STATISTICS = (ENERGY, MATCHED, VOLUME)
+METRICS = (
+    GeneralisedEnergyDistance.definition,
+    MaximumDice.definition,
+    MatchedDice.definition,
+    MatchedIoU.definition,
+    VolumeCRPS.definition,
+)

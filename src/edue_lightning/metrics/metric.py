@@ -40,7 +40,7 @@ class IndexedCases(NamedTuple):
 class CaseRows(Metric):
     """Collects one row of statistics per case: exact under batching and distribution.
 
-    Memory grows with the number of cases (about 0.6 KiB per case and structure), not with voxels. A case that arrives
+    Memory grows with the number of cases (about 1 KiB per case and structure), not with voxels. A case that arrives
     twice under one index, as padding samplers send it, counts once.
 
     Args:

@@ -1,4 +1,4 @@
-"""Dice of masks, against the raters' soft majority, each rater, and at several thresholds."""
+"""Dice of masks: against soft majority and raters, at several thresholds, and where the raters agree or do not."""
 
 from __future__ import annotations
 
@@ -31,8 +31,20 @@ def _d_soft(case: Case) -> Sequence[Tensor]:
     return (torch.stack(scores).mean(dim=0),)
 
 
+def _consensus(case: Case) -> Sequence[Tensor]:
+    disputed = (case.marked > 0) & (case.marked < case.n_raters)
+    found = []
+    for region in (~disputed, disputed):
+        first, second = case.predicted & region, case.consensus & region
+        both, one, other = (mask.count_nonzero(dim=1).double() for mask in (first & second, first, second))
+        found.append(dice_of_counts(both, one + other))
+    agreed, contested = found
+    return agreed, contested.masked_fill(~disputed.any(dim=1), torch.nan)
+
+
 DICE = Statistic(("dice", "dice_per_rater"), _dice)
 SOFT_DICE = Statistic(("d_soft",), _d_soft)
+CONSENSUS_DICE = Statistic(("dice_consensus", "dice_dissensus"), _consensus, fewest_raters=2)
 
 
 class Dice(CaseMetric):
@@ -93,5 +105,51 @@ class DSoft(CaseMetric):
 
 d_soft = functional(DSoft)
 
-STATISTICS = (DICE, SOFT_DICE)
-METRICS = (Dice.definition, DicePerRater.definition, DSoft.definition)
+
+class ConsensusDice(CaseMetric):
+    """Dice of the mean prediction over the voxels on which all raters agree, mean over cases (CURVAS).
+
+    In [0, 1], higher is better: foreground is what all raters marked, background what none did; voxels in dispute are
+    left out. Two empty masks score 1, one empty mask 0. Undefined (NaN) for fewer than two raters.
+
+    >>> logits = torch.tensor([4.0, 4.0, 4.0, -4.0]).reshape(1, 1, 1, 2, 2)
+    >>> masks = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.uint8).reshape(1, 2, 1, 2, 2)
+    >>> dice_consensus(logits, masks, torch.ones(1, 2, dtype=torch.bool))
+    tensor(0.6667, dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("dice_consensus", CONSENSUS_DICE, "high")
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+dice_consensus = functional(ConsensusDice)
+
+
+class DissensusDice(CaseMetric):
+    """Dice of the mean prediction and the soft-majority mask over the voxels in dispute, mean over cases.
+
+    In [0, 1], higher is better: only voxels that some valid raters marked and others did not. Two empty masks score 1,
+    one empty mask 0. Undefined (NaN) where no voxel is in dispute.
+
+    >>> logits = torch.tensor([4.0, -4.0, 4.0, -4.0]).reshape(1, 1, 1, 2, 2)
+    >>> masks = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]], dtype=torch.uint8).reshape(1, 2, 1, 2, 2)
+    >>> dice_dissensus(logits, masks, torch.ones(1, 2, dtype=torch.bool))
+    tensor(0.6667, dtype=torch.float64)
+    """
+
+    definition = mean_over_cases("dice_dissensus", CONSENSUS_DICE, "high")
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+
+dice_dissensus = functional(DissensusDice)
+
+STATISTICS = (DICE, SOFT_DICE, CONSENSUS_DICE)
+METRICS = (
+    Dice.definition,
+    DicePerRater.definition,
+    DSoft.definition,
+    ConsensusDice.definition,
+    DissensusDice.definition,
+)
