@@ -132,6 +132,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         affine=torch.eye(4, dtype=torch.float64) * 1.1,
         origin=Grid((9, 8, 7), torch.eye(4, dtype=torch.float64)),
         foreground=torch.tensor([[0, 1, 2]], dtype=torch.int32),
+        region=torch.rand(3, 4, 5, generator=rng) > 0.5,
     )
     store = PreparedCases(tmp_path)
     store.write("key", sample)
@@ -141,6 +142,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert found.spacing == sample.spacing
     assert found.origin is not None
     assert found.origin.shape == (9, 8, 7)
+    assert torch.equal(found.region, sample.region)  # type: ignore[arg-type]
     assert torch.equal(found.foreground, sample.foreground)  # type: ignore[arg-type]
     assert torch.equal(found.affine, sample.affine)  # type: ignore[arg-type]
     # what a reader changes in memory does not reach the file

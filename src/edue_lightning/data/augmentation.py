@@ -112,12 +112,19 @@ def _untracked() -> Iterator[None]:
 def augment(sample: RaterSample, transform: Compose, key: int) -> RaterSample:
     """Apply a transform; all its random choices are determined by `key`."""
     transform.set_random_state(seed=key % 2**32)
+    masks = sample.masks.flatten(0, 1)
+    if sample.region is not None:
+        masks = torch.cat([masks, sample.region[None].to(masks.dtype)])
     with _untracked():
-        changed = transform({"image": sample.image, "masks": sample.masks.flatten(0, 1)})
+        changed = transform({"image": sample.image, "masks": masks})
     image, masks = (torch.as_tensor(changed[name]).contiguous() for name in ("image", "masks"))
+    region = None
+    if sample.region is not None:
+        masks, region = masks[:-1], masks[-1] > 0
     return replace(
         sample,
         image=image.to(torch.float32),
         masks=masks.to(torch.uint8).reshape(sample.masks.shape),
+        region=region,
         affine=None,  # that of the unchanged image no longer holds
     )

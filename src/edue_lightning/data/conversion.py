@@ -26,8 +26,8 @@ def write_manifest(data: RaterDataModule, folder: Path) -> int:
     """Write every case of a data set, one in memory at a time, and the manifest last.
 
     Images are written as the loader returns them (float32; TIFF with one file per channel in 2D, NIfTI in 3D), masks as
-    PNG or NIfTI. The manifest keeps patients, splits (as drawn, where they are drawn), spacings and missing raters.
-    Read it with `data=manifest data.source.standardise=false` to get the same samples.
+    PNG or NIfTI. The manifest keeps patients, splits (as drawn, where they are drawn), spacings, regions and missing
+    raters. Read it with `data=manifest data.source.standardise=false` to get the same samples.
 
     Args:
         data: data set to write.
@@ -70,17 +70,24 @@ def _write_case(
     row = {"case_id": record.case_id, "patient": record.group, "split": split}
     if sample.spacing is not None:
         row["spacing"] = "x".join(repr(float(size)) for size in sample.spacing)
+    if sample.region is not None:
+        (folder / "regions").mkdir(exist_ok=True)
+        row["region"] = _save(folder, f"regions/{record.case_id}", _as_picture(sample.region.numpy()), sample)
     for channel, values in enumerate(sample.image.numpy(), 1):
         column = "image" if channel == 1 else f"image{channel}"
         row[column] = _save(folder, f"images/{record.case_id}__{channel}", values, sample)
     for slot, rater in enumerate(raters):
         for k, structure in enumerate(structures):
             if sample.valid[slot]:
-                mask = sample.masks[slot, k].numpy()
+                mask = _as_picture(sample.masks[slot, k].numpy())
                 name = f"masks/{record.case_id}__{slot + 1}__{k + 1}"
                 # an empty field: the rater outlined nothing
-                file = _save(folder, name, mask * np.uint8(255), sample) if mask.any() else ""
+                file = _save(folder, name, mask, sample) if mask.any() else ""
                 yield {**row, "mask": file, "rater": rater, "structure": structure}
+
+
+def _as_picture(mask: np.ndarray) -> np.ndarray:
+    return np.where(mask, np.uint8(255), np.uint8(0))
 
 
 def _save(folder: Path, name: str, array: np.ndarray, sample: RaterSample) -> str:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from edue_lightning.data.geometry import canonical, slice_storage
 from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, header_of, same_affine
@@ -220,6 +221,10 @@ class FileSource(CaseSource):
         if raters == 0:
             first = relative_name(next(iter(case.files.values())), self.root)
             return CaseError([problem_line(first, case.record.case_id, "has no rater; add a mask, or remove it")])
+        if sample.region is not None and not sample.region.any():
+            line = "its region is empty, so nothing would count; correct it, or remove the case"
+            first = relative_name(next(iter(case.files.values())), self.root)
+            return CaseError([problem_line(first, case.record.case_id, line)])
         shape, channels = tuple(sample.image.shape[1:]), sample.image.shape[0]
         traits = traits_of(sample) if key is None or self._prepared is None else self._noted_traits(key, sample)
         return _Found(case, key, shape, channels, raters, sample.spacing is not None, _storage(case, shape), traits)
@@ -366,8 +371,9 @@ def stack_case(
     spacing: tuple[float, ...] | None = None,
     affine: NDArray[np.float64] | None = None,
     origin: Grid | None = None,
+    region: NDArray | None = None,
 ) -> RaterSample:
-    """Put a case together from its parts, all on one grid.
+    """Put a case together from its parts, all on one grid; masks become zero outside of the region.
 
     Args:
         case_id: name of the case.
@@ -378,6 +384,7 @@ def stack_case(
         spacing: mm along each axis, or None.
         affine: `[4, 4]` of a volume, or None.
         origin: grid of the image's file, if it is another one.
+        region: `[*S]` bool, the voxels that count, see `RaterSample.region`; None if all do.
     """
     turned = canonical(ImageFile(image, spacing, affine, origin))
     stacked = torch.zeros(len(raters), len(structures), *turned.shape, dtype=torch.uint8)
@@ -386,8 +393,10 @@ def stack_case(
         slot = raters.index(rater)
         valid[slot] = True
         if mask is not None:
-            on_image = canonical(ImageFile(mask, affine=affine)).array
-            stacked[slot, structures.index(structure)] = torch.from_numpy(np.ascontiguousarray(on_image))
+            stacked[slot, structures.index(structure)] = _turned(mask, affine)
+    inside = None if region is None else _turned(region, affine)
+    if inside is not None:
+        stacked *= inside
     return RaterSample(
         image=torch.from_numpy(np.ascontiguousarray(turned.array, dtype=np.float32)),
         masks=stacked,
@@ -397,7 +406,12 @@ def stack_case(
         # a slice has no place in space
         affine=None if turned.affine is None or image.ndim == 3 else torch.from_numpy(np.array(turned.affine)).double(),
         origin=turned.origin,
+        region=inside,
     )
+
+
+def _turned(mask: NDArray, affine: NDArray[np.float64] | None) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(canonical(ImageFile(mask, affine=affine)).array))
 
 
 def problem_line(file: str, case_id: str, problem: str) -> str:

@@ -23,7 +23,7 @@ class CaseIdentity:
         group: patient, see `CaseRecord`.
         size: `*S`, spatial size of the prepared image.
         image: digest of the prepared image, of values at regular steps.
-        masks: digest of all masks, and of which raters are valid.
+        masks: digest of all masks, of which raters are valid, and of the region if there is one.
     """
 
     case_id: str
@@ -87,7 +87,7 @@ def overlapping(
 
 
 def _masks_digest(sample: RaterSample) -> str:
-    return _digest(sample.masks, sample.valid)
+    return _digest(sample.masks, sample.valid, *([] if sample.region is None else [sample.region]))
 
 
 def _digest(values: Tensor, *more: Tensor) -> str:

@@ -112,6 +112,7 @@ class PatchSampling:
             sample,
             image=_padded(sample.image[:, *box], self.size),
             masks=_padded(sample.masks[:, :, *box], self.size),
+            region=None if sample.region is None else _padded(sample.region[box], self.size),
             affine=None,  # that of the whole image no longer holds
             origin=None,
             foreground=None,

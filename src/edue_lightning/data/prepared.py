@@ -95,6 +95,7 @@ class PreparedCases:
             "affine": sample.affine,
             "origin": None if sample.origin is None else (list(sample.origin.shape), sample.origin.affine),
             "foreground": sample.foreground,
+            "region": sample.region,
         }
         path = self._path(sample.case_id, key)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ class RaterSample:
             if it is the sample's own.
         foreground: `[P, n]` int32, voxels that a rater marked, equally many per connected region; None if they were not
             listed. See `foreground_points`.
+        region: `[*S]` bool, the voxels that count in training and in every metric, such as the field of view of a
+            camera; None if all do. Masks are zero outside of it.
     """
 
     image: Tensor
@@ -49,6 +52,7 @@ class RaterSample:
     affine: Tensor | None = None
     origin: Grid | None = None
     foreground: Tensor | None = None
+    region: Tensor | None = None
 
     def __post_init__(self) -> None:
         spatial = self.image.shape[1:]
@@ -61,6 +65,8 @@ class RaterSample:
             problems.append(f"valid must be bool [R], is {_describe(self.valid)}")
         if self.spacing is not None and len(self.spacing) != len(spatial):
             problems.append(f"spacing must have one entry per spatial axis, is {self.spacing}")
+        if self.region is not None and (self.region.dtype != torch.bool or self.region.shape != spatial):
+            problems.append(f"region must be bool [*S] on the image's grid, is {_describe(self.region)}")
         if problems:
             raise ValueError(f"case {self.case_id!r}: " + "; ".join(problems))
 
@@ -90,6 +96,7 @@ class RaterBatch:
         case_index: `[B]` int64, position of the case in its split.
         draw_key: `[B]` int64, differs per case, epoch and seed. All random draws for a case are derived from it, so
             that they do not depend on batching, workers or devices.
+        region: `[B, *S]` bool, see `RaterSample.region`; None if every voxel of every case counts.
     """
 
     image: Tensor
@@ -98,6 +105,7 @@ class RaterBatch:
     spacing: Tensor
     case_index: Tensor
     draw_key: Tensor
+    region: Tensor | None = None
 
     def __len__(self) -> int:
         return self.image.shape[0]
@@ -111,7 +119,9 @@ class RaterBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> RaterBatch:
-        return RaterBatch(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        mapped: dict[str, Any] = {name: None if part is None else function(part) for name, part in tensors.items()}
+        return RaterBatch(**mapped)
 
 
 def collate_samples(samples: Sequence[RaterSample], case_index: Sequence[int], draw_key: Sequence[int]) -> RaterBatch:
@@ -127,6 +137,10 @@ def collate_samples(samples: Sequence[RaterSample], case_index: Sequence[int], d
     most_raters = max(len(s.valid) for s in samples)
     masks = torch.stack([_pad_first(s.masks, most_raters) for s in samples])
     valid = torch.stack([_pad_first(s.valid, most_raters) for s in samples])
+    region = None
+    if any(s.region is not None for s in samples):
+        everywhere = torch.ones(samples[0].image.shape[1:], dtype=torch.bool)
+        region = torch.stack([everywhere if s.region is None else s.region for s in samples])
     spacing = [s.spacing or (1.0,) * (s.image.ndim - 1) for s in samples]
     return RaterBatch(
         image=torch.stack([s.image for s in samples]),
@@ -135,6 +149,7 @@ def collate_samples(samples: Sequence[RaterSample], case_index: Sequence[int], d
         spacing=torch.tensor(spacing, dtype=torch.float32),
         case_index=torch.tensor(case_index, dtype=torch.int64),
         draw_key=torch.tensor(draw_key, dtype=torch.int64),
+        region=region,
     )
 
 

@@ -15,6 +15,7 @@ from edue_lightning.data import CaseSource, RaterDataModule, RaterSample, collat
 from edue_lightning.data.source import Subset
 from edue_lightning.evaluation.prediction_folder import PredictionFolder
 from edue_lightning.evaluation.result import Evaluation
+from edue_lightning.losses import within
 from edue_lightning.methods import Measuring, SegmentationMethod
 from edue_lightning.metrics import CaseTable, MetricSettings
 from edue_lightning.reporting.panels import (
@@ -100,7 +101,8 @@ def measure_predictions(predictions: PredictionFolder, data: RaterDataModule, me
     for position in range(len(data.records(measurement.split))):
         sample = data.sample(measurement.split, position)
         batch = collate_samples([sample], [position], [0])
-        table.update(predictions.load(sample)[None], batch.masks, batch.valid, batch.spacing, batch.case_index)
+        members = predictions.load(sample)[None]
+        table.update(members, batch.masks, batch.valid, batch.spacing, batch.case_index, batch.region)
     return _evaluation(
         table, data, measurement, probabilities_of, lambda position: data.sample(measurement.split, position)
     )
@@ -139,14 +141,15 @@ def _evaluation(
 
 
 def mask_fingerprints(sample: RaterSample) -> list[str]:
-    """Return a digest of the valid raters' masks on their grid for each structure, `[K]`.
+    """Return a digest of the valid raters' masks on their grid, and of the region, for each structure, `[K]`.
 
     Runs are compared case by case only if their cases have the same digests.
     """
     spacing = sample.spacing and [f"{length:.6g}" for length in sample.spacing]
     grid = f"{tuple(sample.masks.shape[2:])} {spacing} {sample.valid.tolist()}"
     masks = sample.masks[sample.valid].to(torch.uint8).cpu().numpy()
-    return [hashlib.sha256(grid.encode() + masks[:, k].tobytes()).hexdigest()[:12] for k in range(masks.shape[1])]
+    shared = grid.encode() + (b"" if sample.region is None else sample.region.cpu().numpy().tobytes())
+    return [hashlib.sha256(shared + masks[:, k].tobytes()).hexdigest()[:12] for k in range(masks.shape[1])]
 
 
 def _panels(
@@ -189,7 +192,7 @@ def _panel(source: CaseSource, sample: RaterSample, structure: int, probabilitie
     rows, columns = view_window(maps["masks"].max(axis=0))
     maps = {name: values[..., rows, columns] for name, values in maps.items()}
     voxel_size = batch.spacing.prod(dim=1)
-    parts = (between, expert, total_variance(of_structure))
+    parts = [within(part, batch.region) for part in (between, expert, total_variance(of_structure))]
     between_sum, expert_sum, total_sum = (sum_of_variances(part, voxel_size)[0, 0].item() for part in parts)
     return Panel(
         case_id=sample.case_id,

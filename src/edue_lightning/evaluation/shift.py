@@ -131,6 +131,7 @@ def measure_shift(
                 method.structures,
                 settings=settings,
                 names=CASE_SCORES,
+                region=batch.region,
             )
             for k, structure in enumerate(method.structures):
                 scores = {name: found[name][:, k].numpy() for name in CASE_SCORES}

@@ -7,10 +7,11 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+from edue_lightning.losses.region import voxel_mean
 from edue_lightning.uncertainty.maps import at_least_float32, rater_mean
 
 
-def mean_prediction_nll(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
+def mean_prediction_nll(logits: Tensor, masks: Tensor, valid: Tensor, region: Tensor | None = None) -> Tensor:
     """Return the cross-entropy of the members' mean prediction p against every valid rater.
 
     It is `-(q log p + (1 - q) log (1 - p))` with the raters' mean q, a proper score: its optimum is p = q. It and its
@@ -20,6 +21,7 @@ def mean_prediction_nll(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
         logits: member logits `[B, M, K, *S]`; narrower types than float32 are converted first.
         masks: `[B, R, K, *S]` in {0, 1}.
         valid: `[B, R]` bool, at least one true in each row.
+        region: `[B, *S]` bool, the voxels that count; None if all do.
 
     Returns:
         `[B]` in nats, averaged over structures and voxels.
@@ -29,4 +31,4 @@ def mean_prediction_nll(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
     log_members = math.log(logits.shape[1])
     log_p = F.logsigmoid(logits).logsumexp(dim=1) - log_members
     log_not_p = F.logsigmoid(-logits).logsumexp(dim=1) - log_members
-    return -(share * log_p + (1 - share) * log_not_p).flatten(1).mean(dim=1)
+    return voxel_mean(-(share * log_p + (1 - share) * log_not_p), region)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 
+from edue_lightning.losses.region import voxel_mean, within
 from edue_lightning.uncertainty.maps import at_least_float32
 
 
@@ -28,17 +30,22 @@ class SegmentationLoss(nn.Module):
         self.dice_weight = dice
         self.dice = DiceLoss(sigmoid=True, soft_label=True, reduction="none")
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
         """Return the loss of each member, `[B, M]`, averaged over structures.
 
         Args:
             logits: `[B, M, K, *S]`.
             target: `[B, M, K, *S]` in [0, 1].
+            region: `[B, *S]` bool, the voxels that count; None if all do.
         """
         logits = at_least_float32(logits).flatten(0, 1)
         flat_target = target.to(logits.dtype).flatten(0, 1)
         entropy = F.binary_cross_entropy_with_logits(logits, flat_target, reduction="none")
-        loss = self.cross_entropy_weight * entropy.flatten(1).mean(dim=1)
+        inside = None if region is None else region.repeat_interleave(target.shape[1], dim=0)
+        loss = self.cross_entropy_weight * voxel_mean(entropy, inside)
         if self.dice_weight:
+            if inside is not None:
+                logits = logits.masked_fill(~inside[:, None], -torch.inf)
+                flat_target = within(flat_target, inside)
             loss = loss + self.dice_weight * self.dice(logits, flat_target).flatten(1).mean(dim=1)
         return loss.unflatten(0, target.shape[:2])

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from edue_lightning.losses.region import voxel_mean, within
 from edue_lightning.uncertainty.maps import at_least_float32, enough_raters, member_variance, rater_variance
 
 Distance = Literal["mse", "l1", "mse+l1", "ncc", "relative"]
@@ -15,7 +16,7 @@ Distance = Literal["mse", "l1", "mse+l1", "ncc", "relative"]
 _NEGLIGIBLE = 1e-3
 
 
-def map_distance(variance: Tensor, target: Tensor, distance: Distance) -> Tensor:
+def map_distance(variance: Tensor, target: Tensor, distance: Distance, region: Tensor | None = None) -> Tensor:
     """Return the distance between two heatmaps for each case, averaged over structures.
 
     Args:
@@ -25,36 +26,42 @@ def map_distance(variance: Tensor, target: Tensor, distance: Distance) -> Tensor
             cross-correlation (Pearson), 0 for a structure on which the raters agree everywhere, since the
             correlation with a constant map is undefined; `relative` is the squared error over the sum of both maps'
             squares, in [0, 1], which depends neither on the undisputed part of the image nor on the structure's size.
+        region: `[B, *S]` bool, the voxels that count; None if all do.
 
     Returns:
         `[B]`
     """
     if distance not in get_args(Distance):
         raise ValueError(f"distance must be one of {', '.join(get_args(Distance))}, not {distance!r}")
-    variance, target = variance.flatten(2), target.to(variance.dtype).flatten(2)
+    target = target.to(variance.dtype)
     if distance == "ncc":
-        return _decorrelation(variance, target).mean(dim=1)
-    difference = variance - target
+        return _decorrelation(variance, target, region).mean(dim=1)
+    difference = within(variance - target, region)
     if distance == "relative":
-        power = variance.square().sum(dim=2) + target.square().sum(dim=2)
-        return (difference.square().sum(dim=2) / (power + _NEGLIGIBLE)).mean(dim=1)
-    result = torch.zeros_like(difference[..., 0])
+        power = within(variance.square() + target.square(), region).flatten(2).sum(dim=2)
+        return (difference.square().flatten(2).sum(dim=2) / (power + _NEGLIGIBLE)).mean(dim=1)
+    result = difference.new_zeros(len(difference))
     if "mse" in distance:
-        result = result + difference.square().mean(dim=2)
+        result = result + voxel_mean(difference.square(), region)
     if "l1" in distance:
-        result = result + difference.abs().mean(dim=2)
-    return result.mean(dim=1)
+        result = result + voxel_mean(difference.abs(), region)
+    return result
 
 
-def _decorrelation(variance: Tensor, target: Tensor) -> Tensor:
+def _decorrelation(variance: Tensor, target: Tensor, region: Tensor | None) -> Tensor:
     epsilon = torch.finfo(variance.dtype).eps
-    variance = variance - variance.mean(dim=2, keepdim=True)
-    target = target - target.mean(dim=2, keepdim=True)
+    variance, target = (_centred(part, region).flatten(2) for part in (variance, target))
     target_power = target.square().sum(dim=2)
     # epsilon keeps the gradient of the square root finite where all heads agree
     norm = ((variance.square().sum(dim=2) + epsilon) * (target_power + epsilon)).sqrt()
     decorrelation = 1 - (variance * target).sum(dim=2) / norm
     return torch.where(target_power > epsilon, decorrelation, 0)
+
+
+def _centred(maps: Tensor, region: Tensor | None) -> Tensor:
+    """Return maps `[B, K, *S]` minus their means over the region; zero outside of it."""
+    means = torch.stack([voxel_mean(structure, region) for structure in maps.unbind(dim=1)], dim=1)
+    return within(maps - means[(..., *[None] * (maps.ndim - 2))], region)
 
 
 class VarianceGuidance(nn.Module):
@@ -82,18 +89,19 @@ class VarianceGuidance(nn.Module):
             return self.weight
         return self.weight * min(1.0, epoch / self.ramp_up_epochs)
 
-    def forward(self, logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, masks: Tensor, valid: Tensor, region: Tensor | None = None) -> Tensor:
         """Return the unweighted distance, averaged over the cases with at least two valid raters.
 
         Args:
             logits: member logits `[B, M, K, *S]`; narrower types than float32 are converted first.
             masks: `[B, R, K, *S]` in {0, 1}.
             valid: `[B, R]` bool.
+            region: `[B, *S]` bool, the voxels that count; None if all do.
 
         Returns:
             scalar; 0 (with a zero gradient) if no case of the batch has two valid raters.
         """
         variance = member_variance(torch.sigmoid(at_least_float32(logits)))
-        distances = map_distance(variance, rater_variance(masks, valid), self.distance)
+        distances = map_distance(variance, rater_variance(masks, valid), self.distance, region)
         taking_part = enough_raters(valid).to(distances.dtype)
         return (distances * taking_part).sum() / taking_part.sum().clamp_min(1)

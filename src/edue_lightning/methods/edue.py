@@ -67,12 +67,12 @@ class EDUE(NetworkMethod):
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
         """Return `loss`, `segmentation` (mean over heads), and if used, unweighted, `guidance` and `mean`."""
         logits = self(batch.image)
-        segmentation = self.loss(logits, self.head_targets(batch, logits.shape[1])).mean()
+        segmentation = self.loss(logits, self.head_targets(batch, logits.shape[1]), batch.region).mean()
         parts = {"loss": segmentation, "segmentation": segmentation}
         if self.guidance.weight:
-            parts["guidance"] = self.guidance(logits, batch.masks, batch.valid)
+            parts["guidance"] = self.guidance(logits, batch.masks, batch.valid, batch.region)
             parts["loss"] = parts["loss"] + self.guidance.current_weight(self.current_epoch) * parts["guidance"]
         if self.mean_weight:
-            parts["mean"] = mean_prediction_nll(logits, batch.masks, batch.valid).mean()
+            parts["mean"] = mean_prediction_nll(logits, batch.masks, batch.valid, batch.region).mean()
             parts["loss"] = parts["loss"] + self.mean_weight * parts["mean"]
         return parts

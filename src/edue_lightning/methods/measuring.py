@@ -40,4 +40,4 @@ def add_batch(table: CaseTable, logits: Tensor, batch: RaterBatch) -> None:
         batch: the cases, on the same device.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        table.update(logits, batch.masks, batch.valid, batch.spacing, batch.case_index)
+        table.update(logits, batch.masks, batch.valid, batch.spacing, batch.case_index, batch.region)

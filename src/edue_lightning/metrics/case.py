@@ -36,6 +36,8 @@ _PART = 2**20
 class Case:
     """The members' predictions and the raters' masks of one case, with its V voxels in a row, in float64.
 
+    Where the case has a region, V counts the voxels within it alone.
+
     In float32 the logarithm of a mean of many sure members would be too inexact.
 
     Args:
@@ -46,6 +48,7 @@ class Case:
         contents: contents of `members`, logits or probabilities.
         settings: see `MetricSettings`.
         structures: names of the K structures.
+        region: `[*S]` bool, the voxels that count; None if all do. The others take no part in anything.
 
     Raises:
         ValueError: if a mask of a valid rater holds another number than 0 and 1.
@@ -60,13 +63,15 @@ class Case:
         contents: Members,
         settings: MetricSettings,
         structures: tuple[str, ...],
+        region: Tensor | None = None,
     ) -> None:
-        self._members = members.flatten(2)
+        self._inside = None if region is None else region.flatten()
+        self._members = self._counted(members.flatten(2))
         self._contents = contents
         # coarser types hold exact multiples of theirs, but are computed in float32
         coarsest = torch.finfo(torch.float32).eps
         self._rounding = _ROUNDINGS * min(torch.finfo(members.dtype).eps, coarsest)
-        self.masks = _as_bool(masks[valid]).flatten(2)
+        self.masks = self._counted(_as_bool(masks[valid]).flatten(2))
         self.shape = members.shape[2:]
         self.spacing = spacing
         self.settings = settings
@@ -198,8 +203,15 @@ class Case:
         return slice(2 + self.n_members, None)
 
     def on_grid(self, values: Tensor) -> Tensor:
-        """Return values `[K, V]` on the image's grid, `[K, *S]`."""
+        """Return values `[K, V]` on the image's grid, `[K, *S]`; zero outside of the region."""
+        if self._inside is not None:
+            placed = values.new_zeros(len(values), len(self._inside))
+            placed[:, self._inside] = values
+            values = placed
         return values.unflatten(1, self.shape)
+
+    def _counted(self, values: Tensor) -> Tensor:
+        return values if self._inside is None else values[..., self._inside]
 
 
 def _as_bool(masks: Tensor) -> Tensor:

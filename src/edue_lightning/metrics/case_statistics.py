@@ -100,6 +100,7 @@ def measure_cases(
     structures: Sequence[str] | None,
     contents: Members,
     settings: MetricSettings,
+    region: Tensor | None = None,
 ) -> CaseStatistics:
     """Compute the chosen numbers of each case, with one case's maps in memory at a time.
 
@@ -112,12 +113,13 @@ def measure_cases(
         structures: names of the K structures; None for their numbers.
         contents: contents of `members`, logits or probabilities.
         settings: see `MetricSettings`.
+        region: `[B, *S]` bool, the voxels that count; None if all do.
 
     Raises:
         ValueError: see `case_statistics`.
         UserError: see `case_statistics`.
     """
-    check_batch(members, masks, valid, spacing, structures, contents)
+    check_batch(members, masks, valid, spacing, structures, contents, region)
     if not bool(torch.isfinite(members).all()):
         raise UserError("the model predicts NaN or infinity: its training diverged; lower optimizer.learning_rate")
     if contents == "probabilities" and not bool(((members >= 0) & (members <= 1)).all()):
@@ -126,7 +128,11 @@ def measure_cases(
         spacing = torch.ones(len(members), members.ndim - 3)
     named = tuple(structures or map(str, range(members.shape[2])))
     settings.check(named)
-    cases = (Case(*parts, contents, settings, named) for parts in zip(members, masks, valid, spacing, strict=True))
+    regions = [None] * len(members) if region is None else list(region)
+    cases = (
+        Case(*parts, contents, settings, named, inside)
+        for parts, inside in zip(zip(members, masks, valid, spacing, strict=True), regions, strict=True)
+    )
     return CaseStatistics.concatenate([_measure(case, columns) for case in cases])
 
 
@@ -137,6 +143,7 @@ def check_batch(
     spacing: Tensor | None,
     structures: Sequence[str] | None,
     contents: Members,
+    region: Tensor | None = None,
 ) -> None:
     """Check types and shapes of a batch of cases; `Case` checks the values of the masks.
 
@@ -171,6 +178,11 @@ def check_batch(
             )
         if not bool(((spacing > 0) & torch.isfinite(spacing)).all()):
             raise ValueError(f"spacing must be positive and finite (mm), not {spacing.tolist()}")
+    if region is not None:
+        if region.dtype != torch.bool or region.shape != (cases, *size):
+            raise ValueError(f"region must be bool [B, *S] = {[cases, *size]}, not {region.dtype} {list(region.shape)}")
+        if not bool(region.flatten(1).any(dim=1).all()):
+            raise ValueError("region must hold at least one voxel of each case")
     if structures is not None and len(structures) != count:
         raise ValueError(
             f"members have K = {count} structures, but {len(structures)} are named: {', '.join(structures)}"

@@ -23,6 +23,7 @@ def case_statistics(
     contents: Members = "logits",
     settings: MetricSettings | None = None,
     names: Sequence[str] | None = None,
+    region: Tensor | None = None,
 ) -> CaseStatistics:
     """Measure cases one by one, with one case's maps in memory at a time.
 
@@ -35,6 +36,7 @@ def case_statistics(
         contents: contents of `members`, logits or probabilities.
         settings: see `MetricSettings`.
         names: names of the statistics wanted, None for all; what only others need is not computed.
+        region: `[B, *S]` bool, the voxels that count; None if all do.
 
     Raises:
         ValueError: if an argument has another type or shape, a mask of a valid rater holds another number than 0 and 1,
@@ -46,7 +48,7 @@ def case_statistics(
     columns = known_columns(chosen)
     if names is not None:
         columns = columns.choose(names)
-    return measure_cases(columns, members, masks, valid, spacing, structures, contents, chosen)
+    return measure_cases(columns, members, masks, valid, spacing, structures, contents, chosen, region)
 
 
 class CaseTable(CaseRows):

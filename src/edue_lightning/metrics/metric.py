@@ -82,6 +82,7 @@ class CaseRows(Metric):
         valid: Tensor,
         spacing: Tensor | None = None,
         case_index: Tensor | None = None,
+        region: Tensor | None = None,
     ) -> None:
         """Add a batch of cases.
 
@@ -91,6 +92,7 @@ class CaseRows(Metric):
             valid: `[B, R]` bool.
             spacing: `[B, n]`, mm along each spatial axis; None for 1.
             case_index: `[B]` of whole numbers, unique and not negative; None where every case is known to come once.
+            region: `[B, *S]` bool, the voxels that count; None if all do.
 
         Raises:
             ValueError: see `case_statistics`; or if `case_index` has another type, shape or sign.
@@ -104,7 +106,7 @@ class CaseRows(Metric):
             if bool((case_index < 0).any()):
                 raise ValueError(f"case_index must not be negative: {case_index.tolist()}")
         found = measure_cases(
-            self.columns, members, masks, valid, spacing, self.structures, self.contents, self.settings
+            self.columns, members, masks, valid, spacing, self.structures, self.contents, self.settings, region
         )
         self.members = members.shape[1]
         index = torch.full((len(found),), _NO_INDEX) if case_index is None else case_index
@@ -200,7 +202,13 @@ class Functional(Protocol):
     """A metric of all cases at once."""
 
     def __call__(
-        self, members: Tensor, masks: Tensor, valid: Tensor, spacing: Tensor | None = None, **settings: Any
+        self,
+        members: Tensor,
+        masks: Tensor,
+        valid: Tensor,
+        spacing: Tensor | None = None,
+        region: Tensor | None = None,
+        **settings: Any,
     ) -> Tensor:
         """Return what the class returns; `settings` are the class's own arguments."""
         ...
@@ -210,10 +218,15 @@ def functional(metric_class: type[CaseMetric]) -> Functional:
     """Return the functional twin of a metric's class."""
 
     def function(
-        members: Tensor, masks: Tensor, valid: Tensor, spacing: Tensor | None = None, **settings: Any
+        members: Tensor,
+        masks: Tensor,
+        valid: Tensor,
+        spacing: Tensor | None = None,
+        region: Tensor | None = None,
+        **settings: Any,
     ) -> Tensor:
         metric = metric_class(**{"structures": members.shape[2], **settings})
-        metric.update(members, masks, valid, spacing)
+        metric.update(members, masks, valid, spacing, region=region)
         return metric.compute()
 
     function.__name__ = function.__qualname__ = metric_class.definition.name
@@ -227,6 +240,7 @@ def functional(metric_class: type[CaseMetric]) -> Functional:
         masks: `[B, R, K, *S]` in {{0, 1}}.
         valid: `[B, R]` bool, false for a rater without masks.
         spacing: `[B, n]`, mm along each spatial axis; None for 1.
+        region: `[B, *S]` bool, the voxels that count; None if all do.
         settings: the class's arguments.
 
     Returns:

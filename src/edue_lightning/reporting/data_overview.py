@@ -104,6 +104,8 @@ class CaseOverview:
 def measure_case(record: CaseRecord, sample: RaterSample) -> CaseOverview:
     """Measure one case."""
     masks = sample.masks[sample.valid].flatten(2)
+    if sample.region is not None:
+        masks = masks[..., sample.region.flatten()]
     overlap = pair_overlap(masks.transpose(0, 1))
     return CaseOverview(
         record=record,

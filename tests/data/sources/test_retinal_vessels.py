@@ -106,13 +106,36 @@ def test_drive_with_its_field_of_view_beside_it(tmp_path: Path) -> None:
     assert [record.case_id for record in source.cases()] == ["01", "02", "03", "04", "05"]
     assert source.raters == ("manual1", "manual2")
     assert marked_rows(source, "05") == [3, 5]
-    assert source.load("05").image.shape == (3, *SHAPE)
+    sample = source.load("05")
+    assert sample.image.shape == (3, *SHAPE)
+    assert sample.region is not None
+    np.testing.assert_array_equal(sample.region, np.array(vessels(20)) > 0)
+
+
+def test_masks_of_drive_end_at_the_field_of_view(tmp_path: Path) -> None:
+    save(write_drive(tmp_path) / "test" / "mask" / "02_test_mask.gif", vessels(4))
+    assert marked_rows(RetinalVessels(str(tmp_path)), "02") == [3, 4]
+
+
+def test_a_missing_field_of_view_is_a_problem_if_others_are_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    masks = write_drive(tmp_path) / "test" / "mask"
+    (masks / "02_test_mask.gif").unlink()
+    with pytest.raises(UserError, match=r"02_test.tif: case '02': has no mask of its field of view, but other cases"):
+        RetinalVessels(str(tmp_path)).cases()
+    for path in masks.iterdir():
+        path.unlink()
+    source = RetinalVessels(str(tmp_path))
+    assert source.load(source.cases()[0].case_id).region is None
+    assert "has no masks of the field of view" in caplog.text
 
 
 def test_the_training_part_of_drive_has_one_observer(tmp_path: Path) -> None:
     write_drive(tmp_path)
     save(tmp_path / "training" / "images" / "21_training.tif", colours(21))
     save(tmp_path / "training" / "1st_manual" / "21_manual1.gif", vessels(4))
+    save(tmp_path / "training" / "mask" / "21_training_mask.gif", vessels(20))
     source = RetinalVessels(str(tmp_path))
     assert source.load("21").valid.tolist() == [True, False]
     assert source.load("01").valid.tolist() == [True, True]

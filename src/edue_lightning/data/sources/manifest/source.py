@@ -31,11 +31,12 @@ _MOST_NAMED = 3
 class ManifestSource(FileSource):
     """A folder with a table of one row per mask; all of it is checked before the first case is used.
 
-    The columns are `case_id, image[, image2...], mask, rater, structure[, split, patient, spacing]`; files are named by
-    their paths from the manifest, see `NamedFiles`. The images of a case are stacked as channels. An empty mask field
-    means that the rater looked and outlined nothing. The rater axis has one place per name in the manifest, in natural
-    order (`rater 2` before `rater 10`); a rater without rows for a case is invalid there. Cases without `split` are
-    drawn for all three splits, those of one patient together.
+    The columns are `case_id, image[, image2...], mask, rater, structure[, split, patient, spacing, region]`; files are
+    named by their paths from the manifest, see `NamedFiles`. The images of a case are stacked as channels. An empty
+    mask field means that the rater looked and outlined nothing. `region` names a mask of the voxels that count, such as
+    the field of view; an empty field means all. The rater axis has one place per name in the manifest, in natural order
+    (`rater 2` before `rater 10`); a rater without rows for a case is invalid there. Cases without `split` are drawn
+    for all three splits, those of one patient together.
 
     Args:
         root: folder with the manifest.
@@ -85,8 +86,10 @@ class ManifestSource(FileSource):
             "masks": [[*key, file] for key, file in case.masks.items()],
             "spacing": case.spacing,
         }
+        if case.region:
+            details["region"] = case.region
         files = {}
-        for name in (*case.images, *case.masks.values()):
+        for name in (*case.images, *case.masks.values(), case.region):
             # problems of the others are reported when the case is read
             with suppress(ImageError):
                 files[name] = self._files.locate(name)
@@ -97,7 +100,8 @@ class ManifestSource(FileSource):
         reading = CaseReading(case.record.case_id, self.root)
         images = [self._file(reading, name, read_image) for name in rows.images if name]
         masks = {key: self._file(reading, name, read_mask) if name else None for key, name in rows.masks.items()}
-        named = [*images, *masks.values()]
+        region = self._file(reading, rows.region, read_mask) if rows.region else None
+        named = [*images, *masks.values(), region]
         compare_grids(reading, list(dict.fromkeys(file for file in named if file is not None)))
         found = [file.image for file in images if file is not None]
         spacing = None
@@ -119,6 +123,7 @@ class ManifestSource(FileSource):
             spacing=spacing,
             affine=found[0].affine,
             origin=found[0].origin,
+            region=None if region is None else region.image.array,
         )
 
     def _compare_mask_files(self) -> None:

@@ -21,7 +21,7 @@ from edue_lightning.text import can_be_in_file_name, natural_key, one_line, reas
 log = logging.getLogger(__name__)
 
 REQUIRED = ("case_id", "image", "mask", "rater", "structure")
-OPTIONAL = ("split", "patient", "spacing")
+OPTIONAL = ("split", "patient", "spacing", "region")
 PARQUET = ".parquet"
 TABLES = (".csv", PARQUET)
 _FILE_NAME = re.compile(r"[\w\- ][\w.\- ]*")
@@ -39,12 +39,14 @@ class ManifestCase:
         images: image files, whose channels are stacked in this order.
         masks: mask file of each rater and structure; the empty string if the rater outlined nothing.
         spacing: voxel size in mm along each spatial axis, or None if the manifest has none.
+        region: mask file of the voxels that count, the empty string if all do.
     """
 
     record: CaseRecord
     images: tuple[str, ...]
     masks: Mapping[tuple[str, str], str]
     spacing: tuple[float, ...] | None
+    region: str = ""
 
 
 @dataclass(frozen=True)
@@ -366,6 +368,7 @@ def _case(
         images=tuple(shared(column) for column in image_columns),
         masks=_masks(case_id, rows, structures, problems),
         spacing=spacing,
+        region=shared("region"),
     )
 
 

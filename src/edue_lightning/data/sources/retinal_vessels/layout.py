@@ -18,7 +18,7 @@ from typing import NamedTuple
 from edue_lightning.data.listing import ListingProblems, find_files
 
 ENDINGS = (".jpg", ".png", ".ppm", ".ppm.gz", ".tif", ".gif")
-_IMAGE = "image"
+_IMAGE, _FIELD_OF_VIEW = "image", "field of view"
 
 
 class _Release(NamedTuple):
@@ -37,11 +37,13 @@ RELEASES = {
         re.compile(r"(?P<case>(?P<group>im[0-9]{4}))(?:\.(?P<rater>ah|vk))?\.ppm(?:\.gz)?"), {"ah": "ah", "vk": "vk"}
     ),
     "DRIVE": _Release(
-        re.compile(r"(?P<case>(?P<group>[0-9]{2}))_(?:(?:test|training)\.tif|manual(?P<rater>[12])\.gif)"),
+        re.compile(
+            r"(?P<case>(?P<group>[0-9]{2}))_"
+            r"(?:(?:test|training)\.tif|manual(?P<rater>[12])\.gif|(?:test|training)_(?P<region>mask)\.gif)"
+        ),
         {"1": "manual1", "2": "manual2"},
     ),
 }
-_FIELD_OF_VIEW = re.compile(r"[0-9]{2}_(?:test|training)_mask\.gif")
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,14 @@ class VesselCase:
         group: person of the photograph: 01L and 01R are the eyes of one child.
         image: the photograph.
         masks: mask of each observer, by the observer's name.
+        field_of_view: mask of the pixels that the camera saw, or None if the data set has none.
     """
 
     case_id: str
     group: str
     image: Path
     masks: Mapping[str, Path]
+    field_of_view: Path | None = None
 
 
 def list_vessels(root: Path) -> tuple[str | None, list[VesselCase], list[str]]:
@@ -81,7 +85,7 @@ def list_vessels(root: Path) -> tuple[str | None, list[VesselCase], list[str]]:
     (kind,) = kinds
     named = set(found[kind])
     for path in files:
-        if path not in named and not _FIELD_OF_VIEW.fullmatch(path.name.lower()):
+        if path not in named:
             problems.add(path, f"is named like no file of {kind}; rename it, or move it out of the folder")
     return kind, _cases(kind, found[kind], problems), problems.lines
 
@@ -96,6 +100,8 @@ def _cases(kind: str, files: Sequence[Path], problems: ListingProblems) -> list[
         case_id = match["case"].upper() if kind == "CHASE_DB1" else match["case"]
         groups[case_id] = match["group"]
         role = release.raters[match["rater"]] if match["rater"] else _IMAGE
+        if match.groupdict().get("region"):
+            role = _FIELD_OF_VIEW
         first = parts[case_id].setdefault(role, path)
         if first is not path:
             problems.add_twice(path, first, f"the {role} of this case", case_id)
@@ -108,5 +114,9 @@ def _cases(kind: str, files: Sequence[Path], problems: ListingProblems) -> list[
         elif not masks:
             problems.add(roles[_IMAGE], "has no mask; add it, or remove the photograph", case_id)
         else:
-            cases.append(VesselCase(case_id, groups[case_id], roles[_IMAGE], masks))
+            cases.append(VesselCase(case_id, groups[case_id], roles[_IMAGE], masks, roles.get(_FIELD_OF_VIEW)))
+    if any(case.field_of_view for case in cases):
+        for case in cases:
+            if case.field_of_view is None:
+                problems.add(case.image, "has no mask of its field of view, but other cases have; add it", case.case_id)
     return cases

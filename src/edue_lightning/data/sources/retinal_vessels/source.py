@@ -18,7 +18,9 @@ from edue_lightning.data.images import read_image, read_mask
 from edue_lightning.data.preparation import Stacked
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseRecord
-from edue_lightning.data.sources.retinal_vessels.layout import RELEASES, list_vessels
+from edue_lightning.data.sources.retinal_vessels.layout import RELEASES, VesselCase, list_vessels
+
+REGION = "region"
 
 
 class RetinalVessels(FileSource):
@@ -35,7 +37,8 @@ class RetinalVessels(FileSource):
       IEEE Transactions on Medical Imaging 23, 501-509, 2004.
 
     The data set is recognised by its file names. Splits are drawn; those of DRIVE would leave a single observer for
-    training. The field of view is not used: pixels outside of it count as background. Values are from 0 to 1.
+    training. The region of a case is its field of view, of which DRIVE alone has masks (`mask/01_test_mask.gif`); in
+    the others the black surroundings count as background. Values are from 0 to 1.
 
     Args:
         root: folder of one of the data sets, at any depth.
@@ -52,8 +55,9 @@ class RetinalVessels(FileSource):
         kind, listed, problems = list_vessels(self.root)
         self.raters = () if kind is None else tuple(RELEASES[kind].raters.values())
         self.facts = {} if kind is None else {"data set": kind}
-        files = [FileCase(CaseRecord(case.case_id, case.group), {"image": case.image, **case.masks}) for case in listed]
-        self.check(files, problems, {"raters": list(self.raters)})
+        if kind == "DRIVE" and listed and not any(case.field_of_view for case in listed):
+            self.warn("has no masks of the field of view, so the black surroundings count; add the folders `mask`")
+        self.check([_file_case(case) for case in listed], problems, {"raters": list(self.raters)})
 
     @classmethod
     def preparation(cls, settings: Mapping[str, Any]) -> Stacked:  # noqa: ARG003
@@ -65,7 +69,10 @@ class RetinalVessels(FileSource):
         image = reading.file(case.files["image"], read_image)
         paths = {rater: case.files[rater] for rater in self.raters or () if rater in case.files}
         masks = {rater: reading.file(path, read_mask) for rater, path in paths.items()}
+        region = reading.file(case.files[REGION], read_mask) if REGION in case.files else None
         found = [(case.files["image"], image), *((paths[rater], mask) for rater, mask in masks.items())]
+        if region is not None:
+            found.append((case.files[REGION], region))
         compare_grids(
             reading,
             [NamedImage(relative_name(path, self.root), file) for path, file in found if file is not None],
@@ -78,4 +85,12 @@ class RetinalVessels(FileSource):
             {(rater, self.structures[0]): mask.array for rater, mask in masks.items() if mask is not None},
             self.raters or (),
             self.structures,
+            region=None if region is None else region.array,
         )
+
+
+def _file_case(case: VesselCase) -> FileCase:
+    files = {"image": case.image, **case.masks}
+    if case.field_of_view is not None:
+        files[REGION] = case.field_of_view
+    return FileCase(CaseRecord(case.case_id, case.group), files)
