@@ -16,6 +16,7 @@ from edue_lightning.methods import (
     LayerEnsemble,
     Measuring,
     MonteCarloDropout,
+    ProbabilisticUNet,
     SegmentationMethod,
     SingleNetwork,
     StochasticSegmentation,
@@ -39,6 +40,7 @@ METHODS: dict[str, SegmentationMethod] = {
     "deep_ensemble": DeepEnsemble(parts_of(), HeadLayout("last"), members=2),
     "mc_dropout": MonteCarloDropout(parts_of(), HeadLayout("last")),
     "single_soft_majority": SingleNetwork(parts_of(), HeadLayout("last"), target="soft_majority"),
+    "probabilistic_unet": ProbabilisticUNet(parts_of()),
     "stochastic_segmentation": StochasticSegmentation(parts_of()),
 }
 

@@ -10,6 +10,7 @@ from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from edue_lightning.data.sample import RaterBatch
+from edue_lightning.losses import within
 from edue_lightning.methods.base import MethodParts, NetworkMethod
 from edue_lightning.methods.targets import member_target
 from edue_lightning.networks import DiagonalGaussian, GaussianEncoder, HeadLayout
@@ -158,16 +159,20 @@ class ProbabilisticUNet(NetworkMethod):
         All are in nats.
         """
         features = self.network(batch.image).flatten(1, 2)
-        target = member_target(batch, "random_rater")
+        target = within(member_target(batch, "random_rater"), batch.region)
         prior = self.prior(batch.image)
         # centred like the image
         posterior = self.posterior(torch.cat([batch.image, target[:, 0].to(batch.image.dtype) - 0.5], dim=1))
         latents = posterior.draws(torch.randn_like(posterior.mean)[:, None])
         logits = at_least_float32(self.combination(features, latents))
         reconstruction = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
-        reconstruction = reconstruction.flatten(1).sum(dim=1).mean()
+        reconstruction = within(reconstruction, batch.region).flatten(1).sum(dim=1).mean()
         divergence = divergence_cost(posterior, prior, self.free_bits)
-        loss = (reconstruction + self.beta * divergence) / target[0].numel()
+        counted: Tensor | int = target[0].numel()
+        if batch.region is not None:
+            # on average over the batch
+            counted = (target.shape[2] * batch.region.sum() / len(batch)).clamp_min(1)
+        loss = (reconstruction + self.beta * divergence) / counted
         return {"loss": loss, "reconstruction": reconstruction, "kl": divergence}
 
 
