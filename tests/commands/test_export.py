@@ -91,7 +91,9 @@ def assert_estimates(checkpoint: Path, image: Tensor, found: Mapping[str, Tensor
             )
 
 
-@pytest.mark.parametrize("method", ["edue", "deep_ensemble", "layer_ensemble", "probabilistic_unet", "single"])
+@pytest.mark.parametrize(
+    "method", ["edue", "deep_ensemble", "layer_ensemble", "probabilistic_unet", "test_time_augmentation", "single"]
+)
 @pytest.mark.parametrize("image_format", [PICTURES, VOLUMES], ids=["2D", "3D"])
 def test_the_graph_is_the_estimate_of_each_image(tmp_path: Path, method: str, image_format: ImageFormat) -> None:
     checkpoint = synthetic(tmp_path, image_format, f"method={method}")
@@ -108,6 +110,7 @@ def test_the_graph_is_the_estimate_of_each_image(tmp_path: Path, method: str, im
         ("onnx", VOLUMES, ["method=edue"]),
         ("onnx", PICTURES, ["method=single", *TWO_STAGES]),
         ("onnx", PICTURES, ["method=probabilistic_unet", *TWO_STAGES]),
+        ("onnx", PICTURES, ["method=test_time_augmentation", "method.turned=true", *TWO_STAGES]),
         (
             "torch_export",
             VOLUMES,

@@ -1,7 +1,7 @@
 """The compared methods: EDUE, its rivals, and their common base.
 
 The rivals are layer ensembles, deep ensembles, Monte Carlo dropout, stochastic segmentation networks, the probabilistic
-U-Net, and a single network.
+U-Net, test-time augmentation, and a single network.
 """
 
 from edue_lightning.methods.base import (
@@ -21,6 +21,7 @@ from edue_lightning.methods.probabilistic_unet import ProbabilisticUNet
 from edue_lightning.methods.single import SingleNetwork
 from edue_lightning.methods.sliding_window import Inference
 from edue_lightning.methods.stochastic_segmentation import StochasticSegmentation
+from edue_lightning.methods.test_time_augmentation import TestTimeAugmentation
 
 __all__ = [
     "EDUE",
@@ -37,5 +38,6 @@ __all__ = [
     "SegmentationMethod",
     "SingleNetwork",
     "StochasticSegmentation",
+    "TestTimeAugmentation",
     "parameter_count",
 ]
