@@ -96,8 +96,8 @@ class TestTimeAugmentation(NetworkMethod):
         """
         scales = (1.0, 1 - self.intensity, 1 + self.intensity) if self.intensity else (1.0,)
         turns = (False, True) if self.turned else (False,)
-        choices = [(False, True) if self.mirrored else (False,)] * spatial_dims
-        for scale, is_turned, *chosen in product(scales, turns, *choices):
+        mirrors = list(product((False, True) if self.mirrored else (False,), repeat=spatial_dims))
+        for scale, is_turned, chosen in product(scales, turns, mirrors):
             yield View(is_turned, tuple(axis for axis, is_mirrored in enumerate(chosen) if is_mirrored), scale)
 
     def forward(self, image: Tensor) -> Tensor:
