@@ -11,19 +11,13 @@ import pandas as pd
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from edue_lightning.data.source import Subset
-from edue_lightning.metrics import (
-    SCORES,
-    CaseStatistics,
-    MetricSettings,
-    QualityControl,
-    Summary,
-    quality_control_curves,
-)
+from edue_lightning.metrics import CaseStatistics, MetricSettings, Summary
 from edue_lightning.metrics.summary import NO_RESAMPLES
 from edue_lightning.reporting.figures import panel_figure, quality_control_figure, reliability_figure
 from edue_lightning.reporting.panels import Panel, save_panels
 from edue_lightning.runs.files import (
     BOOTSTRAP_FILE,
+    CASE_ARRAYS_FILE,
     CASES_COLUMNS,
     CASES_FILE,
     FINGERPRINT,
@@ -35,9 +29,11 @@ from edue_lightning.runs.files import (
     RELIABILITY_COLUMNS,
     RELIABILITY_FILE,
     Replicates,
+    write_case_arrays,
     write_replicates,
     write_table,
 )
+from edue_lightning.runs.tables import quality_control_table
 
 HEADLINE = ("dice", "nll", "ece", "image_pearson", "pixel_pearson")
 
@@ -102,22 +98,8 @@ class Evaluation:
         return self._identified(pd.DataFrame([asdict(row) for row in self.summary.reliability]))
 
     def quality_control_frame(self) -> pd.DataFrame:
-        """Return the content of `quality_control.csv`, one curve per structure and score.
-
-        A curve is over the cases whose score and Dice are defined. The scores are in the order of `SCORES`; a score
-        that no case defines, such as the variance between the members of a single network, has no curve.
-        """
-        parts = [pd.DataFrame(columns=["structure", "score", *QualityControl._fields])]
-        curves = {
-            score: quality_control_curves(self.cases, self.structures, self.settings, score, sign)
-            for score, sign in SCORES.values()
-        }
-        for k, structure in enumerate(self.structures):
-            for score, of_structures in curves.items():
-                # without a case, the curve is its start alone
-                if len(of_structures[k].flagged) > 1:
-                    parts.append(pd.DataFrame({"structure": structure, "score": score, **of_structures[k]._asdict()}))
-        return self._identified(pd.concat(parts[1:] or parts, ignore_index=True))
+        """Return the content of `quality_control.csv`, see `quality_control_table`."""
+        return self._identified(quality_control_table(self.cases, self.structures, self.settings))
 
     def headline(self) -> str:
         """Return the most important metrics as a few lines of text."""
@@ -180,6 +162,8 @@ class Evaluation:
         write_replicates(
             Replicates(tuple(self.case_ids), self.summary.replicates, tuple(self.groups)), folder / BOOTSTRAP_FILE
         )
+        arrays = {name: value.cpu().numpy() for name, value in self.cases.columns.items() if value.ndim > 2}
+        write_case_arrays(arrays, folder / CASE_ARRAYS_FILE)
         if figures:
             self._write_figures(reliability, quality_control, folder)
         # last, since this file marks the run as finished

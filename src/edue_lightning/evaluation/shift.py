@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
@@ -18,8 +17,7 @@ from edue_lightning.data import RaterBatch, RaterDataModule
 from edue_lightning.data.source import Subset
 from edue_lightning.distortions import Distortions
 from edue_lightning.methods import SegmentationMethod
-from edue_lightning.metrics import SCORES, MetricSettings, case_statistics
-from edue_lightning.metrics.detection import ood_aupr, ood_auroc
+from edue_lightning.metrics import MetricSettings, case_statistics
 from edue_lightning.runs.files import (
     CLEAN,
     DETECTION_COLUMNS,
@@ -28,10 +26,10 @@ from edue_lightning.runs.files import (
     DISTORTED_CASES_FILE,
     DISTORTION_SCORES,
     IDENTITY,
-    POOLED_KINDS,
     POOLED_SEVERITY,
     write_table,
 )
+from edue_lightning.runs.tables import detection_table
 
 CASE_SCORES = (*DISTORTION_SCORES, "dice")
 
@@ -60,21 +58,8 @@ class Shift:
         return self._identified(self.cases)
 
     def detection_frame(self) -> pd.DataFrame:
-        """Return the content of `detection.csv`: how well each score separates distorted from clean cases.
-
-        One row per structure, score, kind of distortion (or `all`) and severity (0 for all of them): AUROC and AUPR of
-        the distorted cases against the clean images of the same cases. Cases with an undefined score are left out.
-        """
-        rows = [
-            (structure, score, kind, severity, *_detection(chosen, clean, score, sign))
-            for structure, own in self.cases.groupby("structure", sort=False)
-            for clean, distorted in [(own[own["distortion"] == CLEAN], own[own["distortion"] != CLEAN])]
-            for kind, of_kind in _with_all(distorted, "distortion", POOLED_KINDS)
-            for severity, chosen in _with_all(of_kind, "severity", POOLED_SEVERITY)
-            for score, sign in SCORES.values()
-        ]
-        columns = [column for column in DETECTION_COLUMNS if column not in IDENTITY]
-        return self._identified(pd.DataFrame(rows, columns=columns))
+        """Return the content of `detection.csv`, see `detection_table`."""
+        return self._identified(detection_table(self.cases))
 
     @rank_zero_only
     def write(self, folder: Path) -> None:
@@ -170,17 +155,3 @@ def _distorted(
             for image, kind, position in zip(batch.image, kinds, positions, strict=True)
         ]
         yield replace(batch, image=torch.stack(images)), kinds
-
-
-def _with_all(frame: pd.DataFrame, column: str, pooled: str | int) -> Iterator[tuple[str | int, pd.DataFrame]]:
-    yield pooled, frame
-    yield from frame.groupby(column, sort=False)  # type: ignore[misc]
-
-
-def _detection(distorted: pd.DataFrame, clean: pd.DataFrame, score: str, sign: int) -> tuple[float, float, int, int]:
-    counterparts = clean[clean["case_id"].isin(distorted["case_id"])]
-    values = [sign * frame[score].dropna().to_numpy(dtype=np.float64) for frame in (counterparts, distorted)]
-    n_clean, n_distorted = (len(part) for part in values)
-    scores = torch.from_numpy(np.concatenate(values))
-    positive = torch.arange(len(scores)) >= n_clean
-    return float(ood_auroc(scores, positive)), float(ood_aupr(scores, positive)), n_clean, n_distorted

@@ -1,6 +1,7 @@
 """Tables, figures and the report made from finished runs."""
 
 from edue_lightning.reporting.comparison import compare, comparison_table, paired_differences
+from edue_lightning.reporting.folds import pool_folds
 from edue_lightning.reporting.report import Report, write_report
 from edue_lightning.reporting.verdict import judge
 from edue_lightning.runs.files import Run, find_runs, read_run
@@ -13,6 +14,7 @@ __all__ = [
     "find_runs",
     "judge",
     "paired_differences",
+    "pool_folds",
     "read_run",
     "write_report",
 ]

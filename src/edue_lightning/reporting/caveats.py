@@ -1,4 +1,4 @@
-"""Caveats on a comparison, to read before its numbers: degenerate models, few cases, one seed."""
+"""Caveats on a comparison, to read before its numbers: degenerate models, few cases, one seed, missing folds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from edue_lightning.metrics import MEAN_STRUCTURE
 from edue_lightning.reporting.comparison import TABLE_METRICS, group_by_subject, mean_over_seeds
 from edue_lightning.reporting.findings import listed
+from edue_lightning.reporting.folds import missing_folds
 from edue_lightning.reporting.outcomes import FEWEST_CASES, is_degenerate
 from edue_lightning.runs.files import Run
 
@@ -28,6 +29,13 @@ def caveats(runs: Sequence[Run]) -> list[str]:
         structures = next(iter(methods.values()))[0].metrics["structure"].unique().tolist()
         for structure in [name for name in structures if name != MEAN_STRUCTURE]:
             lines += [f"{where}, {structure}: {text}" for text in _of_structure(methods, structure)]
+        for method, members in methods.items():
+            lines += [
+                f"{where}: {method}, seed {run.seed}: folds {listed(list(map(str, missing)))} of "
+                f"{run.configuration['data']['folds']} are missing, so their cases are not tested"
+                for run in members
+                if (missing := missing_folds(run))
+            ]
         alone = [method for method, members in methods.items() if len(members) == 1]
         if alone:
             lines.append(f"{where}: one seed of {_named(alone)}; intervals leave out differences between trainings")

@@ -21,6 +21,7 @@ from edue_lightning.reporting.comparison import (
     to_markdown,
 )
 from edue_lightning.reporting.findings import OVER_DATA, Verdict
+from edue_lightning.reporting.folds import pool_folds
 from edue_lightning.reporting.identity import distinguish
 from edue_lightning.reporting.page import html_list, html_table, page, write_figure
 from edue_lightning.reporting.report_figures import drawings
@@ -84,9 +85,9 @@ def write_report(runs_folder: Path, output: Path, reference: str) -> Report:
             differences nor a verdict.
 
     Raises:
-        UserError: if no run is finished, a run's file is damaged, or two runs differ in nothing.
+        UserError: if no run is finished, a run's file is damaged, two runs differ in nothing, or folds overlap.
     """
-    runs = distinguish(find_runs(runs_folder))
+    runs = distinguish(pool_folds(find_runs(runs_folder)))
     comparison, differences, warnings = compare(runs), paired_differences(runs, reference), caveats(runs)
     if any(reference in (run.method, run.label) for run in runs):
         verdict = judge(runs, reference)
@@ -108,7 +109,11 @@ def write_report(runs_folder: Path, output: Path, reference: str) -> Report:
     verdict.frame().to_csv(written.verdict, index=False)
 
     markdown = [*(f"- Caution: {warning}" for warning in warnings), "", *verdict_markdown(verdict)]
-    body = [f"<h1>Comparison of {len(runs)} runs</h1>", *_notes(runs, warnings), *_verdict_section(verdict)]
+    body = [
+        f"<h1>Comparison of {sum(len(run.folds) or 1 for run in runs)} runs</h1>",
+        *_notes(runs, warnings),
+        *_verdict_section(verdict),
+    ]
     groups = group_by_subject(runs)
     for data, split, structure in comparison[["data", "split", "structure"]].drop_duplicates().itertuples(index=False):
         title = f"{data}, {split}, {structure}"
@@ -218,8 +223,10 @@ def _runs_section(runs: Sequence[Run]) -> Iterator[str]:
     yield "<h2>Runs</h2><ul>"
     for run in runs:
         method, data, split = run.key
-        yield (
-            f"<li>{html.escape(method)} on {html.escape(data)}, {split}, seed {run.seed}, commit "
-            f"{html.escape(_commit(run))}: <code>{html.escape(str(run.configuration.get('command')))}</code></li>"
-        )
+        for part in run.folds or (run,):
+            fold = f", fold {part.configuration['data']['fold']}" if run.folds else ""
+            yield (
+                f"<li>{html.escape(method)} on {html.escape(data)}, {split}, seed {run.seed}{fold}, commit "
+                f"{html.escape(_commit(part))}: <code>{html.escape(str(part.configuration.get('command')))}</code></li>"
+            )
     yield "</ul>"

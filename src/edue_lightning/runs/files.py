@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ DISTORTED_CASES_FILE = "distorted_cases.csv"
 DETECTION_FILE = "detection.csv"
 BOOTSTRAP_FILE = "bootstrap.npz"
 PANELS_FILE = "panels.npz"
+CASE_ARRAYS_FILE = "case_arrays.npz"
 COST_FILE = "model.json"
 
 IDENTITY = ("method", "data", "split")
@@ -112,6 +113,9 @@ class Run:
         validation: content of `validation.csv`; None for an evaluation of a checkpoint, or an older training.
         distorted_cases: content of `distorted_cases.csv`; None where no distortions were measured.
         detection: content of `detection.csv`; None where no distortions were measured.
+        case_arrays: content of `case_arrays.npz`, `[N, K, ...]` by name, in the order of the replicates' cases; empty
+            in runs of earlier versions.
+        folds: runs of the folds, of a run that `reporting.folds.pool_folds` made of them.
     """
 
     folder: Path
@@ -128,6 +132,8 @@ class Run:
     validation: pd.DataFrame | None
     distorted_cases: pd.DataFrame | None
     detection: pd.DataFrame | None
+    case_arrays: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    folds: tuple[Run, ...] = ()
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -229,6 +235,11 @@ def write_replicates(replicates: Replicates, path: Path) -> None:
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
 
+def write_case_arrays(arrays: Mapping[str, NDArray], path: Path) -> None:
+    """Write the statistics of cases that are more than a number, such as the counts of the calibration curve."""
+    np.savez_compressed(path, **dict(arrays))  # type: ignore[arg-type]
+
+
 def find_runs(folder: Path) -> list[Run]:
     """Read every finished run below a folder, at any depth.
 
@@ -278,6 +289,7 @@ def read_run(folder: Path) -> Run:
         validation=_read_optional(folder / VALIDATION_FILE, METRICS_COLUMNS),
         distorted_cases=_read_optional(folder / DISTORTED_CASES_FILE, DISTORTED_CASES_COLUMNS),
         detection=_read_optional(folder / DETECTION_FILE, DETECTION_COLUMNS),
+        case_arrays=_read_arrays(folder / CASE_ARRAYS_FILE) if (folder / CASE_ARRAYS_FILE).is_file() else {},
     )
 
 
@@ -326,17 +338,29 @@ def _by_structure_and_metric(table: pd.DataFrame, column: str = "value") -> dict
     return {(structure, metric): value for structure, metric, value in zip(*columns, strict=True)}
 
 
-def _read_replicates(path: Path) -> Replicates:
+def _read_arrays(path: Path) -> dict[str, NDArray]:
+    """Read an `npz` archive of plain arrays.
+
+    Raises:
+        UserError: naming the file, if it cannot be read or holds something else.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            case_ids = tuple(str(case) for case in archive["case_ids"])
-            # absent in files of earlier versions
-            groups = tuple(str(group) for group in archive["groups"]) if "groups" in archive.files else ()
-            names = [name for name in archive.files if name not in _LABELS]
-            values = {(name.partition("/")[0], name.partition("/")[2]): archive[name] for name in names}
+            values = {name: archive[name] for name in archive.files}
         if not all(isinstance(value, np.ndarray) for value in values.values()):
             raise ValueError("holds more than arrays")
     # decoders of damaged files raise errors of many kinds: BadZipFile, zlib.error, TokenError, ...
     except Exception as error:
         raise UserError(f"{path}: cannot be read ({reason_of(error)}); run the evaluation again") from error
-    return Replicates(case_ids, values, groups)
+    return values
+
+
+def _read_replicates(path: Path) -> Replicates:
+    values = _read_arrays(path)
+    if "case_ids" not in values:
+        raise UserError(f"{path}: cannot be read (case_ids is missing); run the evaluation again")
+    case_ids = tuple(map(str, values.pop("case_ids").tolist()))
+    # absent in files of earlier versions
+    groups = tuple(map(str, values.pop("groups").tolist())) if "groups" in values else ()
+    arrays = {(name.partition("/")[0], name.partition("/")[2]): value for name, value in values.items()}
+    return Replicates(case_ids, arrays, groups)

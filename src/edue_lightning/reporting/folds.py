@@ -1,0 +1,210 @@
+"""Folds of a cross-validation as one run over all cases: each case is tested once, by the fold that left it out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from edue_lightning.config.build import build_metric_settings
+from edue_lightning.config.schema import check_only_ours
+from edue_lightning.errors import UserError
+from edue_lightning.metrics import MEAN_STRUCTURE, CaseStatistics, summarise
+from edue_lightning.runs.files import FINGERPRINT, IDENTITY, METRICS_COLUMNS, Replicates, Run
+from edue_lightning.runs.record import TRAINING, TRAINING_CASES, data_settings, method_settings, metric_settings
+from edue_lightning.runs.tables import detection_table, quality_control_table
+
+_FOLD = "data.fold"
+_TEXT = (*IDENTITY, "case_id", "structure", FINGERPRINT)
+_DEFINITION = ["structure", "metric"]
+
+
+def pool_folds(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with those of one method and seed, each on another fold of the same data, as one run.
+
+    Metrics, curves and resamples of such a run are over the cases of all its folds, as if one model had been measured
+    on them. Values on validation data, which only choose between read-outs, and costs are means over the folds. Panels
+    are those of the first fold. Trainings without a test stay as they are.
+
+    Args:
+        runs: see `find_runs`.
+
+    Raises:
+        UserError: if two runs are the same fold, a case is tested in two, or a run lacks the statistics of its cases.
+    """
+    pooled: dict[str, list[Run]] = {}
+    for run in runs:
+        pooled.setdefault(_identity(run), []).append(run)
+    return [
+        _pooled(folds) if _fold_of(folds[0]) is not None and folds[0].tested else folds[0] for folds in _each(pooled)
+    ]
+
+
+def missing_folds(run: Run) -> list[int]:
+    """Return the numbers of the folds that a pooled run lacks."""
+    found = {_fold_of(fold) for fold in run.folds}
+    return [number for number in range(_count_of(run)) if number not in found] if run.folds else []
+
+
+def _each(pooled: Mapping[str, list[Run]]) -> list[list[Run]]:
+    """Return the groups of folds; runs without folds, and trainings without a test, stand alone."""
+    found = []
+    for group in pooled.values():
+        if _fold_of(group[0]) is None or not group[0].tested:
+            found += [[run] for run in group]
+        else:
+            found.append(group)
+    return found
+
+
+def _fold_of(run: Run) -> int | None:
+    fold = (run.configuration.get("data") or {}).get("fold")
+    return None if fold is None or run.split != "test" else int(fold)
+
+
+def _count_of(run: Run) -> int:
+    return int(run.configuration["data"]["folds"])
+
+
+def _identity(run: Run) -> str:
+    """Return a text that the folds of one method, seed and data set share."""
+    settings = {**method_settings(run.configuration), **data_settings(run.configuration)}
+    settings = {key: value for key, value in settings.items() if key not in (_FOLD, TRAINING_CASES)}
+    parts = [run.label, run.data, run.split, run.seed, run.tested, settings, metric_settings(run.configuration)]
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+def _pooled(folds: Sequence[Run]) -> Run:
+    """Return one run for all folds of a method and seed."""
+    folds = sorted(folds, key=lambda run: _fold_of(run) or 0)
+    _require_disjoint(folds)
+    first = folds[0]
+    structures = [name for name in first.metrics["structure"].drop_duplicates() if name != MEAN_STRUCTURE]
+    configuration = _configuration(folds)
+    node = configuration.get("metrics") or (configuration.get(TRAINING) or {}).get("metrics")
+    check_only_ours(node, f"{first.folder}: metrics")
+    settings = build_metric_settings(node, structures)
+    cases = CaseStatistics.concatenate([_statistics(run, structures) for run in folds])
+    groups = [group for run in folds for group in run.replicates.groups]
+    resamples = min(len(values) for run in folds for values in [*run.replicates.arrays.values()] or [()])
+    summary = summarise(
+        cases,
+        structures,
+        metrics=first.metrics["metric"].drop_duplicates().tolist(),
+        settings=settings,
+        resamples=resamples,
+        groups=groups,
+    )
+    case_ids = tuple(case for run in folds for case in run.replicates.case_ids)
+    identity = dict(zip(IDENTITY, (first.label, first.data, first.split), strict=True))
+
+    def identified(frame: pd.DataFrame) -> pd.DataFrame:
+        return pd.concat([pd.DataFrame(identity, index=frame.index), frame], axis=1)
+
+    distorted = _together([run.distorted_cases for run in folds])
+    return replace(
+        first,
+        configuration=configuration,
+        folds=tuple(folds),
+        metrics=identified(pd.DataFrame([asdict(row) for row in summary.rows])),
+        cases=pd.concat([run.cases for run in folds], ignore_index=True),
+        reliability=identified(pd.DataFrame([asdict(row) for row in summary.reliability])),
+        quality_control=identified(quality_control_table(cases, structures, settings)),
+        replicates=Replicates(case_ids, summary.replicates, tuple(groups)),
+        cost=_mean_cost([run.cost for run in folds]),
+        validation=_mean_validation(_together([run.validation for run in folds])),
+        distorted_cases=distorted,
+        detection=None if distorted is None else identified(detection_table(distorted)),
+    )
+
+
+def _require_disjoint(folds: Sequence[Run]) -> None:
+    """Check that each fold is there once, and each case in one fold.
+
+    Raises:
+        UserError: naming both runs.
+    """
+    fold_of: dict[int | None, Run] = {}
+    fold_of_case: dict[str, Run] = {}
+    for run in folds:
+        number = _fold_of(run)
+        if number in fold_of:
+            raise UserError(
+                f"{fold_of[number].folder} and {run.folder}: both are fold {number} of {run.label} on {run.data} with "
+                f"seed {run.seed} and the same settings; remove one, or give one a label of its own (label=NAME)"
+            )
+        fold_of[number] = run
+        for case in run.replicates.case_ids:
+            if case in fold_of_case:
+                raise UserError(
+                    f"{fold_of_case[case].folder} and {run.folder}: case {case!r} is tested in both folds, as the data "
+                    "have changed in between; train the folds on the same data"
+                )
+            fold_of_case[case] = run
+
+
+def _configuration(folds: Sequence[Run]) -> dict[str, Any]:
+    """Return the configuration of the first fold without its number, and the training cases of all."""
+
+    def without_number(record: Mapping[str, Any]) -> dict[str, Any]:
+        data = {key: value for key, value in (record.get("data") or {}).items() if key != "fold"}
+        return {**record, "data": data}
+
+    configuration = without_number(folds[0].configuration)
+    records = [run.configuration for run in folds]
+    if configuration.get(TRAINING):
+        configuration[TRAINING] = without_number(configuration[TRAINING])
+        records = [record[TRAINING] for record in records]
+    trained = [str(record[TRAINING_CASES]) for record in records if TRAINING_CASES in record]
+    if trained:
+        holder = configuration.get(TRAINING) or configuration
+        holder[TRAINING_CASES] = "; ".join(trained)
+    return configuration
+
+
+def _statistics(run: Run, structures: Sequence[str]) -> CaseStatistics:
+    """Return the statistics of a run's cases, in the order of its replicates.
+
+    Raises:
+        UserError: if the run does not hold them.
+    """
+    ids = list(run.replicates.case_ids)
+    numbers = [name for name in run.cases.columns if name not in _TEXT]
+    tables = [run.cases[run.cases["structure"] == name].set_index("case_id") for name in structures]
+    if any(sorted(table.index) != sorted(ids) for table in tables):
+        raise UserError(f"{run.folder}: its tables hold different cases; evaluate again")
+    ordered = np.stack([table.loc[ids, numbers].to_numpy(dtype=np.float64) for table in tables], axis=1)  # [N, K, n]
+    columns = {name: torch.from_numpy(ordered[..., position]) for position, name in enumerate(numbers)}
+    for name, values in run.case_arrays.items():
+        columns[name] = torch.from_numpy(values.astype(np.float64))
+    if "bins" not in columns or any(len(values) != len(ids) for values in columns.values()):
+        raise UserError(
+            f"{run.folder}: lacks the statistics of its cases, so its fold cannot be pooled; evaluate again"
+        )
+    return CaseStatistics(columns)
+
+
+def _together(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
+    known = [table for table in tables if table is not None]
+    return pd.concat(known, ignore_index=True) if len(known) == len(tables) else None
+
+
+def _mean_validation(tables: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Return `validation.csv` with the mean of the folds' values, without intervals; NaN where a fold defines none."""
+    if tables is None:
+        return None
+    found = tables.groupby([*IDENTITY, *_DEFINITION], sort=False)
+    values = found["value"].agg(lambda of_folds: of_folds.mean(skipna=False))
+    counts = found[["n_cases", "n_undefined"]].sum()
+    frame = pd.concat([values, counts], axis=1).reset_index().assign(ci_low=np.nan, ci_high=np.nan)
+    return frame[list(METRICS_COLUMNS)]
+
+
+def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    shared = [key for key in costs[0] if all(isinstance(cost.get(key), int | float) for cost in costs)]
+    return {key: float(np.mean([cost[key] for cost in costs])) for key in shared}

@@ -1,0 +1,194 @@
+"""Folds of a cross-validation are reported as one run over all cases, each tested once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from processes import SMALL, run_command
+
+from edue_lightning.config.schema import configuration_folder, resolved
+from edue_lightning.data import ManifestSource, SplitFractions
+from edue_lightning.data.splits import Fold, fold_cases
+from edue_lightning.errors import UserError
+from edue_lightning.evaluation.run import evaluate
+from edue_lightning.reporting import compare, find_runs, pool_folds, write_report
+from edue_lightning.reporting.folds import missing_folds
+from edue_lightning.runs.checkpoints import load_method
+from edue_lightning.runs.files import read_run
+from edue_lightning.runs.record import method_settings
+
+FOLDS = 3
+RATERS = ("anna", "ben", "cem")
+
+
+def write_data(folder: Path, patients: int = 18) -> dict[str, np.ndarray]:
+    """Write a manifest with two cases per patient, and return the masks `[R, K, *S]` of each case."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows, everyone = [], {}
+    for number in range(2 * patients):
+        case = f"case{number}"
+        masks = np.zeros((3, 2, 12, 12), dtype=np.uint8)
+        Image.fromarray(rng.integers(0, 255, size=(12, 12), dtype=np.uint8)).save(folder / f"{case}.png")
+        for rater, name in enumerate(RATERS):
+            for k, structure in enumerate(("disc", "cup")):
+                top, left = rng.integers(1, 4, size=2)
+                masks[rater, k, top : top + 6 - 2 * k, left : left + 6 - 2 * k] = 1
+                file = f"{case}_{name}_{structure}.png"
+                Image.fromarray(masks[rater, k] * np.uint8(255)).save(folder / file)
+                rows.append((case, f"{case}.png", file, name, structure, f"p{number // 2}"))
+        everyone[case] = masks
+    columns = ["case_id", "image", "mask", "rater", "structure", "patient"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "manifest.csv", index=False)
+    return everyone
+
+
+def write_predictions(folder: Path, masks: dict[str, np.ndarray], cases: list[str], seed: int = 0) -> None:
+    folder.mkdir(parents=True)
+    for case in cases:
+        rng = np.random.default_rng([seed, int(case.removeprefix("case"))])
+        members = np.clip(masks[case][:1] * 0.6 + 0.4 * rng.random((3, *masks[case].shape[1:])), 0, 1)
+        np.savez_compressed(folder / f"{case}.npz", members=members)
+
+
+def measured(folder: Path, data: Path, predictions: Path, *overrides: str) -> None:
+    command = [f"predictions={predictions}", "data=manifest", f"data.root={data}", "data.cache=null"]
+    with initialize_config_dir(configuration_folder(), version_base="1.3"):
+        command += ["bootstrap_resamples=40", "label=mine", *overrides]
+        evaluate(resolved(compose("evaluate", overrides=command)), folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `runs/SEED_FOLD` of a method, two seeds by three folds, and `whole`, both on all cases."""
+    folder = tmp_path_factory.mktemp("folds")
+    masks = write_data(folder / "data")
+    write_predictions(folder / "all", masks, list(masks))
+    measured(folder / "whole" / "0", folder / "data", folder / "all", "split=all")
+    for seed in range(2):
+        for fold in range(FOLDS):
+            chosen = [f"data.folds={FOLDS}", f"data.fold={fold}", f"seed={seed}"]
+            run = folder / "runs" / f"{seed}_{fold}"
+            source = ManifestSource(str(folder / "data"))
+            division = fold_cases(source.cases(), SplitFractions(), Fold(FOLDS, fold))
+            tested = [record.case_id for record in division["test"]]
+            write_predictions(folder / "predictions" / f"{seed}_{fold}", masks, tested, seed)
+            measured(run, folder / "data", folder / "predictions" / f"{seed}_{fold}", *chosen)
+    return folder
+
+
+def numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.select_dtypes("number").astype(float)
+
+
+def test_pooled_folds_have_the_values_of_all_cases_measured_at_once(folder: Path) -> None:
+    pooled = pool_folds(find_runs(folder / "runs"))
+    assert [run.seed for run in pooled] == [0, 1]
+    assert [len(run.folds) for run in pooled] == [FOLDS, FOLDS]
+    whole, found = read_run(folder / "whole" / "0"), pooled[0]
+    assert sorted(found.cases["case_id"].unique()) == sorted(whole.cases["case_id"].unique())
+    for own, expected in (
+        (found.metrics, whole.metrics),
+        (found.reliability, whole.reliability),
+        (found.quality_control, whole.quality_control),
+    ):
+        assert own["structure"].tolist() == expected["structure"].tolist()
+        pd.testing.assert_frame_equal(numbers(own), numbers(expected)[numbers(own).columns], rtol=1e-9, atol=1e-12)
+    assert found.metrics["ci_low"].notna().sum() == whole.metrics["ci_low"].notna().sum() > 20
+    # the resamples draw the same patients, so that methods are paired with each other
+    assert found.replicates.pairs_with(whole.replicates)
+    for key, values in whole.replicates.arrays.items():
+        np.testing.assert_allclose(found.replicates.arrays[key], values, rtol=1e-9, atol=1e-12)
+
+
+def test_seeds_of_all_folds_are_averaged(folder: Path) -> None:
+    pooled = pool_folds(find_runs(folder / "runs"))
+    frame = compare(pooled).set_index(["structure", "metric"])
+    assert set(frame["method"]) == {"mine"}
+    assert set(frame["seeds"]) == {2}
+    mean = np.mean([run.value("disc", "dice") for run in pooled])
+    assert frame.loc[("disc", "dice"), "value"] == pytest.approx(mean)
+    # without pooling, each fold has cases of its own
+    assert compare(find_runs(folder / "runs"))["data"].nunique() == FOLDS
+
+
+def test_the_report_names_missing_folds_and_every_run(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    assert "missing" not in write_report(tmp_path / "runs", tmp_path / "report", "mine").tables
+    for fold in (0, 2):
+        shutil.rmtree(tmp_path / "runs" / f"1_{fold}")
+    written = write_report(tmp_path / "runs", tmp_path / "report", "mine")
+    assert "mine, seed 1: folds 0 and 2 of 3 are missing" in written.tables
+    page = written.html.read_text()
+    assert "Comparison of 4 runs" in page
+    assert page.count(", seed 0, fold ") == 3
+    incomplete = pool_folds(find_runs(tmp_path / "runs"))[1]
+    assert missing_folds(incomplete) == [0, 2]
+    # other cases than those of the first seed, so not averaged with it
+    assert set(compare(pool_folds(find_runs(tmp_path / "runs")))["seeds"]) == {1}
+
+
+def test_a_fold_twice_a_case_in_two_folds_and_missing_statistics_are_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    shutil.copytree(tmp_path / "runs" / "0_1", tmp_path / "runs" / "again")
+    with pytest.raises(UserError, match="both are fold 1 of mine on manifest with seed 0"):
+        pool_folds(find_runs(tmp_path / "runs"))
+    shutil.rmtree(tmp_path / "runs" / "0_2")
+    path = tmp_path / "runs" / "again" / "config.yaml"
+    record = yaml.safe_load(path.read_text())
+    record["data"]["fold"] = 2
+    path.write_text(yaml.safe_dump(record))
+    with pytest.raises(UserError, match=r"case 'case\d+' is tested in both folds"):
+        pool_folds(find_runs(tmp_path / "runs"))
+    shutil.rmtree(tmp_path / "runs" / "again")
+    (tmp_path / "runs" / "0_0" / "case_arrays.npz").unlink()
+    with pytest.raises(UserError, match="0_0: lacks the statistics of its cases"):
+        pool_folds(find_runs(tmp_path / "runs"))
+
+
+def test_folds_of_other_settings_are_not_pooled(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    path = tmp_path / "runs" / "0_1" / "config.yaml"
+    record = yaml.safe_load(path.read_text())
+    record["data"]["fractions"]["seed"] = 1
+    path.write_text(yaml.safe_dump(record))
+    assert sorted(len(run.folds) for run in pool_folds(find_runs(tmp_path / "runs"))) == [1, 2, 3]
+
+
+def test_a_training_per_fold_records_its_cases_and_is_pooled(tmp_path: Path) -> None:
+    tested: list[str] = []
+    for fold in range(2):
+        folder = tmp_path / "runs" / str(fold)
+        overrides = [*SMALL, "method=single", "data.folds=2", f"data.fold={fold}", f"hydra.run.dir={folder}"]
+        done = run_command("train", [*overrides, "trainer.max_epochs=1"], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        own = pd.read_csv(folder / "cases.csv")["case_id"].unique().tolist()
+        known = load_method(folder / "checkpoints" / "best.ckpt").cases
+        assert known is not None
+        assert not {case.case_id for split in known.values() for case in split} & set(own)
+        tested += own
+    assert len(tested) == len(set(tested)) == 24
+    first, second = (method_settings(run.configuration) for run in find_runs(tmp_path / "runs"))
+    assert {key for key in first if first[key] != second[key]} == {"data.fold", "training_cases"}
+    (pooled,) = pool_folds(find_runs(tmp_path / "runs"))
+    assert len(pooled.folds) == 2
+    assert pooled.n_cases("disc", "dice") == 24
+    assert np.isfinite(pooled.validation_value("disc", "dice"))
+    assert "fold" not in pooled.configuration["data"]
+    assert pooled.cost["parameters"] == pooled.folds[0].cost["parameters"]
+    # the cases of one fold are known to the model of another
+    done = run_command("evaluate", [f"ckpt={folder}/checkpoints/best.ckpt", "split=all", "output=out"], cwd=tmp_path)
+    assert done.returncode != 0
+    assert "were in its training" in done.stderr
+    ckpt = f"ckpt={folder}/checkpoints/best.ckpt"
+    settings = ["data=synthetic", "data.source.n_cases=24", "data.source.size=32", "data.fractions.draw=permutation"]
+    done = run_command("evaluate", [ckpt, *settings, "data.folds=2", "data.fold=0", "output=out"], cwd=tmp_path)
+    assert done.returncode != 0
+    assert "were in its training" in done.stderr
