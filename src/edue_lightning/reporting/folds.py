@@ -91,7 +91,7 @@ def _pooled(folds: Sequence[Run]) -> Run:
     settings = build_metric_settings(node, structures)
     cases = CaseStatistics.concatenate([_statistics(run, structures) for run in folds])
     groups = [group for run in folds for group in run.replicates.groups]
-    resamples = min(len(values) for run in folds for values in [*run.replicates.arrays.values()] or [()])
+    resamples = min(min(map(len, run.replicates.arrays.values()), default=0) for run in folds)
     summary = summarise(
         cases,
         structures,
