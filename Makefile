@@ -59,7 +59,9 @@ docs: install
 # the whole comparison: methods x data sets x SEEDS; QUICK=1 for short trainings; goes on where it was cut off
 SEEDS ?= 3
 study: install
-	$(BIN)/python experiments/comparison/study.py compare --seeds $(SEEDS) $(if $(QUICK),--quick --folder outputs/study_quick)
+	$(BIN)/python experiments/comparison/study.py compare --seeds $(SEEDS) $(if $(DATA),--data $(DATA)) \
+		--folder outputs/study$(if $(QUICK),_quick --quick)
+	$(BIN)/python experiments/comparison/study.py report --folder outputs/study$(if $(QUICK),_quick)
 
 # speed as ratios measured side by side in one run; what is compared with the framework has an environment of its own,
 # since its torchvision stands in the way of a CPU torch

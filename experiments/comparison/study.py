@@ -1,79 +1,85 @@
 """The study as commands: search settings, compare the methods, vary EDUE.
 
-python experiments/comparison/study.py search|compare|ablate [--seeds 3] [--jobs 2] [--quick] [--folder outputs/study]
+python experiments/comparison/study.py search|compare|ablate|report|pack [options]
 
-Each is a Hydra multirun of `edue_lightning.train`. Finished runs are not repeated, so an interrupted study resumes.
+Every training is a process of its own with a folder of its own. Finished ones are not repeated and interrupted ones are
+resumed, so the same command continues a study that was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import itertools
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-import yaml
+from jobs import FINISHED, Job, Pool
 
+from edue_lightning.data import LidcSlices
 from edue_lightning.metrics import MEAN_STRUCTURE
 from edue_lightning.reporting.comparison import to_markdown
-from edue_lightning.runs.files import (
-    METRICS_COLUMNS,
-    METRICS_FILE,
-    VALIDATION_FILE,
-    read_mapping,
-    read_table,
-)
+from edue_lightning.runs.files import METRICS_COLUMNS, METRICS_FILE, VALIDATION_FILE, read_mapping, read_table
 
 HERE = Path(__file__).resolve().parent
 CONFIGURATION = HERE / "conf"
+SEARCHED = HERE / "results" / "search.csv"
 CANDIDATE = "edue_moments"
-DATA = ("lidc", "fundus", "petct")
+SEARCHED_ON, SEARCH_EPOCHS = "lidc_four", 16
 VARIED_ON = {"ablation": "lidc", "raters": "fundus"}
-QUICK_EPOCHS = 3
+QUICK_EPOCHS, QUICK_BATCHES = 2, 4
 SHOWN = ("dice", "nll", "ece", "image_pearson", "image_spearman_normalised", "pixel_pearson", "pixel_pearson_total")
 
-# minutes of one core: to train one network, without and with `--quick`, and for all that follows in a run. Measured on
-# two cores with two jobs; only the estimate before the first run is finished rests on them
-MINUTES = {"lidc": (0.5, 0.2), "fundus": (0.35, 0.1), "petct": (0.85, 0.25)}
-MINUTES_A_RUN = 0.4
-NETWORKS = dict.fromkeys(("deep_ensemble", "deep_ensemble_random_rater", "deep_ensemble_rater_per_member"), 5)
+SEARCH_OF = {
+    "deep_ensemble": "single",
+    "deep_ensemble_soft_majority": "single_soft_majority",
+    "deep_ensemble_random_rater": "single_random_rater",
+    "deep_ensemble_rater_per_member": "single_random_rater",
+    "deep_ensemble_levels": "edue_levels",
+    "test_time_augmentation": "single_soft_majority",
+}
+"""The search whose settings a method takes, where it is not the one of its name: that of its single networks."""
+
+SEARCH_COLUMNS = ("search", "trial", "settings", "validation_nll")
+
+# of a packed study, per file, so that each can travel by mail or other narrow ways
+_PART_BYTES = 12 * 2**20
+_NOT_PACKED = {"checkpoints", ".hydra", "wandb"}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A multirun.
+class DataSet:
+    """A data set of the study.
 
     Attributes:
-        folder: folder above the runs.
-        overrides: overrides of `edue_lightning.train`.
-        runs: names of the runs' folders.
-        minutes: estimate for all runs together, on one core.
-        jobs: number of runs at a time.
+        seconds: expected seconds of one network's training by device, and of all that follows.
+        root: file or folder below `--data`, empty for synthetic data.
+        folds: number of folds, each a run of its own; 0 for a single division.
+        identified: whether a position on the rater axis is one person; without, no member can learn from one rater.
     """
 
-    folder: Path
-    overrides: Sequence[str]
-    runs: Sequence[str]
-    minutes: float
-    jobs: int
+    seconds: Mapping[str, tuple[float, float]]
+    root: str = ""
+    folds: int = 0
+    identified: bool = True
 
-    def command(self) -> list[str]:
-        """Return the command of the multirun."""
-        return _multirun(
-            *self.overrides,
-            *(f"hydra.sweep.dir={self.folder}", "logger.mode=offline"),
-            *("hydra/launcher=joblib", f"hydra.launcher.n_jobs={self.jobs}"),
-        )
 
-    def finished(self) -> int:
-        """Return the number of finished runs."""
-        return sum((self.folder / name / VALIDATION_FILE).is_file() for name in self.runs)
+DATA = {
+    "lidc_four": DataSet({"cpu": (400, 60), "gpu": (50, 30)}, "lidc_slices.zip", identified=False),
+    "lidc_all": DataSet({"cpu": (3600, 300), "gpu": (170, 100)}, "lidc_slices.zip", identified=False),
+    "bu_bil": DataSet({"cpu": (900, 60), "gpu": (50, 30)}, "bu_bil", folds=5),
+    "fundus": DataSet({"cpu": (40, 40), "gpu": (15, 30)}),
+    "petct": DataSet({"cpu": (80, 40), "gpu": (30, 30)}),
+    "chase_db1": DataSet({"cpu": (1800, 60), "gpu": (60, 40)}, "chase_db1", folds=4),
+}
+"""Data sets by name; `conf/experiment/study_NAME.yaml` has their settings."""
+
+USUAL_DATA = ("lidc_four", "lidc_all", "bu_bil", "fundus", "petct")
 
 
 def contenders() -> list[str]:
@@ -86,9 +92,9 @@ def variations(group: str) -> list[str]:
     return _options(group)
 
 
-def searches() -> list[str]:
-    """Return the names of the searches for settings."""
-    return _options("search")
+def searches() -> dict[str, dict[str, list[Any]]]:
+    """Return the values that are searched, by search and setting."""
+    return read_mapping(CONFIGURATION / "search.yaml")
 
 
 def _options(group: str) -> list[str]:
@@ -96,80 +102,129 @@ def _options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGURATION / group).glob("[!_]*.yaml"))
 
 
-def _extent(seeds: int, quick: bool) -> list[str]:
-    # the first override varies slowest: one seed after the other
-    return [f"seed={','.join(map(str, range(seeds)))}", *([f"trainer.max_epochs={QUICK_EPOCHS}"] if quick else [])]
+def networks(contender: str) -> int:
+    """Return the number of networks that a method trains."""
+    return 5 if contender.startswith("deep_ensemble") else 1
+
+
+def fits(contender: str, data: str) -> bool:
+    """Return whether a method can be trained on a data set."""
+    return contender != "deep_ensemble_rater_per_member" or DATA[data].identified
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all jobs of a command share.
+
+    Attributes:
+        folder: the study's folder, absolute.
+        device: `cpu` or `gpu`.
+        data: folder with the real data sets; None if none is used.
+        quick: whether to train for two epochs of a few batches, to see that everything runs.
+        epochs: number of epochs in place of the data set's, or None.
+        searched: table of a search, whose best settings the methods take.
+    """
+
+    folder: Path
+    device: str = "cpu"
+    data: Path | None = None
+    quick: bool = False
+    epochs: int | None = None
+    searched: Path = SEARCHED
+
+    def job(self, name: str, data: str, contender: str, *overrides: str, epochs: int | None = None) -> Job:
+        """Return a training on a data set.
+
+        Raises:
+            SystemExit: if the data set is real and `data` is not given.
+        """
+        command = [sys.executable, "-m", "edue_lightning.train", "--config-dir", str(CONFIGURATION)]
+        command += [f"experiment=study_{data}", *overrides]
+        command += [f"trainer.accelerator={self.device}", "trainer.devices=1"]
+        of = DATA.get(data, DATA["fundus"])
+        if of.root:
+            if self.data is None:
+                sys.exit(f"{data}: give the folder with {of.root} (--data FOLDER)")
+            command += [f"data.root={self.data / of.root}", f"data.cache={self.folder / 'cache'}"]
+        epochs = epochs if self.epochs is None else self.epochs
+        training, rest = of.seconds[self.device]
+        if self.quick:
+            command += [f"trainer.max_epochs={QUICK_EPOCHS}", f"+trainer.limit_train_batches={QUICK_BATCHES}"]
+            command += ["trainer.check_val_every_n_epoch=1", "bootstrap_resamples=50"]
+            training = training / 10
+        elif epochs is not None:
+            usual = read_mapping(CONFIGURATION / "experiment" / f"study_{data}.yaml")["trainer"]["max_epochs"]
+            command.append(f"trainer.max_epochs={epochs}")
+            training *= epochs / usual
+        return Job(name, tuple(command), networks(contender) * training + rest)
 
 
 def comparison(
-    folder: Path,
-    seeds: int,
-    jobs: int,
-    quick: bool,
-    names: Sequence[str] | None = None,
-    data_sets: Sequence[str] = DATA,
-) -> Plan:
-    """Plan method x data x seed, one seed after the other, so that an interrupted study has whole seeds."""
+    setup: Setup, seeds: Sequence[int], data_sets: Sequence[str] = USUAL_DATA, names: Sequence[str] | None = None
+) -> list[Job]:
+    """Return the jobs method x data x seed x fold, seed by seed, so that a stopped study has whole seeds."""
     names = contenders() if names is None else names
-    networks = sum(NETWORKS.get(name, 1) for name in names)
-    minutes = seeds * sum(networks * MINUTES[data][quick] + len(names) * MINUTES_A_RUN for data in data_sets)
-    overrides = [
-        *_extent(seeds, quick),
-        f"experiment={','.join(f'study_{data}' for data in data_sets)}",
-        f"+contender={','.join(names)}",
-        "hydra.sweep.subdir=${hydra:runtime.choices.experiment}_${hydra:runtime.choices.contender}_${seed}",
+    jobs = []
+    for seed, data, name in itertools.product(seeds, data_sets, names):
+        if not fits(name, data):
+            continue
+        folds = [*range(DATA[data].folds)] or [None]
+        for fold in folds:
+            overrides = [f"+contender={name}", *best_settings(setup.searched, name), f"seed={seed}"]
+            where = f"runs/{data}_{name}_{seed}"
+            if fold is not None:
+                overrides.append(f"data.fold={fold}")
+                where += f"_fold{fold}"
+            jobs.append(setup.job(where, data, name, *overrides))
+    return jobs
+
+
+def search(setup: Setup, names: Sequence[str] | None = None) -> list[Job]:
+    """Return one job per trial of every search, on validation cases alone."""
+    jobs = []
+    for name, grid in searches().items():
+        if names is not None and name not in names:
+            continue
+        for trial, values in enumerate(itertools.product(*grid.values())):
+            overrides = [f"{key}={value}" for key, value in zip(grid, values, strict=True)]
+            overrides += [f"+contender={name}", "test=false"]
+            jobs.append(
+                setup.job(f"search/{name}_{trial}", SEARCHED_ON, name, *overrides, epochs=SEARCH_EPOCHS),
+            )
+    return jobs
+
+
+def trials(setup: Setup) -> pd.DataFrame:
+    """Return settings and validation NLL of the finished trials (`SEARCH_COLUMNS`)."""
+    rows = []
+    for name, grid in searches().items():
+        for trial, values in enumerate(itertools.product(*grid.values())):
+            file = setup.folder / "search" / f"{name}_{trial}" / VALIDATION_FILE
+            if file.is_file():
+                found = read_table(file, METRICS_COLUMNS)
+                nll = float(found[found["metric"] == "nll"]["value"].iloc[0])
+                settings = " ".join(f"{key}={value}" for key, value in zip(grid, values, strict=True))
+                rows.append((name, trial, settings, nll))
+    return pd.DataFrame(rows, columns=list(SEARCH_COLUMNS))
+
+
+def best_settings(table: Path, contender: str) -> list[str]:
+    """Return the overrides of the trial with the lowest validation NLL; none for a method without a search."""
+    if not table.is_file():
+        return []
+    found = pd.read_csv(table)
+    own = found[found["search"] == SEARCH_OF.get(contender, contender)]
+    return own.loc[own["validation_nll"].idxmin(), "settings"].split() if len(own) else []
+
+
+def ablation(setup: Setup, group: str, seeds: Sequence[int]) -> list[Job]:
+    """Return the variations of EDUE (`ablation`, on validation data), or of the raters in its training (`raters`)."""
+    data = VARIED_ON[group]
+    return [
+        setup.job(f"{group}/{name}_{seed}", data, "edue", f"+{group}={name}", f"seed={seed}")
+        for seed in seeds
+        for name in variations(group)
     ]
-    runs = [f"study_{data}_{name}_{seed}" for seed in range(seeds) for data in data_sets for name in names]
-    return Plan(folder / "runs", overrides, runs, minutes, jobs)
-
-
-def ablation(folder: Path, group: str, seeds: int, jobs: int, quick: bool) -> Plan:
-    """Plan the variations of EDUE (`ablation`, on validation data), or of the raters in its training (`raters`)."""
-    names, data = variations(group), VARIED_ON[group]
-    minutes = seeds * len(names) * (MINUTES[data][quick] + MINUTES_A_RUN)
-    overrides = [
-        *_extent(seeds, quick),
-        f"experiment=study_{data}",
-        f"+{group}={','.join(names)}",
-        f"hydra.sweep.subdir=${{hydra:runtime.choices.{group}}}_${{seed}}",
-    ]
-    runs = [f"{name}_{seed}" for seed in range(seeds) for name in names]
-    return Plan(folder / group, overrides, runs, minutes, jobs)
-
-
-def run(plan: Plan) -> None:
-    """Run a plan, with one line per minute on the finished runs and the time left.
-
-    Raises:
-        SystemExit: with the command's status, if it fails.
-    """
-    before = plan.finished()
-    to_do = len(plan.runs) - before
-    minutes = to_do / len(plan.runs) * plan.minutes / plan.jobs
-    print(f"{to_do} of {len(plan.runs)} runs to do, about {minutes:.0f} min", flush=True)
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    start, logged = time.monotonic(), time.monotonic()
-    with (plan.folder / "study.log").open("a") as log:
-        process = subprocess.Popen(plan.command(), stdout=log, stderr=subprocess.STDOUT, env=_environment())
-        try:
-            while process.poll() is None:
-                time.sleep(1)
-                if time.monotonic() - logged >= 60:
-                    logged = time.monotonic()
-                    _report_progress(plan, before, (logged - start) / 60)
-        except KeyboardInterrupt:
-            process.wait()
-            sys.exit("interrupted; the same command resumes")
-    if process.returncode:
-        sys.exit(f"failed: see the end of {log.name}; the same command resumes with the remaining runs")
-    print(f"{len(plan.runs)} runs finished in {plan.folder}, {(time.monotonic() - start) / 60:.0f} min")
-
-
-def _report_progress(plan: Plan, before: int, minutes: float) -> None:
-    done = plan.finished()
-    left = len(plan.runs) - done
-    estimate = f", about {left * minutes / (done - before):.0f} min left" if done > before else ""
-    print(f"{done} of {len(plan.runs)} runs finished after {minutes:.0f} min{estimate}", flush=True)
 
 
 def ablation_table(folder: Path, file: str) -> pd.DataFrame:
@@ -189,85 +244,113 @@ def ablation_table(folder: Path, file: str) -> pd.DataFrame:
     return rows.pivot_table(index="variation", columns="metric", values="value").reset_index()
 
 
-def search(folder: Path, jobs: int) -> None:
-    """Search the settings of every method on validation data, and write all trials to one table."""
-    names = searches()
-    with ThreadPoolExecutor(jobs) as pool:
-        for name, seconds in pool.map(lambda name: _search_one(name, folder / name), names):
-            print(f"{name}: {seconds:.0f} s", flush=True)
-    table = pd.concat([_trials(folder / name, name) for name in names], ignore_index=True)
-    table.to_csv(folder / "search.csv", index=False)
-    print(f"every trial: {folder / 'search.csv'}; the best: {folder}/NAME/optimization_results.yaml")
-
-
-def _search_one(name: str, folder: Path) -> tuple[str, float]:
-    start = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
-    command = _multirun(
-        *("experiment=study_lidc", f"+search={name}", f"hydra.sweep.dir={folder}", "logger.mode=disabled"),
-        "hydra.sweep.subdir=${hydra.job.num}",
-    )
-    with (folder / "search.log").open("a") as log:
-        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=_environment()).returncode
-    if status:
-        sys.exit(f"{name}: the search failed; see the end of {folder / 'search.log'}")
-    return name, time.monotonic() - start
-
-
-def _trials(folder: Path, name: str) -> pd.DataFrame:
-    """Return the settings and the validation NLL of each trial of a search."""
-    searched = read_mapping(CONFIGURATION / "search" / f"{name}.yaml")["hydra"]["sweeper"]["params"]
-    rows = []
-    for path in sorted(folder.rglob(VALIDATION_FILE), key=lambda path: int(path.parent.name)):
-        overrides = yaml.safe_load((path.parent / ".hydra" / "overrides.yaml").read_text())
-        found = read_table(path, METRICS_COLUMNS)
-        nll = float(found[found["metric"] == "nll"]["value"].iloc[0])
-        settings = " ".join(override for override in overrides if override.split("=")[0] in searched)
-        rows.append((name, int(path.parent.name), settings, nll))
-    return pd.DataFrame(rows, columns=["search", "trial", "settings", "validation_nll"])
-
-
-def _multirun(*overrides: str) -> list[str]:
-    program = (sys.executable, "-m", "edue_lightning.train", "--multirun", "--config-dir", str(CONFIGURATION))
-    return [*program, *overrides]
-
-
-def _environment() -> dict[str, str]:
-    # one thread per run, since several run at a time
-    return {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+def prepare(setup: Setup, jobs: Sequence[Job]) -> None:
+    """Read the pictures of LIDC once, so that jobs that start together need not."""
+    if setup.data is not None and any("lidc_slices" in part for job in jobs for part in job.command):
+        LidcSlices(str(setup.data / "lidc_slices.zip"), cache=str(setup.folder / "cache"))
 
 
 def report(runs: Path, output: Path) -> None:
     """Write the report of a comparison."""
     command = [sys.executable, "-m", "edue_lightning.report", f"runs={runs}", f"output={output}"]
-    subprocess.run([*command, f"reference={CANDIDATE}"], check=True, env=_environment())
+    subprocess.run([*command, f"reference={CANDIDATE}"], check=True)
+
+
+def pack(folder: Path, target: Path) -> list[Path]:
+    """Pack the tables and curves of all finished runs, without checkpoints, and return the archives.
+
+    Args:
+        folder: the study's folder.
+        target: folder for `study_0.tar.gz` and so on, of less than 16 MiB each, and `finished.txt` with the names of
+            all finished jobs. This file in another study's folder lets that study leave them out; the archives,
+            unpacked there, give it their results.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    found = sorted(path.parent for path in folder.glob(f"*/*/{VALIDATION_FILE}"))
+    earlier = (folder / FINISHED).read_text().split() if (folder / FINISHED).is_file() else []
+    names = sorted({*earlier, *(path.relative_to(folder).as_posix() for path in found)})
+    (target / FINISHED).write_text("\n".join(names) + "\n")
+    archives = [target / "study_0.tar.gz"]
+    archive = tarfile.open(archives[0], "w:gz")  # noqa: SIM115
+    for file in sorted(path for path in folder.glob("*") if path.suffix in (".csv", ".txt")):
+        archive.add(file, file.name)
+    for run in found:
+        for file in _packed_files(run):
+            archive.add(file, file.relative_to(folder).as_posix())
+        if archives[-1].stat().st_size > _PART_BYTES:
+            archive.close()
+            archives.append(target / f"study_{len(archives)}.tar.gz")
+            archive = tarfile.open(archives[-1], "w:gz")  # noqa: SIM115
+    archive.close()
+    return archives
+
+
+def _packed_files(run: Path) -> Iterator[Path]:
+    for path in sorted(run.rglob("*")):
+        if path.is_file() and path.name != ".lock" and not _NOT_PACKED & set(path.relative_to(run).parts):
+            yield path
 
 
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["search", "compare", "ablate"])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs a run")
-    parser.add_argument("--methods", nargs="+", choices=contenders(), metavar="METHOD", help="to compare; all")
-    parser.add_argument("--data", nargs="+", choices=DATA, default=DATA, help="to compare on; all")
+    parser.add_argument("what", choices=["search", "compare", "ablate", "report", "pack"])
     parser.add_argument("--folder", type=Path, default=Path("outputs/study"))
+    parser.add_argument("--data", type=Path, help="folder with lidc_slices.zip, bu_bil and chase_db1")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=DATA,
+        metavar="DATASET",
+        help="all but chase_db1; without --data the synthetic ones",
+    )
+    parser.add_argument(
+        "--methods", nargs="+", choices=contenders(), metavar="METHOD", help="to compare or search; all"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--time-left", type=float, metavar="MINUTES", help="start no job that would not end in time")
+    parser.add_argument("--longest-first", action="store_true", help="not one seed after the other")
+    parser.add_argument("--epochs", type=int, help="in place of each data set's own")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} short epochs per training")
+    parser.add_argument("--searched", type=Path, default=SEARCHED, help="table of the search whose settings are used")
+    parser.add_argument("--target", type=Path, help="folder of the archives that `pack` writes")
     asked = parser.parse_args()
     folder = asked.folder.resolve()
+    data = None if asked.data is None else asked.data.resolve()
+    setup = Setup(folder, asked.device, data, asked.quick, asked.epochs, asked.searched.resolve())
+    seeds = range(asked.seeds)
+    if asked.what == "pack":
+        for archive in pack(folder, asked.target or folder / "packed"):
+            print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
+        return
+    if asked.what == "report":
+        report(folder / "runs", folder / "report")
+        return
     if asked.what == "search":
-        search(folder / "search", asked.jobs)
+        jobs = search(setup, asked.methods)
     elif asked.what == "compare":
-        plan = comparison(folder, asked.seeds, asked.jobs, asked.quick, asked.methods, asked.data)
-        run(plan)
-        report(plan.folder, folder / "report")
+        usual = [name for name in USUAL_DATA if data is not None or not DATA[name].root]
+        jobs = comparison(setup, seeds, asked.only or usual, asked.methods)
     else:
+        jobs = [*ablation(setup, "ablation", seeds), *ablation(setup, "raters", seeds)]
+    if asked.longest_first:
+        jobs.sort(key=lambda job: -job.seconds)
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare(setup, jobs)
+    seconds = None if asked.time_left is None else 60 * asked.time_left
+    failed = Pool(folder, asked.jobs, seconds, lambda line: print(line, flush=True)).run(jobs)
+    if asked.what == "search":
+        trials(setup).to_csv(folder / "search.csv", index=False)
+        print(f"every trial: {folder / 'search.csv'}")
+    elif asked.what == "ablate":
         for group, file in (("ablation", VALIDATION_FILE), ("raters", METRICS_FILE)):
-            plan = ablation(folder, group, asked.seeds, asked.jobs, asked.quick)
-            run(plan)
-            table = ablation_table(plan.folder, file)
+            table = ablation_table(folder / group, file)
             table.to_csv(folder / f"{group}.csv", index=False)
             print(to_markdown(table[["variation", *SHOWN]].round(3)))
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

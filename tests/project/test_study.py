@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from processes import PATIENCE
 
 from edue_lightning.config.schema import check_configuration, configuration_folder, resolved
-from edue_lightning.runs.files import METRICS_COLUMNS
+from edue_lightning.runs.files import METRICS_COLUMNS, find_runs
 from edue_lightning.training.run import TrainConfiguration
 
 STUDY = Path(__file__).parents[2] / "experiments" / "comparison"
@@ -24,13 +23,7 @@ sys.path.insert(0, str(STUDY))
 
 import recount  # noqa: E402
 import study  # noqa: E402
-
-# which search found the settings of a method, where it is not the one of its name
-SEARCH_OF = {
-    "deep_ensemble": "single",
-    "deep_ensemble_random_rater": "single_random_rater",
-    "deep_ensemble_rater_per_member": "single_random_rater",
-}
+from jobs import Pool  # noqa: E402
 
 
 def composed(*overrides: str) -> dict:
@@ -39,83 +32,145 @@ def composed(*overrides: str) -> dict:
         return resolved(compose("train", overrides=[search_path, *overrides]))
 
 
-@pytest.mark.parametrize("data", study.DATA)
 @pytest.mark.parametrize("contender", study.contenders())
-def test_every_run_of_the_comparison_has_a_valid_configuration(contender: str, data: str) -> None:
-    configuration = composed(f"experiment=study_{data}", f"+contender={contender}", "seed=1")
+def test_every_method_of_the_comparison_has_a_valid_configuration(contender: str) -> None:
+    for data in (name for name in ("lidc_four", "petct") if study.fits(contender, name)):
+        configuration = composed(*overrides_of(contender, data))
+        check_configuration(configuration, TrainConfiguration)
+        assert configuration["resume"] == "auto"
+        assert configuration["distortions"] is not None
+
+
+@pytest.mark.parametrize("data", study.DATA)
+def test_every_data_set_of_the_comparison_has_a_valid_configuration(data: str) -> None:
+    configuration = composed(*overrides_of("edue", data))
     check_configuration(configuration, TrainConfiguration)
-    assert configuration["resume"] == "auto"
-    assert configuration["distortions"] is not None
+    assert configuration["data"]["folds"] == (study.DATA[data].folds or None)
+    assert not configuration["figures"]
 
 
-def test_methods_share_all_but_themselves_and_what_was_searched() -> None:
-    for data in study.DATA:
-        configurations = {
-            name: composed(f"experiment=study_{data}", f"+contender={name}") for name in study.contenders()
-        }
-        first = configurations["edue"]
-        for name, configuration in configurations.items():
-            differing = {key for key in first if configuration[key] != first[key]}
-            # the plain rival alone has a loss of its own
-            allowed = {"method", "optimizer"} | ({"label", "loss"} if name == "single_cross_entropy" else set())
-            assert differing <= allowed, name
+def overrides_of(contender: str, data: str) -> list[str]:
+    """Return the overrides of a run of the comparison, seed 1."""
+    setup = study.Setup(Path("/study"), data=Path("/data"))
+    job = next(job for job in study.comparison(setup, [1], [data], [contender]))
+    assert list(job.command[1:5]) == ["-m", "edue_lightning.train", "--config-dir", str(study.CONFIGURATION)]
+    return list(job.command[5:])
 
 
-def test_every_variation_and_search_has_a_valid_configuration() -> None:
-    groups = {
-        "ablation": study.variations("ablation"),
-        "search": study.searches(),
-        "raters": study.variations("raters"),
-    }
-    for group, names in groups.items():
-        for name in names:
-            configuration = composed(f"experiment=study_{study.VARIED_ON.get(group, 'lidc')}", f"+{group}={name}")
+def test_methods_share_all_but_themselves_and_what_is_searched() -> None:
+    configurations = {name: composed(*overrides_of(name, "fundus")) for name in study.contenders()}
+    first = configurations["edue"]
+    for name, configuration in configurations.items():
+        differing = {key for key in first if configuration[key] != first[key]}
+        # the plain rival alone has a loss of its own
+        allowed = {"method", "optimizer"} | ({"label", "loss"} if name == "single_cross_entropy" else set())
+        assert differing <= allowed, name
+
+
+def test_every_variation_has_a_valid_configuration() -> None:
+    for group, data in study.VARIED_ON.items():
+        for name in study.variations(group):
+            configuration = composed(f"experiment=study_{data}", f"+{group}={name}")
             check_configuration(configuration, TrainConfiguration)
             assert configuration["test"] is (group == "raters")
+    plain = composed("experiment=study_lidc", "+ablation=lambda_500")
+    assert (plain["method"]["guidance"]["weight"], plain["optimizer"]["learning_rate"]) == (500, 0.01)
 
 
-@pytest.mark.parametrize("contender", study.contenders())
-def test_settings_are_those_that_the_committed_search_found_best(contender: str) -> None:
-    search = SEARCH_OF.get(contender, contender)
-    trials = pd.read_csv(STUDY / "results" / "search.csv")
-    own = trials[trials["search"] == search]
-    best = own.loc[own["validation_nll"].idxmin(), "settings"]
-    configuration = OmegaConf.create(composed("experiment=study_lidc", f"+contender={contender}"))
-    for setting in best.split():
-        key, _, value = setting.partition("=")
-        assert OmegaConf.select(configuration, key) == pytest.approx(yaml.safe_load(value), rel=1e-2), setting
+def test_every_method_is_searched_with_as_many_trials_of_its_own_settings() -> None:
+    counts = {name: math.prod(map(len, grid.values())) for name, grid in study.searches().items()}
+    assert len(set(counts.values())) == 1
+    for contender in study.contenders():
+        assert study.SEARCH_OF.get(contender, contender) in counts, contender
+    setup = study.Setup(Path("/study"), data=Path("/data"))
+    jobs = study.search(setup)
+    assert len({job.name for job in jobs}) == sum(counts.values())
+    for job in jobs[:: next(iter(counts.values()))]:
+        configuration = composed(*job.command[5:])
+        check_configuration(configuration, TrainConfiguration)
+        assert not configuration["test"]
 
 
-def test_all_searches_had_as_many_trials() -> None:
-    trials = pd.read_csv(STUDY / "results" / "search.csv")
-    assert set(trials["search"]) == set(study.searches())
-    assert len(set(trials["search"].value_counts())) == 1
+def test_methods_take_the_settings_with_the_lowest_validation_nll(tmp_path: Path) -> None:
+    table = tmp_path / "search.csv"
+    rows = [
+        ("single", 0, "optimizer.learning_rate=0.01 optimizer.weight_decay=0.01", 0.5),
+        ("single", 1, "optimizer.learning_rate=0.002 optimizer.weight_decay=0.0001", 0.4),
+        ("edue", 0, "optimizer.learning_rate=0.005 method.guidance.weight=200", 0.1),
+    ]
+    pd.DataFrame(rows, columns=list(study.SEARCH_COLUMNS)).to_csv(table, index=False)
+    setup = study.Setup(tmp_path, searched=table)
+    for name in ("single", "deep_ensemble"):
+        (job,) = study.comparison(setup, [0], ["fundus"], [name])
+        assert {"optimizer.learning_rate=0.002", "optimizer.weight_decay=0.0001"} < set(job.command)
+    (job,) = study.comparison(setup, [0], ["fundus"], ["mc_dropout"])
+    assert not [part for part in job.command if part.startswith("optimizer")]
 
 
-def test_a_plan_counts_its_own_runs(tmp_path: Path) -> None:
-    plan = study.comparison(tmp_path, seeds=2, jobs=3, quick=True)
-    assert len(set(plan.runs)) == 2 * 3 * len(study.contenders())
-    assert plan.minutes < study.comparison(tmp_path, seeds=2, jobs=3, quick=False).minutes
-    assert "hydra.launcher.n_jobs=3" in plan.command()
-    assert plan.finished() == 0
-    for name in (plan.runs[0], "another"):
-        (plan.folder / name).mkdir(parents=True)
-        (plan.folder / name / "validation.csv").touch()
-    assert plan.finished() == 1
+def test_finished_trials_become_a_table(tmp_path: Path) -> None:
+    setup = study.Setup(tmp_path, data=tmp_path)
+    for job, nll in zip(study.search(setup, ["edue"])[::5], (0.3, 0.2), strict=True):
+        folder = tmp_path / job.name
+        folder.mkdir(parents=True)
+        rows = [("edue", "lidc_four", "val", "nodule", "nll", nll, math.nan, math.nan, 5, 0)]
+        pd.DataFrame(rows, columns=list(METRICS_COLUMNS)).to_csv(folder / "validation.csv", index=False)
+    study.trials(setup).to_csv(tmp_path / "search.csv", index=False)
+    assert study.best_settings(tmp_path / "search.csv", "edue") == [
+        "optimizer.learning_rate=0.01",
+        "method.guidance.weight=500",
+    ]
 
 
-def test_a_small_comparison_runs_reports_and_goes_on(tmp_path: Path) -> None:
-    command = [sys.executable, str(STUDY / "study.py"), "compare", "--seeds", "1", "--quick", "--data", "fundus"]
+def test_jobs_are_method_by_data_by_seed_by_fold(tmp_path: Path) -> None:
+    setup = study.Setup(tmp_path, data=tmp_path)
+    names = ["edue", "deep_ensemble", "deep_ensemble_rater_per_member"]
+    jobs = study.comparison(setup, range(2), ["lidc_four", "bu_bil"], names)
+    # the masks of lidc_four have no identity, so that no member can learn from one rater
+    assert len({job.name for job in jobs}) == len(jobs) == 2 * (2 + 3 * 5)
+    assert [job.name for job in jobs if "bu_bil_edue_1" in job.name] == [
+        f"runs/bu_bil_edue_1_fold{fold}" for fold in range(5)
+    ]
+    seconds = {job.name: job.seconds for job in jobs}
+    assert seconds["runs/lidc_four_deep_ensemble_0"] > 4 * seconds["runs/lidc_four_edue_0"]
+    shorter = study.comparison(study.Setup(tmp_path, data=tmp_path, epochs=4), [0], ["lidc_four"], ["edue"])
+    assert "trainer.max_epochs=4" in shorter[0].command
+    assert shorter[0].seconds < seconds["runs/lidc_four_edue_0"]
+
+
+def test_real_data_must_be_given(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"lidc_four: give the folder with lidc_slices.zip \(--data FOLDER\)"):
+        study.comparison(study.Setup(tmp_path), [0], ["lidc_four"])
+
+
+def test_a_small_comparison_runs_reports_and_resumes(tmp_path: Path) -> None:
+    command = [sys.executable, str(STUDY / "study.py"), "compare", "--seeds", "1", "--quick", "--only", "fundus"]
     command += ["--methods", "edue_moments", "single_soft_majority", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr + (tmp_path / "runs" / "study.log").read_text()[-2000:]
-    assert done.stdout.startswith("2 of 2 runs to do, about ")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("2 of 2 jobs to do, about ")
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith("0 of 2 jobs to do")
+    study.report(tmp_path / "runs", tmp_path / "report")
     assert (tmp_path / "report" / "report.html").is_file()
     verdict = pd.read_csv(tmp_path / "report" / "verdict.csv")
     assert set(verdict["baseline"].dropna()) == {"single_soft_majority"}
-    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.startswith("0 of 2 runs to do")
+    # the results travel without checkpoints, and another study leaves their jobs out
+    archives = study.pack(tmp_path, tmp_path / "packed")
+    elsewhere = tmp_path / "elsewhere"
+    for archive in archives:
+        shutil.unpack_archive(archive, elsewhere, filter="data")
+    names = {path.name for path in elsewhere.rglob("*") if path.is_file()}
+    assert {"config.yaml", "metrics.csv", "validation.csv", "cases.csv", "bootstrap.npz"} < names
+    assert not [name for name in names if name.endswith(".ckpt")]
+    assert len(find_runs(elsewhere / "runs")) == 2
+    (tmp_path / "later").mkdir()
+    shutil.copy(tmp_path / "packed" / "finished.txt", tmp_path / "later")
+    setup = study.Setup(tmp_path / "later")
+    jobs = study.comparison(setup, [0], ["fundus"], ["edue_moments", "single_soft_majority", "mc_dropout"])
+    assert len(Pool(tmp_path / "later", 1).finished(jobs)) == 2
+    assert len(study.pack(tmp_path / "later", tmp_path / "again")) == 1
+    assert (tmp_path / "again" / "finished.txt").read_text() == (tmp_path / "packed" / "finished.txt").read_text()
 
 
 def test_variations_become_a_table(tmp_path: Path) -> None:
