@@ -214,7 +214,7 @@ def best_settings(table: Path, contender: str) -> list[str]:
         return []
     found = pd.read_csv(table)
     own = found[found["search"] == SEARCH_OF.get(contender, contender)]
-    return own.loc[own["validation_nll"].idxmin(), "settings"].split() if len(own) else []
+    return str(own.sort_values("validation_nll", kind="stable")["settings"].iloc[0]).split() if len(own) else []
 
 
 def ablation(setup: Setup, group: str, seeds: Sequence[int]) -> list[Job]:
