@@ -29,14 +29,14 @@ from edue_lightning.config.build import ImageFormat, build_method
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.errors import UserError
 from edue_lightning.exporting import programs as module
-from edue_lightning.exporting.graph import MAPS, OUTPUTS, ImageEstimate
+from edue_lightning.exporting.graph import OUTPUTS, ImageEstimate
 from edue_lightning.exporting.monai_bundle import METADATA, write_bundle
 from edue_lightning.exporting.programs import DESCRIPTION, export
 from edue_lightning.prediction.estimate import estimate
 from edue_lightning.prediction.model import Model
 from edue_lightning.prediction.triage import StructureTriage, Triage
 from edue_lightning.runs.checkpoints import checkpoint_entries, load_method, save_method
-from edue_lightning.uncertainty import CASE_SCORES
+from edue_lightning.uncertainty import CASE_SCORES, MAPS
 
 PICTURES, VOLUMES = ImageFormat(2, 3, ("disc", "cup")), ImageFormat(3, 2, ("node",))
 TINY = ["network.features=[4,6,8]", "network.foreground_prior=0.5"]

@@ -13,7 +13,15 @@ from edue_lightning.exporting.graph import ImageEstimate, MemberMaps
 from edue_lightning.methods import Inference, SegmentationMethod
 from edue_lightning.metrics import case_statistics
 from edue_lightning.prediction.estimate import estimate
-from edue_lightning.uncertainty import MASK_SCORES, foreground, member_variance, total_variance
+from edue_lightning.uncertainty import (
+    CASE_SCORES,
+    MAPS,
+    MASK_SCORES,
+    Readout,
+    foreground,
+    member_variance,
+    total_variance,
+)
 
 
 class Given(SegmentationMethod):
@@ -94,3 +102,32 @@ def test_masks_are_those_of_tables_and_exported_graphs(logits: tuple[float, ...]
     assert float(found.mask.sum()) == float(table["predicted_area"])
     assert torch.equal(foreground(found.probability), found.probability >= 0.5)
     assert found.probability.dtype == torch.float32
+
+
+@pytest.mark.parametrize("window", [None, (5, 6, 4)])
+@pytest.mark.parametrize("own_maps", [(), ("decision",), MAPS])
+def test_other_read_outs_are_the_same_everywhere(own_maps: tuple[str, ...], window: Sequence[int] | None) -> None:
+    method = random_method(4 + len(own_maps), 2, Inference(window, overlap=0.5, batch_size=2))
+    method.factors[:4] = method.factors[:4].sort(dim=0, descending=True).values
+    method.readout = readout = Readout(levels=True, own_maps=own_maps)
+    # positive, so that the levels descend
+    image = torch.rand(1, 1, 11, 9, 7, generator=torch.Generator().manual_seed(0))
+    found = estimate(method, image[0])
+    logits = method(image)
+    table = case_statistics(logits, torch.zeros(1, 2, 2, 11, 9, 7), torch.ones(1, 2, dtype=torch.bool), readout=readout)
+    graph, parts = ImageEstimate(method)(image), MemberMaps(2, readout)(logits.flatten(1, 2))
+    channels = logits.double().sigmoid()
+    assert found.members == 4
+    assert found.has_disagreement
+    for name in MAPS:
+        own = getattr(found, name)
+        torch.testing.assert_close(own, getattr(readout, name)(channels)[0].float(), rtol=1e-4, atol=1e-6)
+        for exported in (graph[name], parts[name]):
+            torch.testing.assert_close(own, exported[0], rtol=1e-4, atol=1e-6)
+    # windows are averaged with rounding, so only voxels that it cannot move are compared
+    decision = readout.decision(channels)[0]
+    decided = (decision - 0.5).abs() > 1e-5
+    assert torch.equal(found.mask[decided], foreground(decision)[decided])
+    for name in CASE_SCORES:
+        for other in (table[name][0], graph[name][0]):
+            torch.testing.assert_close(found.scores[name], other, rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)

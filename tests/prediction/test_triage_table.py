@@ -24,7 +24,8 @@ def case(spacing: tuple[float, ...] | None, size: int = 8, file: int = 8, **scor
     values = {**dict.fromkeys((*RANGE_SCORES, "aula"), 1.0), **scores}
     maps = torch.zeros(1, size, size)
     areas = torch.tensor([[4.0], [6.0]], dtype=torch.float64)
-    return [prepared, Estimate(maps, maps, {n: torch.tensor([v]).double() for n, v in values.items()}, areas)]
+    scored = {name: torch.tensor([value]).double() for name, value in values.items()}
+    return [prepared, Estimate(maps, maps, maps, True, scored, areas)]
 
 
 def triage(score: str, uncertainties: list[float], spaced: bool = True) -> Triage:

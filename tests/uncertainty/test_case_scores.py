@@ -71,9 +71,9 @@ def test_sums_and_overlaps_add_up_over_slabs() -> None:
 
 def test_a_single_member_shows_its_own_variance() -> None:
     p = torch.rand(1, 2, 1, 4, 4)
-    assert disagreement_map(score_maps(p), 2) is not None
-    torch.testing.assert_close(disagreement_map(score_maps(p), 2), member_variance(p))
-    torch.testing.assert_close(disagreement_map(score_maps(p[:, :1]), 1), total_variance(p[:, :1]))
+    assert disagreement_map(score_maps(p), True) is not None
+    torch.testing.assert_close(disagreement_map(score_maps(p), True), member_variance(p))
+    torch.testing.assert_close(disagreement_map(score_maps(p[:, :1]), False), total_variance(p[:, :1]))
 
 
 def test_every_list_of_scores_is_the_one_list() -> None:

@@ -27,16 +27,10 @@ from edue_lightning.reporting.panels import (
     view_window,
 )
 from edue_lightning.runtime.processes import is_first_process
-from edue_lightning.uncertainty import (
-    mean_probability,
-    member_variance,
-    rater_variance,
-    sum_of_variances,
-    total_variance,
-)
+from edue_lightning.uncertainty import Readout, map_sums, rater_variance, score_maps, sum_of_variances
 
 ProbabilitiesOf = Callable[[int], Tensor]
-"""Member probabilities `[M, K, *S]` of the case at a position of the split."""
+"""Probabilities `[M + n, K, *S]` of the case at a position of the split, see `Readout`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ def measure_method(
         trainer: trainer that runs the predictions.
     """
     split = measurement.split
-    table = CaseTable(method.structures, settings=measurement.settings)
+    table = CaseTable(method.structures, settings=measurement.settings, readout=method.readout)
     trainer.test(Measuring(method, table), dataloaders=data.evaluation_dataloader(split), verbose=False)
 
     @torch.inference_mode()
@@ -122,7 +116,7 @@ def _evaluation(
     panels = []
     # only the first process writes them
     if is_first_process() and measurement.panels:
-        panels = _panels(data, measurement.split, positions, cases["sv_star"], probabilities_of)
+        panels = _panels(data, measurement.split, positions, cases["sv_star"], probabilities_of, table.readout)
     return Evaluation(
         label=measurement.label,
         data=data.name,
@@ -153,7 +147,12 @@ def mask_fingerprints(sample: RaterSample) -> list[str]:
 
 
 def _panels(
-    data: RaterDataModule, split: Subset, positions: Tensor, sv_star: Tensor, probabilities_of: ProbabilitiesOf
+    data: RaterDataModule,
+    split: Subset,
+    positions: Tensor,
+    sv_star: Tensor,
+    probabilities_of: ProbabilitiesOf,
+    readout: Readout,
 ) -> list[Panel]:
     """Return the panels of all structures, structure by structure; each case is predicted once."""
     chosen = [
@@ -167,21 +166,22 @@ def _panels(
         probabilities = probabilities_of(position)
         for structure, of_case in chosen:
             if of_case == position:
-                panels[structure, position] = _panel(data.source, sample, structure, probabilities)
+                panels[structure, position] = _panel(data.source, sample, structure, probabilities, readout)
     return [panels[key] for key in chosen]
 
 
-def _panel(source: CaseSource, sample: RaterSample, structure: int, probabilities: Tensor) -> Panel:
+def _panel(source: CaseSource, sample: RaterSample, structure: int, probabilities: Tensor, readout: Readout) -> Panel:
     batch = collate_samples([sample], [0], [0])
     of_structure = probabilities[None, :, structure : structure + 1]
-    between = member_variance(of_structure.float())
+    model = score_maps(of_structure.float(), readout)
     expert = rater_variance(batch.masks[:, :, structure : structure + 1], batch.valid)
     maps = {
         "image": batch.image[0].numpy(),
         "masks": batch.masks[0, batch.valid[0], structure].numpy(),
         "rater_variance": expert[0, 0].numpy(),
-        "member_variance": between[0, 0].numpy(),
-        "mean_probability": mean_probability(of_structure)[0, 0].numpy(),
+        "member_variance": readout.disagreement(of_structure.float())[0, 0].numpy(),
+        "mean_probability": readout.probability(of_structure.double())[0, 0].float().numpy(),
+        "decision": readout.decision(of_structure.double())[0, 0].float().numpy(),
     }
     if source.spatial_dims == 3:
         if sample.affine is not None:
@@ -192,14 +192,16 @@ def _panel(source: CaseSource, sample: RaterSample, structure: int, probabilitie
     rows, columns = view_window(maps["masks"].max(axis=0))
     maps = {name: values[..., rows, columns] for name, values in maps.items()}
     voxel_size = batch.spacing.prod(dim=1)
-    parts = [within(part, batch.region) for part in (between, expert, total_variance(of_structure))]
-    between_sum, expert_sum, total_sum = (sum_of_variances(part, voxel_size)[0, 0].item() for part in parts)
+    sums = {
+        name: float(total) * float(voxel_size)
+        for name, total in map_sums({name: within(part, batch.region) for name, part in model.items()}).items()
+    }
     return Panel(
         case_id=sample.case_id,
         structure=source.structures[structure],
         # undefined for a single network
-        sv=between_sum if len(probabilities) > 1 else float("nan"),
-        sv_star=expert_sum,
-        sv_total=total_sum,
+        sv=sums["sv"],
+        sv_star=sum_of_variances(expert, voxel_size)[0, 0].item(),
+        sv_total=sums["sv_total"],
         **{**maps, "image": displayable(maps["image"])},
     )

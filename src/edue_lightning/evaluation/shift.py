@@ -117,6 +117,7 @@ def measure_shift(
                 settings=settings,
                 names=CASE_SCORES,
                 region=batch.region,
+                readout=method.readout,
             )
             for k, structure in enumerate(method.structures):
                 scores = {name: found[name][:, k].numpy() for name in CASE_SCORES}

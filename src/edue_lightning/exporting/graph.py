@@ -21,20 +21,21 @@ from edue_lightning.methods.base import NetworkMethod
 from edue_lightning.networks import MultiHeadUNet
 from edue_lightning.uncertainty import (
     CASE_SCORES,
+    MAPS,
     MASK_SCORES,
+    MEMBERS,
     PairOverlap,
+    Readout,
     case_scores,
     disagreement_map,
     foreground,
     map_sums,
-    mean_probability,
     pair_overlap,
     score_maps,
 )
 
 Outputs = Mapping[str, Tensor]
 
-MAPS = ("probability", "disagreement")
 OUTPUTS = (*MAPS, *CASE_SCORES)
 
 TOLERANCE = 1e-4
@@ -48,7 +49,7 @@ _UNDECIDED = 10
 
 
 class MemberLogits(nn.Module):
-    """Member logits stacked along the channel axis, as sliding windows of other libraries expect.
+    """Logits of members and own maps stacked along the channel axis, as sliding windows of other libraries expect.
 
     Args:
         method: trained method.
@@ -59,26 +60,28 @@ class MemberLogits(nn.Module):
         self.method = method
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits `[B, M K, *S]` for images `[B, C, *S]`."""
+        """Return logits `[B, (M + n) K, *S]` for images `[B, C, *S]`, see `Readout`."""
         logits: Tensor = self.method(image)
         return logits.flatten(1, 2)
 
 
 class MemberMaps(nn.Module):
-    """Mean probability and disagreement, from the output of `MemberLogits`.
+    """Probability, disagreement and decision, from the output of `MemberLogits`.
 
     Args:
         structures: number of structures, K.
+        readout: the method's.
     """
 
-    def __init__(self, structures: int) -> None:
+    def __init__(self, structures: int, readout: Readout = MEMBERS) -> None:
         super().__init__()
         self.structures = structures
+        self.readout = readout
 
     def forward(self, logits: Tensor) -> dict[str, Tensor]:
-        """Return `MAPS` by name, each `[B, K, *S]`, for logits `[B, M K, *S]`."""
-        members = torch.sigmoid(logits.unflatten(1, (-1, self.structures)).double())
-        return _shown(members, score_maps(members.float()))
+        """Return `MAPS` by name, each `[B, K, *S]`, for logits `[B, (M + n) K, *S]`."""
+        channels = torch.sigmoid(logits.unflatten(1, (-1, self.structures)).double())
+        return _shown(channels, score_maps(channels.float(), self.readout), self.readout)
 
 
 class ImageEstimate(nn.Module):
@@ -97,21 +100,27 @@ class ImageEstimate(nn.Module):
 
         Scores count voxels. Undefined ones, as most are for a single member, are NaN.
         """
-        members = torch.sigmoid(self.method(image).double())
-        maps = score_maps(members.float())
-        shown = _shown(members, maps)
-        masks = torch.cat([foreground(shown["probability"])[:, None], foreground(members)], dim=1)
+        readout = self.method.readout
+        channels = torch.sigmoid(self.method(image).double())
+        maps = score_maps(channels.float(), readout)
+        shown = _shown(channels, maps, readout)
+        masks = torch.cat([foreground(shown["decision"])[:, None], foreground(readout.members(channels))], dim=1)
         return {**shown, **case_scores(map_sums(maps), _overlap(masks))}
 
 
-def _shown(members: Tensor, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _shown(channels: Tensor, maps: Mapping[str, Tensor], readout: Readout) -> dict[str, Tensor]:
     """Return `MAPS` by name, each `[B, K, *S]`.
 
     Args:
-        members: probabilities `[B, M, K, *S]` float64.
+        channels: probabilities `[B, M + n, K, *S]` float64.
         maps: their `score_maps`.
+        readout: the method's.
     """
-    return {"probability": mean_probability(members), "disagreement": disagreement_map(maps, members.shape[1])}
+    return {
+        "probability": readout.probability(channels).float(),
+        "disagreement": disagreement_map(maps, readout.has_disagreement(channels.shape[1])),
+        "decision": readout.decision(channels).float(),
+    }
 
 
 def _overlap(masks: Tensor) -> PairOverlap:
@@ -214,7 +223,7 @@ def require_same(
     for number, size in zip((1, 3), example_sizes(method, spatial_dims), strict=True):
         image = torch.randn((number, channels, *size), generator=generator)
         with torch.inference_mode():
-            expected, members = reference(image), torch.sigmoid(method(image).float())
+            expected, members = reference(image), torch.sigmoid(method.readout.members(method(image)).float())
         found = run(image)
         for name, value in _differences(expected, found, members).items():
             largest[name] = max(largest[name], value)
@@ -229,8 +238,8 @@ def require_same(
 
 def _differences(expected: Outputs, found: Outputs, members: Tensor) -> dict[str, float]:
     differences = {name: _difference(expected[name], found[name]) for name in found if name not in MASK_SCORES}
-    apart = _UNDECIDED * max(differences["probability"], torch.finfo(torch.float32).eps)
-    masked = torch.cat([members.mean(dim=1, keepdim=True), members], dim=1)
+    apart = _UNDECIDED * max(differences["probability"], differences["decision"], torch.finfo(torch.float32).eps)
+    masked = torch.cat([expected["decision"][:, None], members], dim=1)
     decided = ((masked - 0.5).abs() > apart).transpose(1, 2).flatten(2).all(dim=2)
     mask_scores = {
         name: _difference(expected[name][decided], found[name][decided]) for name in MASK_SCORES if name in found

@@ -42,7 +42,7 @@ _AXES = [["L", "R"], ["P", "A"], ["I", "S"]]
 
 
 def bundle_configuration(
-    preparation: Preparation, inference: Inference, image_format: ImageFormat, members: int
+    preparation: Preparation, inference: Inference, image_format: ImageFormat, has_disagreement: bool
 ) -> dict[str, Any]:
     """Return the content of `configs/inference.json`.
 
@@ -50,7 +50,7 @@ def bundle_configuration(
         preparation: preparation of the training's images.
         inference: settings for whole images.
         image_format: format of the images.
-        members: number of members M.
+        has_disagreement: see `Readout.has_disagreement`.
 
     Raises:
         UserError: if the preparation cannot be expressed in MONAI's configuration.
@@ -87,10 +87,11 @@ def bundle_configuration(
             "transforms": [
                 "$torch.no_grad()(lambda data: {**data, **@maps(@inferer(data['image'][None].to(@device), @network))})",
                 "$lambda data: {**data, 'probability': @on_file(data['probability'][0].cpu(), data),"
-                " 'disagreement': @on_file(data['disagreement'][0].cpu(), data).clamp_min(0)}",
-                f"$lambda data: @write_masks(data, '{MASK}', data['probability'] >= 0.5) and data",
+                " 'disagreement': @on_file(data['disagreement'][0].cpu(), data).clamp_min(0),"
+                " 'decision': @on_file(data['decision'][0].cpu(), data)}",
+                f"$lambda data: @write_masks(data, '{MASK}', data['decision'] >= 0.5) and data",
                 f"$lambda data: @write_maps(data, '{PROBABILITY}', data['probability']) and data",
-                f"$lambda data: @write_maps(data, '{DISAGREEMENT if members > 1 else TOTAL_VARIANCE}',"
+                f"$lambda data: @write_maps(data, '{DISAGREEMENT if has_disagreement else TOTAL_VARIANCE}',"
                 " data['disagreement']) and data",
             ],
         },
@@ -117,6 +118,8 @@ def bundle_metadata(description: Mapping[str, Any], image_format: ImageFormat, s
         "channel_def": {str(k): name for k, name in enumerate(image_format.structures)},
     }
     channels = {str(number): f"channel {number + 1}" for number in range(image_format.channels)}
+    members = [f"member {number + 1}" for number in range(description["members"])]
+    channels_of = [*members, *description["readout"]["own_maps"]]
     return {
         "schema": _SCHEMA,
         "version": "1.0.0",
@@ -128,8 +131,7 @@ def bundle_metadata(description: Mapping[str, Any], image_format: ImageFormat, s
         "name": f"{description['method']} of {', '.join(image_format.structures)}",
         "task": f"segmentation of {', '.join(image_format.structures)} with a map of disagreement",
         "description": (
-            f"{image_format.spatial_dims}D segmentation by {description['method']}: mask, mean probability and the "
-            "variance between the members"
+            f"{image_format.spatial_dims}D segmentation by {description['method']}: mask, probability and disagreement"
         ),
         "authors": "",
         "copyright": "",
@@ -148,11 +150,11 @@ def bundle_metadata(description: Mapping[str, Any], image_format: ImageFormat, s
                 "pred": {
                     **per_voxel,
                     "format": "logits of all structures of the first member, then of the second, ...",
-                    "num_channels": description["members"] * len(image_format.structures),
+                    "num_channels": len(channels_of) * len(image_format.structures),
                     "value_range": [],
                     "channel_def": {
-                        str(member * len(image_format.structures) + k): f"{name} of member {member + 1}"
-                        for member in range(description["members"])
+                        str(number * len(image_format.structures) + k): f"{name} of {channel}"
+                        for number, channel in enumerate(channels_of)
                         for k, name in enumerate(image_format.structures)
                     },
                 }

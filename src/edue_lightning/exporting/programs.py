@@ -79,6 +79,7 @@ class _Exported:
     image_format: ImageFormat
     preparation: Preparation
     members: int
+    has_disagreement: bool
     description: Mapping[str, Any]
 
     @property
@@ -132,17 +133,20 @@ def _load(path: Path, inference: Mapping[str, Any] | None) -> _Exported:
     preparation = build_preparation(loaded.configuration)
     size = example_sizes(method, loaded.image_format.spatial_dims)[0]
     with torch.inference_mode():
-        members = method(torch.zeros(1, loaded.image_format.channels, *size)).shape[1]
+        channels = method(torch.zeros(1, loaded.image_format.channels, *size)).shape[1]
+    members = method.readout.count(channels)
     description = {
         **loaded.image_format.as_dict(),
         "method": method.label,
         "members": members,
+        "readout": method.readout.as_dict(),
         "window": None if window_of(method) is None else list(window_of(method) or ()),
         "multiple_of": None if is_fixed(method) else reduction_of(method),
         "preparation": {"kind": type(preparation).__name__, **dataclasses.asdict(preparation)},  # type: ignore[call-overload]
         "triage": None if loaded.triage is None else _plain(Triage.from_dict(loaded.triage, str(path))),
     }
-    return _Exported(method, loaded.image_format, preparation, members, description)
+    has_disagreement = method.readout.has_disagreement(channels)
+    return _Exported(method, loaded.image_format, preparation, members, has_disagreement, description)
 
 
 def _plain(triage: Triage) -> dict[str, Any]:
@@ -214,7 +218,7 @@ def _write_bundle(exported: _Exported, output: Path) -> float:
     image_format = exported.image_format
     texts = {
         INFERENCE: bundle_configuration(
-            exported.preparation, exported.method.inference, image_format, exported.members
+            exported.preparation, exported.method.inference, image_format, exported.has_disagreement
         ),
         METADATA: bundle_metadata(exported.description, image_format, _monai_sizes(exported)),
     }
@@ -223,7 +227,7 @@ def _write_bundle(exported: _Exported, output: Path) -> float:
     programs = {
         NETWORK: traced(network, example, exported.reduction),
         # whole images, of any size, come out of the sliding window
-        MAPS_OF_LOGITS: traced(MemberMaps(len(image_format.structures)), network(example), 1),
+        MAPS_OF_LOGITS: traced(MemberMaps(len(image_format.structures), exported.method.readout), network(example), 1),
     }
     differences: list[float] = []
 

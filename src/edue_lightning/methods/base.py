@@ -18,7 +18,7 @@ from edue_lightning.data.sample import RaterBatch
 from edue_lightning.losses import SegmentationLoss
 from edue_lightning.methods.sliding_window import Inference
 from edue_lightning.networks import HeadLayout
-from edue_lightning.uncertainty import Tie
+from edue_lightning.uncertainty import Readout, Tie
 
 NetworkFactory = Callable[[HeadLayout], nn.Module]
 """Make a freshly initialised network with the given heads: `[B, C, *S]` to logits `[B, members, K, *S]`.
@@ -91,10 +91,15 @@ class SegmentationMethod(pl.LightningModule):
 
     Args:
         parts: see `MethodParts`.
+
+    Attributes:
+        readout: how probability, disagreement and decision are read from what `forward` returns; the default takes the
+            members' mean and variance. A method with another one sets it in its constructor.
     """
 
     def __init__(self, parts: MethodParts) -> None:
         super().__init__()
+        self.readout = Readout(majority_tie=parts.majority_tie)
         self.structures = tuple(parts.structures)
         self.optimizer_settings = parts.optimizer
         self.inference = parts.inference
@@ -107,14 +112,14 @@ class SegmentationMethod(pl.LightningModule):
 
     @abstractmethod
     def forward(self, image: Tensor) -> Tensor:
-        """Return member logits `[B, M, K, *S]` for an image `[B, C, *S]`."""
+        """Return member logits `[B, M, K, *S]`, and those of `readout.own_maps` behind, for images `[B, C, *S]`."""
 
     @abstractmethod
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
         """Return the scalar `loss`, and its parts under names of their own."""
 
     def predict(self, image: Tensor) -> Tensor:
-        """Return member logits `[B, M, K, *S]` for whole images `[B, C, *S]`, see `inference`."""
+        """Return what `forward` does for whole images `[B, C, *S]`, see `inference`."""
         return self.inference(self, image)
 
     def trainees(self) -> Sequence[SegmentationMethod]:
@@ -134,7 +139,7 @@ class SegmentationMethod(pl.LightningModule):
         return parts["loss"]
 
     def validation_step(self, batch: RaterBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Return a batch's member logits `[B, M, K, *S]` for callbacks, such as those that compute metrics."""
+        """Return a batch's logits (see `predict`) for callbacks, such as those that compute metrics."""
         return self.predict(batch.image)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -16,7 +16,7 @@ class Measuring(pl.LightningModule):
 
     Args:
         method: method to measure.
-        table: table that receives the cases; it moves to the method's device.
+        table: table that receives the cases, with the method's `readout`; it moves to the method's device.
     """
 
     def __init__(self, method: SegmentationMethod, table: CaseTable) -> None:
@@ -25,7 +25,7 @@ class Measuring(pl.LightningModule):
         self.table = table
 
     def test_step(self, batch: RaterBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Add a batch to the table, and return its member logits `[B, M, K, *S]` for callbacks."""
+        """Add a batch to the table, and return its logits (see `predict`) for callbacks."""
         logits = self.method.predict(batch.image)
         add_batch(self.table, logits, batch)
         return logits
@@ -36,7 +36,7 @@ def add_batch(table: CaseTable, logits: Tensor, batch: RaterBatch) -> None:
 
     Args:
         table: table that receives the cases.
-        logits: member logits `[B, M, K, *S]`.
+        logits: logits `[B, M + n, K, *S]` as the table's read-out takes them.
         batch: the cases, on the same device.
     """
     with torch.autocast(logits.device.type, enabled=False):

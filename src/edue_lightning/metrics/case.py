@@ -11,14 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edue_lightning.metrics.settings import Members, MetricSettings
-from edue_lightning.uncertainty import (
-    PairOverlap,
-    foreground,
-    majority,
-    member_variance,
-    pair_overlap,
-    total_variance,
-)
+from edue_lightning.uncertainty import MEMBERS, PairOverlap, Readout, foreground, majority, pair_overlap, total_variance
 
 PROBABILITY_FLOOR = 1e-7
 """Smallest given probability, and smallest 1 - p, inside a logarithm, so that one wrong sure voxel costs 16 nats and
@@ -34,14 +27,14 @@ _PART = 2**20
 
 
 class Case:
-    """The members' predictions and the raters' masks of one case, with its V voxels in a row, in float64.
+    """The prediction and the raters' masks of one case, with its V voxels in a row, in float64.
 
     Where the case has a region, V counts the voxels within it alone.
 
     In float32 the logarithm of a mean of many sure members would be too inexact.
 
     Args:
-        members: `[M, K, *S]`.
+        members: `[M, K, *S]`, and behind them the maps of `readout.own_maps`.
         masks: `[R, K, *S]` in {0, 1}.
         valid: `[R]` bool; the masks of other raters are ignored.
         spacing: `[n]`, mm along each spatial axis; 1 where it is unknown.
@@ -49,6 +42,7 @@ class Case:
         settings: see `MetricSettings`.
         structures: names of the K structures.
         region: `[*S]` bool, the voxels that count; None if all do. The others take no part in anything.
+        readout: how the maps are read from the members.
 
     Raises:
         ValueError: if a mask of a valid rater holds another number than 0 and 1.
@@ -64,9 +58,12 @@ class Case:
         settings: MetricSettings,
         structures: tuple[str, ...],
         region: Tensor | None = None,
+        readout: Readout = MEMBERS,
     ) -> None:
         self._inside = None if region is None else region.flatten()
-        self._members = self._counted(members.flatten(2))
+        self._channels = self._counted(members.flatten(2))
+        self._members = readout.members(self._channels[None])[0]
+        self.readout = readout
         self._contents = contents
         # coarser types hold exact multiples of theirs, but are computed in float32
         coarsest = torch.finfo(torch.float32).eps
@@ -93,16 +90,26 @@ class Case:
         return float(self.spacing.double().prod())
 
     @cached_property
+    def channels(self) -> Tensor:
+        """Probabilities of the members and of the prediction's own maps, see `Readout`, `[M + n, K, V]`."""
+        if self._contents == "probabilities":
+            return self._channels.double()
+        return self._channels.to(torch.float64, copy=True).sigmoid_()
+
+    @property
     def probabilities(self) -> Tensor:
         """Member probabilities, `[M, K, V]`."""
-        if self._contents == "probabilities":
-            return self._members.double()
-        return self._members.to(torch.float64, copy=True).sigmoid_()
+        return self.readout.members(self.channels[None])[0]
 
     @cached_property
     def mean(self) -> Tensor:
-        """Mean prediction p, `[K, V]`."""
-        return self.probabilities.mean(dim=0)
+        """Probability p, the mean of the members unless the prediction has its own, `[K, V]`."""
+        return self.readout.probability(self.channels[None])[0]
+
+    @property
+    def has_disagreement(self) -> bool:
+        """Whether V is defined: a single opinion has no variance."""
+        return self.readout.has_disagreement(len(self._channels))
 
     @cached_property
     def marked(self) -> Tensor:
@@ -115,16 +122,24 @@ class Case:
         return self.marked / max(self.n_raters, 1)
 
     @cached_property
-    def between(self) -> Tensor:
-        """Variance V between the members, `[K, V]`; 0 where rounding explains all of a structure's variance."""
-        variance = _by_parts(lambda part: member_variance(part[None])[0], self.probabilities)
+    def disagreement(self) -> Tensor:
+        """Disagreement V, `[K, V]`; 0 where it is undefined, or rounding explains all of a structure's V."""
+        variance = _by_parts(lambda part: self.readout.disagreement(part[None])[0], self.channels)
+        if "disagreement" in self.readout.own_maps:
+            return variance
+        rounding = self._rounding * self._largest_member
         # sums over cases of such variances would correlate with anything
-        variance[variance.amax(dim=1) <= (self._rounding * self.mean.amax(dim=1)).square()] = 0
+        variance[variance.amax(dim=1) <= (rounding if self.readout.levels else rounding.square())] = 0
         return variance
 
     @cached_property
+    def _largest_member(self) -> Tensor:
+        # levels enter V one by one, opinions relative to their mean
+        return self.probabilities.amax(dim=(0, 2)) if self.readout.levels else self.mean.amax(dim=1)
+
+    @cached_property
     def total(self) -> Tensor:
-        """p (1 - p) of the mean prediction, `[K, V]`."""
+        """p (1 - p), `[K, V]`."""
         return total_variance(self.mean[None, None])[0]
 
     @cached_property
@@ -135,9 +150,12 @@ class Case:
     @property
     def variance_rounding(self) -> Tensor:
         """Largest range of V over the voxels that rounding of the predictions alone can explain, `[K]`."""
-        rounding = self._rounding * self.mean.amax(dim=1)
-        # of the square of a spread that is known up to the rounding of p
-        return rounding * (self.between.amax(dim=1).sqrt() + rounding)
+        largest = self.disagreement.amax(dim=1)
+        if "disagreement" in self.readout.own_maps:
+            return self._rounding * largest
+        rounding = self._rounding * self._largest_member
+        # of the square of a spread that is known up to the rounding of p; levels enter V linearly
+        return rounding if self.readout.levels else rounding * (largest.sqrt() + rounding)
 
     def rounding_of(self, values: Tensor) -> Tensor:
         """Return the largest range of a map that rounding of the predictions alone can explain, `[K, V]` to `[K]`.
@@ -152,9 +170,18 @@ class Case:
         return self._rounding * largest
 
     @cached_property
+    def decision(self) -> Tensor:
+        """Map that the mask is taken from, p unless the read-out has another, `[K, V]`."""
+        return self.readout.decision(self.channels[None])[0]
+
+    @cached_property
     def predicted(self) -> Tensor:
-        """Mask of the mean prediction, p >= 0.5 in float32, `[K, V]`."""
-        return foreground(self.mean)
+        """Predicted mask, decision >= 0.5 in float32, `[K, V]`."""
+        return foreground(self.decision)
+
+    def share_reached(self, share: float) -> Tensor:
+        """Return the mask of the voxels that at least a share of the raters is expected to mark, `[K, V]`."""
+        return self.readout.share_reached(self.channels[None], share)[0]
 
     @cached_property
     def consensus(self) -> Tensor:
@@ -163,9 +190,12 @@ class Case:
 
     @cached_property
     def log_mean(self) -> tuple[Tensor, Tensor]:
-        """Log p and log (1 - p) of the mean prediction, each `[K, V]` and finite for every finite logit."""
+        """Log p and log (1 - p), each `[K, V]` and finite for every finite logit."""
         if self._contents == "probabilities":
             return _floored_log(self.mean), _floored_log(1 - self.mean)
+        own = self.readout.own_map(self._channels[None], "probability")
+        if own is not None:
+            return F.logsigmoid(own[0].double()), F.logsigmoid(-own[0].double())
         log_p = _log_mean_sigmoid(self._members, self.mean)
         return log_p, _by_parts(lambda part: _log_mean_sigmoid(-part.double()), self._members)
 

@@ -14,6 +14,7 @@ from edue_lightning.errors import UserError
 from edue_lightning.metrics.case import Case
 from edue_lightning.metrics.definition import Statistic
 from edue_lightning.metrics.settings import Members, MetricSettings
+from edue_lightning.uncertainty import MEMBERS, Readout
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def measure_cases(
     contents: Members,
     settings: MetricSettings,
     region: Tensor | None = None,
+    readout: Readout = MEMBERS,
 ) -> CaseStatistics:
     """Compute the chosen numbers of each case, with one case's maps in memory at a time.
 
@@ -114,12 +116,18 @@ def measure_cases(
         contents: contents of `members`, logits or probabilities.
         settings: see `MetricSettings`.
         region: `[B, *S]` bool, the voxels that count; None if all do.
+        readout: how the maps are read from the members.
 
     Raises:
         ValueError: see `case_statistics`.
         UserError: see `case_statistics`.
     """
     check_batch(members, masks, valid, spacing, structures, contents, region)
+    if readout.count(members.shape[1]) < 1:
+        raise ValueError(
+            f"members must hold at least one member before the maps {', '.join(readout.own_maps)}, "
+            f"not {members.shape[1]} channels in all"
+        )
     if not bool(torch.isfinite(members).all()):
         raise UserError("the model predicts NaN or infinity: its training diverged; lower optimizer.learning_rate")
     if contents == "probabilities" and not bool(((members >= 0) & (members <= 1)).all()):
@@ -130,7 +138,7 @@ def measure_cases(
     settings.check(named)
     regions = [None] * len(members) if region is None else list(region)
     cases = (
-        Case(*parts, contents, settings, named, inside)
+        Case(*parts, contents, settings, named, inside, readout)
         for parts, inside in zip(zip(members, masks, valid, spacing, strict=True), regions, strict=True)
     )
     return CaseStatistics.concatenate([_measure(case, columns) for case in cases])

@@ -11,6 +11,7 @@ from edue_lightning.metrics.catalogue import known_columns, known_metrics, stati
 from edue_lightning.metrics.metric import CaseRows, IndexedCases
 from edue_lightning.metrics.settings import Members, MetricSettings
 from edue_lightning.metrics.summary import Summary, summarise
+from edue_lightning.uncertainty import MEMBERS, Readout
 
 
 def case_statistics(
@@ -24,11 +25,12 @@ def case_statistics(
     settings: MetricSettings | None = None,
     names: Sequence[str] | None = None,
     region: Tensor | None = None,
+    readout: Readout = MEMBERS,
 ) -> CaseStatistics:
     """Measure cases one by one, with one case's maps in memory at a time.
 
     Args:
-        members: `[B, M, K, *S]`, B at least 1.
+        members: `[B, M, K, *S]`, B at least 1; behind the members the maps of `readout.own_maps`.
         masks: `[B, R, K, *S]` in {0, 1}.
         valid: `[B, R]` bool.
         spacing: `[B, n]`, mm along each spatial axis; None for 1.
@@ -37,6 +39,7 @@ def case_statistics(
         settings: see `MetricSettings`.
         names: names of the statistics wanted, None for all; what only others need is not computed.
         region: `[B, *S]` bool, the voxels that count; None if all do.
+        readout: how probability, disagreement and decision are read from the members.
 
     Raises:
         ValueError: if an argument has another type or shape, a mask of a valid rater holds another number than 0 and 1,
@@ -48,7 +51,7 @@ def case_statistics(
     columns = known_columns(chosen)
     if names is not None:
         columns = columns.choose(names)
-    return measure_cases(columns, members, masks, valid, spacing, structures, contents, chosen, region)
+    return measure_cases(columns, members, masks, valid, spacing, structures, contents, chosen, region, readout)
 
 
 class CaseTable(CaseRows):
@@ -64,6 +67,7 @@ class CaseTable(CaseRows):
         settings: see `MetricSettings`.
         contents: contents of the members passed to `update`, logits or probabilities.
         statistics: names of statistics that are kept beside those that the metrics need.
+        readout: how probability, disagreement and decision are read from the members.
 
     Attributes:
         members: M of the batch that this process saw last.
@@ -79,8 +83,9 @@ class CaseTable(CaseRows):
         settings: MetricSettings | None = None,
         contents: Members = "logits",
         statistics: Sequence[str] = (),
+        readout: Readout = MEMBERS,
     ) -> None:
-        super().__init__(structures, settings, contents)
+        super().__init__(structures, settings, contents, readout)
         self.metric_names = tuple(known_metrics(self.settings)) if metrics is None else tuple(metrics)
         self.statistic_names = known_columns(self.settings).names
         if metrics is not None:

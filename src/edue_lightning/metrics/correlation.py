@@ -124,7 +124,7 @@ def _ranks(values: Array, weights: Array) -> Array:
 # three statistics, since the maps of each cost time
 PIXEL_PEARSON = Statistic(
     ("pixel_pearson",),
-    lambda case: (map_correlation(case.between, case.expert, case.variance_rounding),),
+    lambda case: (map_correlation(case.disagreement, case.expert, case.variance_rounding),),
     fewest_raters=2,
 )
 TOTAL_PIXEL_PEARSON = Statistic(

@@ -26,6 +26,7 @@ from torchmetrics.utilities import dim_zero_cat
 from edue_lightning.metrics.case_statistics import CaseStatistics, Columns, measure_cases
 from edue_lightning.metrics.definition import Definition, StructureCases
 from edue_lightning.metrics.settings import Members, MetricSettings
+from edue_lightning.uncertainty import MEMBERS, Readout
 
 _NO_INDEX = -1
 
@@ -47,6 +48,7 @@ class CaseRows(Metric):
         structures: names of the K structures.
         settings: see `MetricSettings`.
         contents: contents of the members passed to `update`, logits or probabilities.
+        readout: how probability, disagreement and decision are read from the members.
 
     Attributes:
         members: M of the batch that this process saw last.
@@ -60,13 +62,18 @@ class CaseRows(Metric):
     rows: list[Tensor]
 
     def __init__(
-        self, structures: Sequence[str], settings: MetricSettings | None = None, contents: Members = "logits"
+        self,
+        structures: Sequence[str],
+        settings: MetricSettings | None = None,
+        contents: Members = "logits",
+        readout: Readout = MEMBERS,
     ) -> None:
         super().__init__()
         self.structures = tuple(structures)
         self.settings = settings or MetricSettings()
         self.settings.check(self.structures)
         self.contents: Members = contents
+        self.readout = readout
         self.members = 0
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
@@ -87,7 +94,7 @@ class CaseRows(Metric):
         """Add a batch of cases.
 
         Args:
-            members: `[B, M, K, *S]`.
+            members: `[B, M, K, *S]`, and behind the members the maps of `readout.own_maps`.
             masks: `[B, R, K, *S]` in {0, 1}.
             valid: `[B, R]` bool.
             spacing: `[B, n]`, mm along each spatial axis; None for 1.
@@ -106,9 +113,18 @@ class CaseRows(Metric):
             if bool((case_index < 0).any()):
                 raise ValueError(f"case_index must not be negative: {case_index.tolist()}")
         found = measure_cases(
-            self.columns, members, masks, valid, spacing, self.structures, self.contents, self.settings, region
+            self.columns,
+            members,
+            masks,
+            valid,
+            spacing,
+            self.structures,
+            self.contents,
+            self.settings,
+            region,
+            self.readout,
         )
-        self.members = members.shape[1]
+        self.members = self.readout.count(members.shape[1])
         index = torch.full((len(found),), _NO_INDEX) if case_index is None else case_index
         table = self.columns.pack(found)
         # one flat vector, since only vectors of different length can be gathered where a process has no case
@@ -141,6 +157,7 @@ class CasesOfOneMetric(CaseRows):
         structures: names of the K structures, or K.
         settings: see `MetricSettings`.
         contents: contents of the members passed to `update`, logits or probabilities.
+        readout: how probability, disagreement and decision are read from the members.
     """
 
     definition: ClassVar[Definition]
@@ -150,9 +167,10 @@ class CasesOfOneMetric(CaseRows):
         structures: int | Sequence[str] = 1,
         settings: MetricSettings | None = None,
         contents: Members = "logits",
+        readout: Readout = MEMBERS,
     ) -> None:
         names = [str(k) for k in range(structures)] if isinstance(structures, int) else structures
-        super().__init__(names, settings, contents)
+        super().__init__(names, settings, contents, readout)
 
     @property
     def columns(self) -> Columns:

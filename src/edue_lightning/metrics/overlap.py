@@ -23,9 +23,9 @@ def _dice(case: Case) -> Sequence[Tensor]:
 def _d_soft(case: Case) -> Sequence[Tensor]:
     scores = []
     # in float32 7 of 10 raters reach 0.7, and so does a prediction of 0.7 that was stored in float32
-    mean, share = case.mean.float(), case.share.float()
+    share = case.share.float()
     for threshold in D_SOFT_THRESHOLDS:
-        predicted, wanted = mean >= threshold, share >= threshold
+        predicted, wanted = case.share_reached(threshold), share >= threshold
         first, second, both = (mask.count_nonzero(dim=1).double() for mask in (predicted, wanted, predicted & wanted))
         scores.append(dice_of_counts(both, first + second))
     return (torch.stack(scores).mean(dim=0),)

@@ -23,8 +23,9 @@ SCORES = {
 
 
 def _model_scores(case: Case) -> Sequence[Tensor]:
-    # the entropy depends on the mean prediction alone
-    maps = {"sv": case.between, "sv_total": case.total, "entropy": predictive_entropy(case.mean[None, None])[0]}
+    variance = case.disagreement if case.has_disagreement else torch.full_like(case.mean, torch.nan)
+    # the entropy depends on p alone
+    maps = {"sv": variance, "sv_total": case.total, "entropy": predictive_entropy(case.mean[None, None])[0]}
     sums = map_sums({name: values[None] for name, values in maps.items()})
     scores = case_scores({name: values[0] for name, values in sums.items()}, case.members_overlap, case.voxel_size)
     return [scores[name] for name in CASE_SCORES]

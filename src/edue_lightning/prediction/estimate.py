@@ -1,4 +1,4 @@
-"""A model's estimate for one image: mean probability, disagreement map and scores, computed slab by slab."""
+"""A model's estimate for one image: probability, disagreement and decision maps and scores, computed slab by slab."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.uncertainty import (
     PairOverlap,
+    Readout,
     case_scores,
     disagreement_map,
     foreground,
     map_sums,
-    mean_probability,
     pair_overlap,
     score_maps,
 )
@@ -26,9 +26,11 @@ class Estimate:
     """A prediction for one image, with K structures and voxels `*S`.
 
     Attributes:
-        probability: mean over the members, `[K, *S]` float32.
-        disagreement: V, the variance between the members, `[K, *S]` float32; of a single network, which has none, the
-            variance p (1 - p) of its own prediction.
+        probability: p, the mean over the members unless the method's read-out has another, `[K, *S]` float32.
+        disagreement: V, the variance between the members unless the method's read-out has another, `[K, *S]` float32;
+            of a single network, which has none, the variance p (1 - p) of its own prediction.
+        decision: map that the mask is taken from, p unless the method's read-out has another, `[K, *S]` float32.
+        has_disagreement: whether `disagreement` is V.
         scores: `CASE_SCORES` by name, `[K]` float64 each, as `docs/metrics.md` defines them; NaN where one is
             undefined.
         member_areas: size of each member's own mask, `[M, K]` float64, mm² or mm³ (pixels or voxels where the spacing
@@ -37,13 +39,15 @@ class Estimate:
 
     probability: Tensor
     disagreement: Tensor
+    decision: Tensor
+    has_disagreement: bool
     scores: Mapping[str, Tensor]
     member_areas: Tensor
 
     @property
     def mask(self) -> Tensor:
-        """Mask of the mean prediction, probability >= 0.5, `[K, *S]` bool."""
-        return foreground(self.probability)
+        """Predicted mask, decision >= 0.5, `[K, *S]` bool."""
+        return foreground(self.decision)
 
     @property
     def members(self) -> int:
@@ -62,35 +66,40 @@ def estimate(method: SegmentationMethod, image: Tensor, voxel_size: float = 1.0)
         image: `[C, *S]` float32.
         voxel_size: mm² or mm³; 1 for scores in pixels or voxels.
     """
-    running = _Running()
+    running = _Running(method.readout)
     for logits in method.inference.slabs(method, image[None].to(method.device)):
-        running.add(torch.sigmoid(logits[0].double()))
+        running.add(torch.sigmoid(logits.double()))
     return running.estimate(voxel_size)
 
 
 class _Running:
     """Sums over the slabs so far, and their maps."""
 
-    def __init__(self) -> None:
-        self.maps: list[tuple[Tensor, Tensor]] = []
+    def __init__(self, readout: Readout) -> None:
+        self.readout = readout
+        self.has_disagreement = False
+        self.maps: list[tuple[Tensor, Tensor, Tensor]] = []
         self.sums: dict[str, Tensor] = {}
         self.overlap: Tensor | None = None
 
-    def add(self, members: Tensor) -> None:
-        """Add a slab of member probabilities, `[M, K, *S]` float64."""
-        maps = score_maps(members[None].float())
+    def add(self, channels: Tensor) -> None:
+        """Add a slab of probabilities, `[1, M + n, K, *S]` float64."""
+        maps = score_maps(channels.float(), self.readout)
         for name, found in map_sums(maps).items():
             self.sums[name] = self.sums.get(name, 0) + found[0].cpu()
-        probability = mean_probability(members[None])[0]
-        masks = foreground(torch.cat([probability[None].double(), members]))
+        self.has_disagreement = self.readout.has_disagreement(channels.shape[1])
+        probability, decision = self.readout.probability(channels).float(), self.readout.decision(channels).float()
+        masks = foreground(torch.cat([decision[:, None].double(), self.readout.members(channels)], dim=1))[0]
         counted = pair_overlap(masks.transpose(0, 1).flatten(2)).intersection.cpu()
         self.overlap = counted if self.overlap is None else self.overlap + counted
-        self.maps.append((probability.cpu(), disagreement_map(maps, len(members))[0].cpu()))
+        shown = disagreement_map(maps, self.has_disagreement)
+        self.maps.append((probability[0].cpu(), shown[0].cpu(), decision[0].cpu()))
 
     def estimate(self, voxel_size: float) -> Estimate:
         """Return the estimate of all slabs together."""
         assert self.overlap is not None
         overlap = PairOverlap(self.overlap)
         scores = case_scores(self.sums, overlap, voxel_size)
-        probability, disagreement = (torch.cat(parts, dim=1) for parts in zip(*self.maps, strict=True))
-        return Estimate(probability, disagreement, scores, overlap.size[:, 1:].T * voxel_size)
+        probability, disagreement, decision = (torch.cat(parts, dim=1) for parts in zip(*self.maps, strict=True))
+        areas = overlap.size[:, 1:].T * voxel_size
+        return Estimate(probability, disagreement, decision, self.has_disagreement, scores, areas)

@@ -35,19 +35,22 @@ class Prediction:
     """The prediction for one image, on the image's own voxels `*F`.
 
     Attributes:
-        probability: mean over the members, `[K, *F]` float32.
-        disagreement: V, the variance between the members, `[K, *F]` float32; p (1 - p) for a single network.
+        probability: p, the mean over the members unless the method's read-out has another, `[K, *F]` float32.
+        disagreement: V, the variance between the members unless the method's read-out has another, `[K, *F]` float32;
+            p (1 - p) for a single network.
+        decision: map that the mask is taken from, p unless the method's read-out has another, `[K, *F]` float32.
         table: one row per structure with scores, volume and flag, see `triage_table.triage_rows`.
     """
 
     probability: NDArray[np.float32]
     disagreement: NDArray[np.float32]
+    decision: NDArray[np.float32]
     table: pd.DataFrame
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """Where the mean probability reaches one half, `[K, *F]`."""
-        return foreground(self.probability)
+        """Predicted mask, decision >= 0.5, `[K, *F]`."""
+        return foreground(self.decision)
 
 
 class Model:
@@ -181,10 +184,12 @@ class Model:
         return channels
 
     def _prediction(self, case_id: str, prepared: PreparedImage, found: Estimate) -> Prediction:
-        probability, disagreement = (
-            np.stack([prepared.on_file(values) for values in part]) for part in (found.probability, found.disagreement)
+        probability, disagreement, decision = (
+            np.stack([prepared.on_file(values) for values in part])
+            for part in (found.probability, found.disagreement, found.decision)
         )
-        return Prediction(probability, disagreement, triage_frame(self.rows(case_id, prepared, found)))
+        table = triage_frame(self.rows(case_id, prepared, found))
+        return Prediction(probability, disagreement, decision, table)
 
 
 def _placed(

@@ -54,12 +54,12 @@ def write_estimate(
         UserError: if one cannot be written.
     """
     written = []
-    variance = DISAGREEMENT if estimate.members > 1 else TOTAL_VARIANCE
+    variance = DISAGREEMENT if estimate.has_disagreement else TOTAL_VARIANCE
     try:
         for k, structure in enumerate(structures):
             probability = prepared.on_file(estimate.probability[k])
             disagreement = prepared.on_file(estimate.disagreement[k])
-            mask = foreground(probability)
+            mask = foreground(prepared.on_file(estimate.decision[k]))
             ending = f"__{structure}" if len(structures) > 1 else ""
             for name, values in (
                 (MASK, mask.astype(np.uint8)),
@@ -117,6 +117,7 @@ def _overlay(prepared: PreparedImage, estimate: Estimate, structure: int) -> Ove
         "image": prepared.image.numpy(),
         "probability": estimate.probability[structure].numpy(),
         "disagreement": estimate.disagreement[structure].numpy(),
+        "decision": estimate.decision[structure].numpy(),
     }
     spacing = prepared.spacing or (1.0,) * (prepared.image.ndim - 1)
     where = ""
@@ -130,5 +131,10 @@ def _overlay(prepared: PreparedImage, estimate: Estimate, structure: int) -> Ove
         maps = {name: np.take(values, shown, axis=values.ndim - 3) for name, values in maps.items()}
         spacing = spacing[1:]
     return Overlay(
-        displayable(maps["image"]), maps["probability"], maps["disagreement"], spacing[0] / spacing[1], where
+        displayable(maps["image"]),
+        maps["probability"],
+        maps["disagreement"],
+        maps["decision"],
+        spacing[0] / spacing[1],
+        where,
     )

@@ -116,7 +116,7 @@ def panel_figure(panel: Panel, note: str | None = None) -> Figure:
     _draw_variance(axes[1], panel.rater_variance, f"raters' variance, SV* {panel.sv_star:.1f}")
     of_model = "variance between members" if panel.has_members else "single network"
     shown = _draw_variance(axes[2], panel.model_variance, f"{of_model}, {panel.model_variance_title}")
-    _draw_mask(axes[3], panel.mean_probability >= 0.5, "prediction")
+    _draw_mask(axes[3], panel.mask, "prediction")
     _draw_mask(axes[4], _consensus(panel), "soft majority")
     figure.colorbar(shown, ax=list(axes[1:3]), shrink=0.8)
     figure.suptitle(f"{panel.case_id}, {panel.structure}", fontsize=10)
@@ -147,7 +147,7 @@ def comparison_panel_figure(panels: Mapping[str, Panel], note: str | None = None
     _draw_mask(pairs[1, 1], _consensus(first), "soft majority")
     for (above, below), (label, panel) in zip(pairs[2:], panels.items(), strict=False):
         _draw_variance(above, panel.model_variance, f"{broken_label(label)}\n{panel.model_variance_title}")
-        _draw_mask(below, panel.mean_probability >= 0.5, "prediction")
+        _draw_mask(below, panel.mask, "prediction")
     for empty in (pairs[0, 1], *pairs[cells:].ravel()):
         empty.axis("off")
     figure.colorbar(shown, ax=list(axes.ravel()), shrink=0.4 / rows, anchor=(0, 1), label="variance")

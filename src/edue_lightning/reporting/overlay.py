@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from edue_lightning.reporting.figures import COLOURS, LARGEST_VARIANCE
+from edue_lightning.uncertainty import foreground
 
 _CELL = 3.6
 _TITLES = {"disagreement": "variance between members", "total_variance": "p(1 - p) of a single network"}
@@ -20,8 +21,9 @@ class Overlay:
 
     Attributes:
         image: `[H, W]` or `[H, W, 3]` in [0, 1].
-        probability: mean over the members, `[H, W]`.
+        probability: p, `[H, W]`.
         disagreement: variance, `[H, W]`.
+        decision: map that the mask is taken from, `[H, W]`.
         aspect: height of a pixel over its width.
         where: description of the slice; empty for a picture.
     """
@@ -29,6 +31,7 @@ class Overlay:
     image: NDArray[np.float32]
     probability: NDArray[np.float32]
     disagreement: NDArray[np.float32]
+    decision: NDArray[np.float32]
     aspect: float
     where: str
 
@@ -49,7 +52,7 @@ def overlay_figure(overlay: Overlay, title: str, variance: str) -> Figure:
         one.imshow(overlay.image, cmap="gray", vmin=0, vmax=1, aspect=overlay.aspect, interpolation="nearest")
         one.set_xticks([])
         one.set_yticks([])
-    mask = overlay.probability >= 0.5
+    mask = foreground(overlay.decision)
     if mask.any() and not mask.all():
         axes[0].contour(mask, levels=[0.5], colors=COLOURS[1], linewidths=1.2)
     axes[0].set_title("mask" if mask.any() else "mask: empty here", fontsize=9)

@@ -11,6 +11,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from numpy.typing import NDArray
 
 from edue_lightning.errors import UserError
+from edue_lightning.uncertainty import foreground
 
 PANEL_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -36,11 +37,12 @@ class Panel:
         masks: masks of the valid raters, `[R, H, W]` uint8.
         rater_variance: V*, `[H, W]`.
         member_variance: V, `[H, W]`; 0 for a single network, which has none.
-        mean_probability: `[H, W]`.
+        mean_probability: p, `[H, W]`.
         sv: sum of V over the whole image or volume, mm² or mm³ (pixels or voxels where the spacing is unknown); NaN for
             a single network.
         sv_star: sum of V*.
-        sv_total: sum of p(1 - p) of the mean prediction; NaN in files of earlier versions.
+        sv_total: sum of p(1 - p); NaN in files of earlier versions.
+        decision: map that the mask is taken from, `[H, W]`; None in files of earlier versions, where it was p.
     """
 
     case_id: str
@@ -53,12 +55,18 @@ class Panel:
     sv: float
     sv_star: float
     sv_total: float = float("nan")
+    decision: NDArray[np.float32] | None = None
 
     @property
     def has_members(self) -> bool:
         """Whether V is defined. Earlier versions stored 0 for a single network."""
         stored_as_zero = np.isnan(self.sv_total) and self.sv == 0 and not self.member_variance.any()
         return not (np.isnan(self.sv) or stored_as_zero)
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Predicted mask, `[H, W]`."""
+        return foreground(self.mean_probability if self.decision is None else self.decision)
 
     @property
     def model_variance(self) -> NDArray[np.float32]:
@@ -152,6 +160,7 @@ def save_panels(panels: Sequence[Panel], path: Path) -> None:
         f"{number}/{field.name}": np.asarray(getattr(panel, field.name))
         for number, panel in enumerate(panels)
         for field in fields(Panel)
+        if getattr(panel, field.name) is not None
     }
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 

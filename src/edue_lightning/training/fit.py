@@ -194,7 +194,9 @@ def _fit_trainee(
         experiment.checkpoint_entries(member),
         logger=training_loggers(folder, wandb_run, member, steps),
         callbacks=[
-            ValidationMetrics(CaseTable(trainee.structures, VALIDATION_METRICS, experiment.metric_settings)),
+            ValidationMetrics(
+                CaseTable(trainee.structures, VALIDATION_METRICS, experiment.metric_settings, readout=trainee.readout)
+            ),
             keeper,
             ResumePoint(last, signals, configuration["checkpoint_every_steps"]),
             EpochLines(),

@@ -14,7 +14,6 @@ from edue_lightning.uncertainty.maps import (
     enough_raters,
     foreground,
     majority,
-    mean_probability,
     member_variance,
     predictive_entropy,
     rater_mean,
@@ -22,6 +21,7 @@ from edue_lightning.uncertainty.maps import (
     total_variance,
 )
 from edue_lightning.uncertainty.overlap import PairOverlap, dice_of_counts, pair_overlap
+from edue_lightning.uncertainty.readout import MAPS, MEMBERS, Readout, level_variance, majority_level
 from edue_lightning.uncertainty.scores import (
     area_under_layer_agreement,
     layer_agreement,
@@ -31,9 +31,12 @@ from edue_lightning.uncertainty.scores import (
 
 __all__ = [
     "CASE_SCORES",
+    "MAPS",
     "MASK_SCORES",
+    "MEMBERS",
     "VARIANCE_SCORES",
     "PairOverlap",
+    "Readout",
     "Tie",
     "area_under_layer_agreement",
     "case_scores",
@@ -42,9 +45,10 @@ __all__ = [
     "enough_raters",
     "foreground",
     "layer_agreement",
+    "level_variance",
     "majority",
+    "majority_level",
     "map_sums",
-    "mean_probability",
     "member_variance",
     "model_agreement",
     "pair_overlap",

@@ -25,22 +25,10 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def mean_probability(probabilities: Tensor) -> Tensor:
-    """Return the members' mean p as it is stored and shown: averaged in float64, then rounded to float32.
-
-    Args:
-        probabilities: `[B, M, K, *S]` float64, sigmoids of logits in float64.
-
-    Returns:
-        `[B, K, *S]` float32.
-    """
-    return probabilities.double().mean(dim=1).float()
-
-
 def foreground(probability: ArrayOrTensor) -> ArrayOrTensor:
     """Return the mask of a probability: where it is at least one half, once it is rounded to float32.
 
-    The one rule for masks of the mean prediction and of members, in tables, predictions and exported graphs. Without
+    The one rule for masks of predictions and of members, in tables, predictions and exported graphs. Without
     the rounding, the float64 mean of two sure members that disagree could lie below one half, and the float32
     probability that is stored of it at one half.
 

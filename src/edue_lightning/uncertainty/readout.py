@@ -1,0 +1,155 @@
+"""What a method hands over: members, and how probability, disagreement and decision are read from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from edue_lightning.uncertainty.maps import Tie, at_least_float32, foreground, member_variance
+
+MAPS = ("probability", "disagreement", "decision")
+"""Maps of a prediction, `[B, K, *S]` in [0, 1]:
+
+- probability: p, the expected share of the raters who mark a voxel;
+- disagreement: V, the expected variance between the raters;
+- decision: the map whose mask is `decision >= 0.5`.
+"""
+
+# decimals of a share times a number of levels, so that 0.7 of 10 levels is level 7
+_DECIMALS = 9
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How the maps of a prediction are read from its channels: pure functions of each voxel.
+
+    A prediction has the channels `[B, M + n, K, *S]`: the M members, and then n maps of its own, in the order of
+    `own_maps`. All channels are logits before, probabilities after the sigmoid; sliding windows average logits.
+
+    Members are either exchangeable opinions (the default) or nested levels: member k = 1..M is then
+    `pi_k = P(q >= k / M)`, the probability that at least k of M raters mark the voxel, in descending order.
+
+    | map | opinions | levels |
+    |---|---|---|
+    | probability | mean of the members | mean of the members, `E[q]` |
+    | disagreement | variance between the members | `1/M^2 sum_k (M + 1 - 2k) pi_k = E[q (1 - q)]` |
+    | decision | probability | `pi_k` of the smallest k with a majority |
+    | mask of at least a share t | `probability >= t` | `pi_k >= 0.5` of the smallest `k >= t M` |
+
+    Attributes:
+        levels: whether the members are nested levels.
+        own_maps: names of the maps (of `MAPS`) that the prediction has channels for; each replaces what would be read
+            from the members.
+        majority_tie: class of a voxel that exactly half of the raters marked, which chooses the level of the decision.
+
+    Raises:
+        ValueError: if a map is unknown or named twice, or the tie is unknown.
+    """
+
+    levels: bool = False
+    own_maps: tuple[str, ...] = ()
+    majority_tie: Tie = "foreground"
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.own_maps if name not in MAPS]
+        if unknown or len(set(self.own_maps)) < len(self.own_maps):
+            raise ValueError(f"own_maps must be some of {', '.join(MAPS)}, each once, not {list(self.own_maps)}")
+        if self.majority_tie not in get_args(Tie):
+            raise ValueError(f"majority_tie must be one of {', '.join(get_args(Tie))}, not {self.majority_tie!r}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the read-out as plain values."""
+        return {"levels": self.levels, "own_maps": list(self.own_maps), "majority_tie": self.majority_tie}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Readout:
+        """Return the read-out that `as_dict` described.
+
+        Raises:
+            ValueError: if a value is invalid; KeyError or TypeError if one is missing or of another type.
+        """
+        return cls(bool(stored["levels"]), tuple(map(str, stored["own_maps"])), stored["majority_tie"])
+
+    def count(self, channels: int) -> int:
+        """Return M, the number of members among some channels."""
+        return channels - len(self.own_maps)
+
+    def has_disagreement(self, channels: int) -> bool:
+        """Return whether a prediction of so many channels has a disagreement: a single opinion has no variance."""
+        return self.count(channels) > 1 or "disagreement" in self.own_maps
+
+    def members(self, channels: Tensor) -> Tensor:
+        """Return the members of a prediction, `[B, M + n, K, *S]` to `[B, M, K, *S]`."""
+        return channels[:, : self.count(channels.shape[1])]
+
+    def own_map(self, channels: Tensor, name: str) -> Tensor | None:
+        """Return a map that the prediction has a channel for, `[B, K, *S]`, or None."""
+        if name not in self.own_maps:
+            return None
+        return channels[:, self.count(channels.shape[1]) + self.own_maps.index(name)]
+
+    def probability(self, channels: Tensor) -> Tensor:
+        """Return p, `[B, K, *S]`, for probabilities `[B, M + n, K, *S]`, in float32 or better."""
+        own = self.own_map(channels, "probability")
+        return at_least_float32(self.members(channels)).mean(dim=1) if own is None else at_least_float32(own)
+
+    def disagreement(self, channels: Tensor) -> Tensor:
+        """Return V, `[B, K, *S]`, for probabilities `[B, M + n, K, *S]`; 0 for a single opinion, which has none."""
+        own = self.own_map(channels, "disagreement")
+        if own is not None:
+            return at_least_float32(own)
+        members = self.members(channels)
+        return level_variance(members) if self.levels else member_variance(members)
+
+    def decision(self, channels: Tensor) -> Tensor:
+        """Return the map whose mask is `decision >= 0.5`, `[B, K, *S]`, for probabilities `[B, M + n, K, *S]`."""
+        own = self.own_map(channels, "decision")
+        if own is not None:
+            return at_least_float32(own)
+        if not self.levels:
+            return self.probability(channels)
+        members = self.members(channels)
+        return at_least_float32(members[:, majority_level(members.shape[1], self.majority_tie) - 1])
+
+    def share_reached(self, channels: Tensor, share: float) -> Tensor:
+        """Return the mask of the voxels that at least a share of the raters is expected to mark, `[B, K, *S]` bool.
+
+        Args:
+            channels: probabilities `[B, M + n, K, *S]`.
+            share: above 0, at most 1.
+        """
+        if not self.levels:
+            # as in float32, in which 7 of 10 raters reach 0.7
+            return self.probability(channels).float() >= share
+        members = self.members(channels)
+        return foreground(members[:, math.ceil(round(share * members.shape[1], _DECIMALS)) - 1])
+
+
+MEMBERS = Readout()
+"""Read-out of exchangeable members, the default."""
+
+
+def majority_level(levels: int, tie: Tie) -> int:
+    """Return the smallest k that is a majority of as many raters as there are levels."""
+    return (levels + 1) // 2 if tie == "foreground" else levels // 2 + 1
+
+
+def level_variance(levels: Tensor) -> Tensor:
+    """Return `1/M^2 sum_k (M + 1 - 2k) pi_k`, the expectation of V* = q (1 - q), `[B, M, K, *S]` to `[B, K, *S]`.
+
+    It is linear in the probabilities of the levels, so unbiased where these are, and at least 0 where they descend.
+
+    Args:
+        levels: `pi_k`, the probability that at least k of M raters mark the voxel, in descending order.
+    """
+    levels = at_least_float32(levels)
+    count = levels.shape[1]
+    weights = torch.arange(count - 1, -count, -2, dtype=levels.dtype, device=levels.device)
+    # the weights are antisymmetric; from differences, equal levels give exactly 0 and descending ones nothing below it
+    apart = levels - levels.flip(1)
+    return (apart * weights.reshape(-1, *[1] * (levels.ndim - 2))).sum(dim=1) / (2 * count**2)
