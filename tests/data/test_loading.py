@@ -277,6 +277,66 @@ def test_processes_share_training_evenly_and_evaluation_exactly(
     assert len(list(chain(*drawn[False]))) == max(n_cases, processes)
 
 
+class LargeAndSmallUnits(NumberedCases):
+    """One unit of nine cases, one of three, and cases that stand alone."""
+
+    def cases(self) -> Sequence[CaseRecord]:
+        units = [*["large"] * 9, *["small"] * 3, *[""] * 28]
+        return [CaseRecord(f"case{i}", unit or f"p{i}", "train", unit=unit) for i, unit in enumerate(units)]
+
+
+def units_of(seed: int = 0, **settings: object) -> RaterDataModule:
+    return RaterDataModule(
+        "units", LargeAndSmallUnits(), batch_size=4, seed=seed, train_draw="one_per_unit", **settings
+    )
+
+
+def test_one_case_per_unit_is_drawn_anew_in_each_epoch() -> None:
+    data = units_of()
+    loader = data.train_dataloader()
+    drawn: Counter[int] = Counter()
+    for epoch in range(200):
+        positions = torch.cat([batch.case_index for batch in epoch_of(loader, epoch)]).tolist()
+        assert len(positions) == 30 == 4 * (data.training_batches() - 1) + 2
+        assert sum(position < 9 for position in positions) == sum(9 <= position < 12 for position in positions) == 1
+        assert set(positions) >= set(range(12, 40))
+        drawn.update(positions)
+    # 200 draws among 9, and among 3: four standard deviations
+    assert all(abs(drawn[position] - 200 / 9) < 4 * math.sqrt(200 * 8 / 81) for position in range(9))
+    assert all(abs(drawn[position] - 200 / 3) < 4 * math.sqrt(200 * 2 / 9) for position in range(9, 12))
+    # all cases, in order, where nothing is trained
+    assert len(torch.cat([batch.case_index for batch in epoch_of(data.evaluation_dataloader("train"), 0)])) == 40
+    with pytest.raises(UserError, match=r"data\.train_draw=each: must be one_per_unit"):
+        RaterDataModule("units", LargeAndSmallUnits(), train_draw="each")  # type: ignore[arg-type]
+
+
+def test_draws_of_units_depend_on_seed_and_epoch_alone_and_resume_within_an_epoch() -> None:
+    expected = [batch.draw_key.tolist() for batch in epoch_of(units_of(7).train_dataloader(), 3)]
+    for workers, done in ((0, 0), (2, 0), (0, 5), (2, 5)):
+        loader = units_of(7, num_workers=workers).train_dataloader()
+        assert isinstance(loader, ResumableLoader)
+        loader.load_state_dict({"batches": done})
+        assert [batch.draw_key.tolist() for batch in epoch_of(loader, 3)] == expected[done:]
+    assert [batch.draw_key.tolist() for batch in epoch_of(units_of(8).train_dataloader(), 3)] != expected
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_processes_draw_the_same_cases_of_units_between_them(monkeypatch: pytest.MonkeyPatch, draws: int) -> None:
+    units = ["a"] * 5 + ["b"] * 2 + ["c", "d", "e"]
+    alone = CaseSampler(10, 4, shuffle=True, draws=draws, units=units)
+    alone.set_epoch(2)
+    whole = list(alone)
+    assert len(set(whole)) == len(whole) == 5 * draws
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        parts.append(list(alone))
+    assert set(chain(*parts)) == set(whole)
+    assert len(parts[0]) == len(parts[1])
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_begins_within_an_epoch_and_the_next_one_is_whole(workers: int) -> None:
     whole = [[b.draw_key.tolist() for b in epoch_of(module().train_dataloader(), epoch)] for epoch in (1, 2)]

@@ -121,14 +121,25 @@ class CaseSampler(Sampler[SampleKey]):
         shuffle: whether to draw a new order every epoch, and to repeat a few cases so that every process gets equally
             many; otherwise the order is kept and none is repeated, so that an evaluation counts each case once.
         draws: number of draws per case and epoch.
+        units: unit of each case if only one case per unit is drawn, anew for each epoch and draw; None for all cases.
 
     Attributes:
         skipped: number of this process' cases to leave out at the start of the next iteration.
     """
 
-    def __init__(self, n_cases: int, seed: int, shuffle: bool, draws: int = 1) -> None:
-        self.n_cases = n_cases
+    def __init__(
+        self, n_cases: int, seed: int, shuffle: bool, draws: int = 1, units: Sequence[str] | None = None
+    ) -> None:
         self.draws = draws
+        self.members = np.arange(n_cases)[:, None]
+        self.sizes = np.ones(n_cases, dtype=np.int64)
+        if units is not None:
+            places: dict[str, list[int]] = {}
+            for position, unit in enumerate(units):
+                places.setdefault(unit, []).append(position)
+            self.sizes = np.array([len(own) for own in places.values()])
+            # the cases of each unit, padded to the largest
+            self.members = np.array([np.resize(own, self.sizes.max()) for own in places.values()])
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
@@ -142,7 +153,7 @@ class CaseSampler(Sampler[SampleKey]):
         rank, processes = 0, 1
         if distributed.is_available() and distributed.is_initialized():
             rank, processes = distributed.get_rank(), distributed.get_world_size()
-        order = np.arange(self.n_cases * self.draws)
+        order = np.arange(len(self.members) * self.draws)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
             order = np.resize(order, -(-len(order) // processes) * processes)
@@ -155,8 +166,11 @@ class CaseSampler(Sampler[SampleKey]):
 
     def __iter__(self) -> Iterator[SampleKey]:
         skipped, self.skipped = self.skipped, 0
-        numbered = (divmod(int(number), self.n_cases) for number in self._own_cases()[skipped:])
-        return (SampleKey(position, self.epoch, draw) for draw, position in numbered)
+        # the same in all processes
+        shares = np.random.default_rng([self.seed, self.epoch, 1]).random((self.draws, len(self.members)))
+        chosen = (shares * self.sizes).astype(np.int64)
+        numbered = (divmod(int(number), len(self.members)) for number in self._own_cases()[skipped:])
+        return (SampleKey(int(self.members[unit, chosen[draw, unit]]), self.epoch, draw) for draw, unit in numbered)
 
 
 class ResumableLoader(DataLoader[KeyedSample]):

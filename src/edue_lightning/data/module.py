@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import pytorch_lightning as pl
 import torch
@@ -53,6 +54,8 @@ class RaterDataModule(pl.LightningDataModule):
         training_raters: positions on the rater axis, from 0, of the raters that training and validation see; None for
             all. In batches of these two splits the rater axis holds only them, in ascending order. The splits do not
             depend on it, and test always sees every rater.
+        train_draw: `one_per_unit` to train on one case per unit and epoch, such as a slice per nodule, drawn anew in
+            each epoch, so that large ones do not fill an epoch; None for all cases. See `CaseRecord.unit`.
         folds: number of folds of a cross-validation, or None for the single division of `fractions`.
         fold: position of the fold whose cases are tested, from 0; needed with `folds`.
 
@@ -76,6 +79,7 @@ class RaterDataModule(pl.LightningDataModule):
         training_raters: Sequence[int] | None = None,
         folds: int | None = None,
         fold: int | None = None,
+        train_draw: Literal["one_per_unit"] | None = None,
     ) -> None:
         super().__init__()
         counts = {"batch_size": (batch_size, 1), "eval_batch_size": (eval_batch_size, 1)}
@@ -108,6 +112,9 @@ class RaterDataModule(pl.LightningDataModule):
         if self.patch is not None and self.patch.size is not None and len(self.patch.size) != source.spatial_dims:
             raise UserError(f"data.patch.size={list(self.patch.size)}: the images are {source.spatial_dims}D")
         self.splits: dict[Subset, list[CaseRecord]] = {"all": cases}
+        if train_draw not in (None, "one_per_unit"):
+            raise UserError(f"data.train_draw={train_draw}: must be one_per_unit, or null for all cases")
+        self.train_draw = train_draw
         self.fold = _checked_fold(folds, fold)
         for split, members in _divided(cases, fractions or SplitFractions(), self.fold, source.official_splits).items():
             self.splits[split] = members
@@ -183,7 +190,9 @@ class RaterDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[KeyedSample]:
         """Return a loader of the training cases, in a new order each epoch."""
-        self._train_loader = self._loader(self.dataset("train"), self.batch_size, shuffle=True)
+        self._train_loader = self._loader(
+            self.dataset("train"), self.batch_size, shuffle=True, units=self._units("train")
+        )
         if self._place is not None:
             self._train_loader.load_state_dict(self._place)
             self._place = None
@@ -192,7 +201,8 @@ class RaterDataModule(pl.LightningDataModule):
     def training_batches(self) -> int:
         """Return the number of batches of an epoch, over all processes of a distributed training."""
         draws = 1 if self.patch is None else self.patch.per_case
-        return -(-len(self.records("train")) * draws // self.batch_size)
+        cases, units = len(self.records("train")), self._units("train")
+        return -(-(cases if units is None else len(set(units))) * draws // self.batch_size)
 
     def state_dict(self) -> dict[str, int]:
         """Return the position within the epoch's order of training cases (for the trainer's checkpoints)."""
@@ -248,12 +258,20 @@ class RaterDataModule(pl.LightningDataModule):
         ids = [record.case_id for record in self.records(split)]
         return CaseDataset(self.source, ids, self.order_seed, cache, transform, patch, self.raters_seen(split))
 
-    def _loader(self, dataset: CaseDataset, batch_size: int, shuffle: bool) -> ResumableLoader:
+    def _units(self, split: Subset) -> list[str] | None:
+        """Return the unit of each case of a split, or None if every case is drawn."""
+        if self.train_draw is None:
+            return None
+        return [f"{record.group}\n{record.unit or record.case_id}" for record in self.records(split)]
+
+    def _loader(
+        self, dataset: CaseDataset, batch_size: int, shuffle: bool, units: Sequence[str] | None = None
+    ) -> ResumableLoader:
         draws = self.patch.per_case if shuffle and self.patch is not None else 1
         return ResumableLoader(
             dataset,
             batch_size=batch_size,
-            sampler=CaseSampler(len(dataset), self.order_seed, shuffle, draws),
+            sampler=CaseSampler(len(dataset), self.order_seed, shuffle, draws, units),
             num_workers=self.num_workers,
             collate_fn=collate,
             worker_init_fn=ignore_stop_signals,

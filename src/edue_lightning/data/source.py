@@ -24,12 +24,15 @@ class CaseRecord:
         group: patient (or another unit that must not be divided); all its cases go into one split.
         split: split prescribed by the data set, or None if it is to be drawn.
         stratum: centre or camera of the case; every drawn split has its share of each, see `SplitFractions.draw`.
+        unit: lesion or volume that several cases of the patient show, such as the nodule of a slice; empty if the case
+            stands alone. See `train_draw` of `RaterDataModule`.
     """
 
     case_id: str
     group: str
     split: Split | None = None
     stratum: str = ""
+    unit: str = ""
 
 
 class CaseSource(ABC):

@@ -116,6 +116,21 @@ def test_choice_of_nodules_slices_and_readers(
         assert ids(source)[0] == "LIDC-IDRI-0001_nodule-0_slice-1"
 
 
+def test_a_slice_per_nodule_and_epoch_is_drawn_anew(tmp_path: Path) -> None:
+    source = LidcSlices(str(write_data_set(tmp_path / "slices", range(1, 13))))
+    data = RaterDataModule("slices", source, batch_size=2, train_draw="one_per_unit")
+    records = data.records("train")
+    loader = data.train_dataloader()
+    seen = set()
+    for epoch in range(12):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        drawn = [records[key.position] for key in loader.sampler]
+        units = [record.unit for record in drawn]
+        assert sorted(units) == sorted({record.unit for record in records})
+        seen |= {record.case_id for record in drawn}
+    assert seen == {record.case_id for record in records}
+
+
 def test_a_reader_of_other_slices_votes_with_an_empty_mask(tmp_path: Path) -> None:
     source = slices(write_data_set(tmp_path, [1]), readers=[4], existence=False)
     sample = source.load("LIDC-IDRI-0001_nodule-0_slice-0")

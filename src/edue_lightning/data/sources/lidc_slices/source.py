@@ -80,8 +80,9 @@ class LidcSlices(CaseSource):
     - Cite: Armato et al., "The Lung Image Database Consortium (LIDC) and Image Database Resource Initiative (IDRI): a
       completed reference database of lung nodules on CT scans", Medical Physics 38, 915-931, 2011.
 
-    Every picture is read once before the first is used; `cache` keeps what was found. Cases are then read straight from
-    their files. The spacing is unknown.
+    The slices of a nodule are one unit, so `train_draw=one_per_unit` of the data module trains on one slice per nodule
+    and epoch. Every picture is read once before the first is used; `cache` keeps what was found. Cases are then read
+    straight from their files. The spacing is unknown.
 
     Args:
         root: folder with the slices at any depth, or a ZIP archive of it, which is read as it is.
@@ -227,7 +228,7 @@ class LidcSlices(CaseSource):
                 one, traits = nodule.slices[position], nodule.traits[position]
                 marked = nodule.marked if readers_of == "nodule" else _marked([traits])
                 if sum(marked) in readers:
-                    record = CaseRecord(one.case_id, one.nodule.patient, one.split)
+                    record = CaseRecord(one.case_id, one.nodule.patient, one.split, unit=one.nodule_id)
                     cases.append(_Case(record, one.nodule_id, (one,), (traits,), marked))
         return cases
 
