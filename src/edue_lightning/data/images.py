@@ -156,18 +156,30 @@ def read_image(path: Path | BytesIO) -> ImageFile:
     return image
 
 
-def read_mask(path: Path | BytesIO) -> ImageFile:
+def read_mask(path: Path | BytesIO, threshold: float | None = None) -> ImageFile:
     """Read a mask file, or the content of a picture: true where the file holds its one value other than 0.
 
     Floating-point values may be off by `ROUNDING`. A palette that begins with black is a list of labels, whatever its
     other colours.
 
+    Args:
+        path: file, or content of a picture.
+        threshold: value as the file stores it, above which a voxel is marked, for masks with grey levels; None to
+            refuse such masks.
+
     Raises:
-        ImageError: if the file cannot be read or holds more than a mask.
+        ImageError: if the file cannot be read or holds more than a mask; with a threshold, if it holds no grey or only
+            values that are not above the threshold although some are not 0.
     """
     with _decoding(path):
-        labels = _read_volume(path, None) if _is_volume(path) else ImageFile(_read_labels(path))
-    return replace(labels, array=_foreground(labels.array))
+        labels = (
+            _read_volume(path, None)
+            if _is_volume(path)
+            else ImageFile(_read_labels(path, blurred=threshold is not None))
+        )
+    if threshold is None:
+        return replace(labels, array=_foreground(labels.array))
+    return replace(labels, array=_above(labels.array, threshold))
 
 
 def read_colours(path: Path | BytesIO) -> NDArray[np.uint8]:
@@ -188,24 +200,23 @@ def read_colours(path: Path | BytesIO) -> NDArray[np.uint8]:
 
 
 def read_label_map(path: Path, labels: Mapping[int, str]) -> ImageFile:
-    """Read a NIfTI file with one number per structure and 0 for the background.
+    """Read a file with one number per structure and 0 for the background.
 
-    Floating-point values may be off by `ROUNDING`.
+    Floating-point values may be off by `ROUNDING`. In a picture with a palette that begins with black, the positions in
+    the palette are the numbers.
 
     Args:
-        path: NIfTI file.
+        path: NIfTI file or picture.
         labels: names of the structures by their numbers, from 1 to 255.
 
     Raises:
         ImageError: if the file cannot be read, has channels, or holds another number.
     """
     with _decoding(path):
-        if not _is_volume(path):
-            raise ImageError("is a picture; save the labels as NIfTI")
-        volume = _read_volume(path, None)
-    if len(volume.array) > 1:
-        raise ImageError("has channels; save one number per voxel")
-    values = volume.array[0]
+        stored = _read_volume(path, None) if _is_volume(path) else ImageFile(_read_labels(path))
+    values = stored.array[0]
+    if (stored.array[1:] != values).any():
+        raise ImageError("is coloured, or has channels; save one number per voxel")
     if values.dtype.kind == "f":
         whole = np.rint(values)
         values = np.where(np.abs(values - whole) <= ROUNDING, whole, values)
@@ -216,7 +227,7 @@ def read_label_map(path: Path, labels: Mapping[int, str]) -> ImageFile:
         known = ", ".join(f"{number} ({name})" for number, name in labels.items())
         others = _listed(np.unique(values[(found == 0) & (values != 0)]))
         raise ImageError(f"holds the value {others}; labels are 0, {known}: correct it")
-    return replace(volume, array=found)
+    return replace(stored, array=found)
 
 
 def _is_volume(path: Path | BytesIO) -> TypeGuard[Path]:
@@ -316,8 +327,8 @@ def _read_picture(path: Path | BytesIO) -> NDArray[np.float32]:
     return stored.astype(np.float32) / np.float32(largest)
 
 
-def _read_labels(path: Path | BytesIO) -> NDArray:
-    """Return `[C, *S]` values of a mask as they are stored."""
+def _read_labels(path: Path | BytesIO, blurred: bool = False) -> NDArray:
+    """Return `[C, *S]` values of a mask as they are stored; `blurred` accepts the grey levels of a JPEG file."""
     with _open_picture(path) as picture:
         palette = picture.getpalette() or []
         if picture.mode == "P" and not any(palette[:3]):
@@ -327,7 +338,7 @@ def _read_labels(path: Path | BytesIO) -> NDArray:
                 raise ImageError(f"its palette shows the value {black[0]} as black, like 0; save the mask as grey")
         else:
             values = _colours(picture)
-        if picture.format == "JPEG" and len(np.unique(values)) > 2:
+        if picture.format == "JPEG" and not blurred and len(np.unique(values)) > 2:
             raise ImageError("is a JPEG, which blurs labels; save the mask as PNG")
         alpha = _transparency(picture)
         if alpha is not None and np.ptp(values) == 0 and np.ptp(alpha) > 0:
@@ -463,6 +474,22 @@ def _foreground(channels: NDArray) -> NDArray[np.bool_]:
     if not (np.abs(others - others[:1]) <= tolerance if tolerance else others == others[:1]).all():
         raise ImageError(f"holds the values {_listed(np.unique(values))}; a mask holds 0 and one other value")
     return foreground
+
+
+def _above(channels: NDArray, threshold: float) -> NDArray[np.bool_]:
+    """Return where `[C, *S]` values, equal in all channels, are above a threshold."""
+    values = channels[0]
+    if (channels[1:] != values).any():
+        raise ImageError("is coloured; save the mask as one channel of grey levels")
+    if np.isnan(values).any():
+        raise ImageError("holds NaN; replace these values")
+    marked: NDArray[np.bool_] = values > threshold
+    # a mask of 0 and 1 below a threshold for 0 to 255
+    if not marked.any() and values.any():
+        raise ImageError(
+            f"holds the values {_listed(np.unique(values))}, none above the threshold {threshold:g}; correct that"
+        )
+    return marked
 
 
 def _listed(values: NDArray) -> str:

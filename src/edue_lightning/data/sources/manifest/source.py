@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edue_lightning.data.file_source import (
     CaseError,
@@ -19,6 +22,7 @@ from edue_lightning.data.file_source import (
     stack_case,
 )
 from edue_lightning.data.images import ImageError, ImageFile, read_image, read_mask
+from edue_lightning.data.label_maps import LabelMap
 from edue_lightning.data.preparation import Stacked, agreed_spacing
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.sources.manifest.files import NamedFiles
@@ -31,12 +35,13 @@ _MOST_NAMED = 3
 class ManifestSource(FileSource):
     """A folder with a table of one row per mask; all of it is checked before the first case is used.
 
-    The columns are `case_id, image[, image2...], mask, rater, structure[, split, patient, spacing, region]`; files are
-    named by their paths from the manifest, see `NamedFiles`. The images of a case are stacked as channels. An empty
-    mask field means that the rater looked and outlined nothing. `region` names a mask of the voxels that count, such as
-    the field of view; an empty field means all. The rater axis has one place per name in the manifest, in natural order
-    (`rater 2` before `rater 10`); a rater without rows for a case is invalid there. Cases without `split` are drawn
-    for all three splits, those of one patient together.
+    The columns are `case_id, image[, image2...], mask, rater, structure` and, as far as needed, `split`, `patient`,
+    `spacing`, `region`, `label`; files are named by their paths from the manifest, see `NamedFiles`. The images of a
+    case are stacked as channels. An empty mask field means that the rater looked and outlined nothing. `region` names a
+    mask of the voxels that count, such as the field of view; an empty field means all. `label` gives the numbers of the
+    structure in its mask file, if that is a label map. The rater axis has one place per name in the manifest, in
+    natural order (`rater 2` before `rater 10`); a rater without rows for a case is invalid there. Cases without `split`
+    are drawn for all three splits, those of one patient together.
 
     Args:
         root: folder with the manifest.
@@ -45,10 +50,17 @@ class ManifestSource(FileSource):
             left out, with a count in the log.
         standardise: whether to bring each channel to mean 0 and standard deviation 1 over the image; a constant one
             becomes 0.
+        labels: number or numbers of each structure, such as `{disc: [1, 2], cup: 2}`, if every mask file is a label map
+            of all structures. The table then has one row per case and rater, without `structure`. None if a mask file
+            holds one structure, or if the column `label` gives the numbers of a row's structure in its mask file.
+        ignore: number of voxels in label maps that count nowhere: the region of a case is where no rater has it. None
+            if there is none.
+        threshold: value as the files store it, above which a voxel is marked, for masks with grey levels, such as 127
+            for anti-aliased pictures; None to refuse such masks. Label maps have no threshold.
         cache: see `FileSource`.
 
     Raises:
-        UserError: if the folder does not exist, or `structures` is empty.
+        UserError: if the folder does not exist, `structures` is empty, or `labels` and `ignore` are invalid.
     """
 
     # a table may prescribe some cases and leave others to the draw
@@ -60,18 +72,32 @@ class ManifestSource(FileSource):
         file: str = "manifest.csv",
         structures: Sequence[str] | None = None,
         standardise: bool = True,
+        labels: Mapping[str, int | Sequence[int]] | None = None,
+        ignore: int | None = None,
+        threshold: float | None = None,
         cache: str | None = None,
     ) -> None:
         super().__init__(root, cache)
         if structures is not None and not structures:
             raise UserError("data.source.structures: is empty; name at least one structure, or set it to null")
-        table = read_table(self.root / file, structures)
+        given = None if labels is None else LabelMap.of(labels, ignore, "data.source.labels").structures
+        table = read_table(self.root / file, structures, given)
+        if ignore is not None and table.labels is None and table.cases:
+            raise UserError(
+                f"data.source.ignore={ignore}: the masks are no label maps; set data.source.labels or the column label"
+            )
+        self._label_map = LabelMap.of(table.labels or {"": 1}, ignore, "column label")
+        self._read_mask = partial(read_mask, threshold=threshold)
         self._files = NamedFiles(self.root)
         self._stacked = self.preparation({"standardise": standardise})
         self.raters: tuple[str, ...] = table.raters
         self.structures = table.structures
         self._rows = dict(table.cases)
         settings = {"standardise": standardise, "raters": list(table.raters), "structures": list(table.structures)}
+        if table.labels is not None:
+            settings |= {"labels": {name: list(numbers) for name, numbers in table.labels.items()}, "ignore": ignore}
+        if threshold is not None:
+            settings["threshold"] = threshold
         self.check([self._file_case(case, self.root / file) for case in table.cases.values()], table.problems, settings)
         self._compare_mask_files()
 
@@ -88,6 +114,8 @@ class ManifestSource(FileSource):
         }
         if case.region:
             details["region"] = case.region
+        if case.labels:
+            details["labels"] = [[*key, *numbers] for key, numbers in case.labels.items()]
         files = {}
         for name in (*case.images, *case.masks.values(), case.region):
             # problems of the others are reported when the case is read
@@ -99,9 +127,16 @@ class ManifestSource(FileSource):
         rows = self._rows[case.record.case_id]
         reading = CaseReading(case.record.case_id, self.root)
         images = [self._file(reading, name, read_image) for name in rows.images if name]
-        masks = {key: self._file(reading, name, read_mask) if name else None for key, name in rows.masks.items()}
-        region = self._file(reading, rows.region, read_mask) if rows.region else None
-        named = [*images, *masks.values(), region]
+        maps = {
+            name: self._file(reading, name, self._label_map.read)
+            for name in dict.fromkeys(name for key, name in rows.masks.items() if name and key in rows.labels)
+        }
+        masks = {
+            key: self._file(reading, name, self._read_mask) if name and key not in rows.labels else maps.get(name)
+            for key, name in rows.masks.items()
+        }
+        view = self._file(reading, rows.region, read_mask) if rows.region else None
+        named = [*images, *masks.values(), view]
         compare_grids(reading, list(dict.fromkeys(file for file in named if file is not None)))
         found = [file.image for file in images if file is not None]
         spacing = None
@@ -114,16 +149,24 @@ class ManifestSource(FileSource):
         if not all(rows.images):
             # reported by the check of the table
             raise CaseError(())
+        region = self._label_map.region(file.image.array for file in maps.values() if file is not None)
+        if view is not None:
+            region = np.logical_and(view.image.array, True if region is None else region)
         return stack_case(
             case.record.case_id,
             self._stacked.channels(found),
-            {key: None if file is None else file.image.array for key, file in masks.items()},
+            {
+                key: self._label_map.mask(file.image.array, key[1]) if key in rows.labels else file.image.array
+                for key, file in masks.items()
+                if file is not None
+            }
+            | {key: None for key, file in masks.items() if file is None},
             self.raters,
             self.structures,
             spacing=spacing,
             affine=found[0].affine,
             origin=found[0].origin,
-            region=None if region is None else region.image.array,
+            region=region,
         )
 
     def _compare_mask_files(self) -> None:
@@ -136,7 +179,9 @@ class ManifestSource(FileSource):
         problems: list[str] = []
         warnings: list[str] = []
         for users in rows.values():
-            if len(users) > 1 and self._has_area(*users[0][:3]):
+            # a label map is the mask of all structures of one rater
+            unlike = len({user[:2] for user in users}) > 1 or not self._is_label_map(*users[0][:3])
+            if len(users) > 1 and unlike and self._has_area(*users[0][:3]):
                 (case_id, rater, structure, name), *others = users
                 shown = [f"case {other[0]!r}, rater {other[1]!r}, {other[2]}" for other in others[:_MOST_NAMED]]
                 listed = "; ".join(shown) + "; ..." * (len(others) > _MOST_NAMED)
@@ -148,6 +193,9 @@ class ManifestSource(FileSource):
             self.warn(
                 f"{len(warnings)} mask files stand in several rows, such as {warnings[0]}; check that each has its own"
             )
+
+    def _is_label_map(self, case_id: str, rater: str, structure: str) -> bool:
+        return (rater, structure) in self._rows[case_id].labels
 
     def _has_area(self, case_id: str, rater: str, structure: str) -> bool:
         traits = self.traits_of(case_id)

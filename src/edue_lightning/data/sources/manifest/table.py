@@ -8,25 +8,27 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast, get_args
 
 import numpy as np
 import pandas as pd
 
+from edue_lightning.data.label_maps import MOST_LABEL
 from edue_lightning.data.source import CaseRecord, Split
 from edue_lightning.text import can_be_in_file_name, natural_key, one_line, reason_of
 
 log = logging.getLogger(__name__)
 
 REQUIRED = ("case_id", "image", "mask", "rater", "structure")
-OPTIONAL = ("split", "patient", "spacing", "region")
+OPTIONAL = ("split", "patient", "spacing", "region", "label")
 PARQUET = ".parquet"
 TABLES = (".csv", PARQUET)
 _FILE_NAME = re.compile(r"[\w\- ][\w.\- ]*")
 _BLANKS = re.compile(r"\s+")
 _BLANKS_IN_NUMBERS = re.compile(r"(?<=\d)\s+(?=\d)")
+_LABEL_BREAK = re.compile(r"\s*[,;]\s*|\s+")
 _SPACING_BREAK = re.compile(r"\s*x\s*|\s+")
 
 
@@ -40,6 +42,7 @@ class ManifestCase:
         masks: mask file of each rater and structure; the empty string if the rater outlined nothing.
         spacing: voxel size in mm along each spatial axis, or None if the manifest has none.
         region: mask file of the voxels that count, the empty string if all do.
+        labels: for each mask file that is a label map, the numbers of the structure in it.
     """
 
     record: CaseRecord
@@ -47,6 +50,7 @@ class ManifestCase:
     masks: Mapping[tuple[str, str], str]
     spacing: tuple[float, ...] | None
     region: str = ""
+    labels: Mapping[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,14 @@ class ManifestTable:
         raters: names of all raters, in natural order.
         structures: names of the chosen structures.
         problems: one line per problem, with the file, the case and the fix.
+        labels: numbers of all structures in the table's label maps, chosen or not; None if no mask is a label map.
     """
 
     cases: Mapping[str, ManifestCase]
     raters: tuple[str, ...]
     structures: tuple[str, ...]
     problems: Sequence[str]
+    labels: Mapping[str, tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,22 +81,29 @@ class _Row:
         return self.fields.get(column, "")
 
 
-def read_table(path: Path, structures: Sequence[str] | None) -> ManifestTable:
+def read_table(
+    path: Path, structures: Sequence[str] | None, labels: Mapping[str, tuple[int, ...]] | None = None
+) -> ManifestTable:
     """Read a manifest and check everything that can be checked without opening another file.
 
     Args:
         path: CSV file, or Parquet file with the same columns.
         structures: structures to keep, in this order; None for all, in order of first appearance.
+        labels: numbers of each structure if every mask file is a label map of all of them; the table then has one row
+            per case and rater, without a structure.
     """
     try:
-        columns, all_rows = _read_rows(path, REQUIRED)
+        columns, all_rows = _read_rows(path, REQUIRED if labels is None else REQUIRED[:-1])
     except ValueError as error:
         return ManifestTable({}, (), (), [one_line(f"{path.name}: {error}")])
     image_columns = _image_columns(columns)
     problems = _Problems(path.name)
     _check_columns(columns, image_columns, problems)
 
+    if labels is not None:
+        all_rows = _row_per_structure(all_rows, labels, problems)
     rows = _complete_rows(all_rows, problems)
+    numbers = _numbers(rows, problems)
     found = dict.fromkeys(row["structure"] for row in rows)
     chosen = tuple(found if structures is None else structures)
     _check_structures(chosen, found, problems)
@@ -117,7 +130,56 @@ def read_table(path: Path, structures: Sequence[str] | None) -> ManifestTable:
             problems.add(f"no rater has a row of {', '.join(chosen)}; add one, or remove the case", case_id)
     _check_across_cases(list(cases.values()), problems)
     raters = sorted({rater for case in cases.values() for rater, _ in case.masks}, key=natural_key)
-    return ManifestTable(cases, tuple(raters), chosen, problems.lines)
+    return ManifestTable(cases, tuple(raters), chosen, problems.lines, numbers or None)
+
+
+def _row_per_structure(rows: Sequence[_Row], labels: Mapping[str, tuple[int, ...]], problems: _Problems) -> list[_Row]:
+    """Return one row per structure for each row of a label map."""
+    found = []
+    for row in rows:
+        named = [column for column in ("structure", "label") if row[column]]
+        if named:
+            problems.add(f"line {row.line}: {named[0]} must be empty, as data.source.labels names all", row["case_id"])
+            continue
+        for structure, numbers in labels.items():
+            written = " ".join(map(str, numbers))
+            found.append(_Row(row.line, {**row.fields, "structure": structure, "label": written}))
+    return found
+
+
+def _numbers(rows: Sequence[_Row], problems: _Problems) -> dict[str, tuple[int, ...]]:
+    """Return the numbers of each structure in label maps, which must be the same in all rows that give them."""
+    found: dict[str, tuple[int, ...]] = {}
+    for row in rows:
+        if not row["label"]:
+            continue
+        numbers = parse_label(row["label"])
+        if numbers is None:
+            problems.add(
+                f"line {row.line}: label {row['label']!r} is no list of whole numbers from 1 to 255, such as 2 or 1 2; "
+                "correct it",
+                row["case_id"],
+            )
+        elif found.setdefault(row["structure"], numbers) != numbers:
+            first = " ".join(map(str, found[row["structure"]]))
+            problems.add(
+                f"line {row.line}: structure {row['structure']!r} has the label {row['label']!r}, but {first!r} in an "
+                "earlier row; write the same in all rows",
+                row["case_id"],
+            )
+    return found
+
+
+def parse_label(text: str) -> tuple[int, ...] | None:
+    """Read numbers such as `2`, `1 2`, `1,2` or `[1, 2]`; None if it is no list of numbers from 1 to 255.
+
+    >>> parse_label("[1, 2]"), parse_label("0"), parse_label("one")
+    ((1, 2), None, None)
+    """
+    parts = _LABEL_BREAK.split(text.strip().strip("[]()").strip())
+    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= MOST_LABEL for part in parts):
+        return None
+    return tuple(int(part) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -369,6 +431,11 @@ def _case(
         masks=_masks(case_id, rows, structures, problems),
         spacing=spacing,
         region=shared("region"),
+        labels={
+            (row["rater"], row["structure"]): numbers
+            for row in rows
+            if row["label"] and (numbers := parse_label(row["label"])) is not None
+        },
     )
 
 
