@@ -239,6 +239,19 @@ def build_method(configuration: Mapping[str, Any], image_format: ImageFormat) ->
     return method
 
 
+def with_levels(configuration: Mapping[str, Any], data: RaterDataModule) -> Mapping[str, Any]:
+    """Return a configuration whose `method.levels`, if it is null, is the largest number of raters in training.
+
+    Args:
+        configuration: resolved configuration of a training.
+        data: its data; each training case is loaded once if the number is needed.
+    """
+    method = configuration["method"]
+    if method.get("levels", 0) is not None:
+        return configuration
+    return {**configuration, "method": {**method, "levels": data.most_raters("train")}}
+
+
 def build_inference(node: Mapping[str, Any] | None, image_format: ImageFormat) -> Inference:
     """Build the prediction of whole images; without a node, they are predicted at once.
 

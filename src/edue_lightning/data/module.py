@@ -174,6 +174,13 @@ class RaterDataModule(pl.LightningDataModule):
             self._datasets[split] = self._cases(split, self.cache_cases, transform, patch)
         return self._datasets[split]
 
+    def most_raters(self, split: Subset) -> int:
+        """Return the largest number of raters who outlined a case of a split, of those that the split sees.
+
+        It loads each case once.
+        """
+        return max(int(self.sample(split, index).valid.sum()) for index in range(len(self.records(split))))
+
     def raters_seen(self, split: Subset) -> tuple[int, ...] | None:
         """Return the positions of the raters in a split's batches, or None for all raters."""
         return self.training_raters if split in ("train", "val") else None

@@ -14,6 +14,7 @@ from edue_lightning.methods.base import (
 )
 from edue_lightning.methods.deep_ensemble import DeepEnsemble
 from edue_lightning.methods.edue import EDUE
+from edue_lightning.methods.edue_levels import EDUELevels
 from edue_lightning.methods.layer_ensemble import LayerEnsemble
 from edue_lightning.methods.measuring import Measuring
 from edue_lightning.methods.monte_carlo_dropout import MonteCarloDropout
@@ -26,6 +27,7 @@ from edue_lightning.methods.test_time_augmentation import TestTimeAugmentation
 __all__ = [
     "EDUE",
     "DeepEnsemble",
+    "EDUELevels",
     "Inference",
     "LayerEnsemble",
     "Measuring",

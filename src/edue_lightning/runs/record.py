@@ -170,6 +170,11 @@ def check_same_run(configuration: Mapping[str, Any], folder: Path) -> None:
     if not path.is_file():
         raise UserError(f"{folder}: holds no run to resume; check the path, or leave out resume")
     recorded = read_mapping(path)
+    method = configuration.get("method")
+    if method and method.get("levels", 0) is None:
+        # a number that is left to the data was filled in
+        levels = (recorded.get("method") or {}).get("levels")
+        configuration = {**configuration, "method": {**method, "levels": levels}}
     differing = [
         name for name in configuration if name not in _NOT_COMPARED and configuration[name] != recorded.get(name)
     ]

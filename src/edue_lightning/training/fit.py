@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from edue_lightning.atomic import remove_unfinished
-from edue_lightning.config.build import ImageFormat, build_data, build_method, build_metric_settings
+from edue_lightning.config.build import ImageFormat, build_data, build_method, build_metric_settings, with_levels
 from edue_lightning.data import RaterDataModule
 from edue_lightning.data.identity import identities
 from edue_lightning.errors import UserError
@@ -72,6 +72,7 @@ class Experiment:
             cases = {split: identities(data.source, data.splits[split]) for split in ("train", "val")}
             check_sizes(configuration, data, cases)
         check_validated(configuration["trainer"], data.training_batches())
+        configuration = with_levels(configuration, data)
         method = build_method(configuration, image_format)
         metric_settings = build_metric_settings(configuration["metrics"], method.structures)
         if configuration["compile"]:
