@@ -8,6 +8,7 @@ import pytest
 import torch
 from method_parts import STRUCTURES, parts_of
 
+from edue_lightning import methods
 from edue_lightning.data import RaterBatch, RaterDataModule, SyntheticFundus
 from edue_lightning.losses import VarianceGuidance
 from edue_lightning.methods import (
@@ -42,6 +43,7 @@ METHODS: dict[str, SegmentationMethod] = {
     "single_soft_majority": SingleNetwork(parts_of(), HeadLayout("last"), target="soft_majority"),
     "probabilistic_unet": ProbabilisticUNet(parts_of()),
     "stochastic_segmentation": StochasticSegmentation(parts_of()),
+    "test_time_augmentation": methods.TestTimeAugmentation(parts_of(), HeadLayout("last")),
 }
 
 
