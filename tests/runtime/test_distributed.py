@@ -20,6 +20,8 @@ from processes import PATIENCE, run_command, run_script, wait_until
 
 from edue_lightning.config.build import build_data
 from edue_lightning.runs.checkpoints import load_method, read_checkpoint
+from edue_lightning.runs.trainer import build_test_trainer
+from edue_lightning.training.temperature import fit_temperature
 
 # 32 training cases, which batches of 4 divide; 7 test cases, which 2 processes do not
 SETTINGS = [
@@ -29,6 +31,7 @@ SETTINGS = [
     *("logger.mode=disabled", "trainer.accelerator=cpu"),
 ]
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+CPU = {"_target_": "pytorch_lightning.Trainer", "_partial_": True, "accelerator": "cpu", "devices": 1}
 TABLES = ["metrics.csv", "cases.csv", "reliability.csv", "quality_control.csv"]
 
 
@@ -96,6 +99,31 @@ def test_two_processes_with_half_the_batch_train_as_one_does(one: Path, tmp_path
     assert sum("] - epoch " in line for line in lines) == 2
     assert sorted(path.name for path in two.glob("checkpoints/*")) == ["best.ckpt", "last.ckpt"]
     assert len(read_checkpoint(two / "checkpoints" / "last.ckpt")["callbacks"]["ResumePoint"]["random"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("distributed")
+def test_two_processes_fit_the_temperature_of_an_ensemble_once_and_share_it(tmp_path: Path) -> None:
+    ensemble = ["method=deep_ensemble", "method.members=2", "trainer.max_epochs=1", "temperature=validation"]
+    # 7 validation cases, which 2 processes do not divide
+    two = trained(tmp_path / "run", "data.batch_size=2", *ensemble, *TWO)
+    done = run_command(
+        "evaluate",
+        [f"ckpt={two}/checkpoints/best.ckpt", "split=val", "bootstrap_resamples=0", "output=one"],
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    found, expected = (
+        pd.read_csv(path).query("metric == 'nll'")["value"].to_numpy()
+        for path in (two / "validation.csv", tmp_path / "one" / "metrics.csv")
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    loaded = load_method(two / "checkpoints" / "best.ckpt")
+    stored = loaded.method.temperature_by_structure
+    assert stored is not None
+    loaded.method.set_temperature(None)
+    alone = fit_temperature(loaded.method, build_data(loaded.configuration), build_test_trainer(CPU))
+    assert alone == pytest.approx(list(stored.values()), rel=1e-5)
 
 
 @pytest.mark.slow

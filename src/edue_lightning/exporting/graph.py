@@ -61,7 +61,7 @@ class MemberLogits(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits `[B, (M + n) K, *S]` for images `[B, C, *S]`, see `Readout`."""
-        logits: Tensor = self.method(image)
+        logits = self.method.calibrated(image)
         return logits.flatten(1, 2)
 
 
@@ -101,7 +101,7 @@ class ImageEstimate(nn.Module):
         Scores count voxels. Undefined ones, as most are for a single member, are NaN.
         """
         readout = self.method.readout
-        channels = torch.sigmoid(self.method(image).double())
+        channels = torch.sigmoid(self.method.calibrated(image).double())
         maps = score_maps(channels.float(), readout)
         shown = _shown(channels, maps, readout)
         masks = torch.cat([foreground(shown["decision"])[:, None], foreground(readout.members(channels))], dim=1)
@@ -223,7 +223,10 @@ def require_same(
     for number, size in zip((1, 3), example_sizes(method, spatial_dims), strict=True):
         image = torch.randn((number, channels, *size), generator=generator)
         with torch.inference_mode():
-            expected, members = reference(image), torch.sigmoid(method.readout.members(method(image)).float())
+            expected, members = (
+                reference(image),
+                torch.sigmoid(method.readout.members(method.calibrated(image)).float()),
+            )
         found = run(image)
         for name, value in _differences(expected, found, members).items():
             largest[name] = max(largest[name], value)

@@ -140,6 +140,7 @@ def _load(path: Path, inference: Mapping[str, Any] | None) -> _Exported:
         "method": method.label,
         "members": members,
         "readout": method.readout.as_dict(),
+        "temperature": method.temperature_by_structure,
         "window": None if window_of(method) is None else list(window_of(method) or ()),
         "multiple_of": None if is_fixed(method) else reduction_of(method),
         "preparation": {"kind": type(preparation).__name__, **dataclasses.asdict(preparation)},  # type: ignore[call-overload]

@@ -95,7 +95,10 @@ class SegmentationMethod(pl.LightningModule):
     Attributes:
         readout: how probability, disagreement and decision are read from what `forward` returns; the default takes the
             members' mean and variance. A method with another one sets it in its constructor.
+        temperature: `[K]`, divides the logits of each structure in a prediction; None before one is fitted.
     """
+
+    temperature: Tensor | None
 
     def __init__(self, parts: MethodParts) -> None:
         super().__init__()
@@ -104,6 +107,8 @@ class SegmentationMethod(pl.LightningModule):
         self.optimizer_settings = parts.optimizer
         self.inference = parts.inference
         self.majority_tie: Tie = parts.majority_tie
+        # beside the weights: it is fitted after them
+        self.register_buffer("temperature", None, persistent=False)
 
     @property
     @abstractmethod
@@ -118,9 +123,44 @@ class SegmentationMethod(pl.LightningModule):
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
         """Return the scalar `loss`, and its parts under names of their own."""
 
+    def set_temperature(self, temperature: Sequence[float] | None) -> None:
+        """Set the temperature of each structure, or None for predictions as they were trained.
+
+        Raises:
+            ValueError: if there is not one positive number per structure.
+        """
+        if temperature is None:
+            self.temperature = None
+            return
+        if len(temperature) != len(self.structures) or not all(0 < value < math.inf for value in temperature):
+            raise ValueError(f"temperature must be {len(self.structures)} positive numbers, not {list(temperature)}")
+        self.temperature = torch.tensor(list(temperature), device=self.device)
+
+    @property
+    def temperature_by_structure(self) -> dict[str, float] | None:
+        """Temperatures by the names of the structures, or None."""
+        if self.temperature is None:
+            return None
+        return dict(zip(self.structures, self.temperature.tolist(), strict=True))
+
+    def calibrated(self, image: Tensor) -> Tensor:
+        """Return what `forward` does, with the logits of the probability divided by the temperature.
+
+        These are the members', and those of a probability of its own. Own maps of disagreement and decision have not
+        been fitted, and stay as they are.
+        """
+        channels: Tensor = self(image)
+        if self.temperature is None:
+            return channels
+        fitted = [True] * self.readout.count(channels.shape[1])
+        fitted += [name == "probability" for name in self.readout.own_maps]
+        unchanged = torch.ones_like(self.temperature)
+        divisors = torch.stack([self.temperature if is_fitted else unchanged for is_fitted in fitted])
+        return channels / divisors[(..., *[None] * (channels.ndim - 3))]
+
     def predict(self, image: Tensor) -> Tensor:
-        """Return what `forward` does for whole images `[B, C, *S]`, see `inference`."""
-        return self.inference(self, image)
+        """Return what `calibrated` does for whole images `[B, C, *S]`, see `inference`."""
+        return self.inference(self.calibrated, image)
 
     def trainees(self) -> Sequence[SegmentationMethod]:
         """Return the parts that are trained one after the other: the method itself, or an ensemble's members."""

@@ -67,7 +67,7 @@ def estimate(method: SegmentationMethod, image: Tensor, voxel_size: float = 1.0)
         voxel_size: mm² or mm³; 1 for scores in pixels or voxels.
     """
     running = _Running(method.readout)
-    for logits in method.inference.slabs(method, image[None].to(method.device)):
+    for logits in method.inference.slabs(method.calibrated, image[None].to(method.device)):
         running.add(torch.sigmoid(logits.double()))
     return running.estimate(voxel_size)
 

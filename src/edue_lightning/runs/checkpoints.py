@@ -35,6 +35,7 @@ _CONFIGURATION = "edue_configuration"
 _IMAGE_FORMAT = "edue_image_format"
 _MEMBER = "edue_ensemble_member"
 _TRIAGE = "edue_triage"
+_TEMPERATURE = "edue_temperature"
 _ORIENTATION = "edue_orientation"
 _CANONICAL = "RAS"
 """Directions of the axes of volumes as the network sees them, see `data.geometry.canonical`."""
@@ -136,6 +137,25 @@ def add_triage(path: Path, triage: Mapping[str, Any]) -> None:
     checkpoint = read_checkpoint(path)
     if _TRIAGE not in checkpoint:
         write_checkpoint({**checkpoint, _TRIAGE: dict(triage)}, path)
+
+
+def add_temperature(path: Path, temperature: Sequence[float]) -> None:
+    """Add the temperature of each structure to a checkpoint."""
+    write_checkpoint({**read_checkpoint(path), _TEMPERATURE: list(temperature)}, path)
+
+
+def stored_temperature(checkpoint: Mapping[str, Any]) -> list[float] | None:
+    """Return the temperature of each structure in a read checkpoint, or None if none was fitted.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    stored = checkpoint.get(_TEMPERATURE)
+    if stored is None:
+        return None
+    if not isinstance(stored, list) or not all(isinstance(value, float) for value in stored):
+        raise ValueError("its temperature is damaged")
+    return stored
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
@@ -263,6 +283,7 @@ def _rebuilt(checkpoint: Mapping[str, Any], path: Path, inference: Mapping[str, 
         method.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{path}: weights do not fit the network of its settings ({reason_of(error)})") from error
+    method.set_temperature(stored_temperature(checkpoint))
     return LoadedMethod(method.eval(), image_format, configuration, checkpoint.get(_TRIAGE), cases)
 
 

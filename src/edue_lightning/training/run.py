@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edue_lightning.atomic import write_whole
 from edue_lightning.config.build import ImageFormat, build, build_distortions, build_method
@@ -39,6 +39,7 @@ from edue_lightning.runtime.signals import StopSignals
 from edue_lightning.training.checks import check_numbers
 from edue_lightning.training.fit import Experiment, fit
 from edue_lightning.training.loggers import WandbSettings, wandb_must_not_matter
+from edue_lightning.training.temperature import calibrate
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class TrainConfiguration:
     logger: dict[str, Any]
     distortions: dict[str, Any] | None = None
     figures: bool = True
+    temperature: Literal["validation"] | None = None
 
 
 # the plain U-Net, the reference for the cost of every method
@@ -175,6 +177,8 @@ def _run(
     try:
         seconds = fit(experiment, trainer_node, folder, signals, wandb_run)
         trainer = build_test_trainer(trainer_node)
+        if configuration.get("temperature") == "validation":
+            calibrate(method, data, trainer, folder / CHECKPOINTS / BEST)
         resamples = int(configuration["bootstrap_resamples"])
         metric_settings = experiment.metric_settings
         of_validation = Measurement(label, "val", metric_settings, resamples, panels=False)
@@ -229,8 +233,10 @@ def _cost(
     """Return the content of `model.json`."""
     plain = build_method({**configuration, "method": _PLAIN}, ImageFormat.of(data.source)).to(method.device)
     image = data.single_batch("val", 0).image.to(method.device)
+    temperature = method.temperature_by_structure or {}
     return {
         **asdict(measure_cost(method, plain, image)),
+        **{f"temperature_{name}": value for name, value in temperature.items()},
         "members": members,
         "train_seconds": train_seconds,
     }
