@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from monai.networks.nets.basic_unet import Down, TwoConv, UpCat
 from torch import Tensor, nn
 
-_INTERPOLATION = {2: "bilinear", 3: "trilinear"}
+from edue_lightning.networks.heads import HeadLayout, set_foreground_prior, stack_heads
+
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
-
-
-@dataclass(frozen=True)
-class HeadLayout:
-    """Segmentation heads of a network: their places, kernels and number.
-
-    Attributes:
-        stages: `last` (the full-resolution decoder stage alone, as in a plain U-Net), `decoder` (every decoder
-            stage) or `encoder+decoder` (every stage, the bottleneck among the encoder's).
-        kernel_size: kernel size of each head's convolution; 1, or 3 as in layer ensembles.
-        per_stage: number of heads on each of these stages.
-    """
-
-    stages: Literal["last", "decoder", "encoder+decoder"] = "last"
-    kernel_size: Literal[1, 3] = 1
-    per_stage: int = 1
-
-    def __post_init__(self) -> None:
-        if self.per_stage < 1:
-            raise ValueError(f"heads per stage must be at least 1, not {self.per_stage}")
 
 
 class _UpCat(UpCat):
@@ -94,14 +72,11 @@ class MultiHeadUNet(nn.Module):
             raise ValueError(f"a U-Net needs at least two stages, not features={list(features)}")
         if min(features) < 1:
             raise ValueError(f"features must be positive, not {list(features)}")
-        if not 0 < foreground_prior < 1:
-            raise ValueError(f"foreground_prior must lie between 0 and 1, not {foreground_prior}")
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.structures = structures
         self.features = tuple(features)
         self.stride = 2 ** (len(features) - 1)
-        self._mode = _INTERPOLATION[spatial_dims]
         block: dict[str, Any] = {
             "act": ("LeakyReLU", {"negative_slope": 0.1, "inplace": True}),
             "norm": ("instance", {"affine": True}),
@@ -128,9 +103,7 @@ class MultiHeadUNet(nn.Module):
             for width in widths[first:]
         )
         self.members = heads.per_stage * len(self.heads)
-        for name, parameter in self.heads.named_parameters():
-            if name.endswith("bias"):
-                nn.init.constant_(parameter, math.log(foreground_prior / (1 - foreground_prior)))
+        set_foreground_prior(self.heads, foreground_prior)
         self._memory_format = _CHANNELS_LAST[spatial_dims] if channels_last else torch.contiguous_format
         self.to(memory_format=self._memory_format)  # type: ignore[call-overload]
 
@@ -156,16 +129,4 @@ class MultiHeadUNet(nn.Module):
             x = stage(x, skip)
             stages.append(x)
         logits = [head(features) for head, features in zip(self.heads, stages[self._first_head_stage :], strict=True)]
-        if any(of_head.shape[2:] != size for of_head in logits):
-            logits = _resized(logits, size, self._mode)
-        return torch.cat(logits, dim=1).unflatten(1, (-1, self.structures))
-
-
-# not compiled: with deterministic algorithms, the default of trainings, the compiler of torch 2.13 silently loses
-# gradients of an interpolation
-@torch.compiler.disable
-def _resized(logits: list[Tensor], size: torch.Size, mode: str) -> list[Tensor]:
-    return [
-        of_head if of_head.shape[2:] == size else F.interpolate(of_head, size=size, mode=mode, align_corners=False)
-        for of_head in logits
-    ]
+        return stack_heads(logits, size, self.structures)

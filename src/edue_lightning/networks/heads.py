@@ -1,0 +1,75 @@
+"""Segmentation heads: their layout, and what they share in every network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_INTERPOLATION = {2: "bilinear", 3: "trilinear"}
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """Segmentation heads of a network: their places, kernels and number.
+
+    Attributes:
+        stages: `last` (the full-resolution decoder stage alone, as in a plain U-Net), `decoder` (every decoder
+            stage) or `encoder+decoder` (every stage, the bottleneck among the encoder's).
+        kernel_size: kernel size of each head's convolution; 1, or 3 as in layer ensembles.
+        per_stage: number of heads on each of these stages.
+    """
+
+    stages: Literal["last", "decoder", "encoder+decoder"] = "last"
+    kernel_size: Literal[1, 3] = 1
+    per_stage: int = 1
+
+    def __post_init__(self) -> None:
+        if self.per_stage < 1:
+            raise ValueError(f"heads per stage must be at least 1, not {self.per_stage}")
+
+
+def set_foreground_prior(layer: nn.Module, prior: float) -> None:
+    """Set every bias of a head so that it predicts one probability everywhere where its features are zero.
+
+    Args:
+        layer: head, with biases that are all of its output.
+        prior: probability, between 0 and 1.
+
+    Raises:
+        ValueError: if the probability does not lie between 0 and 1.
+    """
+    if not 0 < prior < 1:
+        raise ValueError(f"foreground_prior must lie between 0 and 1, not {prior}")
+    for name, parameter in layer.named_parameters():
+        if name.endswith("bias"):
+            nn.init.constant_(parameter, math.log(prior / (1 - prior)))
+
+
+def stack_heads(logits: Sequence[Tensor], size: torch.Size, structures: int) -> Tensor:
+    """Return the logits of all heads `[B, M, K, *S]`, those of coarse stages interpolated.
+
+    Args:
+        logits: logits of each stage, `[B, heads x K, *s]`.
+        size: size of the image, `*S`.
+        structures: number of structures K.
+    """
+    if any(of_stage.shape[2:] != size for of_stage in logits):
+        logits = _resized(list(logits), size)
+    return torch.cat(list(logits), dim=1).unflatten(1, (-1, structures))
+
+
+# not compiled: with deterministic algorithms, the default of trainings, the compiler of torch 2.13 silently loses
+# gradients of an interpolation
+@torch.compiler.disable
+def _resized(logits: list[Tensor], size: torch.Size) -> list[Tensor]:
+    mode = _INTERPOLATION[len(size)]
+    return [
+        of_head if of_head.shape[2:] == size else F.interpolate(of_head, size=size, mode=mode, align_corners=False)
+        for of_head in logits
+    ]
