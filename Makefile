@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # two processes each with one thread beat one with two on the small tensors of the tests
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg WANDB_MODE=offline
 
-.PHONY: install demo test test-exhaustive test-fast test-oldest test-newest lint format docs bench bench-gpu study clean
+.PHONY: install demo test test-exhaustive test-fast test-oldest test-newest test-networks lint format docs bench bench-gpu study clean
 
 install: $(STAMP)
 
@@ -42,6 +42,15 @@ test-oldest:
 
 test-newest:
 	$(MAKE) test-fast VENV=.venv-newest CONSTRAINTS=/dev/null EXTRA=test
+
+# networks of libraries that want torchvision
+NETWORKS_VENV ?= .venv-networks
+test-networks:
+	$(PYTHON) -m venv $(NETWORKS_VENV)
+	$(NETWORKS_VENV)/bin/pip install --quiet --constraint $(CONSTRAINTS) torch
+	$(NETWORKS_VENV)/bin/pip install --quiet --constraint $(CONSTRAINTS) --editable ".[networks,test]"
+	PYTHONPATH=experiments/benchmarks $(TEST_ENV) $(NETWORKS_VENV)/bin/python -m pytest -p torchvision_operators \
+	  tests/networks tests/methods/test_methods_on_networks.py
 
 lint: install
 	$(BIN)/ruff check .
@@ -89,4 +98,4 @@ bench-gpu: install
 	$(BIN)/python experiments/benchmarks/gpu.py
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) .venv-oldest .venv-newest site outputs multirun build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) .venv-oldest .venv-newest $(NETWORKS_VENV) site outputs multirun build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -18,7 +18,6 @@ from edue_lightning.methods import (
     StochasticSegmentation,
 )
 from edue_lightning.methods.base import NetworkMethod
-from edue_lightning.networks import MultiHeadUNet
 from edue_lightning.uncertainty import (
     CASE_SCORES,
     MAPS,
@@ -141,7 +140,7 @@ def exportable(method: SegmentationMethod, where: str) -> SegmentationMethod:
         where: checkpoint, for messages.
 
     Raises:
-        UserError: if its members are random draws, or its network is not one of this package.
+        UserError: if its members are random draws, or its network has no `stride`.
     """
     if isinstance(method, MonteCarloDropout | StochasticSegmentation):
         raise UserError(
@@ -149,14 +148,17 @@ def exportable(method: SegmentationMethod, where: str) -> SegmentationMethod:
             "image's size; export a deep ensemble, EDUE, a layer ensemble, a probabilistic U-Net or a single network"
         )
     networks = _networks(method)
-    if not networks or not all(isinstance(network, MultiHeadUNet) for network in networks):
-        raise UserError(f"{where}: its network cannot be exported; train one with network=unet")
+    if not networks or not all(hasattr(network, "stride") for network in networks):
+        raise UserError(
+            f"{where}: its network does not say by which number the image's axes must be divisible; give its class an "
+            "attribute `stride`, or train one with network=unet"
+        )
     return method.cpu().eval().requires_grad_(False)
 
 
 def reduction_of(method: SegmentationMethod) -> int:
     """Return the ratio of the image's resolution to that of the network's coarsest stage."""
-    return max(network.stride for network in _networks(method))
+    return max(cast(int, network.stride) for network in _networks(method))
 
 
 def window_of(method: SegmentationMethod) -> tuple[int, ...] | None:
@@ -260,7 +262,7 @@ def _difference(expected: Tensor, found: Tensor) -> float:
     return float(apart.max()) if apart.numel() else 0.0
 
 
-def _networks(method: SegmentationMethod) -> list[MultiHeadUNet]:
+def _networks(method: SegmentationMethod) -> list[nn.Module]:
     if isinstance(method, DeepEnsemble):
         return [network for member in method.trainees() for network in _networks(member)]
-    return [cast(MultiHeadUNet, method.network)] if isinstance(method, NetworkMethod) else []
+    return [method.network] if isinstance(method, NetworkMethod) else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -40,7 +41,7 @@ class EncoderUNet(StagedNetwork):
         heads: HeadLayout,
         encoder: str = "resnet34",
         weights: str | None = None,
-        features: tuple[int, ...] = (256, 128, 64, 32, 16),
+        features: Sequence[int] = (256, 128, 64, 32, 16),
         foreground_prior: float = 0.05,
     ) -> None:
         if spatial_dims != 2:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from monai.networks import nets
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from edue_lightning.networks.heads import HeadLayout
 from edue_lightning.networks.staged import StagedNetwork
@@ -120,6 +123,15 @@ class SegResNet(StagedNetwork):
         )
 
 
+class _StepsOnCpu(TorchFunctionMode):
+    """Mode in which `torch.linspace` has values, whatever the device: SwinUNETR reads them while it is constructed."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch."""
+        kwargs = kwargs or {}
+        return func(*args, **({**kwargs, "device": "cpu"} if func is torch.linspace else kwargs))
+
+
 class SwinUNETR(StagedNetwork):
     """MONAI's SwinUNETR, a transformer with shifted windows and a convolutional decoder (Hatamizadeh et al., 2022).
 
@@ -154,14 +166,20 @@ class SwinUNETR(StagedNetwork):
     ) -> None:
         if features < 12 or features % 12:
             raise ValueError(f"features must be a multiple of 12, not {features}")
-        network = partial(
-            nets.SwinUNETR,
-            feature_size=features,
-            depths=tuple(depths),
-            num_heads=tuple(attention_heads),
-            window_size=window,
-            drop_rate=dropout,
-        )
+
+        def network(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
+            with _StepsOnCpu():
+                return nets.SwinUNETR(
+                    in_channels,
+                    out_channels,
+                    feature_size=features,
+                    depths=tuple(depths),
+                    num_heads=tuple(attention_heads),
+                    window_size=window,
+                    drop_rate=dropout,
+                    spatial_dims=spatial_dims,
+                )
+
         super().__init__(
             spatial_dims,
             in_channels,
