@@ -108,9 +108,7 @@ _MINUTES = pytest.mark.exhaustive
         pytest.param("any", 3, marks=_MINUTES),
     ],
 )
-def test_every_network_is_exported(
-    network: str, dims: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_network_is_exported(network: str, dims: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if network == "any":
         monkeypatch.setenv("EDUE_TRUSTED_PACKAGES", "monai")
     configuration = configuration_of(network, "edue", dims)

@@ -13,6 +13,8 @@ from edue_lightning.errors import UserError
 from edue_lightning.networks.heads import HeadLayout
 from edue_lightning.networks.staged import StagedNetwork
 
+_MISSING = "the encoders are not installed ({}): pip install 'edue-lightning[networks]'"
+
 
 class EncoderUNet(StagedNetwork):
     """A 2D U-Net of `segmentation-models-pytorch` on one of its encoders, or of `timm`'s (`tu-NAME`).
@@ -23,8 +25,8 @@ class EncoderUNet(StagedNetwork):
         structures: number of structures K.
         heads: places and number of the heads: `last` or `decoder`.
         encoder: name of the encoder, such as `resnet34` or `tu-convnext_tiny`.
-        weights: pretrained weights of the encoder: a name that the library downloads, such as `imagenet`; or the path of
-            a file with the encoder's `state_dict`, which must fit it; None for random ones.
+        weights: pretrained weights of the encoder: a name that the library downloads, such as `imagenet`; or the path
+            of a file with the encoder's `state_dict`, which must fit it; None for random ones.
         features: channels of each stage of the decoder, from the coarsest on.
         foreground_prior: see `MultiHeadUNet`.
 
@@ -49,7 +51,9 @@ class EncoderUNet(StagedNetwork):
         try:
             import segmentation_models_pytorch as smp
         except ImportError as error:
-            raise ValueError(f"the encoders are not installed ({error}): pip install 'edue-lightning[networks]'") from error
+            raise ValueError(
+                f"the encoders are not installed ({error}): pip install 'edue-lightning[networks]'"
+            ) from error
         file = Path(weights).expanduser() if weights is not None and Path(weights).suffix else None
 
         def network(in_channels: int, out_channels: int) -> nn.Module:

@@ -13,13 +13,14 @@ from edue_lightning.networks.staged import StagedNetwork
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 _NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _DROPOUT = {2: nn.Dropout2d, 3: nn.Dropout3d}
+_MISSING = "nnU-Net's networks are not installed ({}): pip install 'edue-lightning[networks]'"
 
 
 class NnUNet(StagedNetwork):
     """nnU-Net's own U-Net, plain or with a residual encoder, from `dynamic-network-architectures`.
 
-    Kernels of 3, strides of 2, instance normalisation and leaky ReLU, as nnU-Net configures them (Isensee et al., Nature
-    Methods 2021; residual encoder: Isensee et al., MICCAI 2024).
+    Kernels of 3, strides of 2, instance normalisation and leaky ReLU, as nnU-Net configures them (Isensee et al.,
+    Nature Methods 2021; residual encoder: Isensee et al., MICCAI 2024).
 
     Args:
         spatial_dims: 2 or 3.
@@ -51,11 +52,13 @@ class NnUNet(StagedNetwork):
         try:
             from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
         except ImportError as error:
-            raise ValueError(f"nnU-Net's networks are not installed ({error}): pip install 'edue-lightning[networks]'") from error
+            raise ValueError(_MISSING.format(error)) from error
         stages = len(features)
         per_stage = [blocks] * stages if isinstance(blocks, int) else list(blocks)
         if stages < 2 or len(per_stage) != stages:
-            raise ValueError(f"features={list(features)} needs two or more stages, and blocks={blocks} one number for each")
+            raise ValueError(
+                f"features={list(features)} needs two or more stages, and blocks={blocks} one number for each"
+            )
 
         def network(in_channels: int, out_channels: int) -> nn.Module:
             counts: dict[str, Any] = {"n_blocks_per_stage" if residual else "n_conv_per_stage": per_stage}

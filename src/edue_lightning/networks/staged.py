@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,8 @@ class StagedNetwork(nn.Module):
         structures: number of structures K.
         heads: places and number of the heads.
         network: factory of the network, called with `in_channels`, `out_channels` (or `classes`, `num_classes`) and, if
-            it takes it, `spatial_dims`. It maps `[B, C, *S]` to `[B, out_channels, *S]`; a smaller output is interpolated.
+            it takes it, `spatial_dims`. It maps `[B, C, *S]` to `[B, out_channels, *S]`; a smaller output is
+            interpolated.
         decoder: regular expression that matches the full names of the decoder's stages, see `nn.Module.named_modules`,
             the last one included; None if the network has no stages.
         encoder: the same for the encoder, the bottleneck included.
@@ -165,10 +166,14 @@ def _matching(body: nn.Module, heads: HeadLayout, decoder: str | None, encoder: 
     Raises:
         ValueError: if the network has no such stages.
     """
-    patterns = {"last": [], "decoder": [("decoder", decoder)], "encoder+decoder": [("encoder", encoder), ("decoder", decoder)]}
+    wanted: dict[str, list[tuple[str, str | None]]] = {
+        "last": [],
+        "decoder": [("decoder", decoder)],
+        "encoder+decoder": [("encoder", encoder), ("decoder", decoder)],
+    }
     names = [name for name, _ in body.named_modules()]
-    found = []
-    for part, pattern in cast(list[tuple[str, str | None]], patterns[heads.stages]):
+    found: list[str] = []
+    for part, pattern in wanted[heads.stages]:
         matching = [] if pattern is None else [name for name in names if re.fullmatch(pattern, name)]
         if not matching:
             raise ValueError(
