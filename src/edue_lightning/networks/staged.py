@@ -106,7 +106,10 @@ class StagedNetwork(nn.Module):
         self._features.clear()
         padded = torch.Size(length + -length % self.stride for length in size)
         stacked = stack_heads([*logits, output], padded, self.structures)
-        return stacked[(..., *(slice(0, length) for length in size))] if padded != size else stacked
+        for axis, length in enumerate(size, start=3):
+            # an image of the padded size is left as it is, in exported graphs too
+            stacked = stacked.narrow(axis, 0, length) if padded[axis - 3] != length else stacked
+        return stacked
 
     def _keep(self, name: str, module: nn.Module, inputs: Any, features: Tensor) -> None:  # noqa: ARG002
         self._features[name] = features
