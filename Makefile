@@ -70,7 +70,7 @@ SEEDS ?= 3
 study: install
 	$(BIN)/python experiments/comparison/study.py compare --seeds $(SEEDS) $(if $(DATA),--data $(DATA)) \
 		--folder outputs/study$(if $(QUICK),_quick --quick)
-	$(BIN)/python experiments/comparison/study.py report --folder outputs/study$(if $(QUICK),_quick)
+	$(BIN)/python experiments/comparison/study.py report --folder outputs/study$(if $(QUICK),_quick --quick)
 
 # speed as ratios measured side by side in one run; what is compared with the framework has an environment of its own,
 # since its torchvision stands in the way of a CPU torch

@@ -41,6 +41,8 @@ SEARCH_OF = {
     "deep_ensemble_random_rater": "single_random_rater",
     "deep_ensemble_rater_per_member": "single_random_rater",
     "deep_ensemble_levels": "edue_levels",
+    "layer_ensemble_soft_majority": "layer_ensemble",
+    "mc_dropout_soft_majority": "mc_dropout",
     "test_time_augmentation": "single_soft_majority",
 }
 """The search whose settings a method takes, where it is not the one of its name: that of its single networks."""
@@ -132,6 +134,11 @@ class Setup:
     epochs: int | None = None
     searched: Path = SEARCHED
 
+    @property
+    def runs(self) -> Path:
+        """Folder of the comparison's runs; quick ones must not pass for finished ones."""
+        return self.folder / ("quick" if self.quick else "runs")
+
     def job(self, name: str, data: str, contender: str, *overrides: str, epochs: int | None = None) -> Job:
         """Return a training on a data set.
 
@@ -171,7 +178,7 @@ def comparison(
         folds = [*range(DATA[data].folds)] or [None]
         for fold in folds:
             overrides = [f"+contender={name}", *best_settings(setup.searched, name), f"seed={seed}"]
-            where = f"runs/{data}_{name}_{seed}"
+            where = f"{setup.runs.name}/{data}_{name}_{seed}"
             if fold is not None:
                 overrides.append(f"data.fold={fold}")
                 where += f"_fold{fold}"
@@ -326,7 +333,7 @@ def main() -> None:
             print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
         return
     if asked.what == "report":
-        report(folder / "runs", folder / "report")
+        report(setup.runs, folder / "report")
         return
     if asked.what == "search":
         jobs = search(setup, asked.methods)

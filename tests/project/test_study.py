@@ -151,7 +151,7 @@ def test_a_small_comparison_runs_reports_and_resumes(tmp_path: Path) -> None:
     again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert again.returncode == 0, again.stderr
     assert again.stdout.startswith("0 of 2 jobs to do")
-    study.report(tmp_path / "runs", tmp_path / "report")
+    study.report(tmp_path / "quick", tmp_path / "report")
     assert (tmp_path / "report" / "report.html").is_file()
     verdict = pd.read_csv(tmp_path / "report" / "verdict.csv")
     assert set(verdict["baseline"].dropna()) == {"single_soft_majority"}
@@ -163,12 +163,15 @@ def test_a_small_comparison_runs_reports_and_resumes(tmp_path: Path) -> None:
     names = {path.name for path in elsewhere.rglob("*") if path.is_file()}
     assert {"config.yaml", "metrics.csv", "validation.csv", "cases.csv", "bootstrap.npz"} < names
     assert not [name for name in names if name.endswith(".ckpt")]
-    assert len(find_runs(elsewhere / "runs")) == 2
+    assert len(find_runs(elsewhere / "quick")) == 2
     (tmp_path / "later").mkdir()
     shutil.copy(tmp_path / "packed" / "finished.txt", tmp_path / "later")
-    setup = study.Setup(tmp_path / "later")
+    setup = study.Setup(tmp_path / "later", quick=True)
     jobs = study.comparison(setup, [0], ["fundus"], ["edue_moments", "single_soft_majority", "mc_dropout"])
     assert len(Pool(tmp_path / "later", 1).finished(jobs)) == 2
+    # short trainings do not pass for whole ones
+    whole = study.comparison(study.Setup(tmp_path), [0], ["fundus"], ["edue_moments", "single_soft_majority"])
+    assert Pool(tmp_path, 1).finished(whole) == []
     assert len(study.pack(tmp_path / "later", tmp_path / "again")) == 1
     assert (tmp_path / "again" / "finished.txt").read_text() == (tmp_path / "packed" / "finished.txt").read_text()
 

@@ -10,6 +10,10 @@ from edue_lightning.data.sample import RaterBatch
 from edue_lightning.methods.base import SegmentationMethod
 from edue_lightning.metrics import CaseTable
 
+SMALL_CASE = 2**18
+"""Largest number of values of a case's members that is measured on the CPU: a GPU takes longer to start its many small
+computations than they take, the more so where several trainings share it."""
+
 
 class Measuring(pl.LightningModule):
     """A trained method whose test predictions are added to a table of cases.
@@ -39,5 +43,8 @@ def add_batch(table: CaseTable, logits: Tensor, batch: RaterBatch) -> None:
         logits: logits `[B, M + n, K, *S]` as the table's read-out takes them.
         batch: the cases, on the same device.
     """
-    with torch.autocast(logits.device.type, enabled=False):
-        table.update(logits, batch.masks, batch.valid, batch.spacing, batch.case_index, batch.region)
+    device = torch.device("cpu") if logits[0].numel() <= SMALL_CASE else logits.device
+    region = None if batch.region is None else batch.region.to(device)
+    parts = (batch.masks, batch.valid, batch.spacing, batch.case_index)
+    with torch.autocast(device.type, enabled=False):
+        table.update(logits.to(device), *(part.to(device) for part in parts), region)

@@ -128,7 +128,7 @@ class CaseRows(Metric):
         index = torch.full((len(found),), _NO_INDEX) if case_index is None else case_index
         table = self.columns.pack(found)
         # one flat vector, since only vectors of different length can be gathered where a process has no case
-        self.rows.append(torch.cat([index.to(table)[:, None], table], dim=1).flatten())
+        self.rows.append(torch.cat([index.to(table)[:, None], table], dim=1).flatten().to(self.device))
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
         if not len(self.rows):
