@@ -45,6 +45,8 @@ def add_batch(table: CaseTable, logits: Tensor, batch: RaterBatch) -> None:
     """
     device = torch.device("cpu") if logits[0].numel() <= SMALL_CASE else logits.device
     region = None if batch.region is None else batch.region.to(device)
-    parts = (batch.masks, batch.valid, batch.spacing, batch.case_index)
+    masks, valid, spacing, index = (
+        part.to(device) for part in (batch.masks, batch.valid, batch.spacing, batch.case_index)
+    )
     with torch.autocast(device.type, enabled=False):
-        table.update(logits.to(device), *(part.to(device) for part in parts), region)
+        table.update(logits.to(device), masks, valid, spacing, index, region)
