@@ -405,6 +405,15 @@ def test_a_check_leaves_a_summary_a_table_and_a_sheet(tmp_path: Path) -> None:
     assert row[["mean_volume", "pairwise_dice", "mean_v_star", "sv_star"]].tolist() == pytest.approx(numbers)
 
 
+def test_warnings_stand_in_the_summary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # so few that a split gets none by chance
+    finding = checked(tmp_path, sizes=[(8, 9)] * 6)
+    (warning,) = finding.warnings
+    assert "groups are too few to draw" in warning
+    assert warning in caplog.text
+    assert f"\n\n1 warning:\n{warning}\n" in (tmp_path / "summary.txt").read_text()
+
+
 def test_with_problems_the_healthy_cases_are_told_all_the_same(tmp_path: Path) -> None:
     lines = [f"{number}.png: case 'x{number}': bad; mend it" for number in range(70)]
     finding = checked(tmp_path, sizes=[(8, 9)] * 4, problems=lines, lost=[2])

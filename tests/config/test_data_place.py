@@ -33,6 +33,28 @@ def test_a_checkpoint_keeps_its_folder_whatever_the_working_directory(
         assert with_absolute_root({"data": data}) == {"data": data}
 
 
+@pytest.mark.parametrize("root", [None, "other"])
+def test_a_folder_that_is_set_at_the_source_alone_is_kept_and_moved_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained = {**node(root), "source": {"_target_": "Source", "root": "ids", "database": "db", "file": "m.csv"}}
+    kept = with_absolute_root({"data": trained})["data"]
+    assert kept["source"] == {
+        **trained["source"],
+        "root": str(tmp_path / "ids"),
+        "database": str(tmp_path / "db"),
+    }
+    assert kept["root"] == (None if root is None else str(tmp_path / root))
+    with pytest.raises(UserError, match=r"was trained on data\.(source\.)?root=(ids|other), a path from a working"):
+        data_to_measure({"root": None}, trained, "best.ckpt")
+    with pytest.raises(UserError, match=r"was trained on data\.source\.database=db"):
+        data_to_measure({"root": "new"}, trained, "best.ckpt")
+    moved = data_to_measure({"root": "new"}, kept, "best.ckpt")
+    assert moved is not None
+    assert moved["source"]["root"] == moved["root"] == "new"
+
+
 def test_the_data_set_of_the_training_is_measured_where_it_lies_now() -> None:
     trained = node("/old/place", images="/old/place")
     assert data_to_measure(None, trained, "best.ckpt") == trained

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
+from patients import LPS, Patient, affine_of
+from PIL import Image
 
-from edue_lightning.data import CaseRecord, RaterSample
-from edue_lightning.data.identity import CaseIdentity, overlapping
+from edue_lightning.data import (
+    CaseRecord,
+    CaseSource,
+    HecktorSource,
+    LidcContours,
+    ManifestSource,
+    RaterSample,
+    SyntheticFundus,
+)
+from edue_lightning.data.identity import CaseIdentity, identities, overlapping
 
 
 def sample(number: int, size: int = 128) -> RaterSample:
@@ -66,3 +80,64 @@ def test_every_value_of_an_image_counts() -> None:
         sample = RaterSample(changed.reshape(image.shape), masks, valid, "a")
         found.add(CaseIdentity.of(CaseRecord("a", "a"), sample).image)
     assert len(found) == 3
+
+
+def pictures(folder: Path, ending: str = "png") -> Path:
+    """Write a manifest of three pictures, each of two raters."""
+    folder.mkdir(parents=True)
+    rows = ["case_id,image,mask,rater,structure"]
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"i{number}.{ending}")
+        Image.fromarray(pixels > 99).save(folder / f"m{number}.png")
+        rows += [f"c{number},i{number}.{ending},m{number}.png,{rater},s" for rater in "AB"]
+    (folder / "manifest.csv").write_text("\n".join(rows))
+    return folder
+
+
+def scans(folder: Path, axes: Any = LPS) -> Path:
+    for number in range(3):
+        shape = (24, 22, 10)
+        affine = affine_of((1, 1, 3), (5, -8, 100), shape, axes)
+        Patient(f"CHUM-00{number}", ct_affine=affine, is_marked=True).write(folder)
+    return folder
+
+
+def all_of(source: CaseSource) -> list[CaseIdentity]:
+    return identities(source, source.cases())
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_copy_of_the_training_data_is_known_however_it_is_prepared(tmp_path: Path, cache: bool) -> None:
+    kept = str(tmp_path / "cache") if cache else None
+    trained = all_of(ManifestSource(str(pictures(tmp_path / "a")), cache=kept))
+    for ending in ("png", "tif"):
+        copy = str(pictures(tmp_path / ending, ending))
+        measured = all_of(ManifestSource(copy, standardise=False, cache=kept))
+        assert not {case.image for case in measured} & {case.image for case in trained}
+        renamed = [replace(case, case_id=f"new {case.case_id}", group=case.case_id) for case in measured]
+        assert len(overlapping(renamed, trained, same_data=False)) == 3
+    trained = all_of(HecktorSource(str(scans(tmp_path / "scans")), cache=kept))
+    settings = {"spacing": [2.0, 2.0, 3.0], "ct_window": [-100.0, 200.0]}
+    measured = all_of(HecktorSource(str(scans(tmp_path / "copy")), **settings, cache=kept))
+    assert len(overlapping(measured, trained, same_data=False)) == 3
+    # what an earlier version stored still identifies equal images alone
+    earlier = [CaseIdentity.from_list(case.as_list()[:5]) for case in trained]
+    assert earlier == trained
+    assert not overlapping(measured, earlier, same_data=False)
+    assert len(overlapping(trained, earlier, same_data=False)) == 3
+
+
+@pytest.mark.parametrize("source", [SyntheticFundus, LidcContours])
+def test_generated_images_have_the_same_content_on_machines_that_round_differently(source: Any) -> None:
+    made = source(size=48)
+    first = next(iter(made.cases()))
+    loaded = made.load(first.case_id)
+    rounded = replace(loaded, image=torch.nextafter(loaded.image, torch.tensor(torch.inf)))
+    known, again = CaseIdentity.of(first, loaded), CaseIdentity.of(first, rounded)
+    assert known.content == again.content
+    assert known.image != again.image
+    others = {CaseIdentity.of(record, made.load(record.case_id)).content for record in list(made.cases())[:20]}
+    assert len(others) == 20
+    larger = source(size=56)
+    assert CaseIdentity.of(first, larger.load(first.case_id)).content == known.content

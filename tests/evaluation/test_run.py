@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -53,6 +54,14 @@ def test_evaluation_has_the_precision_of_the_training(run: Path, tmp_path: Path)
     assert not pd.read_csv(tmp_path / "full" / "metrics.csv")["value"].equals(first["value"])
 
 
+def test_thresholds_belong_to_predictions_in_float32(run: Path, tmp_path: Path) -> None:
+    evaluate(configuration(run, "trainer.precision=32-true", "split=val"), tmp_path / "out")
+    stored = load_method(run / "checkpoints" / "best.ckpt").triage
+    assert stored is not None
+    for structure, cases in pd.read_csv(tmp_path / "out" / "cases.csv").groupby("structure"):
+        np.testing.assert_allclose(stored["structures"][structure]["dice"].numpy(), cases["dice"], rtol=1e-9)
+
+
 def test_a_new_case_leaves_the_test_cases_unseen(run: Path, tmp_path: Path) -> None:
     evaluate(configuration(run, *on("data.source.n_cases=25")), tmp_path / "more")
     before, after = (set(pd.read_csv(folder / "cases.csv")["case_id"]) for folder in (run, tmp_path / "more"))
@@ -86,8 +95,11 @@ def test_training_cases_are_refused_as_validation_cases(run: Path, tmp_path: Pat
         evaluate(configuration(run, *on("data.fractions.seed=1"), "split=val"), tmp_path / "out")
 
 
-def test_other_cases_of_the_same_names_are_measured(run: Path, tmp_path: Path) -> None:
+def test_other_cases_of_the_same_names_are_measured_with_a_warning(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     evaluate(configuration(run, *on("data.source.seed=9"), "split=all"), tmp_path / "out")
+    assert caplog.text.count("have the names of cases of its training or validation") == 1
     assert len(pd.read_csv(tmp_path / "out" / "cases.csv")) == 2 * 24
 
 
@@ -122,6 +134,10 @@ def hecktor(**settings: Any) -> dict[str, Any]:
     return {"name": "scans", "source": {"_target_": "edue_lightning.data.HecktorSource", "root": "x", **settings}}
 
 
+def riga(**settings: Any) -> dict[str, Any]:
+    return {"name": "riga", "source": {"_target_": "edue_lightning.data.RigaSource", "root": "x", **settings}}
+
+
 @pytest.mark.parametrize(
     ("trained", "measured", "message"),
     [
@@ -138,6 +154,13 @@ def hecktor(**settings: Any) -> dict[str, Any]:
         ),
         (hecktor(ct_window=[-250, 250]), hecktor(ct_window=[-100, 250]), "ct_window"),
         (hecktor(), manifest(standardise=False), "preparation=PetCt"),
+        (
+            hecktor(bounding_boxes="boxes.csv"),
+            hecktor(),
+            "bounding_boxes=True, but data=scans has bounding_boxes=False",
+        ),
+        (hecktor(), hecktor(bounding_boxes="boxes.csv"), "bounding_boxes=False"),
+        (riga(crop=0.4), riga(), "crop=0.4, but data=riga has crop=0.5"),
     ],
 )
 def test_another_preparation_is_refused(trained: dict[str, Any], measured: dict[str, Any], message: str) -> None:
@@ -150,3 +173,4 @@ def test_the_same_preparation_passes_however_it_is_written() -> None:
     _require_same_preparation(hecktor(ct_window=(-250, 250)), hecktor(ct_window=[-250.0, 250.0]), path)
     _require_same_preparation(manifest(root="other"), manifest(), path)
     _require_same_preparation(hecktor(leave_out_unlabelled=True), hecktor(), path)
+    _require_same_preparation(hecktor(bounding_boxes="a.csv"), hecktor(bounding_boxes="b.csv"), path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from edue_lightning.data.module import RESERVED_STRUCTURE
 from edue_lightning.metrics import MEAN_STRUCTURE, resample_counts
 from edue_lightning.reporting import compare, find_runs, judge, paired_differences, read_run, write_report
 from edue_lightning.reporting.identity import distinguish
-from edue_lightning.runs.files import FINGERPRINT, Replicates, Run, write_replicates
+from edue_lightning.runs.files import FINGERPRINT, IMAGE_FINGERPRINT, Replicates, Run, write_replicates
 
 SETTINGS: dict[str, Any] = {
     "method": {"_target_": "edue_lightning.methods.EDUE", "guidance": {"weight": 200.0}},
@@ -351,3 +352,94 @@ def test_a_structure_called_mean_is_refused_before_training(tmp_path: Path) -> N
         assert (done.returncode, message in done.stderr) == (status, True), done.stderr
     assert not (tmp_path / "train" / "checkpoints").exists()
     assert RESERVED_STRUCTURE == MEAN_STRUCTURE
+
+
+def with_images(measured: Run, digest: str | None) -> Run:
+    """Return a run whose table of cases names its images; None for one of an earlier version."""
+    table = pd.read_csv(measured.folder / "cases.csv").assign(**{FINGERPRINT: "m"})
+    if digest is not None:
+        table[IMAGE_FINGERPRINT] = [f"{digest}{n}" for n in range(len(table))]
+    table.to_csv(measured.folder / "cases.csv", index=False)
+    return read_run(measured.folder)
+
+
+def test_other_images_of_the_same_ids_and_masks_are_other_data(tmp_path: Path) -> None:
+    first, second, other = (
+        with_images(run(tmp_path / name, seed), digest)
+        for name, seed, digest in (("a", 0, "x"), ("b", 1, "x"), ("c", 2, "y"))
+    )
+    found = [data for _, data in names([first, second, other])]
+    assert found[0] == found[1] != found[2]
+    # an earlier version did not store them
+    assert names([first, with_images(run(tmp_path / "d", 3), None)]) == [("edue", "lidc")] * 2
+
+
+def test_runs_trained_on_other_images_of_the_same_ids_are_no_seeds(tmp_path: Path) -> None:
+    runs = [run(tmp_path / str(seed), seed, training_content=found) for seed, found in enumerate(("x", "x", "y"))]
+    assert [method for method, _ in names(runs)] == [f"edue, training_content={found}" for found in "xxy"]
+    assert names([runs[0], run(tmp_path / "earlier", 4)]) == [("edue", "lidc")] * 2
+
+
+@pytest.mark.parametrize("kind", ["data", "method"])
+def test_a_run_that_knows_less_joins_neither_of_two_that_differ_whatever_the_order(tmp_path: Path, kind: str) -> None:
+    def made(name: str, seed: int, digest: str | None) -> Run:
+        if kind == "data":
+            return with_images(run(tmp_path / name, seed), digest)
+        return run(tmp_path / name, seed, **({} if digest is None else {"training_content": digest}))
+
+    runs = {
+        name: made(name, seed, digest)
+        for seed, (name, digest) in enumerate({"x": "x", "x again": "x", "y": "y", "earlier": None}.items())
+    }
+    seen = set()
+    for order in permutations(runs):
+        found = dict(zip(order, names([runs[name] for name in order]), strict=True))
+        assert found["x"] == found["x again"]
+        assert len(set(found.values())) == 3
+        seen.add(tuple(found[name] for name in runs))
+    assert len(seen) == 1
+    # it joins those that do not differ
+    assert len(set(names([runs["earlier"], runs["x"], runs["x again"]]))) == 1
+
+
+def evaluated(folder: Path, seed: int, precision: str, standardise: bool, **changed: Any) -> Run:
+    source = {"_target_": "edue_lightning.data.ManifestSource", "root": "a", "standardise": True}
+    known = merged(SETTINGS, {"data": {"source": source}, "trainer": {"precision": "bf16-mixed"}, "seed": seed})
+    known["data"]["source"] = source
+    write_run(folder, "edue", seed)
+    data = {**known["data"], "source": {**source, "standardise": standardise}}
+    record = {"seed": seed, "label": "edue", "data": data, "trainer": {"precision": precision}, "training": known}
+    (folder / "config.yaml").write_text(yaml.safe_dump({**record, **changed}))
+    return read_run(folder)
+
+
+def test_evaluations_in_another_precision_or_preparation_are_no_seeds_of_each_other(tmp_path: Path) -> None:
+    runs = [
+        evaluated(tmp_path / "0", 0, "bf16-mixed", True),
+        evaluated(tmp_path / "1", 1, "bf16", True),
+        evaluated(tmp_path / "2", 2, "32-true", True),
+        evaluated(tmp_path / "3", 3, "bf16-mixed", False),
+    ]
+    found = [method for method, _ in names(runs)]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+    assert "precision=32-true" in found[2]
+    assert "standardise=false" in found[3]
+    # an evaluation as in training joins the test of a training
+    trained = run(tmp_path / "trained", 4, trainer__precision="bf16-mixed")
+    source = {"_target_": "edue_lightning.data.ManifestSource", "root": "a", "standardise": True}
+    record = yaml.safe_load((trained.folder / "config.yaml").read_text())
+    record["data"]["source"] = source
+    (trained.folder / "config.yaml").write_text(yaml.safe_dump(record))
+    assert {method for method, _ in names([read_run(trained.folder), runs[0]])} == {"edue"}
+
+
+def test_an_evaluation_without_windows_is_no_seed_of_one_with_them(tmp_path: Path) -> None:
+    runs = []
+    for seed, window in enumerate(([96, 96], None)):
+        made = evaluated(tmp_path / str(seed), seed, "bf16-mixed", True, inference={"window": window})
+        record = yaml.safe_load((made.folder / "config.yaml").read_text())
+        record["training"]["inference"] = {"window": [96, 96]}
+        (made.folder / "config.yaml").write_text(yaml.safe_dump(record))
+        runs.append(read_run(made.folder))
+    assert len({method for method, _ in names(runs)}) == 2

@@ -18,12 +18,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from processes import PATIENCE, SMALL, run_command, wait_until
 from torch import Tensor
 
 from edue_lightning.config.schema import configuration_folder, resolved
-from edue_lightning.data import RaterSample, SyntheticFundus
+from edue_lightning.data import CaseRecord, RaterSample, SyntheticFundus
 from edue_lightning.errors import UserError
 from edue_lightning.runs import checkpoints
 from edue_lightning.runs.checkpoints import read_checkpoint, write_checkpoint
@@ -351,3 +352,50 @@ def test_a_training_does_not_resume_on_changed_cases(
         train(settings, tmp_path / "run")
     monkeypatch.setattr(SyntheticFundus, "load", load)
     train(settings, tmp_path / "run")
+
+
+def listed_otherwise(source: SyntheticFundus) -> list[CaseRecord]:
+    return list(reversed(CASES(source)))
+
+
+def of_other_images(source: SyntheticFundus, case_id: str) -> RaterSample:
+    sample = LOAD(source, case_id)
+    return replace(sample, image=sample.image + 1, content=None)
+
+
+CASES, LOAD = SyntheticFundus.cases, SyntheticFundus.load
+
+
+def test_a_training_does_not_resume_on_cases_in_another_order(
+    tmp_path: Path, kill_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = configuration("method=single", "trainer.max_epochs=1", "data.fractions.draw=hash")
+    kill_after(2)
+    with pytest.raises(Killed):
+        train(settings, tmp_path / "run")
+    kill_after(0)
+    monkeypatch.setattr(SyntheticFundus, "cases", listed_otherwise)
+    with pytest.raises(UserError, match=r"last\.ckpt: the train cases are listed in another order .*; restore it"):
+        train(settings, tmp_path / "run")
+
+
+def test_before_its_first_checkpoint_a_training_does_not_resume_on_other_images_either(
+    tmp_path: Path, kill_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = configuration("method=single", "trainer.max_epochs=1")
+    kill_after(1)
+    with pytest.raises(Killed):
+        train(settings, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+    recorded = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    kill_after(0)
+    monkeypatch.setattr(SyntheticFundus, "load", of_other_images)
+    with pytest.raises(UserError, match=r"config\.yaml: the training cases, their images or masks have changed"):
+        train(settings, tmp_path / "run")
+    monkeypatch.setattr(SyntheticFundus, "load", LOAD)
+    train(settings, tmp_path / "run")
+    kept = read_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")["edue_configuration"]
+    assert (kept["training_cases"], kept["training_content"]) == (
+        recorded["training_cases"],
+        recorded["training_content"],
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,9 @@ from edue_lightning.metrics import MetricSettings
 from edue_lightning.metrics.catalogue import known_metrics
 from edue_lightning.networks import HeadLayout
 from edue_lightning.text import reason_of
+
+# settings of sources that decide which part of the files is an image, and its size
+_CUT_BY = ("size", "crop", "bounding_boxes")
 
 # errors of a call with invalid arguments
 _REFUSALS = (UserError, ValueError, TypeError, MisconfigurationException)
@@ -143,6 +147,31 @@ def build_preparation(configuration: Mapping[str, Any]) -> Preparation:
     source: type[CaseSource] = get_class(str(node.pop("_target_", "")))
     preparation: Preparation = source.preparation(node)
     return preparation
+
+
+def preparation_settings(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all settings that decide how image files become the network's input, in comparable values.
+
+    Args:
+        data: node `data` of a configuration.
+
+    Raises:
+        UserError: if it names no data set of this package.
+    """
+    preparation = build_preparation({"data": data})
+    settings: dict[str, Any] = {"preparation": type(preparation).__name__}
+    if dataclasses.is_dataclass(preparation):
+        settings |= dataclasses.asdict(preparation)
+    source = dict(data.get("source") or {})
+    of_source = inspect.signature(get_class(str(source["_target_"]))).parameters
+    for name in (name for name in _CUT_BY if name in of_source or name in source):
+        value = source.get(name, of_source[name].default if name in of_source else None)
+        # the table of the boxes of each data set is its own
+        settings[name] = value is not None if name == "bounding_boxes" else value
+    return {
+        name: [float(part) for part in value] if isinstance(value, list | tuple) else value
+        for name, value in settings.items()
+    }
 
 
 def build_distortions(node: Mapping[str, Any] | None) -> Distortions | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edue_lightning.data.sample import RaterSample
-from edue_lightning.data.source import CaseRecord, CaseSource
+from edue_lightning.data.source import CaseRecord, CaseSource, Split
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,10 @@ class CaseIdentity:
         case_id: id of the case.
         group: patient, see `CaseRecord`.
         size: `*S`, spatial size of the prepared image.
-        image: digest of the prepared image, of values at regular steps.
+        image: digest of the prepared image.
         masks: digest of all masks, of which raters are valid, and of the region if there is one.
+        content: digest of the image before it was prepared, the same for every preparation; None in a checkpoint of an
+            earlier version. Cases with equal images are equal whether or not it is known.
     """
 
     case_id: str
@@ -31,16 +35,18 @@ class CaseIdentity:
     size: tuple[int, ...]
     image: str
     masks: str
+    content: str | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, record: CaseRecord, sample: RaterSample) -> CaseIdentity:
         """Return the identity of a loaded case."""
         size = tuple(sample.image.shape[1:])
-        return cls(record.case_id, record.group, size, _digest(sample.image), _masks_digest(sample))
+        image, masks = _digest(sample.image), _masks_digest(sample)
+        return cls(record.case_id, record.group, size, image, masks, content_of(sample))
 
     def as_list(self) -> list[Any]:
         """Return plain values, for a checkpoint."""
-        return [self.case_id, self.group, list(self.size), self.image, self.masks]
+        return [self.case_id, self.group, list(self.size), self.image, self.masks, self.content]
 
     @classmethod
     def from_list(cls, stored: Sequence[Any]) -> CaseIdentity:
@@ -49,10 +55,41 @@ class CaseIdentity:
         Raises:
             ValueError: if it is damaged.
         """
-        case_id, group, size, image, masks = stored
-        if not all(isinstance(text, str) for text in (case_id, group, image, masks)):
+        case_id, group, size, image, masks, *more = stored
+        # earlier versions did not store the content
+        content = more[0] if len(more) == 1 else None
+        if len(more) > 1 or not all(isinstance(text, str) for text in (case_id, group, image, masks, content or "")):
             raise ValueError("an identity of a case is damaged")
-        return cls(case_id, group, tuple(int(length) for length in size), image, masks)
+        return cls(case_id, group, tuple(int(length) for length in size), image, masks, content)
+
+
+TrainingCases = Mapping[Split, Sequence[CaseIdentity]]
+"""Cases that a method was trained (`train`) and validated (`val`) on."""
+
+
+def content_digest(images: Sequence[NDArray]) -> str:
+    """Return a digest of images as they were read, before they are cut, resampled or their values are changed.
+
+    Args:
+        images: images of a case, `[C, *S]` each, in the order of the channels; volumes with an affine are turned to one
+            orientation, see `geometry.canonical`.
+    """
+    channels = [np.ascontiguousarray(channel, dtype=np.float32) for image in images for channel in image]
+    return _digest(*(torch.from_numpy(channel) for channel in channels))
+
+
+def generated_content(*decisive: object) -> str:
+    """Return the digest of an image that code generates, the same on machines that round differently.
+
+    Args:
+        decisive: plain values that decide what the image shows, whatever its size.
+    """
+    return hashlib.blake2b(repr(decisive).encode(), digest_size=16).hexdigest()
+
+
+def content_of(sample: RaterSample) -> str:
+    """Return the digest of a case's image before it was prepared."""
+    return sample.content or _digest(*sample.image)
 
 
 def identities(source: CaseSource, records: Sequence[CaseRecord]) -> list[CaseIdentity]:
@@ -65,20 +102,21 @@ def overlapping(
 ) -> Mapping[str, CaseIdentity]:
     """Return the measured cases that are known from a training, each with the case of the training.
 
-    A case is known if its image is, whatever its name; if its patient is, where patients have names of their own; or if
-    its name is, unless it belongs to other data and its image differs, as for the case `001` of another hospital.
+    A case is known if its image is, whatever its name and however it is prepared; if its patient is, where patients
+    have names of their own; or if its name is, unless it belongs to other data and its image differs, as for the case
+    `001` of another hospital.
 
     Args:
         measured: cases to measure.
         trained: cases of the training.
         same_data: whether both lie in one folder, so that a name means the same case even if its image has changed.
     """
-    by_image = {case.image: case for case in trained}
+    by_image = {image: case for case in trained for image in (case.image, case.content) if image is not None}
     by_name = {case.case_id: case for case in trained}
     by_group = {case.group: case for case in trained if same_data or case.group != case.case_id}
     found = {}
     for case in measured:
-        known = by_image.get(case.image) or by_group.get(case.group)
+        known = by_image.get(case.image) or by_image.get(case.content or "") or by_group.get(case.group)
         if known is None and same_data:
             known = by_name.get(case.case_id)
         if known is not None:

@@ -25,7 +25,7 @@ from edue_lightning.text import reason_of
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 """Version of the entries' format and of the code that makes samples from files; part of the entries' names.
 
 Raise it with every change that gives a sample other values: in decoding, preparation, resampling or rasterising.
@@ -96,6 +96,7 @@ class PreparedCases:
             "origin": None if sample.origin is None else (list(sample.origin.shape), sample.origin.affine),
             "foreground": sample.foreground,
             "region": sample.region,
+            "content": sample.content,
         }
         path = self._path(sample.case_id, key)
         try:

@@ -42,6 +42,7 @@ class RaterSample:
             listed. See `foreground_points`.
         region: `[*S]` bool, the voxels that count in training and in every metric, such as the field of view of a
             camera; None if all do. Masks are zero outside of it.
+        content: digest of the image before it was prepared, see `identity.content_digest`; None for that of `image`.
     """
 
     image: Tensor
@@ -53,6 +54,7 @@ class RaterSample:
     origin: Grid | None = None
     foreground: Tensor | None = None
     region: Tensor | None = None
+    content: str | None = None
 
     def __post_init__(self) -> None:
         spatial = self.image.shape[1:]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from edue_lightning.data import CaseSource, RaterDataModule, RaterSample, collate_samples
+from edue_lightning.data.identity import content_of
 from edue_lightning.data.source import Subset
 from edue_lightning.evaluation.prediction_folder import PredictionFolder
 from edue_lightning.evaluation.result import Evaluation
@@ -113,8 +114,12 @@ def _evaluation(
     records = [data.records(measurement.split)[i] for i in positions.tolist()]
     groups = [record.group for record in records]
     summary = table.summary(measurement.resamples, groups)
-    panels = []
+    panels: list[Panel] = []
+    fingerprints: list[tuple[list[str], str]] | None = None
     # only the first process writes them
+    if is_first_process():
+        samples = (sample_of(i) for i in positions.tolist())
+        fingerprints = [(mask_fingerprints(sample), content_of(sample)) for sample in samples]
     if is_first_process() and measurement.panels:
         panels = _panels(data, measurement.split, positions, cases["sv_star"], probabilities_of, table.readout)
     return Evaluation(
@@ -130,7 +135,8 @@ def _evaluation(
         panels=panels,
         members=table.members,
         note=data.note,
-        fingerprints=[mask_fingerprints(sample_of(i)) for i in positions.tolist()] if is_first_process() else None,
+        fingerprints=None if fingerprints is None else [masks for masks, _ in fingerprints],
+        image_fingerprints=None if fingerprints is None else [image for _, image in fingerprints],
     )
 
 

@@ -21,6 +21,7 @@ from edue_lightning.runs.files import (
     CASES_COLUMNS,
     CASES_FILE,
     FINGERPRINT,
+    IMAGE_FINGERPRINT,
     METRICS_COLUMNS,
     METRICS_FILE,
     PANELS_FILE,
@@ -59,6 +60,7 @@ class Evaluation:
         members: number of members M.
         note: caveat to show with every result on this data set, or None.
         fingerprints: digest of the raters' masks of each case and structure, `[N][K]`, or None.
+        image_fingerprints: digest of each case's image before it was prepared, `[N]`, or None.
     """
 
     label: str
@@ -74,6 +76,7 @@ class Evaluation:
     members: int
     note: str | None
     fingerprints: Sequence[Sequence[str]] | None = None
+    image_fingerprints: Sequence[str] | None = None
 
     def metrics_frame(self) -> pd.DataFrame:
         """Return the content of `metrics.csv`."""
@@ -88,6 +91,8 @@ class Evaluation:
             part = pd.DataFrame({"case_id": list(self.case_ids), "structure": structure, **columns})
             if self.fingerprints is not None:
                 part[FINGERPRINT] = [digests[k] for digests in self.fingerprints]
+            if self.image_fingerprints is not None:
+                part[IMAGE_FINGERPRINT] = list(self.image_fingerprints)
             parts.append(part)
         frame = pd.concat(parts, ignore_index=True)
         frame["n_raters"] = frame["n_raters"].astype(int)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +15,12 @@ from edue_lightning.config.build import (
     build_data,
     build_distortions,
     build_metric_settings,
-    build_preparation,
+    preparation_settings,
 )
 from edue_lightning.config.data_place import data_to_measure
 from edue_lightning.config.schema import check_configuration, check_only_ours
 from edue_lightning.data import RaterDataModule
-from edue_lightning.data.identity import identities, overlapping
+from edue_lightning.data.identity import CaseIdentity, identities, overlapping
 from edue_lightning.data.images import ImageError
 from edue_lightning.data.source import Split, Subset
 from edue_lightning.errors import UserError
@@ -151,7 +150,7 @@ def _require_same_preparation(node: Mapping[str, Any] | None, trained: Mapping[s
     """
     if not node or not trained:
         return
-    found, expected = _preparation(node), _preparation(trained)
+    found, expected = preparation_settings(node), preparation_settings(trained)
     differing = [name for name in expected if name in found and found[name] != expected[name]]
     if differing:
         wanted, other = (", ".join(f"{name}={values[name]}" for name in differing) for values in (expected, found))
@@ -159,20 +158,6 @@ def _require_same_preparation(node: Mapping[str, Any] | None, trained: Mapping[s
             f"{path}: was trained on images prepared with {wanted}, but data={node.get('name')} has {other}; use the "
             "settings of the training, or set allow_other_preparation=true"
         )
-
-
-def _preparation(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all settings that decide how image files become the network's input, in comparable values."""
-    preparation = build_preparation({"data": node})
-    settings = {"preparation": type(preparation).__name__}
-    if dataclasses.is_dataclass(preparation):
-        settings |= dataclasses.asdict(preparation)
-    source = node.get("source") or {}
-    settings |= {name: source[name] for name in ("size", "crop") if name in source}
-    return {
-        name: [float(part) for part in value] if isinstance(value, list | tuple) else value
-        for name, value in settings.items()
-    }
 
 
 def _require_unseen_cases(
@@ -205,6 +190,23 @@ def _require_unseen_cases(
             f"{path}: {len(found)} of the {len(measured)} cases of split={split}, or their patients, were in its "
             f"{' or '.join(_USES[name] for name in used)}: {named(shown)}; measure other cases, or set "
             "allow_overlap=true"
+        )
+    _warn_of_names(measured, known, split, path)
+
+
+def _warn_of_names(measured: Sequence[CaseIdentity], known: Sequence[CaseIdentity], split: Subset, path: Path) -> None:
+    """Warn of cases of another folder with names of the training but other images: they may be copies of these."""
+    names = {case.case_id for case in known}
+    alike = [case.case_id for case in measured if case.case_id in names]
+    if alike:
+        log.warning(
+            "%s: %d of the %d cases of split=%s have the names of cases of its training or validation (%s), with other "
+            "images; if they are resampled or otherwise changed copies, their results are not those of unseen cases",
+            path,
+            len(alike),
+            len(measured),
+            split,
+            named(alike),
         )
 
 

@@ -56,8 +56,8 @@ VALIDATION_METRICS = tuple(
 RESERVED_NAMES = frozenset(
     (
         *("method", "data", "split", "seed", "structure", "metric", "value", "ci_low", "ci_high", "n_cases"),
-        *("n_undefined", "better", "no_interval", "case_id", "group", "fingerprint", "score"),
-        *("distortion", "severity"),
+        *("n_undefined", "better", "no_interval", "case_id", "group", "fingerprint", "image_fingerprint"),
+        *("score", "distortion", "severity"),
     )
 )
 """Columns that stand beside metrics and statistics in tables: no metric of `MetricSettings.extra` has such a name."""

@@ -5,8 +5,9 @@ validation cases, whose Dice is known, the score that orders them best is chosen
 predicted from all of them, with the threshold that flags the requested share of the poor cases. The checkpoint holds
 both, and the scores of these cases, so that another share can be requested later.
 
-The scores of validation and training cases are computed exactly as those of new images, see `estimate`: one image at a
-time, in float32.
+Scores and Dice of these cases are computed exactly as those of new images, see `estimate`: one image at a time, in
+float32, whatever the precision of the training. So thresholds belong to predictions in float32, as `predict` and the
+exported programs make them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from edue_lightning.data import RaterDataModule, RaterSample
 from edue_lightning.data.source import Subset
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
-from edue_lightning.metrics import SCORES, CaseStatistics, MetricSettings
+from edue_lightning.metrics import SCORES, MetricSettings, case_statistics
 from edue_lightning.metrics.selective import risk_coverage
 from edue_lightning.prediction.estimate import Estimate, estimate
 from edue_lightning.prediction.expected_dice import SIZE_FEATURE, ExpectedDice, fit_expected_dice
@@ -244,7 +245,6 @@ class Triage:
 def fit_triage(
     method: SegmentationMethod,
     data: RaterDataModule,
-    validation: CaseStatistics,
     settings: MetricSettings,
     sensitivity: float,
     trainer: pl.Trainer,
@@ -256,21 +256,20 @@ def fit_triage(
     Args:
         method: trained method.
         data: data module it was trained on.
-        validation: statistics of the validation cases, with their `dice`.
         settings: settings of the metrics, with the Dice below which a segmentation is poor.
         sensitivity: see `Triage`.
         trainer: trainer whose device the predictions are made on.
     """
     device = method.device
     method.to(trainer.strategy.root_device).eval()
-    measured = _measured(method, data, "val")
-    training = _measured(method, data, "train")
+    measured = _measured(method, data, "val", settings)
+    training = _measured(method, data, "train", settings)
     method.to(device)
     # one unit for all cases: mm² or mm³ if every voxel size is known
     spaced = all(case.voxel_size is not None for case in (*measured, *training))
     structures = {}
     for k, name in enumerate(method.structures):
-        dice = validation["dice"][:, k].cpu().numpy()
+        dice = np.array([case.dice[k] for case in measured])
         columns, ranges = (
             {score: np.array([case.score(score, k, spaced) for case in cases]) for score in RANGE_SCORES}
             for cases in (measured, training)
@@ -299,9 +298,10 @@ def fit_triage(
 
 @dataclass(frozen=True)
 class _MeasuredCase:
-    """One predicted case: its scores by name in pixels or voxels, `[K]`, intensities, and the size of a voxel."""
+    """One predicted case: its scores by name in pixels or voxels and its Dice, `[K]`, intensities, size of a voxel."""
 
     scores: Mapping[str, Array]
+    dice: Array
     intensities: Mapping[str, float]
     voxel_size: float | None
 
@@ -311,25 +311,37 @@ class _MeasuredCase:
         return float(self.scores[name][structure]) * unit
 
 
-def _measured(method: SegmentationMethod, data: RaterDataModule, split: Subset) -> list[_MeasuredCase]:
+def _measured(
+    method: SegmentationMethod, data: RaterDataModule, split: Subset, settings: MetricSettings
+) -> list[_MeasuredCase]:
     """Predict the cases of a split, as new images are, each by one of the processes of a distributed run."""
     count = len(data.records(split))
     if not distributed.is_available() or not distributed.is_initialized():
-        return [_measure(method, data.sample(split, position)) for position in range(count)]
+        return [_measure(method, data.sample(split, position), settings) for position in range(count)]
     own = range(distributed.get_rank(), count, distributed.get_world_size())
     gathered: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(
-        gathered, {position: _measure(method, data.sample(split, position)) for position in own}
+        gathered, {position: _measure(method, data.sample(split, position), settings) for position in own}
     )
     cases = {position: case for part in gathered for position, case in part.items()}
     return [cases[position] for position in range(count)]
 
 
-def _measure(method: SegmentationMethod, sample: RaterSample) -> _MeasuredCase:
+def _measure(method: SegmentationMethod, sample: RaterSample, settings: MetricSettings) -> _MeasuredCase:
     found = estimate(method, sample.image)
     scores = {name: found.scores[name].numpy() for name in RANGE_SCORES}
     voxel_size = None if sample.spacing is None else float(np.prod(sample.spacing))
-    return _MeasuredCase(scores, intensities_of(sample.image), voxel_size)
+    dice = case_statistics(
+        found.decision[None, None].double(),
+        sample.masks[None],
+        sample.valid[None],
+        structures=method.structures,
+        contents="probabilities",
+        settings=settings,
+        names=["dice"],
+        region=None if sample.region is None else sample.region[None],
+    )["dice"]
+    return _MeasuredCase(scores, dice[0].numpy(), intensities_of(sample.image), voxel_size)
 
 
 def intensities_of(image: Tensor) -> dict[str, float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +22,7 @@ from edue_lightning.reporting.contact_sheet import SheetPanel, choose_sheet_case
 from edue_lightning.reporting.data_overview import CASES_COLUMNS, CaseOverview, DataOverview, measure_case, number_text
 from edue_lightning.runs.files import CASES_FILE, write_table
 from edue_lightning.runs.record import write_configuration
-from edue_lightning.text import counted
+from edue_lightning.text import counted, one_line
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +48,12 @@ class DataCheck:
     Attributes:
         overview: numbers of the readable cases.
         problems: reasons why the data cannot be trained on, one line each; empty if it can.
+        warnings: what is suspicious about the data or its splits, one line each, as in the log.
     """
 
     overview: DataOverview
     problems: Sequence[str]
+    warnings: Sequence[str] = ()
 
     def problems_text(self) -> str:
         """Return the number of problems, and one line per problem."""
@@ -72,11 +75,23 @@ def check(configuration: Mapping[str, Any], folder: Path) -> DataCheck:
     if data is None:
         known = ", ".join(sorted(path.stem for path in Path(configuration_folder(), "data").glob("[!_]*.yaml")))
         raise UserError(f"no data set to check; choose one with data=NAME, one of {known}")
+    with _noted_warnings() as warnings:
+        source, problems, splits, cases = _examine(configuration, data, folder)
+    note = data.get("note")
+    overview = DataOverview(data["name"], note, source.structures, source.raters, cases, splits, source.facts)
+    result = DataCheck(overview, problems, list(dict.fromkeys(warnings)))
+    _write(result, source, folder)
+    return result
+
+
+def _examine(
+    configuration: Mapping[str, Any], data: Mapping[str, Any], folder: Path
+) -> tuple[CaseSource, list[str], dict[str, Split], list[CaseOverview]]:
+    """Build the data set and measure its cases; return also its problems, and the split of each case."""
     # reuses the source: building it again would read all files twice
     make_module = build({key: data[key] for key in data if key != "source"} | {"_partial_": True}, "data")
     source: CaseSource = build(data["source"], "data.source")
-    note = data.get("note")
-    write_configuration(configuration, data["name"], note, folder)
+    write_configuration(configuration, data["name"], data.get("note"), folder)
     problems = list(source.problems)
     splits: dict[str, Split] = {}
     if not problems:
@@ -89,10 +104,24 @@ def check(configuration: Mapping[str, Any], folder: Path) -> DataCheck:
     cases = _measure(source, problems)
     if configuration.get("network") is not None:
         problems += _refused_sizes(configuration["network"], data, source, cases)
-    overview = DataOverview(data["name"], note, source.structures, source.raters, cases, splits, source.facts)
-    result = DataCheck(overview, problems)
-    _write(result, source, folder)
-    return result
+    return source, problems, splits, cases
+
+
+@contextmanager
+def _noted_warnings() -> Iterator[list[str]]:
+    """Collect the warnings that this package logs meanwhile."""
+    lines: list[str] = []
+
+    class Noting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(one_line(record.getMessage()))
+
+    handler, package = Noting(logging.WARNING), logging.getLogger(__name__.partition(".")[0])
+    package.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        package.removeHandler(handler)
 
 
 def _measure(source: CaseSource, problems: list[str]) -> list[CaseOverview]:
@@ -134,6 +163,9 @@ def _write(result: DataCheck, source: CaseSource, folder: Path) -> None:
     if overview.cases:
         _draw(overview, source, folder / SHEET_FILE)
     text = overview.text()
+    if result.warnings:
+        number = "1 warning" if len(result.warnings) == 1 else f"{len(result.warnings)} warnings"
+        text += "\n\n" + "\n".join([f"{number}:", *result.warnings])
     if result.problems:
         text += "\n\n" + result.problems_text()
     (folder / SUMMARY_FILE).write_text(text + "\n")

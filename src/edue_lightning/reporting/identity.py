@@ -1,20 +1,27 @@
 """Names that tell apart runs of one label: only seeds of one configuration, measured on the same data, share a name.
 
-Two runs are measured on the same data if they have the same cases, masks, grid and settings of the metrics. They are
-seeds of one method if they also share their label and the settings of `method_settings`. Where runs of one label or
-data set differ, their names say in what: `edue, learning_rate=0.003`.
+Two runs are measured on the same data if they have the same cases, images, masks, grid and settings of the metrics.
+They are seeds of one method if they also share their label and the settings of `method_settings`. Where runs of one
+label or data set differ, their names say in what: `edue, learning_rate=0.003`.
+
+A run of an earlier version may hold less: it is compared by what both know. It joins runs that it agrees with, unless
+those differ from each other, whatever the order of the runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
-from edue_lightning.runs.files import FINGERPRINT, Run
+from edue_lightning.runs.files import FINGERPRINT, IMAGE_FINGERPRINT, Run
 from edue_lightning.runs.record import (
     PARTLY_KNOWN,
+    TRAINING_CASES,
+    TRAINING_CONTENT,
     data_settings,
     digest,
     method_settings,
@@ -46,9 +53,10 @@ def distinguish(runs: Sequence[Run]) -> list[Run]:
 
 
 def same_data(first: Run, second: Run) -> bool:
-    """Return whether two runs were measured on the same cases, masks and grid, with the same settings of the metrics.
+    """Return whether two runs were measured on the same cases, images, masks and grid, with the same metric settings.
 
-    Runs of earlier versions hold no fingerprints of their masks; they are compared by the statistics of the raters.
+    Runs of earlier versions hold no fingerprints of their images, and the first of them none of their masks, which are
+    then compared by the statistics of the raters.
     """
     if metric_settings(first.configuration) != metric_settings(second.configuration):
         return False
@@ -58,6 +66,9 @@ def same_data(first: Run, second: Run) -> bool:
         return _counts(first) == _counts(second) and _source(first) == _source(second)
     own, other = (run.cases.drop_duplicates(_CASE).set_index(_CASE).sort_index() for run in (first, second))
     if not own.index.equals(other.index):
+        return False
+    images_known = IMAGE_FINGERPRINT in own and IMAGE_FINGERPRINT in other
+    if images_known and not (own[IMAGE_FINGERPRINT] == other[IMAGE_FINGERPRINT]).all():
         return False
     if FINGERPRINT in own and FINGERPRINT in other:
         return bool((own[FINGERPRINT] == other[FINGERPRINT]).all())
@@ -70,13 +81,7 @@ def same_data(first: Run, second: Run) -> bool:
 
 def _data_sets(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return the runs of one data set and split by the name of the data that they were measured on."""
-    clusters: list[list[Run]] = []
-    for run in runs:
-        alike = next((cluster for cluster in clusters if same_data(cluster[0], run)), None)
-        if alike is None:
-            clusters.append([run])
-        else:
-            alike.append(run)
+    clusters = _clusters(runs, _measured, same_data)
     settings = [
         {**data_settings(cluster[0].configuration), **metric_settings(cluster[0].configuration)} for cluster in clusters
     ]
@@ -88,20 +93,77 @@ def _methods(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return runs measured on the same data by the name of their method."""
     named: dict[str, list[Run]] = {}
     for method, members in _grouped(runs, lambda run: run.method).items():
-        variants: list[tuple[dict[str, Any], list[Run]]] = []
-        for run in members:
-            settings = method_settings(run.configuration)
-            alike = next((own for known, own in variants if same_method(known, settings)), None)
-            if alike is None:
-                variants.append((settings, [run]))
-            else:
-                alike.append(run)
-        known = [settings for settings, _ in variants]
-        fallbacks = [f"settings {digest(f'{item!r}' for item in sorted(settings.items()))}" for settings in known]
-        unknown = {key for key in PARTLY_KNOWN if any(key not in settings for settings in known)}
-        known = [{key: value for key, value in settings.items() if key not in unknown} for settings in known]
-        named |= dict(zip(_names(method, known, fallbacks), [own for _, own in variants], strict=True))
+        variants = _clusters(members, _method_text, _same_method)
+        settings = [_settings_known(variant) for variant in variants]
+        fallbacks = [f"settings {digest(f'{item!r}' for item in sorted(known.items()))}" for known in settings]
+        unknown = {key for key in PARTLY_KNOWN if any(key not in known for known in settings)}
+        certain = [{key: value for key, value in known.items() if key not in unknown} for known in settings]
+        if len(set(map(str, certain))) < len(certain):
+            partly = dict.fromkeys((TRAINING_CASES, TRAINING_CONTENT), "unknown")
+            certain = [partly | known for known in settings]
+        names = _names(method, certain, fallbacks)
+        named |= dict(zip(names, variants, strict=True))
     return named
+
+
+def _clusters(
+    runs: Sequence[Run], known: Callable[[Run], Hashable], alike: Callable[[Run, Run], bool]
+) -> list[list[Run]]:
+    """Divide runs into clusters in which each is like every other one, whatever the order of the runs.
+
+    Runs that are compared by what both know may be like two others that differ from each other. None of these is then
+    joined with runs that know more or less than itself.
+
+    Args:
+        runs: runs to divide.
+        known: function from a run to all that it is compared by; runs with equal results are alike.
+        alike: comparison of two runs by what both know.
+    """
+    groups = list(_grouped(runs, known).values())
+    pairs = np.eye(len(groups), dtype=bool)
+    for one, two in combinations(range(len(groups)), 2):
+        pairs[one, two] = pairs[two, one] = alike(groups[one][0], groups[two][0])
+    _, component = connected_components(pairs, directed=False)
+    clusters: list[list[Run]] = []
+    for number in dict.fromkeys(component.tolist()):
+        members = np.flatnonzero(component == number)
+        if pairs[np.ix_(members, members)].all():
+            together = {id(run) for position in members for run in groups[position]}
+            clusters.append([run for run in runs if id(run) in together])
+        else:
+            clusters += [groups[position] for position in members]
+    return clusters
+
+
+def _measured(run: Run) -> str:
+    """Return all that `same_data` compares, as text."""
+    settings = sorted(metric_settings(run.configuration).items())
+    if not run.tested:
+        return repr((settings, sorted(_counts(run).items()), sorted(_source(run).items())))
+    columns = _compared_columns(run)
+    rows = run.cases.drop_duplicates(_CASE).sort_values(_CASE)[[*_CASE, *columns]]
+    # values that are equal but for rounding are alike
+    shown = [[f"{value:.6e}" if isinstance(value, float) else value for value in row] for row in rows.to_numpy()]
+    return repr((settings, columns, shown))
+
+
+def _compared_columns(run: Run) -> list[str]:
+    """Return the columns of `cases.csv` by which a run's cases are compared, beside their ids."""
+    found = [name for name in (FINGERPRINT, IMAGE_FINGERPRINT) if name in run.cases]
+    return found if FINGERPRINT in found else [*found, *(name for name in _RATER_COLUMNS if name in run.cases)]
+
+
+def _method_text(run: Run) -> str:
+    return repr(sorted(method_settings(run.configuration).items()))
+
+
+def _same_method(first: Run, second: Run) -> bool:
+    return same_method(method_settings(first.configuration), method_settings(second.configuration))
+
+
+def _settings_known(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the settings of runs of one method, with what any of them knows."""
+    return {key: value for run in runs for key, value in method_settings(run.configuration).items()}
 
 
 def _names(name: str, settings: Sequence[Mapping[str, Any]], fallbacks: Sequence[str]) -> list[str]:
@@ -160,11 +222,10 @@ def _value_text(value: Any) -> str:
 
 
 def _cases_named(run: Run) -> str:
-    """Return the number of the run's cases and a digest of what the raters drew on them."""
+    """Return the number of the run's cases and a digest of their images and masks."""
     if not run.tested:
         return f"cases of {run.folder}"
-    columns = [FINGERPRINT] if FINGERPRINT in run.cases else [name for name in _RATER_COLUMNS if name in run.cases]
-    rows = run.cases.sort_values(_CASE)[[*_CASE, *columns]].astype(str)
+    rows = run.cases.sort_values(_CASE)[[*_CASE, *_compared_columns(run)]].astype(str)
     return f"{run.cases['case_id'].nunique()} cases {digest(' '.join(row) for row in rows.to_numpy().tolist())}"
 
 

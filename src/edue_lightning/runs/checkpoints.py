@@ -8,7 +8,7 @@ import os
 import pickle
 import pickletools
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +22,8 @@ from edue_lightning.atomic import write_whole
 from edue_lightning.config.build import ImageFormat, build_method, build_preparation
 from edue_lightning.config.data_place import with_absolute_root
 from edue_lightning.config.schema import check_only_ours, with_current_targets
-from edue_lightning.data.identity import CaseIdentity
+from edue_lightning.data.identity import CaseIdentity, TrainingCases
 from edue_lightning.data.preparation import Stacked
-from edue_lightning.data.source import Split
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.text import can_be_in_file_name, one_line, reason_of
@@ -40,10 +39,6 @@ _ORIENTATION = "edue_orientation"
 _CANONICAL = "RAS"
 """Directions of the axes of volumes as the network sees them, see `data.geometry.canonical`."""
 _CASES = "edue_training_cases"
-
-
-TrainingCases = Mapping[Split, Sequence[CaseIdentity]]
-"""Cases that a method was trained (`train`) and validated (`val`) on."""
 
 
 class LoadedMethod(NamedTuple):

@@ -51,8 +51,14 @@ DETECTION_COLUMNS = (
 FINGERPRINT = "fingerprint"
 """Column of `cases.csv`: digest of the raters' masks of a case and structure, on their grid."""
 
+IMAGE_FINGERPRINT = "image_fingerprint"
+"""Column of `cases.csv`: digest of the case's image before it was prepared; absent in tables of earlier versions."""
+
 TEXT_COLUMNS = frozenset(
-    (*IDENTITY, "structure", "metric", "case_id", "score", "distortion", "better", "no_interval", "group", FINGERPRINT)
+    (
+        *(*IDENTITY, "structure", "metric", "case_id", "score", "distortion", "better", "no_interval", "group"),
+        *(FINGERPRINT, IMAGE_FINGERPRINT),
+    )
 )
 """Columns that are read as text, whatever they look like: a structure may be called `1`, `NA` or `nan`."""
 

@@ -18,7 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from edue_lightning.atomic import write_whole
+from edue_lightning.config.build import preparation_settings
 from edue_lightning.config.schema import with_current_targets
+from edue_lightning.data.identity import TrainingCases
 from edue_lightning.errors import UserError
 from edue_lightning.metrics import MEAN_STRUCTURE, MetricSettings
 from edue_lightning.runs.files import (
@@ -39,7 +41,11 @@ TRAINING = "training"
 """Key of an evaluation's record for the configuration of the training behind its checkpoint."""
 
 TRAINING_CASES = "training_cases"
-"""Key of a training's record, and of its checkpoints' configuration, for the number and digest of the cases."""
+"""Key of a training's record, and of its checkpoints' configuration, for the number of the cases and a digest of their
+ids."""
+
+TRAINING_CONTENT = "training_content"
+"""Key beside it for a digest of images and masks; absent in records of earlier versions."""
 
 # keys that do not identify a method: the seed, options of a start or an output, speed, and what is compared on its own
 _NOT_OF_THE_METHOD = _NOT_COMPARED | {
@@ -57,7 +63,9 @@ _NOT_OF_THE_METHOD_BELOW = {
 }
 _ROOTS = ("data.root", "data.source.root")
 
-PARTLY_KNOWN = (TRAINING_CASES, *_ROOTS)
+_SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+PARTLY_KNOWN = (TRAINING_CASES, TRAINING_CONTENT, *_ROOTS)
 """Settings of a method that not every record holds; they count where both of two records do."""
 
 
@@ -66,7 +74,7 @@ def write_configuration(
     label: str,
     note: str | None,
     folder: Path,
-    training_cases: Iterable[str] | None = None,
+    training: TrainingCases | None = None,
 ) -> None:
     """Write `config.yaml`: the resolved configuration, the command, the commit and a caveat on the data.
 
@@ -75,7 +83,7 @@ def write_configuration(
         label: name of the method in tables.
         note: caveat to show with every result on this data set, or None.
         folder: folder of the run; made if it does not exist.
-        training_cases: ids of the cases of a training, None for other commands.
+        training: cases of a training, None for other commands.
 
     Raises:
         UserError: if the folder already holds a run.
@@ -85,8 +93,8 @@ def write_configuration(
         raise UserError(f"{folder}: already holds a run; choose another folder, or resume that run with resume=auto")
     folder.mkdir(parents=True, exist_ok=True)
     record = {**configuration, "label": label, "command": command_line(), "commit": _commit(), "image_note": note}
-    if training_cases is not None:
-        record[TRAINING_CASES] = cases_text(training_cases)
+    if training is not None:
+        record |= training_entries(training)
     write_whole(path, lambda temporary: temporary.write_text(yaml.safe_dump(record, sort_keys=False)))
 
 
@@ -101,25 +109,69 @@ def cases_text(case_ids: Iterable[str]) -> str:
     return f"{len(ids)} ({digest(ids)})"
 
 
+def training_entries(cases: TrainingCases) -> dict[str, str]:
+    """Return the entries of a training's record that identify its cases, whatever their order and preparation.
+
+    Args:
+        cases: cases of the training, identified by this version.
+    """
+    content = sorted(
+        f"{split} {case.case_id} {case.content} {case.masks}" for split, of_split in cases.items() for case in of_split
+    )
+    return {TRAINING_CASES: cases_text(case.case_id for case in cases["train"]), TRAINING_CONTENT: digest(content)}
+
+
 def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that identify a method, by dotted key; seeds of one method agree in them.
 
     These are all of the resolved configuration but the seed, keys of a start alone, outputs, caches, the settings of
     the metrics (see `metric_settings`) and, where the training cases are recorded or it is an evaluation, the place of
-    the data. An evaluation has the settings of its checkpoint's training.
+    the data. An evaluation has the settings of its checkpoint's training and, where its precision or the preparation of
+    its images is another one, these too, as `evaluation.precision`.
 
     Args:
         record: content of `config.yaml`.
     """
     trained = record.get(TRAINING) or record
-    settings = _flat(with_current_targets({key: trained[key] for key in trained if key not in _NOT_OF_THE_METHOD}))
+    chosen = {key: trained[key] for key in trained if key not in _NOT_OF_THE_METHOD}
     if trained is not record and record.get("inference") is not None:
-        settings |= _flat(with_current_targets({"inference": record["inference"]}))
+        chosen["inference"] = record["inference"]
+    settings = _flat(with_current_targets(chosen))
+    if "trainer.precision" in settings:
+        settings["trainer.precision"] = _precision(settings["trainer.precision"])
+    if trained is not record:
+        settings |= _of_the_evaluation(record, trained)
     if settings.get("trainer.devices") in ("free", "1"):
         # one device, whichever it is
         settings["trainer.devices"] = 1
     ignored = {*_NOT_OF_THE_METHOD_BELOW, *(_ROOTS if TRAINING_CASES in trained or trained is not record else ())}
     return {key: value for key, value in settings.items() if key not in ignored}
+
+
+def _of_the_evaluation(record: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the precision and preparation of an evaluation, as far as they differ from those of the training."""
+    differing = {}
+    precisions = [_precision((part.get("trainer") or {}).get("precision")) for part in (record, trained)]
+    if None not in precisions and precisions[0] != precisions[1]:
+        differing["precision"] = precisions[0]
+    found, expected = (_preparation(part.get("data") or {}) for part in (record, trained))
+    if found and expected:
+        differing |= {name: value for name, value in found.items() if value != expected.get(name)}
+    return _flat({"evaluation": {name: "null" if value is None else value for name, value in differing.items()}})
+
+
+def _precision(value: Any) -> str | None:
+    return None if value is None else _SHORT_PRECISIONS.get(str(value), str(value))
+
+
+def _preparation(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `preparation_settings`; of a data set from elsewhere, the settings of its source but for its place."""
+    try:
+        return preparation_settings(data)
+    # settings of another program or version raise errors of any type
+    except Exception:
+        source = data.get("source") or {}
+        return {name: source[name] for name in source if name not in ("root", "cache", "file")}
 
 
 def same_method(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
@@ -182,6 +234,29 @@ def check_same_run(configuration: Mapping[str, Any], folder: Path) -> None:
         raise UserError(
             f"{folder}: holds a run with another {', '.join(differing)}; choose another folder, or resume that run by "
             f"its own command with resume=auto: {recorded.get('command')}"
+        )
+
+
+def check_same_cases(cases: TrainingCases | None, folder: Path) -> None:
+    """Check that a training resumes on the cases that it recorded when it began, even before its first checkpoint.
+
+    Args:
+        cases: cases of the training now; None in other processes than the first.
+        folder: the run's folder.
+
+    Raises:
+        UserError: if they differ.
+    """
+    if cases is None:
+        return
+    recorded, path = read_mapping(folder / CONFIGURATION_FILE), folder / CONFIGURATION_FILE
+    now = training_entries(cases)
+    # a record of an earlier version holds fewer entries
+    if any(key in recorded and recorded[key] != value for key, value in now.items()):
+        before = f"{recorded.get(TRAINING_CASES, 'other')}, now {now[TRAINING_CASES]}"
+        raise UserError(
+            f"{path}: the training cases, their images or masks have changed since the training began (number and "
+            f"digest of their ids: {before}); restore them, or train anew in another folder"
         )
 
 

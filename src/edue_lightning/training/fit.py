@@ -16,19 +16,13 @@ import torch
 from edue_lightning.atomic import remove_unfinished
 from edue_lightning.config.build import ImageFormat, build_data, build_method, build_metric_settings, with_levels
 from edue_lightning.data import RaterDataModule
-from edue_lightning.data.identity import identities
+from edue_lightning.data.identity import TrainingCases, identities
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import LOWER_IS_BETTER, VALIDATION_METRICS, CaseTable, MetricSettings
-from edue_lightning.runs.checkpoints import (
-    TrainingCases,
-    checkpoint_entries,
-    read_checkpoint,
-    save_method,
-    training_cases,
-)
+from edue_lightning.runs.checkpoints import checkpoint_entries, read_checkpoint, save_method, training_cases
 from edue_lightning.runs.folder import BEST, CHECKPOINTS, LAST
-from edue_lightning.runs.record import TRAINING_CASES, cases_text
+from edue_lightning.runs.record import check_same_cases, training_entries
 from edue_lightning.runs.trainer import build_trainer
 from edue_lightning.runtime.processes import is_first_process, process_number, run_processes
 from edue_lightning.runtime.signals import StopSignals
@@ -82,7 +76,7 @@ class Experiment:
     def checkpoint_entries(self, member: int | None = None) -> dict[str, Any]:
         """Return the entries of a checkpoint beside its weights, see `runs.checkpoints.checkpoint_entries`."""
         # so that evaluations know them too, see `runs.record.method_settings`
-        known = {**self.configuration, TRAINING_CASES: cases_text(case.case_id for case in self.data.records("train"))}
+        known = {**self.configuration, **({} if self.cases is None else training_entries(self.cases))}
         return checkpoint_entries(known, ImageFormat.of(self.data.source), member, self.cases)
 
 
@@ -188,6 +182,8 @@ def _fit_trainee(
         _require_same_cases(checkpoint, experiment.cases, last)
         steps = int(checkpoint["global_step"])
         log.info("%s: resumes after %d steps", last, steps)
+    else:
+        check_same_cases(experiment.cases, folder)
     metric = configuration["select_by"]
     keeper = BestCheckpoint(own, metric, lower_is_better=metric in LOWER_IS_BETTER)
     trainer = build_trainer(
@@ -236,4 +232,10 @@ def _require_same_cases(checkpoint: Mapping[str, Any], cases: TrainingCases | No
             raise UserError(
                 f"{path}: the {split} cases have changed since the training began ({named(changed)}); restore them, or "
                 "train anew in another folder"
+            )
+        # drawn by their position
+        if [case.case_id for case in earlier[split]] != [case.case_id for case in now]:
+            raise UserError(
+                f"{path}: the {split} cases are listed in another order than when the training began, and their order "
+                "decides which are drawn; restore it, or train anew in another folder"
             )

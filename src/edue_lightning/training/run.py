@@ -169,8 +169,7 @@ def _run(
     configuration, data, method = experiment.configuration, experiment.data, experiment.method
     label = configuration["label"] or method.label
     if is_first_process() and not resuming:
-        training_cases = [record.case_id for record in data.records("train")]
-        write_configuration(configuration, label, data.note, folder, training_cases)
+        write_configuration(configuration, label, data.note, folder, experiment.cases)
     wandb_run = settings.start(
         f"{label}-{data.name}-{configuration['seed']}", folder, {**configuration, "label": label}
     )
@@ -185,7 +184,7 @@ def _run(
         validation = measure_method(method, data, of_validation, trainer)
         sensitivity = configuration["triage_sensitivity"]
         if sensitivity is not None:
-            triage = fit_triage(method, data, validation.cases, metric_settings, float(sensitivity), trainer)
+            triage = fit_triage(method, data, metric_settings, float(sensitivity), trainer)
             if is_first_process():
                 add_triage(folder / CHECKPOINTS / BEST, triage.as_dict())
         if is_first_process():

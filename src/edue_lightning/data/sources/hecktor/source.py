@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edue_lightning.data.file_source import CaseError, CaseReading, FileCase, FileSource, stack_case
 from edue_lightning.data.geometry import (
+    canonical,
     closest_canonical,
     cropped,
     grid_spacing,
@@ -22,6 +23,7 @@ from edue_lightning.data.geometry import (
     same_grid,
     share_inside,
 )
+from edue_lightning.data.identity import content_digest
 from edue_lightning.data.images import ImageError, ImageFile, read_image, read_label_map, read_mask
 from edue_lightning.data.sample import Grid, RaterSample
 from edue_lightning.data.source import CaseRecord
@@ -194,6 +196,7 @@ class HecktorSource(FileSource):
             self.structures,
             spacing=grid_spacing(grid),
             affine=grid.affine.numpy(),
+            content=content_digest([canonical(image).array for image in (ct, pet)]),
         )
         return sample if same_grid(grid, ct_grid) else replace(sample, origin=ct_grid)
 

@@ -7,6 +7,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from edue_lightning.atomic import write_whole
 from edue_lightning.data.file_source import CaseReading, FileCase, FileSource
+from edue_lightning.data.identity import content_digest, generated_content
 from edue_lightning.data.images import ImageError
 from edue_lightning.data.patches import cut_square
 from edue_lightning.data.preparation import Stacked
@@ -166,8 +168,10 @@ class LidcContours(CaseSource):
     def load(self, case_id: str) -> RaterSample:
         """Rasterise a nodule's outlines and render its image."""
         origin, consensus = self._patches.place(case_id)
-        ratings = dict(zip(RATINGS, self._patches.nodules[case_id].ratings, strict=True))
-        return self._patches.sample(case_id, render(consensus, ratings, case_seed(case_id)), origin)
+        nodule = self._patches.nodules[case_id]
+        ratings = dict(zip(RATINGS, nodule.ratings, strict=True))
+        sample = self._patches.sample(case_id, render(consensus, ratings, case_seed(case_id)), origin)
+        return replace(sample, content=generated_content(case_id, ratings, _described(nodule)))
 
 
 class LidcScans(FileSource):
@@ -245,7 +249,8 @@ class LidcScans(FileSource):
         except ImageError as error:
             reading.report(path, str(error))
         reading.finish()
-        return self._patches.sample(case_id, image, origin)
+        sample = self._patches.sample(case_id, image, origin)
+        return replace(sample, content=content_digest([pixels[None]]))
 
 
 def case_seed(case_id: str) -> int:

@@ -14,6 +14,7 @@ import torch
 
 from edue_lightning.data.file_source import problems_text
 from edue_lightning.data.geometry import slice_storage
+from edue_lightning.data.identity import content_digest
 from edue_lightning.data.images import ImageError
 from edue_lightning.data.preparation import Stacked
 from edue_lightning.data.sample import RaterSample
@@ -204,6 +205,7 @@ class LidcSlices(CaseSource):
             masks=placed,
             valid=valid,
             case_id=case.record.case_id,
+            content=content_digest([one.image[None] for one in found]),
         )
 
     def _cropped(self, pixels: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from edue_lightning.data.file_source import (
     problem_line,
     stack_case,
 )
+from edue_lightning.data.identity import content_digest
 from edue_lightning.data.images import ImageError, ImageFile, read_image, read_mask
 from edue_lightning.data.label_maps import LabelMap
 from edue_lightning.data.preparation import Stacked, agreed_spacing
@@ -167,6 +168,7 @@ class ManifestSource(FileSource):
             affine=found[0].affine,
             origin=found[0].origin,
             region=region,
+            content=content_digest([image.array for image in found]),
         )
 
     def _compare_mask_files(self) -> None:

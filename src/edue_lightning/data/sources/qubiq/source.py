@@ -16,6 +16,7 @@ from edue_lightning.data.file_source import (
     stack_case,
 )
 from edue_lightning.data.geometry import canonical
+from edue_lightning.data.identity import content_digest
 from edue_lightning.data.images import ImageFile, read_image, read_mask
 from edue_lightning.data.preparation import Stacked, as_slice
 from edue_lightning.data.sample import RaterSample
@@ -99,6 +100,7 @@ class QubiqSource(FileSource):
             spacing=image.spacing,
             affine=image.affine,
             origin=image.origin,
+            content=content_digest([image.array]),
         )
 
     def _named(self, path: Path, image: ImageFile | None) -> NamedImage | None:

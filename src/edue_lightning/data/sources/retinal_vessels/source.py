@@ -14,6 +14,7 @@ from edue_lightning.data.file_source import (
     relative_name,
     stack_case,
 )
+from edue_lightning.data.identity import content_digest
 from edue_lightning.data.images import read_image, read_mask
 from edue_lightning.data.preparation import Stacked
 from edue_lightning.data.sample import RaterSample
@@ -86,6 +87,7 @@ class RetinalVessels(FileSource):
             self.raters or (),
             self.structures,
             region=None if region is None else region.array,
+            content=content_digest([image.array]),
         )
 
 

@@ -20,6 +20,7 @@ from edue_lightning.data.file_source import (
     relative_name,
     stack_case,
 )
+from edue_lightning.data.identity import content_digest
 from edue_lightning.data.images import ImageError, read_colours
 from edue_lightning.data.patches import cut_square
 from edue_lightning.data.preparation import SquarePicture, resized
@@ -140,12 +141,13 @@ class RigaSource(FileSource):
             left_out = problem_line(files.photograph.name, files.case_id, "none of its drawings is left")
             log.warning("left out: %s", left_out)
             raise CaseError(())
+        content = content_digest([np.moveaxis(photograph, -1, 0) / np.float32(255)])
         if files.drawn:
             photograph, masks = self._around_disc(photograph, masks)
         image = self.preparation({"size": self.size}).channels(np.moveaxis(photograph.astype(np.float32), -1, 0))
         square = (self.size, self.size)
         scaled = {key: resized(mask, square) >= 0.5 for key, mask in masks.items() if key[1] in self.structures}
-        return stack_case(files.case_id, image / np.float32(255), scaled, self.raters, self.structures)
+        return stack_case(files.case_id, image / np.float32(255), scaled, self.raters, self.structures, content=content)
 
     def _outlines(self, photograph: NDArray[np.uint8], path: Path, drawn: bool) -> Drawing:
         if drawn:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edue_lightning.data.identity import generated_content
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseRecord, CaseSource
 from edue_lightning.data.sources.synthetic.level_set import LevelSets, draw_habits, expected_variance
@@ -72,6 +73,7 @@ class SyntheticSource(CaseSource):
             valid=torch.from_numpy(valid),
             case_id=case_id,
             spacing=spacing,
+            content=generated_content(type(self).__name__, self.seed, case_id),
         )
 
     def expected_probability(self, case_id: str) -> Tensor:
