@@ -15,12 +15,19 @@ from edue_lightning.config.build import build_metric_settings
 from edue_lightning.config.schema import check_only_ours
 from edue_lightning.errors import UserError
 from edue_lightning.metrics import MEAN_STRUCTURE, CaseStatistics, summarise
-from edue_lightning.runs.files import FINGERPRINT, IDENTITY, METRICS_COLUMNS, Replicates, Run
-from edue_lightning.runs.record import TRAINING, TRAINING_CASES, data_settings, method_settings, metric_settings
+from edue_lightning.runs.files import IDENTITY, METRICS_COLUMNS, TEXT_COLUMNS, Replicates, Run
+from edue_lightning.runs.record import (
+    TRAINING,
+    TRAINING_CASES,
+    TRAINING_CONTENT,
+    data_settings,
+    method_settings,
+    metric_settings,
+)
 from edue_lightning.runs.tables import detection_table, quality_control_table
 
 _FOLD = "data.fold"
-_TEXT = (*IDENTITY, "case_id", "structure", FINGERPRINT)
+_TRAINING_CASES = (TRAINING_CASES, TRAINING_CONTENT)
 _DEFINITION = ["structure", "metric"]
 
 
@@ -74,7 +81,7 @@ def _count_of(run: Run) -> int:
 def _identity(run: Run) -> str:
     """Return a text that the folds of one method, seed and data set share."""
     settings = {**method_settings(run.configuration), **data_settings(run.configuration)}
-    settings = {key: value for key, value in settings.items() if key not in (_FOLD, TRAINING_CASES)}
+    settings = {key: value for key, value in settings.items() if key not in (_FOLD, *_TRAINING_CASES)}
     parts = [run.label, run.data, run.split, run.seed, run.tested, settings, metric_settings(run.configuration)]
     return json.dumps(parts, sort_keys=True, default=str)
 
@@ -160,10 +167,11 @@ def _configuration(folds: Sequence[Run]) -> dict[str, Any]:
     if configuration.get(TRAINING):
         configuration[TRAINING] = without_number(configuration[TRAINING])
         records = [record[TRAINING] for record in records]
-    trained = [str(record[TRAINING_CASES]) for record in records if TRAINING_CASES in record]
-    if trained:
-        holder = configuration.get(TRAINING) or configuration
-        holder[TRAINING_CASES] = "; ".join(trained)
+    for key in _TRAINING_CASES:
+        trained = [str(record[key]) for record in records if key in record]
+        if trained:
+            holder = configuration.get(TRAINING) or configuration
+            holder[key] = "; ".join(trained)
     return configuration
 
 
@@ -174,7 +182,7 @@ def _statistics(run: Run, structures: Sequence[str]) -> CaseStatistics:
         UserError: if the run does not hold them.
     """
     ids = list(run.replicates.case_ids)
-    numbers = [name for name in run.cases.columns if name not in _TEXT]
+    numbers = [name for name in run.cases.columns if name not in TEXT_COLUMNS]
     tables = [run.cases[run.cases["structure"] == name].set_index("case_id") for name in structures]
     if any(sorted(table.index) != sorted(ids) for table in tables):
         raise UserError(f"{run.folder}: its tables hold different cases; evaluate again")
