@@ -16,7 +16,7 @@ from processes import run_command
 
 from edue_lightning.data import Grid, ManifestSource, RaterSample
 from edue_lightning.errors import UserError
-from edue_lightning.evaluation.prediction_folder import PredictionFolder
+from edue_lightning.evaluation.prediction_folder import READOUT_FILE, PredictionFolder
 from edue_lightning.metrics import case_statistics
 
 AFFINE = np.array([[0.5, 0.1, 0, 10], [-0.1, 0.5, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
@@ -378,3 +378,79 @@ def test_a_file_with_several_channels_is_no_member(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="holds 2 channels"):
         PredictionFolder(tmp_path, ("disc",)).load(sample)
+
+
+def sample_of(size: tuple[int, ...] = (4, 5), case_id: str = "a") -> RaterSample:
+    """Return a case of one structure and two raters, without a grid."""
+    return RaterSample(torch.zeros(1, *size), torch.zeros(2, 1, *size, dtype=torch.uint8), torch.ones(2) > 0, case_id)
+
+
+def test_arrays_of_other_names_are_no_maps_unless_the_folder_says_so(tmp_path: Path) -> None:
+    members, decision = np.full((2, 1, 4, 5), 0.25), np.full((1, 4, 5), 0.75)
+    np.savez(tmp_path / "a.npz", members=members, decision=decision)
+    folder = PredictionFolder(tmp_path, ("s",))
+    assert torch.equal(folder.load(sample_of()), torch.from_numpy(members))
+    (tmp_path / READOUT_FILE).write_text('{"own_maps": ["decision"]}')
+    folder = PredictionFolder(tmp_path, ("s",))
+    found = folder.load(sample_of())
+    assert torch.equal(folder.readout.members(found[None])[0], torch.from_numpy(members))
+    assert torch.equal(folder.readout.decision(found[None])[0], torch.from_numpy(decision))
+    assert float(folder.readout.probability(found[None]).max()) == 0.25
+
+
+def test_a_map_that_the_folder_names_must_be_in_every_case(tmp_path: Path) -> None:
+    (tmp_path / READOUT_FILE).write_text('{"own_maps": ["decision"]}')
+    members = np.full((2, 1, 4, 5), 0.25)
+    np.savez(tmp_path / "a.npz", members=members)
+    np.savez(tmp_path / "b.npz", members=members, decision=members)
+    np.savez(tmp_path / "c.npz", members=members, decision=np.full((1, 4, 5), 1.5))
+    folder = PredictionFolder(tmp_path, ("s",))
+    with pytest.raises(UserError, match=r"a\.npz: holds no array named 'decision'"):
+        folder.load(sample_of(case_id="a"))
+    with pytest.raises(UserError, match=r"b\.npz: decision has shape \[2, 1, 4, 5\], expected \[1, 4, 5\]"):
+        folder.load(sample_of(case_id="b"))
+    with pytest.raises(UserError, match=r"values from 0\.25 to 1\.5; probabilities lie in \[0, 1\]"):
+        folder.load(sample_of(case_id="c"))
+
+
+def test_levels_of_a_folder_must_descend(tmp_path: Path) -> None:
+    (tmp_path / READOUT_FILE).write_text('{"levels": true}')
+    levels = np.sort(np.random.default_rng(0).random((3, 1, 4, 5)), axis=0)
+    np.savez(tmp_path / "a.npz", members=levels)
+    with pytest.raises(UserError, match="members must descend from member 0 to member 2"):
+        PredictionFolder(tmp_path, ("s",)).load(sample_of())
+    # but for rounding, which is sorted away
+    levels = np.full((3, 1, 4, 5), 0.5)
+    levels[1] += 1e-6
+    np.savez(tmp_path / "a.npz", members=levels)
+    found = PredictionFolder(tmp_path, ("s",)).load(sample_of())
+    assert (found.diff(dim=0) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "{", "[" * 4000, '{"level": true}', '{"levels": 1}'),
+        *('{"own_maps": ["mask"]}', '{"own_maps": "decision"}', '{"majority_tie": "both"}'),
+    ],
+)
+def test_an_invalid_read_out_of_a_folder_is_refused(tmp_path: Path, content: str) -> None:
+    np.savez(tmp_path / "a.npz", members=np.zeros((2, 1, 4, 5)))
+    (tmp_path / READOUT_FILE).write_text(content)
+    with pytest.raises(UserError, match=r"readout\.json: cannot be read .*; write for example"):
+        PredictionFolder(tmp_path, ("s",))
+
+
+def test_files_of_maps_need_the_read_out(tmp_path: Path) -> None:
+    grid = nibabel.Nifti1Image(np.full((4, 5, 3), 0.5, dtype=np.float32), AFFINE)
+    sample = sample_of((4, 5, 3))
+    for name in ("a__member0__s", "a__member1__s", "a__decision__s"):
+        nibabel.save(grid, tmp_path / f"{name}.nii.gz")
+    assert PredictionFolder(tmp_path, ("s",))._unnamed == ["a__decision__s.nii.gz"]
+    (tmp_path / READOUT_FILE).write_text('{"own_maps": ["decision"]}')
+    folder = PredictionFolder(tmp_path, ("s",))
+    assert folder._unnamed == []
+    assert folder.load(sample).shape == (3, 1, 4, 5, 3)
+    (tmp_path / "a__decision__s.nii.gz").unlink()
+    with pytest.raises(UserError, match="lacks a file for s of decision"):
+        PredictionFolder(tmp_path, ("s",)).load(sample)

@@ -17,7 +17,9 @@ from processes import run_command
 from edue_lightning.data import HecktorSource, ManifestSource, RaterSample
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.prediction_folder import PredictionFolder
-from edue_lightning.evaluation.prediction_writer import write_prediction
+from edue_lightning.evaluation.prediction_writer import write_prediction, write_readout
+from edue_lightning.metrics import case_statistics
+from edue_lightning.uncertainty import Readout
 
 TINY = [
     "experiment=hecktor",
@@ -133,6 +135,39 @@ def test_slices_become_archives(tmp_path: Path) -> None:
     probabilities = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
     write_prediction(tmp_path, sample, probabilities, ("disc", "cup"))
     assert torch.equal(PredictionFolder(tmp_path, ("disc", "cup")).load(sample), probabilities)
+
+
+@pytest.mark.parametrize("has_grid", [False, True])
+def test_levels_and_a_map_of_their_own_come_back_with_the_same_figures(tmp_path: Path, has_grid: bool) -> None:
+    size = (4, 6, 5)
+    affine = torch.eye(4, dtype=torch.float64) if has_grid else None
+    masks = torch.randint(0, 2, (3, 2, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sample = RaterSample(torch.zeros(1, *size), masks, torch.ones(3) > 0, "flat", affine=affine)
+    probabilities = torch.rand(4, 2, *size, generator=torch.Generator().manual_seed(0))
+    probabilities[:3] = probabilities[:3].sort(dim=0, descending=True)[0]
+    readout = Readout(levels=True, own_maps=("decision",), majority_tie="background")
+    write_readout(tmp_path, readout)
+    write_prediction(tmp_path, sample, probabilities, ("disc", "cup"), readout)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    parts = ("decision", "member0", "member1", "member2")
+    expected = [f"flat__{part}__{name}.nii.gz" for part in parts for name in ("cup", "disc")]
+    assert files == [*(expected if has_grid else ["flat.npz"]), "readout.json"]
+    folder = PredictionFolder(tmp_path, ("disc", "cup"))
+    assert folder.readout == readout
+    read = folder.load(sample)
+    assert torch.equal(read, probabilities)
+    statistics = [
+        case_statistics(part[None], masks[None], sample.valid[None], contents="probabilities", readout=one)
+        for part, one in ((read, folder.readout), (probabilities, readout), (probabilities[:3], Readout()))
+    ]
+    for name in ("dice", "sv", "d_soft", "nll"):
+        assert torch.equal(statistics[0][name], statistics[1][name])
+    assert not torch.equal(statistics[0]["sv"], statistics[2]["sv"])
+
+
+def test_opinions_need_no_read_out(tmp_path: Path) -> None:
+    write_readout(tmp_path / "out", Readout(majority_tie="background"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -88,7 +88,12 @@ def measure_predictions(predictions: PredictionFolder, data: RaterDataModule, me
         data: data module with the cases.
         measurement: settings of the measurement.
     """
-    table = CaseTable(data.source.structures, settings=measurement.settings, contents="probabilities")
+    table = CaseTable(
+        data.source.structures,
+        settings=measurement.settings,
+        contents="probabilities",
+        readout=predictions.readout,
+    )
 
     def probabilities_of(position: int) -> Tensor:
         return predictions.load(data.sample(measurement.split, position))

@@ -3,11 +3,18 @@
 - `CASE_ID.npz` with an array `members` `[M, K, *S]`, probabilities in [0, 1], structures in the data set's order.
 - `CASE_ID__memberM__STRUCTURE.nii.gz` (or `.nii`), M counted from 0, each on the grid of the case's image file or on
   the grid that the case was resampled to; with a single structure, `CASE_ID__memberM.nii.gz` is enough.
+
+A file `readout.json` may say how probability, disagreement and decision are read from the members, with the attributes
+of `Readout`, each optional: `{"levels": true}` for nested levels, `{"own_maps": ["decision"]}` for maps of the
+prediction's own. Each such map is an array `[K, *S]` of its name in the archive, or files
+`CASE_ID__decision__STRUCTURE.nii.gz`. Without that file, members are opinions.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
+import json
 import math
 import re
 import zipfile
@@ -25,35 +32,42 @@ from edue_lightning.data.geometry import closest_canonical, grid_of, resample, s
 from edue_lightning.data.images import MOST_INFLATION, ImageError, read_image, require_memory
 from edue_lightning.errors import UserError
 from edue_lightning.text import counted, one_line, reason_of
+from edue_lightning.uncertainty import MAPS, MEMBERS, Readout
 
-_NIFTI_NAME = re.compile(r"(?P<case>.+?)__member(?P<member>\d+)(?:__(?P<structure>.+))?\.nii(?:\.gz)?")
+_NIFTI_NAME = re.compile(
+    rf"(?P<case>.+?)__(?:member(?P<member>\d+)|(?P<map>{'|'.join(MAPS)}))(?:__(?P<structure>.+))?\.nii(?:\.gz)?"
+)
 ARRAY = "members"
-"""Name of the array in an archive."""
+"""Name of the members' array in an archive."""
+READOUT_FILE = "readout.json"
 
 ROUNDING = 1e-5
 """Largest distance from [0, 1] that counts as rounding; such values become 0 or 1."""
 
-_ENTRY = f"{ARRAY}.npy"
 _MOST_HEADER_BYTES = 2**16
+_MOST_READOUT_BYTES = 2**12
 
-Member = tuple[int, str]
-"""Number of a member and name of a structure."""
+Channel = tuple[int | str, str]
+"""Number of a member, or name of a map, and name of a structure."""
 
 
-def nifti_name(case_id: str, member: int, structure: str) -> str:
-    """Return the file name of a member's probabilities of one structure."""
-    return f"{case_id}__member{member}__{structure}.nii.gz"
+def nifti_name(case_id: str, channel: int | str, structure: str) -> str:
+    """Return the file name of one structure's probabilities, of a member by its number or of a map by its name."""
+    return f"{case_id}__{channel if isinstance(channel, str) else f'member{channel}'}__{structure}.nii.gz"
 
 
 class PredictionFolder:
-    """Member probabilities of cases, read one case at a time.
+    """Probabilities of cases, of members and of the maps of `readout`, read one case at a time.
 
     Args:
         folder: folder with the files.
         structures: names of the K structures, in the data set's order.
 
+    Attributes:
+        readout: how the maps are read from the members.
+
     Raises:
-        UserError: if the folder does not exist, or holds no prediction.
+        UserError: if the folder does not exist, holds no prediction, or its `readout.json` is invalid.
     """
 
     def __init__(self, folder: Path, structures: Sequence[str]) -> None:
@@ -62,22 +76,24 @@ class PredictionFolder:
         self.folder = folder
         self._storage: str | None = None
         self.structures = tuple(structures)
+        self.readout = _read_readout(folder / READOUT_FILE)
         self._archives = {path.name.removesuffix(".npz"): path for path in sorted(folder.glob("*.npz"))}
-        self._images: dict[str, dict[Member, Path]] = defaultdict(dict)
+        self._images: dict[str, dict[Channel, Path]] = defaultdict(dict)
         self._unnamed: list[str] = []
         for path in sorted([*folder.glob("*.nii"), *folder.glob("*.nii.gz")]):
             named = _NIFTI_NAME.fullmatch(path.name)
-            if named is None:
+            if named is None or named["map"] not in (None, *self.readout.own_maps):
                 self._unnamed.append(path.name)
                 continue
             structure = named["structure"] or (self.structures[0] if len(self.structures) == 1 else "")
-            files, member = self._images[named["case"]], int(named["member"])
-            if (member, structure) in files:
+            files = self._images[named["case"]]
+            channel: int | str = named["map"] or int(named["member"])
+            if (channel, structure) in files:
                 raise UserError(
-                    f"{self}: {files[member, structure].name} and {path.name} are both member {member} of case "
+                    f"{self}: {files[channel, structure].name} and {path.name} are both {_described(channel)} of case "
                     f"{named['case']}; remove one"
                 )
-            files[member, structure] = path
+            files[channel, structure] = path
         if not self._archives and not self._images:
             raise UserError(f"{self}: holds no prediction; expected CASE_ID.npz or CASE_ID__member0.nii.gz")
 
@@ -111,7 +127,7 @@ class PredictionFolder:
                 problems.append(f"{record.case_id}: missing; add {record.case_id}.npz")
                 continue
             try:
-                members[record.case_id] = len(self._load(source.load(record.case_id)))
+                members[record.case_id] = self.readout.count(len(self._load(source.load(record.case_id))))
             except _PredictionError as error:
                 problems.append(f"{record.case_id}: {error}")
         if members:
@@ -126,7 +142,7 @@ class PredictionFolder:
             raise UserError("\n  ".join([f"{self}: {counted(problems)}", *map(one_line, problems)]))
 
     def load(self, sample: RaterSample) -> Tensor:
-        """Return the member probabilities of a case, `[M, K, *S]`.
+        """Return the probabilities of a case, `[M + n, K, *S]`, as `readout` takes them.
 
         Raises:
             UserError: if a file was removed or damaged since the check.
@@ -152,28 +168,58 @@ class PredictionFolder:
         low, high = float(values.min()), float(values.max())
         if low < -ROUNDING or high > 1 + ROUNDING:
             raise _PredictionError(f"holds values from {low:.9g} to {high:.9g}; probabilities lie in [0, 1]")
-        return torch.from_numpy(values if low >= 0 and high <= 1 else values.clip(0, 1))
+        found = torch.from_numpy(values if low >= 0 and high <= 1 else values.clip(0, 1))
+        return self._descending(found) if self.readout.levels else found
+
+    def _descending(self, channels: Tensor) -> Tensor:
+        """Return the channels with levels that descend exactly.
+
+        Raises:
+            _PredictionError: if they ascend by more than rounding.
+        """
+        count = self.readout.count(len(channels))
+        levels = channels[:count]
+        if count > 1 and float(levels.diff(dim=0).max()) > ROUNDING:
+            raise _PredictionError(
+                f"its members must descend from member 0 to member {count - 1} at every voxel, since {READOUT_FILE} "
+                "says that they are levels; sort them"
+            )
+        return torch.cat([levels.sort(dim=0, descending=True).values, channels[count:]])
 
     def _read_archive(self, path: Path, size: tuple[int, ...]) -> NDArray[np.floating]:
         # reading a pipe would block
         if not path.is_file():
             raise _PredictionError(f"{path.name}: is no regular file; put the archive itself there")
+        one = (len(self.structures), *size)
+        members = self._read_array(path, ARRAY, one)
+        maps = [self._read_array(path, name, one)[None] for name in self.readout.own_maps]
+        return np.concatenate([members, *maps]) if maps else members
+
+    def _read_array(self, path: Path, name: str, one: tuple[int, ...]) -> NDArray[np.floating]:
+        """Read an array of an archive: the members `[M, K, *S]`, or a map `[K, *S]`.
+
+        Args:
+            path: archive.
+            name: name of the array.
+            one: `(K, *S)`.
+        """
         try:
-            shape, dtype, bytes_there = _announced(path)
-            if len(shape) < 2 or shape[0] < 1 or shape[1:] != (len(self.structures), *size):
-                expected = ", ".join(map(str, (len(self.structures), *size)))
-                raise _PredictionError(f"{path.name}: {ARRAY} has shape {list(shape)}, expected [M, {expected}]")
+            shape, dtype, bytes_there = _announced(path, name)
+            fits = shape == one if name != ARRAY else len(shape) >= 2 and shape[0] >= 1 and shape[1:] == one
+            if not fits:
+                expected = ", ".join(map(str, one if name != ARRAY else ("M", *one)))
+                raise _PredictionError(f"{path.name}: {name} has shape {list(shape)}, expected [{expected}]")
             if dtype.kind not in "fbui":
-                raise _PredictionError(f"{path.name}: {ARRAY} holds {dtype}, expected floating-point numbers")
+                raise _PredictionError(f"{path.name}: {name} holds {dtype}, expected floating-point numbers")
             claimed = math.prod(shape) * dtype.itemsize
             if claimed != bytes_there:
                 raise ValueError(f"it claims {claimed} bytes and holds {bytes_there}")
             require_memory(claimed)
             with np.load(path, allow_pickle=False) as archive:
                 # the entry that was checked, whatever the names of others
-                values: NDArray[np.floating] = archive[_ENTRY]
+                values: NDArray[np.floating] = archive[f"{name}.npy"]
         except KeyError as error:
-            raise _PredictionError(f"{path.name}: holds no array named {ARRAY!r}") from error
+            raise _PredictionError(f"{path.name}: holds no array named {name!r}") from error
         except _PredictionError:
             raise
         except ImageError as error:
@@ -185,8 +231,8 @@ class PredictionFolder:
         with np.errstate(all="ignore"):
             return values if values.dtype in (np.float32, np.float64) else values.astype(np.float32)
 
-    def _read_images(self, files: dict[Member, Path], sample: RaterSample) -> NDArray[np.float32]:
-        members = 1 + max(member for member, _ in files)
+    def _read_images(self, files: dict[Channel, Path], sample: RaterSample) -> NDArray[np.float32]:
+        members = 1 + max((channel for channel, _ in files if isinstance(channel, int)), default=0)
         surplus = [path.name for (_, structure), path in files.items() if structure not in self.structures]
         if surplus:
             raise _PredictionError(
@@ -194,12 +240,40 @@ class PredictionFolder:
             )
         arrays = []
         # one by one: a file's name may claim any number of members
-        for member in range(members):
+        channels: list[int | str] = [*self.readout.own_maps]
+        for channel in itertools.chain(range(members), channels):
             for structure in self.structures:
-                if (member, structure) not in files:
-                    raise _PredictionError(f"lacks a file for {structure} of member {member}")
-                arrays.append(_read_member(files[member, structure], sample, self._storage))
-        return np.stack(arrays).reshape(members, len(self.structures), *sample.image.shape[1:])
+                if (channel, structure) not in files:
+                    raise _PredictionError(f"lacks a file for {structure} of {_described(channel)}")
+                arrays.append(_read_member(files[channel, structure], sample, self._storage))
+        return np.stack(arrays).reshape(-1, len(self.structures), *sample.image.shape[1:])
+
+
+def _described(channel: int | str) -> str:
+    return channel if isinstance(channel, str) else f"member {channel}"
+
+
+def _read_readout(path: Path) -> Readout:
+    """Return the read-out of a folder; that of members without the file.
+
+    Raises:
+        UserError: if the file is invalid.
+    """
+    if not path.exists():
+        return MEMBERS
+    known = MEMBERS.as_dict()
+    try:
+        # a pipe would block, and a large file is none of ours
+        if not path.is_file() or path.stat().st_size > _MOST_READOUT_BYTES:
+            raise ValueError("is no small file")
+        stored = json.loads(path.read_text())
+        if not isinstance(stored, dict) or set(stored) - set(known):
+            raise ValueError(f"expected an object with some of {', '.join(known)}")
+        return Readout.from_dict({**known, **stored})
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({one_line(str(error))}); write for example {json.dumps(known)}, or remove it"
+        ) from error
 
 
 class _PredictionError(Exception):
@@ -213,13 +287,13 @@ def _is_turned(sample: RaterSample) -> bool:
     return same_grid(closest_canonical(sample.origin), Grid(tuple(sample.image.shape[1:]), sample.affine))
 
 
-def _announced(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Return the shape and type that an archive's array claims to have, and the number of bytes that it can hold.
+def _announced(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Return the shape and type that an array of an archive claims to have, and the number of bytes that it can hold.
 
     Nothing of the claimed size is allocated.
     """
-    with zipfile.ZipFile(path) as archive, archive.open(_ENTRY) as member:
-        entry = archive.getinfo(_ENTRY)
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+        entry = archive.getinfo(f"{name}.npy")
         most = path.stat().st_size * MOST_INFLATION
         # the header itself may claim, and unpack to, any size
         file = io.BytesIO(member.read(_MOST_HEADER_BYTES))
@@ -234,7 +308,7 @@ def _announced(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
 
 
 def _read_member(path: Path, sample: RaterSample, storage: str | None) -> NDArray[np.float32]:
-    """Read a member's map of one structure on the grid of the sample.
+    """Read the map of one structure, of a member or the prediction's own, on the grid of the sample.
 
     Args:
         path: NIfTI file.

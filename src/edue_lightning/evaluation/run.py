@@ -133,7 +133,7 @@ def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any
         write_configuration({**configuration, **used}, label, data.note, folder)
     callbacks = []
     if configuration["save_predictions"]:
-        callbacks.append(PredictionWriter(folder / PREDICTIONS_FOLDER, data, measurement.split))
+        callbacks.append(PredictionWriter(folder / PREDICTIONS_FOLDER, data, measurement.split, method.readout))
     trainer = build_test_trainer(trainer_node, callbacks=callbacks)
     evaluation = measure_method(method, data, measurement, trainer)
     if distortions is not None:

@@ -73,7 +73,10 @@ class Readout:
         Raises:
             ValueError: if a value is invalid; KeyError or TypeError if one is missing or of another type.
         """
-        return cls(bool(stored["levels"]), tuple(map(str, stored["own_maps"])), stored["majority_tie"])
+        levels, own_maps, tie = stored["levels"], stored["own_maps"], stored["majority_tie"]
+        if not isinstance(levels, bool) or not isinstance(own_maps, list | tuple):
+            raise ValueError(f"levels must be true or false and own_maps a list, not {levels!r} and {own_maps!r}")
+        return cls(levels, tuple(map(str, own_maps)), tie)
 
     def count(self, channels: int) -> int:
         """Return M, the number of members among some channels."""
