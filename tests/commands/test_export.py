@@ -112,6 +112,11 @@ def test_the_graph_is_the_estimate_of_each_image(tmp_path: Path, method: str, im
         ("onnx", PICTURES, ["method=probabilistic_unet", *TWO_STAGES]),
         ("onnx", PICTURES, ["method=test_time_augmentation", "method.turned=true", *TWO_STAGES]),
         (
+            "onnx",
+            VOLUMES,
+            ["method=deep_ensemble_levels_mask", "method.levels=3", "method.members=2", *TWO_STAGES],
+        ),
+        (
             "torch_export",
             VOLUMES,
             ["method=deep_ensemble", "method.members=2", "network.channels_last=true", *TWO_STAGES],

@@ -113,6 +113,8 @@ def quick(command: str, arguments: Sequence[str]) -> list[str]:
         elif key.startswith("hydra.launcher") or key == "hydra/launcher":
             # composed by `_check_launcher`; tests/runtime/test_launchers.py sweeps by each of them
             continue
+        elif key == "hydra.sweeper.n_trials":
+            given.append(f"{key}=2")
         elif re.fullmatch(r"[\w,.]+", value) and "," in value:
             given.append(f"{key}={','.join(value.split(',')[: 1 if key == 'seed' else 2])}")
         else:

@@ -12,7 +12,6 @@ from torch.export import Dim, ExportedProgram
 
 from edue_lightning.errors import UserError
 from edue_lightning.methods import (
-    DeepEnsemble,
     MonteCarloDropout,
     SegmentationMethod,
     StochasticSegmentation,
@@ -263,6 +262,6 @@ def _difference(expected: Tensor, found: Tensor) -> float:
 
 
 def _networks(method: SegmentationMethod) -> list[nn.Module]:
-    if isinstance(method, DeepEnsemble):
+    if method.trainees()[0] is not method:
         return [network for member in method.trainees() for network in _networks(member)]
     return [method.network] if isinstance(method, NetworkMethod) else []

@@ -16,6 +16,7 @@ from edue_lightning.methods.deep_ensemble import DeepEnsemble
 from edue_lightning.methods.edue import EDUE
 from edue_lightning.methods.edue_levels import EDUELevels
 from edue_lightning.methods.layer_ensemble import LayerEnsemble
+from edue_lightning.methods.level_ensemble import LevelEnsemble
 from edue_lightning.methods.measuring import Measuring
 from edue_lightning.methods.monte_carlo_dropout import MonteCarloDropout
 from edue_lightning.methods.probabilistic_unet import ProbabilisticUNet
@@ -30,6 +31,7 @@ __all__ = [
     "EDUELevels",
     "Inference",
     "LayerEnsemble",
+    "LevelEnsemble",
     "Measuring",
     "MethodParts",
     "MonteCarloDropout",
