@@ -135,7 +135,9 @@ class ProbabilisticUNet(NetworkMethod):
     def _described(self) -> _Described:
         missing = [name for name in _Described.__annotations__ if not hasattr(self.network, name)]
         if missing:
-            raise ValueError(f"probabilistic_unet needs a network with the attributes {', '.join(missing)}")
+            raise ValueError(
+                f"probabilistic_unet needs a network with the attributes {', '.join(missing)}; choose network=unet"
+            )
         return cast(_Described, self.network)
 
     @property
