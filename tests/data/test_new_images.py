@@ -33,6 +33,36 @@ def test_cases_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "names",
+    [
+        ["a/b_c.png", "a_b/c.png", "x/b_c.png", "x/c.png"],
+        # a stem that is the name of another's path
+        ["a/b.png", "c/b.png", "a_b.png.tif"],
+        ["a/b.png", "a/b.nii", "a_b.png/b.png", "a/b.png_b.png"],
+    ],
+)
+def test_cases_never_share_a_name(tmp_path: Path, names: list[str]) -> None:
+    touch(tmp_path, *names)
+    found = find_images(tmp_path, 1)
+    assert not found.problems
+    files = [case.files[0].relative_to(tmp_path).as_posix() for case in found.cases]
+    assert sorted(files) == sorted(names)
+    assert len({case.case_id for case in found.cases}) == len(names)
+    # the same names again, so that an interrupted prediction finds its files, also beside another case
+    touch(tmp_path, "another.png")
+    assert {case.case_id for case in found.cases} < {case.case_id for case in find_images(tmp_path, 1).cases}
+
+
+def test_a_broken_case_takes_no_other_of_its_name_with_it(tmp_path: Path) -> None:
+    touch(tmp_path, "one/c__CT.nii.gz", "one/c_ct.nii.gz", "one/c__PT.nii.gz", "two/c__CT.nii.gz", "two/c__PT.nii.gz")
+    touch(tmp_path, "three/c__CT.nii.gz", "four/c__PT.nii.gz")
+    found = find_images(tmp_path, 2)
+    assert listed(found) == {"c": ["c__CT.nii.gz", "c__PT.nii.gz"]}
+    assert found.cases[0].files[0].parent.name == "two"
+    assert [name for name, _ in found.problems] == ["one/c", "four/c", "three/c"]
+
+
+@pytest.mark.parametrize(
     ("names", "expected"),
     [
         (["C-1/C-1__PT.nii.gz", "C-1/C-1__CT.nii.gz", "C-1/C-1.nii.gz"], {"C-1": ["C-1__CT.nii.gz", "C-1__PT.nii.gz"]}),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ _OTHER_IMAGES = (
     *(".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", ".dicom", ".ima", ".img", ".img.gz", ".mgh", ".mgz", ".mnc", ".npy"),
 )
 _DEEPEST = 32
+_DIGITS = 12
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 # how a data set names the files of one case: HECKTOR's CT and PET, nnU-Net's channels, those that `convert` writes
 _CHANNEL_NAMES = (
@@ -199,37 +201,50 @@ def _grouped(parts: Sequence[Path], root: Path, channels: int) -> ImageCases:
     """Return the cases whose files have a channel in their names; files of one case lie in one folder."""
     groups: defaultdict[tuple[Path, str], dict[int, Path]] = defaultdict(dict)
     problems: list[tuple[str, str]] = []
+    broken: set[tuple[Path, str]] = set()
     for path in parts:
         named = _channel_of(path)
         assert named is not None
         group = groups[path.parent, named[0]]
         if named[1] in group:
-            problems.append((named[0], f"{path.name} and {group[named[1]].name} are the same channel; remove one"))
+            twice = f"{path.name} and {group[named[1]].name} are the same channel; remove one"
+            problems.append((_place(path, named[0], root), twice))
+            broken.add((path.parent, named[0]))
         group[named[1]] = path
     cases: list[tuple[tuple[Path, ...], str]] = []
-    for (_, case_id), files in groups.items():
+    for (folder, case_id), files in groups.items():
+        if (folder, case_id) in broken:
+            continue
         if sorted(files) != list(range(channels)):
             if all(_NUMBERED.fullmatch(stem_of(path, _IMAGES)) for path in files.values()):
                 # numbers of cases, not of channels
                 cases += [((path,), stem_of(path, _IMAGES)) for path in files.values()]
                 continue
             listed = ", ".join(path.name for path in files.values())
-            problems.append((case_id, f"lacks a channel: only {listed} exists; add the other files"))
+            name = _place(next(iter(files.values())), case_id, root)
+            problems.append((name, f"lacks a channel: only {listed} exists; add the other files"))
         else:
             cases.append((tuple(files[number] for number in sorted(files)), case_id))
-    broken = {name for name, _ in problems}
-    return ImageCases(_named([case for case in cases if case[1] not in broken], root), problems)
+    return ImageCases(_named(cases, root), problems)
+
+
+def _place(path: Path, case_id: str, root: Path) -> str:
+    """Return a case's name in problems: with the folder of its files, if it is another than the input."""
+    return (path.parent.relative_to(root) / case_id).as_posix()
 
 
 def _named(cases: Sequence[tuple[tuple[Path, ...], str]], root: Path) -> list[ImageCase]:
     """Return the cases; if several have the same name, each is named by its path."""
-    count: defaultdict[str, int] = defaultdict(int)
-    for _, name in cases:
-        count[name] += 1
-    return [
-        ImageCase(name if count[name] == 1 else "_".join(files[0].relative_to(root).parts), files)
-        for files, name in cases
-    ]
+    names = [name for _, name in cases]
+    paths = [files[0].relative_to(root) for files, _ in cases]
+    for by_path in (
+        lambda path: "_".join(path.parts),
+        # paths that differ in a separator alone, such as a/b_c.png and a_b/c.png
+        lambda path: f"{'_'.join(path.parts)}-{hashlib.sha256(bytes(path)).hexdigest()[:_DIGITS]}",
+    ):
+        count = Counter(names)
+        names = [name if count[name] == 1 else by_path(path) for name, path in zip(names, paths, strict=True)]
+    return [ImageCase(name, files) for name, (files, _) in zip(names, cases, strict=True)]
 
 
 def _in_table(path: Path) -> ImageCases:
