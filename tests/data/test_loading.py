@@ -220,6 +220,22 @@ def test_smooth_augmentation_moves_image_and_masks_alike() -> None:
     assert (bright == (batch.masks[:, 0, 0] > 0)).float().mean() > 0.95
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_a_structure_at_the_border_goes_on_beyond_it_in_image_and_masks(spatial_dims: int) -> None:
+    shape = (20,) * spatial_dims
+    image = torch.zeros(1, *shape)
+    image[:, 12:] = 1  # a structure that fills one side up to the border
+    sample = RaterSample(image, image[None].to(torch.uint8), torch.tensor([True]), "a")
+    transform = Augmentation(rotation=0.4, scaling=0.3).transform(spatial_dims)
+    filled = 0
+    for key in range(20):
+        changed = augment(sample, transform, key)
+        certain = (changed.image[0] < 0.01) | (changed.image[0] > 0.99)
+        torch.testing.assert_close(changed.masks[0, 0][certain].float(), changed.image[0][certain].round())
+        filled += int(changed.masks.any())
+    assert filled == 20
+
+
 def test_epochs_are_shuffled_and_augmented_anew_evaluation_is_not() -> None:
     data = module()
     first, second = (epoch_of(data.train_dataloader(), epoch) for epoch in (0, 1))

@@ -72,7 +72,8 @@ class Augmentation:
                     rotate_range=[self.rotation] * rotations,
                     scale_range=[self.scaling] * spatial_dims,
                     mode=("bilinear", "nearest"),
-                    padding_mode=("border", "zeros"),
+                    # one rule for both: a structure that reaches the border goes on beyond it, as its image does
+                    padding_mode="border",
                 )
             )
         if self.intensity_scale:
