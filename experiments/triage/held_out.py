@@ -27,7 +27,7 @@ from scipy.spatial.transform import Rotation
 
 from edue_lightning.config.build import build_data, build_metric_settings
 from edue_lightning.data import RaterSample, SyntheticPetCt
-from edue_lightning.data.images import same_affine
+from edue_lightning.data.geometry import grid_of, same_grid
 from edue_lightning.prediction.triage import Triage
 from edue_lightning.runs.checkpoints import load_method
 from edue_lightning.uncertainty import rater_mean
@@ -82,7 +82,7 @@ def predicted_mask(folder: Path, sample: RaterSample, number: int) -> NDArray[np
         return np.asarray(Image.open(folder / f"{sample.case_id}__mask.png")) > 0
     image = nibabel.load(volume)
     assert isinstance(image, nibabel.Nifti1Image)
-    assert same_affine(image.affine, oblique(number)), volume
+    assert same_grid(grid_of(image.shape, image.affine), grid_of(image.shape, oblique(number))), volume
     return np.asarray(image.dataobj) > 0
 
 

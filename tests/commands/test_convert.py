@@ -13,6 +13,7 @@ from processes import run_command
 from edue_lightning.config.build import build_data
 from edue_lightning.convert import convert
 from edue_lightning.data import HecktorSource, ManifestSource, RaterDataModule
+from edue_lightning.data.conversion import write_manifest
 from edue_lightning.errors import UserError
 
 FUNDUS = {
@@ -62,6 +63,16 @@ def test_more_than_nine_raters_keep_their_places(tmp_path: Path) -> None:
     assert again.raters == tuple(f"{name} {n}" for name in [again.raters[0].split()[0]] for n in range(1, 13))
     for record in origin.cases():
         assert torch.equal(origin.load(record.case_id).masks, again.load(record.case_id).masks)
+
+
+def test_raters_out_of_natural_order_keep_their_places(tmp_path: Path) -> None:
+    data = build_data({"seed": 0, "data": FUNDUS})
+    # as CHASE_DB1 and others name them: the expert first
+    data.source.raters = ("second 2", "first 10", "first 9")
+    assert write_manifest(data, tmp_path / "out") == 9
+    read_back(tmp_path / "out", data)
+    header = (tmp_path / "out" / "manifest.csv").read_text().partition("\n")[0]
+    assert header.endswith(",rater,structure,rater_position")
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from edue_lightning.data import Grid
 from edue_lightning.data.geometry import (
-    canonical,
     closest_canonical,
     cropped,
     grid_of,
@@ -28,7 +27,7 @@ from edue_lightning.data.geometry import (
     same_grid,
     share_inside,
 )
-from edue_lightning.data.images import ImageFile
+from edue_lightning.data.images import ImageFile, canonical
 
 
 def world(grid: Grid) -> NDArray[np.float64]:
@@ -236,3 +235,23 @@ def test_shares_inside() -> None:
     assert not same_grid(grid, grid_of((4, 4, 4), shifted))
     assert same_grid(grid, grid_of((4, 4, 4), np.eye(4)))
     assert largest_shift(grid, grid_of((4, 4, 4), shifted)) == pytest.approx(100)
+
+
+def test_grids_of_small_voxels_are_compared_by_the_voxel() -> None:
+    small = np.diag([1e-4, 1e-4, 1e-4, 1.0])
+    shifted = small.copy()
+    shifted[0, 3] = 5e-4
+    first, *others = (
+        grid_of((4, 4, 4), affine) for affine in (small, small, shifted, np.diag([-1e-4, -1e-4, 1e-4, 1.0]))
+    )
+    assert [same_grid(first, other) for other in others] == [True, False, False]
+    assert same_grid(
+        grid_of((8, 8, 8), np.diag([1.0, 1.0, 3.0, 1.0])), grid_of((8, 8, 8), np.diag([1.0005, 1.0, 3.0, 1.0]))
+    )
+
+
+@pytest.mark.parametrize("shape", [(512, 512, 4), (512, 512)])
+def test_small_differences_of_a_spacing_add_up_to_another_place(shape: tuple[int, ...]) -> None:
+    grid, other = (grid_of(shape, np.diag([size, 0.7, 3.0, 1.0])) for size in (0.7, 0.7005))
+    assert not same_grid(grid, other)
+    assert same_grid(grid, grid_of(shape, np.diag([0.70001, 0.7, 3.0, 1.0])))

@@ -27,7 +27,6 @@ from edue_lightning.data.images import (
     read_image,
     read_label_map,
     read_mask,
-    same_affine,
 )
 
 OBLIQUE = np.array([[0.0, -0.6, 0.8, 10.0], [0.5, 0.0, 0.0, -20.0], [0.0, 0.8, 2.4, 5.0], [0.0, 0.0, 0.0, 1.0]])
@@ -582,11 +581,48 @@ def test_the_content_of_a_picture_is_read_like_its_file(tmp_path: Path) -> None:
         read_image(BytesIO(content[:-6]))
 
 
-def test_affines_of_small_voxels_are_compared_by_the_voxel() -> None:
-    small = np.diag([1e-4, 1e-4, 1e-4, 1.0])
-    shifted = small.copy()
-    shifted[0, 3] = 5e-4
-    assert same_affine(small, small)
-    assert not same_affine(small, shifted)
-    assert not same_affine(small, np.diag([-1e-4, -1e-4, 1e-4, 1.0]))
-    assert same_affine(np.diag([1.0, 1.0, 3.0, 1.0]), np.diag([1.0005, 1.0, 3.0, 1.0]))
+def contradicting(path: Path, sform: NDArray, qform: NDArray | None, codes: tuple[int, int] = (2, 1)) -> Path:
+    """Write a volume whose header holds two transformations."""
+    image = nibabel.Nifti1Image(np.zeros((6, 5, 4), dtype=np.float32), None)
+    image.header.set_sform(sform, codes[0])
+    if qform is not None:
+        image.header.set_qform(qform, codes[1])
+    nibabel.save(image, path)
+    return path
+
+
+RAS, MOVED, LPS, LARGE = (
+    np.diag([1.0, 1.0, 2.0, 1.0]),
+    nibabel.affines.from_matvec(np.diag([1.0, 1.0, 2.0]), [0, 0, 5]),
+    nibabel.affines.from_matvec(np.diag([-1.0, -1.0, 2.0]), [5, 4, 0]),
+    np.diag([1.0, 1.0, 3.0, 1.0]),
+)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(
+    ("other", "codes", "message"),
+    [
+        (MOVED, (2, 1), "two ways, up to 5 mm apart"),
+        (MOVED, (1, 1), "two ways, up to 5 mm apart"),
+        (LPS, (4, 1), "two ways, up to "),
+        (LARGE, (1, 1), r"two voxel sizes, 1x1x2 \(sform\) and 1x1x3 \(pixdim\)"),
+        # what a qform of code 0 holds is not used, but its voxel sizes are, by ITK
+        (LARGE, (1, 0), r"two voxel sizes, 1x1x2 \(sform\) and 1x1x3 \(pixdim\)"),
+        (MOVED, (1, 0), None),
+        (MOVED, (0, 1), None),
+        (RAS, (2, 1), None),
+        # rounding of the quaternions
+        (nibabel.affines.from_matvec(np.diag([1.0, 1.0, 2.0]), [0.01, 0, 0]), (2, 1), None),
+    ],
+)
+def test_a_header_that_places_the_voxels_twice_is_refused(
+    tmp_path: Path, ending: str, other: NDArray, codes: tuple[int, int], message: str | None
+) -> None:
+    path = contradicting(tmp_path / f"a{ending}", RAS, other, codes)
+    for read in (read_image, read_mask):
+        if message is None:
+            assert read(path).affine is not None
+        else:
+            with pytest.raises(ImageError, match=message):
+                read(path)

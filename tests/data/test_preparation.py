@@ -229,3 +229,19 @@ def test_another_number_of_channels_is_told(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(tmp_path / "grey.png")
     with pytest.raises(ImageError, match=r"grey\.png: has 1 channels, but the model expects 3"):
         read_case(ImageCase("a", (tmp_path / "grey.png",)), Stacked(), 2, 3)
+
+
+def test_the_voxel_size_of_a_resized_picture_is_that_of_its_new_pixels() -> None:
+    picture = np.zeros((1, 40, 20), dtype=np.float32)
+    prepared = SquarePicture(10).prepare([ImageFile(picture, (0.5, 0.25))], 2)
+    assert prepared.spacing == (2.0, 0.5)
+    # the picture covers the same area
+    assert prepared.voxel_size * 10 * 10 == pytest.approx(0.5 * 0.25 * 40 * 20)
+
+
+def test_the_spacing_of_a_table_is_that_of_the_files_pixels(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((40, 20, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    prepared = read_case(ImageCase("a", (tmp_path / "a.png",), (0.5, 0.25)), SquarePicture(10), 2, 3)
+    assert prepared.spacing == (2.0, 0.5)
+    stacked = read_case(ImageCase("a", (tmp_path / "a.png",), (0.5, 0.25)), Stacked(), 2, 3)
+    assert stacked.spacing == (0.5, 0.25)

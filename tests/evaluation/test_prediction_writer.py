@@ -14,7 +14,7 @@ from nibabel.affines import apply_affine
 from patients import Patient, affine_of, points, tilted
 from processes import run_command
 
-from edue_lightning.data import HecktorSource, ManifestSource, RaterSample
+from edue_lightning.data import Grid, HecktorSource, ManifestSource, RaterSample
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.prediction_folder import PredictionFolder
 from edue_lightning.evaluation.prediction_writer import write_prediction, write_readout
@@ -198,3 +198,29 @@ def test_a_cohort_is_checked_trained_on_evaluated_and_its_predictions_measured(t
     # the intervals come from resamples of their own number
     columns = ["structure", "metric", "value", "n_cases"]
     pd.testing.assert_frame_equal(second[columns], third[columns], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 6), (3, 3, 3)])
+def test_an_archive_of_a_turned_case_is_refused_also_if_the_case_was_resampled(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    turned, upright = (
+        Grid((6, 6, 6), torch.from_numpy(np.diag([*signs, 1.0]))) for signs in ([-1.0, -1.0, 1.0], [1.0, 1.0, 1.0])
+    )
+    np.savez(tmp_path / "a.npz", members=np.random.default_rng(0).random((1, 1, *shape)))
+    spacing = 6 / shape[0]
+    for origin, is_refused in ((turned, True), (upright, False)):
+        sample = RaterSample(
+            torch.zeros(1, *shape),
+            torch.zeros(1, 1, *shape, dtype=torch.uint8),
+            torch.ones(1, dtype=torch.bool),
+            "a",
+            affine=torch.from_numpy(np.diag([spacing, spacing, spacing, 1.0])),
+            origin=origin,
+        )
+        folder = PredictionFolder(tmp_path, ("s",))
+        if is_refused:
+            with pytest.raises(UserError, match=r"a\.npz: the axes .* were turned"):
+                folder.load(sample)
+        else:
+            assert folder.load(sample).shape == (1, 1, *shape)

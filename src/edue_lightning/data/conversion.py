@@ -16,6 +16,7 @@ from edue_lightning.data.module import RaterDataModule
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseRecord, Split
 from edue_lightning.errors import UserError
+from edue_lightning.text import natural_key
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,9 @@ def write_manifest(data: RaterDataModule, folder: Path) -> int:
     """Write every case of a data set, one in memory at a time, and the manifest last.
 
     Images are written as the loader returns them (float32; TIFF with one file per channel in 2D, NIfTI in 3D), masks as
-    PNG or NIfTI. The manifest keeps patients, splits (as drawn, where they are drawn), spacings, regions and missing
-    raters. Read it with `data=manifest data.source.standardise=false` to get the same samples.
+    PNG or NIfTI. The manifest keeps patients, splits (as drawn, where they are drawn), spacings, regions, missing
+    raters and the order of the raters. Read it with `data=manifest data.source.standardise=false` to get the same
+    samples.
 
     Args:
         data: data set to write.
@@ -67,6 +69,8 @@ def _write_case(
     structures: tuple[str, ...],
 ) -> Iterator[dict[str, str]]:
     """Write the files of a case, and yield its rows of the manifest."""
+    # the order that a manifest without positions has
+    in_natural_order = list(raters) == sorted(raters, key=natural_key)
     row = {"case_id": record.case_id, "patient": record.group, "split": split}
     if sample.spacing is not None:
         row["spacing"] = "x".join(repr(float(size)) for size in sample.spacing)
@@ -83,7 +87,8 @@ def _write_case(
                 name = f"masks/{record.case_id}__{slot + 1}__{k + 1}"
                 # an empty field: the rater outlined nothing
                 file = _save(folder, name, mask, sample) if mask.any() else ""
-                yield {**row, "mask": file, "rater": rater, "structure": structure}
+                position = {} if in_natural_order else {"rater_position": str(slot + 1)}
+                yield {**row, "mask": file, "rater": rater, "structure": structure, **position}
 
 
 def _as_picture(mask: np.ndarray) -> np.ndarray:

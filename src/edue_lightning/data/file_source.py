@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edue_lightning.data.geometry import canonical, slice_storage
-from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, header_of, same_affine
+from edue_lightning.data.geometry import same_grid, slice_storage
+from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, canonical, header_of
 from edue_lightning.data.inventory import CaseTraits, ComparedCase, repeated_pictures, suspicions, traits_of
 from edue_lightning.data.patches import foreground_points
 from edue_lightning.data.preparation import MIXED_SLICES
@@ -315,7 +315,7 @@ class CaseReading:
             read: reader, such as `read_image` or `read_mask`.
             name: name of the file in problems; None for its path from the folder of the data set.
             as_stored: whether to keep the axes of a volume as they are stored; otherwise they run to the right,
-                anterior and superior, see `geometry.canonical`.
+                anterior and superior, see `images.canonical`.
 
         Returns:
             the file's content, or None if there is a problem.
@@ -348,7 +348,7 @@ def compare_grids(reading: CaseReading, files: Sequence[NamedImage]) -> None:
     Volumes are compared with their axes turned to one orientation, as `CaseReading.file` returns them: a file with the
     same voxels in another order of the axes is on the same grid.
     """
-    placed = [file for file in files if file.image.affine is not None]
+    placed = next((file for file in files if file.image.grid is not None), None)
     for file in files[1:]:
         is_slice = len(file.image.shape) == len(files[0].image.shape) == _SLICE
         if is_slice and (file.image.affine is None) != (files[0].image.affine is None):
@@ -357,9 +357,13 @@ def compare_grids(reading: CaseReading, files: Sequence[NamedImage]) -> None:
         elif file.image.shape != files[0].image.shape:
             shapes = [times(_stored_shape(part.image)) for part in (file, files[0])]
             reading.report(file.name, f"is {shapes[0]}, but {files[0].name} is {shapes[1]}; resample to one grid")
-        elif file in placed[1:] and not same_affine(file.image.affine, placed[0].image.affine):  # type: ignore[arg-type]
-            differs = f"has another affine than {placed[0].name}; resample to one grid, or correct the affine"
+        elif placed is not None and not _same_place(file.image.grid, placed.image.grid):
+            differs = f"has another affine than {placed.name}; resample to one grid, or correct the affine"
             reading.report(file.name, differs)
+
+
+def _same_place(first: Grid | None, second: Grid | None) -> bool:
+    return first is None or second is None or same_grid(first, second)
 
 
 def stack_case(
@@ -378,7 +382,7 @@ def stack_case(
 
     Args:
         case_id: name of the case.
-        image: `[C, *S]` float32; the axes of a volume with an affine are turned, see `geometry.canonical`.
+        image: `[C, *S]` float32; the axes of a volume with an affine are turned, see `images.canonical`.
         masks: `[*S]` bool per rater and structure; None for an empty one. A rater without any is invalid.
         raters: names of the R raters.
         structures: names of the K structures.

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from nibabel.affines import apply_affine, voxel_sizes
-from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.orientations import aff2axcodes, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
-from edue_lightning.data.images import ImageFile, same_affine
 from edue_lightning.data.sample import Grid
 
 _WHOLE_VOXELS = 1e-3
 """Share of a voxel: a grid that lies closer than this to whole steps of another is taken to lie on it."""
+
+_AFFINE_TOLERANCE = 1e-3
+"""Largest difference of any entry, in mm, between affines that count as equal."""
+
+_SAME_PLACE = 0.1
+"""Share of a voxel from which on two voxels count as different ones; small differences of a spacing add up."""
 
 
 def grid_of(shape: Sequence[int], affine: NDArray[np.float64]) -> Grid:
@@ -40,30 +44,6 @@ def closest_canonical(grid: Grid) -> Grid:
     turned = affine @ inv_ornt_aff(orientation, grid.shape)
     order = np.argsort(orientation[:, 0]).astype(int)
     return grid_of([grid.shape[axis] for axis in order], turned)
-
-
-def canonical(image: ImageFile) -> ImageFile:
-    """Return a volume with its axes as `closest_canonical` orders them; anything but a volume in space is unchanged.
-
-    The result's `origin` is the grid on which the file stores the voxels, if that is another one.
-    """
-    if image.affine is None or len(image.shape) != 3:
-        return image
-    orientation = io_orientation(image.affine)
-    if np.array_equal(orientation, [[0, 1], [1, 1], [2, 1]]):
-        return image
-    stored = grid_of(image.shape, image.affine)
-    # channels, if any, come first and stay there
-    spatial_first = np.moveaxis(image.array, 0, -1) if image.array.ndim == 4 else image.array
-    turned = apply_orientation(spatial_first, orientation)
-    grid = closest_canonical(stored)
-    return replace(
-        image,
-        array=np.moveaxis(turned, -1, 0) if image.array.ndim == 4 else turned,
-        spacing=None if image.spacing is None else tuple(image.spacing[axis] for axis in np.argsort(orientation[:, 0])),
-        affine=grid.affine.numpy(),
-        origin=stored if image.origin is None else image.origin,
-    )
 
 
 def slice_storage(affine: NDArray[np.float64] | None) -> str:
@@ -227,11 +207,30 @@ def largest_shift(grid: Grid, other: Grid) -> float:
     return float(np.abs(places - corners).max())
 
 
+def largest_distance(grid: Grid, other: Grid) -> float:
+    """Return the largest distance between the places of a voxel in two grids of one shape, in mm."""
+    places = [apply_affine(one.affine.numpy(), _corners(grid)) for one in (grid, other)]
+    return float(np.linalg.norm(places[0] - places[1], axis=1).max())
+
+
 def _corners(grid: Grid) -> NDArray[np.int64]:
-    ends = [(0, length - 1) for length in grid.shape]
+    ends = [(0, length - 1) for length in (*grid.shape, 1)[:3]]
     return np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def same_grid(first: Grid, second: Grid) -> bool:
-    """Return whether two grids have the same voxels in the same order."""
-    return first.shape == second.shape and same_affine(first.affine, second.affine)
+    """Return whether two grids have the same voxels in the same order.
+
+    Their affines are equal in each entry, to 1e-3 mm or a hundredth of the smallest voxel length, and no voxel of one
+    lies a tenth of its length from its place in the other.
+
+    Args:
+        first: grid of two or three axes; the place of a 2D grid counts like that of a volume of one slice.
+        second: grid to compare with.
+    """
+    if first.shape != second.shape:
+        return False
+    affines = first.affine.numpy(), second.affine.numpy()
+    smallest = float(voxel_sizes(affines[0])[: len(first.shape)].min())
+    tolerance = min(_AFFINE_TOLERANCE, smallest / 100)
+    return np.allclose(*affines, rtol=0, atol=tolerance) and largest_distance(first, second) < _SAME_PLACE * smallest

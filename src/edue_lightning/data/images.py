@@ -23,10 +23,12 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.openers import ImageOpener
-from numpy.typing import ArrayLike, NDArray
+from nibabel.orientations import apply_orientation, io_orientation
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from edue_lightning.data.geometry import closest_canonical, grid_of, largest_distance
 from edue_lightning.data.sample import Grid
 from edue_lightning.data.tiff import (
     BITS_TAG,
@@ -46,9 +48,6 @@ MOST_VOXELS = 2**31
 MOST_INFLATION = 1032
 """Largest ratio of unpacked to packed size of deflate, the compression of gzip and ZIP."""
 
-AFFINE_TOLERANCE = 1e-3
-"""Largest difference of any entry, in mm, between affines that count as equal."""
-
 ROUNDING = 1e-3
 """Largest distance of a floating-point label from its whole number, and of a mask's values relative to the largest."""
 
@@ -61,6 +60,7 @@ _TOO_LARGE = "does not fit into this machine's memory; cut it into parts"
 _ORIENTATION_TAG = 0x0112
 _MM = {"meter": 1000.0, "micron": 0.001}
 _VOXEL_SIZES = (1e-6, 1e4)  # mm, from a nanometre on
+_ROUNDING_OF_SIZES = 0.01
 _SMALLEST_SINE = 1e-6  # of the angle between two axes of a volume
 _MOST_BYTES_BEFORE_VOXELS = 2**26
 _MOST_BYTES_BEHIND_VOXELS = 2**26
@@ -82,7 +82,7 @@ class ImageFile:
         array: `[C, *S]` float32 of an image, `[*S]` bool of a mask, `[*S]` uint8 of a label map.
         spacing: voxel size in mm along each spatial axis, or None if the format has none.
         affine: `[4, 4]`, from the file's three voxel indices to mm, or None if the format has none.
-        origin: grid of the file, if the axes of a volume were turned from it, see `geometry.canonical`; otherwise None.
+        origin: grid of the file, if the axes of a volume were turned from it, see `canonical`; otherwise None.
     """
 
     array: NDArray[np.float32] | NDArray[np.bool_] | NDArray[np.uint8]
@@ -94,6 +94,11 @@ class ImageFile:
     def shape(self) -> tuple[int, ...]:
         """Lengths of the spatial axes, `S`."""
         return self.array.shape[1:] if self.array.dtype == np.float32 else self.array.shape
+
+    @property
+    def grid(self) -> Grid | None:
+        """Grid of the array, or None without an affine."""
+        return None if self.affine is None else grid_of(self.shape, self.affine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,10 +138,28 @@ def require_memory(size: int) -> None:
         raise ImageError(_TOO_LARGE)
 
 
-def same_affine(first: ArrayLike, second: ArrayLike) -> bool:
-    """Return whether two affines are equal in each entry, to 1e-3 mm or a hundredth of the smallest voxel length."""
-    voxels = np.linalg.norm(np.asarray(first, dtype=np.float64)[:3, :3], axis=0)
-    return np.allclose(first, second, rtol=0, atol=min(AFFINE_TOLERANCE, float(voxels.min()) / 100))
+def canonical(image: ImageFile) -> ImageFile:
+    """Return a volume with its axes as `closest_canonical` orders them; anything but a volume in space is unchanged.
+
+    The result's `origin` is the grid on which the file stores the voxels, if that is another one.
+    """
+    if image.affine is None or len(image.shape) != 3:
+        return image
+    orientation = io_orientation(image.affine)
+    if np.array_equal(orientation, [[0, 1], [1, 1], [2, 1]]):
+        return image
+    stored = grid_of(image.shape, image.affine)
+    # channels, if any, come first and stay there
+    spatial_first = np.moveaxis(image.array, 0, -1) if image.array.ndim == 4 else image.array
+    turned = apply_orientation(spatial_first, orientation)
+    grid = closest_canonical(stored)
+    return replace(
+        image,
+        array=np.moveaxis(turned, -1, 0) if image.array.ndim == 4 else turned,
+        spacing=None if image.spacing is None else tuple(image.spacing[axis] for axis in np.argsort(orientation[:, 0])),
+        affine=grid.affine.numpy(),
+        origin=stored if image.origin is None else image.origin,
+    )
 
 
 def read_image(path: Path | BytesIO) -> ImageFile:
@@ -397,6 +420,7 @@ def _open_volume(path: Path) -> tuple[nibabel.Nifti1Header, ImageHeader]:
     # as they are stored, and as numbers of up to 8 bytes
     require_memory(math.prod(stored) * (dtype.itemsize + 8))
     shape = stored[:2] if stored[2:3] == (1,) else stored[:3]
+    _require_one_place(header, shape)
     affine = np.array(header.get_best_affine(), dtype=np.float64)
     affine[:3] *= _MM.get(header.get_xyzt_units()[0], 1.0)
     spacing = tuple(float(size) for size in voxel_sizes(affine)[: len(shape)])
@@ -406,6 +430,33 @@ def _open_volume(path: Path) -> tuple[nibabel.Nifti1Header, ImageHeader]:
         raise ImageError("its header gives two axes the same direction; correct its affine")
     channels = stored[3] if len(stored) == 4 else 1
     return header, ImageHeader(shape, channels, spacing, affine)
+
+
+def _require_one_place(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> None:
+    """Check that the transformations of a header agree, since programs differ in which of them they use.
+
+    Raises:
+        ImageError: if voxel sizes differ by more than 1 %, or places by more than half a voxel.
+    """
+    sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
+    if sform is None:
+        return
+    sizes = voxel_sizes(sform)[: len(shape)]
+    # where no qform uses them they may be missing
+    given = np.array(header["pixdim"][1 : len(shape) + 1], dtype=np.float64)
+    if qform is not None or (given > 0).all():
+        if not np.allclose(sizes, given, rtol=_ROUNDING_OF_SIZES, atol=0):
+            shown = ["x".join(f"{size:.4g}" for size in one) for one in (sizes, given)]
+            raise ImageError(
+                f"its header gives two voxel sizes, {shown[0]} (sform) and {shown[1]} (pixdim); correct one"
+            )
+    if qform is not None:
+        distance = largest_distance(grid_of(shape, sform), grid_of(shape, qform))
+        if not distance <= sizes.min() / 2:
+            raise ImageError(
+                f"its header places the voxels in two ways, up to {distance:.3g} mm apart (sform and qform); keep the "
+                "right one, and give the other the same values or the code 0"
+            )
 
 
 def _header(path: Path) -> nibabel.Nifti1Header:

@@ -7,7 +7,7 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from edue_lightning.data.geometry import slice_storage
@@ -146,7 +146,7 @@ def read_case(
     except ImageError as error:
         raise ImageError(f"{first}: {error}") from error
     # the header's, which the preparation may have changed along with the grid, goes before
-    return prepared if prepared.spacing is not None else replace(prepared, spacing=spacing)
+    return prepared.with_spacing(spacing)
 
 
 def _refusal(case: ImageCase) -> str | None:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from edue_lightning.data.geometry import canonical, grid_of, grid_spacing, resample
-from edue_lightning.data.images import ImageError, ImageFile, same_affine
+from edue_lightning.data.geometry import grid_spacing, resample, same_grid
+from edue_lightning.data.images import ImageError, ImageFile, canonical
 from edue_lightning.data.sample import Grid
 
 _ROUNDING_OF_SPACING = 0.01
@@ -47,6 +47,17 @@ class PreparedImage:
         """Size of a voxel in mm² or mm³; 1 if it is unknown."""
         return float(np.prod(self.spacing)) if self.spacing else 1.0
 
+    def with_spacing(self, on_file: Sequence[float] | None) -> PreparedImage:
+        """Return the image with the voxel size that follows from its file's; a known voxel size stays.
+
+        Args:
+            on_file: mm along each axis of the file, as many as S; None if it is unknown.
+        """
+        if self.spacing is not None or on_file is None:
+            return self
+        lengths = zip(on_file, self.file, self.image.shape[1:], strict=True)
+        return replace(self, spacing=tuple(size * file / own for size, file, own in lengths))
+
     def on_file(self, values: Tensor) -> NDArray[np.float32]:
         """Return a map `[*S]` on the voxels of the file, `[*F]`; 0 beyond what the network saw."""
         array: NDArray[np.float32] = values.numpy().astype(np.float32, copy=False)
@@ -75,7 +86,7 @@ class Preparation(ABC):
 class Stacked(Preparation):
     """Channels of all files one after the other, each file on the grid of the first.
 
-    Volumes are brought to one orientation, with axes to the right, anterior and superior, see `geometry.canonical`.
+    Volumes are brought to one orientation, with axes to the right, anterior and superior, see `images.canonical`.
 
     Attributes:
         standardise: whether to bring each channel to mean 0 and standard deviation 1, see `standardised`.
@@ -104,20 +115,18 @@ class Stacked(Preparation):
         turned = [canonical(file) for file in files]
         if any(file.shape != turned[0].shape for file in turned):
             raise ImageError("the images of the case differ in size; resample them to one grid")
-        placed = [file for file in turned if file.affine is not None]
-        if spatial_dims == 2 and len(placed) not in (0, len(files)):
+        grids = [file.grid for file in turned if file.grid is not None]
+        if spatial_dims == 2 and len(grids) not in (0, len(files)):
             raise ImageError(MIXED_SLICES)
-        if not all(same_affine(file.affine, placed[0].affine) for file in placed):  # type: ignore[arg-type]
+        if not all(same_grid(grid, grids[0]) for grid in grids):
             raise ImageError("the images of the case have different affines; resample them to one grid")
         spacing = next((file.spacing for file in turned if file.spacing), None)
         image = _tensor(self.channels(turned))
-        if spatial_dims == 2 or not placed:
+        if spatial_dims == 2 or not grids:
             return PreparedImage(image, spacing, None, files[0].shape, None)
-        affine = placed[0].affine
-        assert affine is not None, "placed"
-        grid = grid_of(placed[0].shape, affine)
-        file_grid = placed[0].origin or grid
-        return PreparedImage(image, spacing, grid, file_grid.shape, file_grid)
+        file_grid = next(file.origin or file.grid for file in turned if file.grid is not None)
+        assert file_grid is not None, "has a grid"
+        return PreparedImage(image, spacing, grids[0], file_grid.shape, file_grid)
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,8 @@ class SquarePicture(Preparation):
         if len(files) > 1 or len(files[0].array) not in (1, 3):
             raise ImageError("is neither a colour nor a grey picture; give one such file per case")
         picture = np.broadcast_to(files[0].array, (3, *files[0].shape)).astype(np.float32)
-        return PreparedImage(_tensor(self.channels(picture)), None, None, files[0].shape, None)
+        prepared = PreparedImage(_tensor(self.channels(picture)), None, None, files[0].shape, None)
+        return prepared.with_spacing(files[0].spacing)
 
 
 def as_slice(image: ImageFile) -> ImageFile:

@@ -281,10 +281,8 @@ class _PredictionError(Exception):
 
 
 def _is_turned(sample: RaterSample) -> bool:
-    """Return whether a sample has the voxels of its file, but along other axes."""
-    if sample.affine is None or sample.origin is None:
-        return False
-    return same_grid(closest_canonical(sample.origin), Grid(tuple(sample.image.shape[1:]), sample.affine))
+    """Return whether the axes of a sample run along others than its file's, whether or not it was also resampled."""
+    return sample.origin is not None and not same_grid(closest_canonical(sample.origin), sample.origin)
 
 
 def _announced(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype, int]:

@@ -274,7 +274,7 @@ _LOAD_VOLUMES: list[Any] = [
 
 _CANONICAL = {"_target_": "Orientation", "axcodes": "RAS", "labels": _AXES}
 
-# with the meaning of `edue_lightning.data.geometry.canonical`
+# with the meaning of `edue_lightning.data.images.canonical`
 _TURN_VOLUMES: dict[str, Any] = {
     "canonical": _CANONICAL,
     "axes": "$lambda volume: ''.join(nibabel.aff2axcodes(volume.affine.numpy()))",

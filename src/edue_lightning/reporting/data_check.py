@@ -148,6 +148,9 @@ def _refused_sizes(
     network: Mapping[str, Any], data: Mapping[str, Any], source: CaseSource, cases: Sequence[CaseOverview]
 ) -> list[str]:
     """Return one line per size that the network cannot take: that of the patches, or of the images."""
+    if not cases:
+        # without a case the number of axes is unknown
+        return []
     make_network = network_factory(network, ImageFormat.of(source))
     patch = (data.get("patch") or {}).get("size")
     sizes = {case.size: f"case {case.record.case_id}" for case in reversed(cases)}

@@ -37,7 +37,7 @@ _TRIAGE = "edue_triage"
 _TEMPERATURE = "edue_temperature"
 _ORIENTATION = "edue_orientation"
 _CANONICAL = "RAS"
-"""Directions of the axes of volumes as the network sees them, see `data.geometry.canonical`."""
+"""Directions of the axes of volumes as the network sees them, see `data.images.canonical`."""
 _CASES = "edue_training_cases"
 
 

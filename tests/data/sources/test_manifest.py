@@ -488,6 +488,10 @@ BROKEN = [
         put("two.png", PIXELS),
         "one.png: case 'one': holds the same picture as case 'two' (two.png), so a training case may be a test case; ",
     ),
+    (
+        change_case("one", rater_position="2"),
+        "manifest.csv: rater 'A' has the rater_position '', '2'; write one whole number in all rows of a rater, or",
+    ),
     (cup_for_one_rater, f"{MANIFEST}rater 'B' has no row of cup; add it, with an empty mask field if"),
 ]
 
@@ -607,6 +611,20 @@ def test_raters_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     source = source_of(tmp_path, rows)
     assert source.raters == ("rater 1", "rater 02", "rater 2", "rater 10", "senior")
     assert source.load("one").masks.flatten(1).any(dim=1).tolist() == [False, False, False, True, False]
+
+
+def test_raters_are_in_the_order_of_their_positions(tmp_path: Path) -> None:
+    first = two_cases(tmp_path)[0]
+    names = {"rater 10": "1", "rater 2": "3", "senior": "12"}
+    rows = [
+        first | {"rater": name, "mask": first["mask"] if name == "rater 10" else "", "rater_position": position}
+        for name, position in names.items()
+    ]
+    source = source_of(tmp_path, rows[::-1])
+    assert source.raters == ("rater 10", "rater 2", "senior")
+    assert source.load("one").masks.flatten(1).any(dim=1).tolist() == [True, False, False]
+    same = source_of(tmp_path, [row | {"rater_position": "1"} for row in rows])
+    assert "manifest.csv: raters 'rater 10', 'rater 2', 'senior' have one rater_position, 1" in same.problems[0]
 
 
 def test_one_file_of_two_raters_is_a_warning_unless_it_is_empty(

@@ -22,7 +22,7 @@ from edue_lightning.text import can_be_in_file_name, natural_key, one_line, reas
 log = logging.getLogger(__name__)
 
 REQUIRED = ("case_id", "image", "mask", "rater", "structure")
-OPTIONAL = ("split", "patient", "spacing", "region", "label")
+OPTIONAL = ("split", "patient", "spacing", "region", "label", "rater_position")
 PARQUET = ".parquet"
 TABLES = (".csv", PARQUET)
 _FILE_NAME = re.compile(r"[\w\- ][\w.\- ]*")
@@ -59,7 +59,7 @@ class ManifestTable:
 
     Attributes:
         cases: cases by their names, in order of first appearance; incomplete if there are problems.
-        raters: names of all raters, in natural order.
+        raters: names of all raters, by the column `rater_position`, or in natural order without it.
         structures: names of the chosen structures.
         problems: one line per problem, with the file, the case and the fix.
         labels: numbers of all structures in the table's label maps, chosen or not; None if no mask is a label map.
@@ -130,6 +130,9 @@ def read_table(
             problems.add(f"no rater has a row of {', '.join(chosen)}; add one, or remove the case", case_id)
     _check_across_cases(list(cases.values()), problems)
     raters = sorted({rater for case in cases.values() for rater, _ in case.masks}, key=natural_key)
+    position_of = _rater_positions(rows, problems)
+    if position_of:
+        raters.sort(key=lambda rater: position_of[rater])
     return ManifestTable(cases, tuple(raters), chosen, problems.lines, numbers or None)
 
 
@@ -389,6 +392,27 @@ def _check_spelling(column: str, names: Iterable[str], problems: _Problems) -> N
         if len(same) > 1:
             listed = ", ".join(map(repr, same))
             problems.add(f"{column} {listed} differ in upper and lower case or blanks only; write one name")
+
+
+def _rater_positions(rows: Sequence[_Row], problems: _Problems) -> dict[str, int]:
+    """Return the number of each rater in the column `rater_position`; empty if the column is missing or invalid."""
+    texts: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        texts[row["rater"]].add(row["rater_position"])
+    if not any(text for given in texts.values() for text in given):
+        return {}
+    for rater, given in texts.items():
+        if len(given) > 1 or not all(re.fullmatch(r"[0-9]{1,9}", text) for text in given):
+            listed = ", ".join(map(repr, sorted(given)))
+            fix = "write one whole number in all rows of a rater, or leave the whole column empty"
+            problems.add(f"rater {rater!r} has the rater_position {listed}; {fix}")
+            return {}
+    position_of = {rater: int(next(iter(given))) for rater, given in texts.items()}
+    for position, count in Counter(position_of.values()).items():
+        if count > 1:
+            same = ", ".join(repr(rater) for rater, other in position_of.items() if other == position)
+            problems.add(f"raters {same} have one rater_position, {position}; give each its own")
+    return position_of
 
 
 def _check_structures(chosen: Sequence[str], found: Mapping[str, None], problems: _Problems) -> None:

@@ -15,9 +15,8 @@ from edue_lightning.data.file_source import (
     relative_name,
     stack_case,
 )
-from edue_lightning.data.geometry import canonical
 from edue_lightning.data.identity import content_digest
-from edue_lightning.data.images import ImageFile, read_image, read_mask
+from edue_lightning.data.images import ImageFile, canonical, read_image, read_mask
 from edue_lightning.data.preparation import Stacked, as_slice
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseRecord
