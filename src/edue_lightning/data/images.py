@@ -420,7 +420,6 @@ def _open_volume(path: Path) -> tuple[nibabel.Nifti1Header, ImageHeader]:
     # as they are stored, and as numbers of up to 8 bytes
     require_memory(math.prod(stored) * (dtype.itemsize + 8))
     shape = stored[:2] if stored[2:3] == (1,) else stored[:3]
-    _require_one_place(header, shape)
     affine = np.array(header.get_best_affine(), dtype=np.float64)
     affine[:3] *= _MM.get(header.get_xyzt_units()[0], 1.0)
     spacing = tuple(float(size) for size in voxel_sizes(affine)[: len(shape)])
@@ -428,6 +427,7 @@ def _open_volume(path: Path) -> tuple[nibabel.Nifti1Header, ImageHeader]:
         raise ImageError("its header gives no valid voxel size; correct its affine")
     if np.linalg.matrix_rank(affine[:3, : len(shape)] / spacing, tol=_SMALLEST_SINE) < len(shape):
         raise ImageError("its header gives two axes the same direction; correct its affine")
+    _require_one_place(header, shape)
     channels = stored[3] if len(stored) == 4 else 1
     return header, ImageHeader(shape, channels, spacing, affine)
 
@@ -444,12 +444,10 @@ def _require_one_place(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> 
     sizes = voxel_sizes(sform)[: len(shape)]
     # where no qform uses them they may be missing
     given = np.array(header["pixdim"][1 : len(shape) + 1], dtype=np.float64)
-    if qform is not None or (given > 0).all():
-        if not np.allclose(sizes, given, rtol=_ROUNDING_OF_SIZES, atol=0):
-            shown = ["x".join(f"{size:.4g}" for size in one) for one in (sizes, given)]
-            raise ImageError(
-                f"its header gives two voxel sizes, {shown[0]} (sform) and {shown[1]} (pixdim); correct one"
-            )
+    is_known = qform is not None or (given > 0).all()
+    if is_known and not np.allclose(sizes, given, rtol=_ROUNDING_OF_SIZES, atol=0):
+        shown = ["x".join(f"{size:.4g}" for size in one) for one in (sizes, given)]
+        raise ImageError(f"its header gives two voxel sizes, {shown[0]} (sform) and {shown[1]} (pixdim); correct one")
     if qform is not None:
         distance = largest_distance(grid_of(shape, sform), grid_of(shape, qform))
         if not distance <= sizes.min() / 2:

@@ -27,6 +27,7 @@ from edue_lightning.reporting.panels import (
     radiological,
     view_window,
 )
+from edue_lightning.runtime.devices import on_device
 from edue_lightning.runtime.processes import is_first_process
 from edue_lightning.uncertainty import Readout, map_sums, rater_variance, score_maps, sum_of_variances
 
@@ -77,7 +78,8 @@ def measure_method(
         return torch.sigmoid(logits.double())[0].cpu()
 
     samples = data.dataset(split).samples
-    return _evaluation(table, data, measurement, probabilities_of, lambda position: samples[position])
+    with on_device(method, trainer.strategy.root_device):
+        return _evaluation(table, data, measurement, probabilities_of, lambda position: samples[position])
 
 
 def measure_predictions(predictions: PredictionFolder, data: RaterDataModule, measurement: Measurement) -> Evaluation:

@@ -89,7 +89,7 @@ def log_results(
     evaluation: Evaluation,
     detection: pd.DataFrame | None,
     distorted_cases: pd.DataFrame | None,
-    cost: Mapping[str, float],
+    cost: Mapping[str, float | str],
 ) -> None:
     """Log summary, tables, curves and panels.
 

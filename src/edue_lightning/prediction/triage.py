@@ -31,6 +31,7 @@ from edue_lightning.metrics import SCORES, MetricSettings, case_statistics
 from edue_lightning.metrics.selective import risk_coverage
 from edue_lightning.prediction.estimate import Estimate, estimate
 from edue_lightning.prediction.expected_dice import SIZE_FEATURE, ExpectedDice, fit_expected_dice
+from edue_lightning.runtime.devices import on_device
 from edue_lightning.text import reason_of
 
 Array = NDArray[np.float64]
@@ -260,11 +261,10 @@ def fit_triage(
         sensitivity: see `Triage`.
         trainer: trainer whose device the predictions are made on.
     """
-    device = method.device
-    method.to(trainer.strategy.root_device).eval()
-    measured = _measured(method, data, "val", settings)
-    training = _measured(method, data, "train", settings)
-    method.to(device)
+    method.eval()
+    with on_device(method, trainer.strategy.root_device):
+        measured = _measured(method, data, "val", settings)
+        training = _measured(method, data, "train", settings)
     # one unit for all cases: mm² or mm³ if every voxel size is known
     spaced = all(case.voxel_size is not None for case in (*measured, *training))
     structures = {}

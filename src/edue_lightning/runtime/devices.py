@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
 
@@ -39,6 +40,26 @@ def chosen_device(name: str) -> torch.device:
         reason = reason_of(error)
         raise UserError(f"device={name}: does not exist here ({reason}); choose auto or cpu") from error
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the hardware behind a device, such as `NVIDIA H100 80GB HBM3`, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def on_device(module: pl.LightningModule, device: torch.device) -> Iterator[None]:
+    """Keep a module on a device within this block, and move it back to where it was.
+
+    The end of a trainer's loop leaves its module on the CPU, so what follows must move it to the trainer's device
+    (`trainer.strategy.root_device`).
+    """
+    before = module.device
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(before)
 
 
 @contextmanager

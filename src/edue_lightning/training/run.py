@@ -33,7 +33,7 @@ from edue_lightning.runs.files import (
 from edue_lightning.runs.folder import AUTO, BEST, CHECKPOINTS, folder_of, sole_writer
 from edue_lightning.runs.record import check_same_run, finished_value, write_configuration, write_mapping
 from edue_lightning.runs.trainer import build_test_trainer, check_trainer
-from edue_lightning.runtime.devices import with_free_device
+from edue_lightning.runtime.devices import device_name, on_device, with_free_device
 from edue_lightning.runtime.processes import is_first_process, quiet_unless_first
 from edue_lightning.runtime.signals import StopSignals
 from edue_lightning.training.checks import check_numbers
@@ -188,7 +188,8 @@ def _run(
             if is_first_process():
                 add_triage(folder / CHECKPOINTS / BEST, triage.as_dict())
         if is_first_process():
-            cost = _cost(method, data, configuration, validation.members, seconds)
+            with on_device(method, trainer.strategy.root_device):
+                cost = _cost(method, data, configuration, validation.members, seconds)
             write_mapping(cost, folder / COST_FILE)
         if configuration["test"]:
             figures = bool(configuration.get("figures", True))
@@ -228,8 +229,8 @@ def _cost(
     configuration: Mapping[str, Any],
     members: int,
     train_seconds: float,
-) -> dict[str, float]:
-    """Return the content of `model.json`."""
+) -> dict[str, float | str]:
+    """Return the content of `model.json`, measured on the method's device."""
     plain = build_method({**configuration, "method": _PLAIN}, ImageFormat.of(data.source)).to(method.device)
     image = data.single_batch("val", 0).image.to(method.device)
     temperature = method.temperature_by_structure or {}
@@ -238,4 +239,5 @@ def _cost(
         **{f"temperature_{name}": value for name, value in temperature.items()},
         "members": members,
         "train_seconds": train_seconds,
+        "device": device_name(method.device),
     }

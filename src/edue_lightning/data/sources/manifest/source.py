@@ -37,12 +37,13 @@ class ManifestSource(FileSource):
     """A folder with a table of one row per mask; all of it is checked before the first case is used.
 
     The columns are `case_id, image[, image2...], mask, rater, structure` and, as far as needed, `split`, `patient`,
-    `spacing`, `region`, `label`, `rater_position`; files are named by their paths from the manifest, see `NamedFiles`. The images of a
-    case are stacked as channels. An empty mask field means that the rater looked and outlined nothing. `region` names a
-    mask of the voxels that count, such as the field of view; an empty field means all. `label` gives the numbers of the
-    structure in its mask file, if that is a label map. The rater axis has one place per name in the manifest,
-    ordered by `rater_position`, or without it in natural order (`rater 2` before `rater 10`); a rater without rows for a
-    case is invalid there. Cases without `split` are drawn for all three splits, those of one patient together.
+    `spacing`, `region`, `label`, `rater_position`; files are named by their paths from the manifest, see `NamedFiles`.
+    The images of a case are stacked as channels. An empty mask field means that the rater looked and outlined nothing.
+    `region` names a mask of the voxels that count, such as the field of view; an empty field means all. `label` gives
+    the numbers of the structure in its mask file, if that is a label map. The rater axis has one place per name in the
+    manifest, ordered by `rater_position`, or without it in natural order (`rater 2` before `rater 10`); a rater without
+    rows for a case is invalid there. Cases without `split` are drawn for all three splits, those of one patient
+    together.
 
     Args:
         root: folder with the manifest.

@@ -1,0 +1,66 @@
+"""Panels and costs are computed on the device of the training, though a trainer's loop leaves its module on the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from method_parts import parts_of
+from torch import Tensor
+
+from edue_lightning.data import RaterDataModule, SyntheticFundus
+from edue_lightning.evaluation.measure import Measurement, measure_method
+from edue_lightning.methods import SegmentationMethod
+from edue_lightning.metrics import MetricSettings
+from edue_lightning.runs.trainer import build_test_trainer
+from edue_lightning.runtime.devices import device_name, on_device
+
+TRAINER = {"_target_": "pytorch_lightning.Trainer", "_partial_": True, "accelerator": "cpu", "devices": 1}
+# computes like the CPU, but is another device for Lightning: `module.cpu()` leaves it
+OTHER = torch.device("cpu", 0)
+
+
+class Located(SegmentationMethod):
+    """Members read off the image, which note the device that Lightning knows of."""
+
+    def __init__(self) -> None:
+        super().__init__(parts_of())
+        self.places: list[torch.device] = []
+
+    @property
+    def label(self) -> str:
+        return "located"
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.places.append(self.device)
+        return torch.stack([image[:, :2], image[:, :2] - 1], dim=1)
+
+    def training_loss(self, batch: object) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+def test_panels_are_predicted_on_the_device_of_the_trainer() -> None:
+    data = RaterDataModule("synthetic", SyntheticFundus(12, 24), eval_batch_size=4)
+    method, trainer = Located(), build_test_trainer(TRAINER)
+    trainer.strategy._root_device = OTHER
+    evaluation = measure_method(method, data, Measurement("located", "test", MetricSettings(), 0), trainer)
+    batches = len(data.evaluation_dataloader("test"))
+    assert evaluation.panels
+    assert len(method.places) > batches
+    assert set(method.places[batches:]) == {OTHER}
+    # and left where it was
+    assert method.device == torch.device("cpu")
+
+
+def test_a_module_comes_back_from_a_device_also_after_an_error() -> None:
+    method = Located()
+    with pytest.raises(ZeroDivisionError), on_device(method, OTHER):
+        assert method.device == OTHER
+        raise ZeroDivisionError
+    assert method.device == torch.device("cpu")
+
+
+def test_the_device_of_the_cost_is_in_the_result(trained_run: Path) -> None:
+    assert json.loads((trained_run / "model.json").read_text())["device"] == device_name(torch.device("cpu")) == "cpu"
