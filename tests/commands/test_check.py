@@ -431,6 +431,14 @@ def test_cases_of_another_kind_than_most_are_left_out_of_the_figures(tmp_path: P
     assert [case.record.case_id for case in finding.overview.cases] == ["1", "2"]
 
 
+def test_without_a_case_the_network_is_not_checked(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with initialize_config_dir(configuration_folder(), version_base="1.3"):
+        composed = compose("check", ["data=hecktor", f"data.root={tmp_path / 'data'}", f"output={tmp_path / 'out'}"])
+    (problem,) = check(resolved(composed), tmp_path / "out").problems
+    assert "holds no case of this data set" in problem or "imagesTr" in problem
+
+
 def test_where_no_case_is_left_there_is_nothing_to_draw(tmp_path: Path) -> None:
     finding = checked(tmp_path, sizes=[])
     assert len(finding.problems) == 1

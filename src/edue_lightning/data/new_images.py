@@ -24,10 +24,12 @@ log = logging.getLogger(__name__)
 _IMAGES = PICTURES + VOLUMES
 # formats of images that are not read
 _OTHER_PICTURES = (".bmp", ".gif", ".webp", ".jp2", ".jpe", ".jfif", ".pgm", ".ppm", ".pnm", ".svs")
-_OTHER_IMAGES = (
+OTHER_IMAGES = (
     *_OTHER_PICTURES,
     *(".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", ".dicom", ".ima", ".img", ".img.gz", ".mgh", ".mgz", ".mnc", ".npy"),
 )
+"""Endings of images that are reported, but not read."""
+
 _DEEPEST = 32
 _DIGITS = 12
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -174,7 +176,7 @@ def _in_folder(folder: Path, channels: int, leave_out: Path | None) -> ImageCase
     outside = None if leave_out is None else leave_out.resolve()
     found_files = [
         path
-        for path in find_files(problems, lambda _: False, _IMAGES + _OTHER_IMAGES, _DEEPEST)
+        for path in find_files(problems, lambda _: False, _IMAGES + OTHER_IMAGES, _DEEPEST)
         if outside is None or not path.is_relative_to(outside)
     ]
     files = [path for path in found_files if path.name.lower().endswith(_IMAGES)]

@@ -1,8 +1,9 @@
 """The MONAI bundle of a trained model: programs, and a configuration that runs them on files without this package.
 
 The configuration loads and prepares the images of a case as in training, runs the network on the whole image or window
-by window, and writes mask, probability and disagreement on the voxels of the case's own (first) file. Its expressions
-need torch, monai and nibabel, and Pillow for pictures.
+by window, and writes mask, probability and disagreement on the voxels of the case's own (first) file. A file that it
+might read otherwise than `predict` ends it with one line. Its expressions need torch, monai and nibabel, and Pillow for
+pictures.
 """
 
 from __future__ import annotations
@@ -21,8 +22,15 @@ import torch
 from torch.export import ExportedProgram
 
 from edue_lightning.config.build import ImageFormat
+from edue_lightning.data.images import PICTURES, VOLUMES
+from edue_lightning.data.new_images import OTHER_IMAGES
 from edue_lightning.data.preparation import Preparation, SquarePicture, Stacked
-from edue_lightning.data.sources.hecktor.preparation import PetCt
+from edue_lightning.data.sources.hecktor.preparation import (
+    LEAST_SUV,
+    MOST_PLAUSIBLE_SUV,
+    MOST_WITHOUT_AIR,
+    PetCt,
+)
 from edue_lightning.errors import UserError
 from edue_lightning.methods import Inference
 from edue_lightning.prediction.outputs import DISAGREEMENT, MASK, PROBABILITY, TOTAL_VARIANCE
@@ -33,9 +41,10 @@ NETWORK, MAPS_OF_LOGITS = "models/network.pt2", "models/maps.pt2"
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 _VOLUMES = ((".nii", ".nii.gz"), r"\.nii(\.gz)?$")
 _PICTURES = ((".png", ".jpg", ".jpeg", ".tif", ".tiff"), r"\.(png|jpe?g|tiff?)$")
-_IMPORTS = ["$import itertools", "$import nibabel", "$import os", "$import pathlib", "$import re"]
-# names of the channels of one case, as in `edue_lightning.data.new_images`
+_IMPORTS = ["$import itertools", "$import nibabel", "$import os", "$import pathlib", "$import re", "$import sys"]
+# names of the channels of one case, as in `edue_lightning.data.new_images`; numbers of pictures count the cases
 _CHANNEL = r"(_{1,2}(CT|PT)|_[0-9]{4}|__[1-9])?"
+_CHANNEL_OF_PICTURES = r"(_{1,2}(CT|PT)|__[1-9])?"
 _AIR = -1024.0
 _WHOLE_VOXELS = 1e-3
 _AXES = [["L", "R"], ["P", "A"], ["I", "S"]]
@@ -56,8 +65,19 @@ def bundle_configuration(
         UserError: if the preparation cannot be expressed in MONAI's configuration.
     """
     volumes = image_format.spatial_dims == 3
+    if str(image_format.storage).startswith("NIfTI"):
+        raise UserError(
+            "format=monai_bundle: the model was trained on NIfTI slices, which a bundle cannot read; choose "
+            "format=onnx or format=torch_export, and prepare the images yourself"
+        )
     endings, ending_pattern = _VOLUMES if volumes else _PICTURES
-    case_pattern = (_CHANNEL if image_format.channels > 1 else "") + ending_pattern
+    others = tuple(sorted({*PICTURES, *VOLUMES, *OTHER_IMAGES} - {*endings}))
+    channels = image_format.channels
+    channel_pattern = "" if channels == 1 else _CHANNEL if volumes else _CHANNEL_OF_PICTURES
+    case_pattern = channel_pattern + ending_pattern
+    # the names that the files of one case have, if there are several
+    sets = [["CT", "PT"], [f"{n:04d}" for n in range(channels)], [str(n + 1) for n in range(channels)]]
+    sets = [one for one in sets if len(one) == channels > 1]
     names = image_format.structures
     return {
         "imports": _IMPORTS if volumes else [*_IMPORTS, "$from PIL import Image"],
@@ -69,11 +89,27 @@ def bundle_configuration(
         "files": (
             f"$[str(path) for path in pathlib.Path(@dataset_dir).iterdir() if path.name.lower().endswith({endings})]"
         ),
-        "datalist": (
+        "refuse": "$lambda path, reason: sys.exit(f'{os.path.basename(path)}: {reason}')",
+        "grouped": (
             "$[{'case': case, 'image': list(paths)} for case, paths in itertools.groupby("
             "sorted(@files, key=lambda path: (@case_of(path), path)), key=@case_of)]"
         ),
+        "channels_of": (
+            f"$lambda paths: [re.sub({ending_pattern!r}, '', path, flags=re.IGNORECASE).rpartition('_')[2].upper()"
+            " for path in paths]"
+        ),
+        "datalist": (
+            f"$[case if len(case['image']) == 1 or @channels_of(case['image']) in {sets}"
+            " else @refuse(case['image'][0], 'and ' + ', '.join(map(os.path.basename, case['image'][1:])) +"
+            " ' are not the channels of one case; rename them') for case in @grouped]"
+        ),
+        **(_CHECK_VOLUMES if volumes else _CHECK_PICTURES),
+        "checked": (
+            "$lambda data: [@refuse(path, problem) for path in data['image'] for problem in [@problem_of(path)]"
+            " if problem] or data"
+        ),
         **_preparing(preparation, volumes),
+        "is_expected": f"$lambda image: len(image) == {channels} and bool(torch.isfinite(image).all())",
         "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
         "network_def": f"$torch.export.load(os.path.join(@bundle_root, '{NETWORK}')).module()",
         "network": "$@network_def.to(@device)",
@@ -95,7 +131,13 @@ def bundle_configuration(
                 " data['disagreement']) and data",
             ],
         },
-        "initialize": ["$os.makedirs(@output_dir, exist_ok=True)"],
+        "initialize": [
+            f"$[@refuse(path, 'is of a format that is not read; convert it, or move it away') for path in"
+            f" sorted(os.listdir(@dataset_dir)) if path.lower().endswith({others}) and not"
+            f" path.lower().endswith({endings})]",
+            "$@files or @refuse(@dataset_dir, 'holds no image')",
+            "$os.makedirs(@output_dir, exist_ok=True)",
+        ],
         "run": ["$[print(@postprocessing(data)['case']) for data in @dataset]"],
     }
 
@@ -223,7 +265,10 @@ def _preparing(preparation: Preparation, volumes: bool) -> dict[str, Any]:
         return {
             **(_TURN_VOLUMES if volumes else _READ_PICTURE),
             **({"standardised": _STANDARDISED} if preparation.standardise else {}),
-            "preprocessing": {"_target_": "Compose", "transforms": [*read, *_intensities(preparation)]},
+            "preprocessing": {
+                "_target_": "Compose",
+                "transforms": ["$@checked", *read, _EXPECTED, *_intensities(preparation)],
+            },
             "on_file": "$lambda maps, data: @turned_back(maps, data)" if volumes else "$lambda maps, data: maps",
         }
     if isinstance(preparation, SquarePicture):
@@ -233,9 +278,14 @@ def _preparing(preparation: Preparation, volumes: bool) -> dict[str, Any]:
             "preprocessing": {
                 "_target_": "Compose",
                 "transforms": [
+                    "$@checked",
+                    "$lambda data: data if len(data['image']) == 1 else @refuse(data['case'], 'is not one picture')",
                     _with("@read_picture(data['image'][0])"),
+                    "$lambda data: data if len(data['image']) in (1, 3) else @refuse(data['case'], 'has"
+                    " neither one nor three channels')",
                     "$lambda data: {**data, 'size': tuple(data['image'].shape[1:])}",
                     _with(f"@resized(data['image'].expand(3, -1, -1), ({preparation.size}, {preparation.size}))"),
+                    _EXPECTED,
                 ],
             },
             "on_file": "$lambda maps, data: @resized(maps, data['size'])",
@@ -259,6 +309,93 @@ def _intensities(stacked: Stacked) -> list[str]:
         return [_with(f"(data['image'] + {float(stacked.offset)!r}) / {float(stacked.scale)!r}")]
     return []
 
+
+_EXPECTED = (
+    "$lambda data: data if @is_expected(data['image']) else @refuse(data['case'], 'has another number of channels than"
+    " the model expects, or holds NaN or infinity')"
+)
+
+# what `edue_lightning.data.images.read_image` checks; each condition must be computable whatever the others say
+_CHECK_VOLUMES = {
+    # read to its end, gzip verifies its checksum
+    "bytes_of": (
+        "$lambda path: sum(len(part) for file in [nibabel.openers.ImageOpener(path)]"
+        " for part in iter(lambda: file.read(2**20), b''))"
+    ),
+    "two_places": (
+        "$lambda header, sform, qform: sform is not None and qform is not None and not np.abs(sform - qform)[:3].dot("
+        "[*(header.get_data_shape() + (1, 1))[:3], 1]).sum() <= nibabel.affines.voxel_sizes(sform).min() / 2"
+    ),
+    "two_sizes": (
+        "$lambda header, sform: sform is not None and bool((header['pixdim'][1:4] > 0).all()) and not"
+        " np.allclose(nibabel.affines.voxel_sizes(sform), header['pixdim'][1:4], rtol=0.01, atol=0)"
+    ),
+    "is_regular": (
+        "$lambda affine: bool(np.isfinite(affine).all()) and 1e-6 <= nibabel.affines.voxel_sizes(affine).min()"
+        " <= nibabel.affines.voxel_sizes(affine).max() <= 1e4"
+        " and np.linalg.matrix_rank(affine[:3, :3] / nibabel.affines.voxel_sizes(affine), tol=1e-6) == 3"
+    ),
+    "header_problem": (
+        "$lambda header, size: next((text for is_wrong, text in ["
+        "(not bytes(header['magic']).startswith(b'n+') or header['vox_offset'] < header.single_vox_offset,"
+        " 'its voxels do not lie behind its header; save it again'),"
+        "(header.get_data_dtype().kind not in 'iuf', 'holds colours or complex numbers; save plain numbers'),"
+        "(len(header.get_data_shape()) not in (3, 4) or header.get_data_shape()[2] == 1, 'is no volume'),"
+        "(header.get_xyzt_units()[0] not in ('mm', 'unknown'), 'its header is not in mm; save it in mm'),"
+        "(size > header['vox_offset'] + 2 * np.prod(header.get_data_shape()) * header.get_data_dtype().itemsize,"
+        " 'holds many more bytes than its header claims; save it again'),"
+        "(not @is_regular(header.get_best_affine()), 'its header gives no valid voxel size; correct its affine'),"
+        "(@two_places(header, header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]),"
+        " 'its header places the voxels in two ways (sform and qform); correct one'),"
+        "(@two_sizes(header, header.get_sform(coded=True)[0]),"
+        " 'its header gives two voxel sizes (sform and pixdim); correct one'),"
+        "] if is_wrong), None)"
+    ),
+    # as it is stored; nibabel resets where the voxels begin
+    "header_of": (
+        "$lambda start: next(kind(start[:kind.template_dtype.itemsize], check=False) for kind in"
+        " (nibabel.Nifti1Header, nibabel.Nifti2Header) if kind.may_contain_header(start))"
+    ),
+    "problem_of": (
+        "$lambda path: @header_problem(@header_of(nibabel.openers.ImageOpener(path).read(540)), @bytes_of(path))"
+    ),
+}
+
+# fewer kinds of pictures than `edue_lightning.data.images.read_image` takes, all with the values it gives
+_CHECK_PICTURES = {
+    "tags_of": "$lambda picture: dict(picture.tag_v2) if picture.format == 'TIFF' else {}",
+    "kind_of": (
+        "$lambda tags: (tags.get(262), {*tags.get(258, (1,))}, {*tags.get(339, (1,))},"
+        " tags.get(277, 1) - len(tags.get(338, ())))"
+    ),
+    "is_plain": (
+        "$lambda tags: not tags or (@kind_of(tags) in [(1, {1}, {1}, 1), (1, {8}, {1}, 1), (1, {16}, {1}, 1),"
+        " (1, {32}, {3}, 1), (2, {8}, {1}, 3)] and {*tags.get(338, ())} <= {1, 2} and len(tags.get(338, ())) <= 1"
+        " and tags.get(274, 1) in (0, 1) and tags.get(32997, 1) == 1"
+        " and not re.search('images=|\"truncated\"', str(tags.get(270, ''))))"
+    ),
+    "is_swapped": (
+        "$lambda picture, tags: bool(tags) and picture.tag_v2.prefix == b'MM' and tags.get(259, 1) != 1"
+        " and max(tags.get(258, (1,))) > 8"
+    ),
+    "picture_problem": (
+        "$lambda picture, tags: next((text for is_wrong, text in ["
+        "(getattr(picture, 'n_frames', 1) > 1, 'holds several pages; save one picture per file'),"
+        "(picture.mode not in ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'I', 'I;16', 'I;16B', 'F'),"
+        " 'holds colours of an unusual kind; save it as grey or RGB'),"
+        "(';16' in str(picture.tile) and not picture.mode.startswith('I'), 'holds 16-bit colours; save it with 8'),"
+        "(picture.getexif().get(274, 1) not in (0, 1), 'is stored turned; save it upright'),"
+        "(not @is_plain(tags) or @is_swapped(picture, tags),"
+        " 'is a TIFF file that programs read in different ways; save it as PNG'),"
+        "] if is_wrong), None)"
+    ),
+    # Pillow verifies the checksums of a PNG file on demand alone
+    "problem_of": (
+        "$lambda path: (lambda picture: @picture_problem(picture, @tags_of(picture)) or"
+        " (Image.open(path).verify() if picture.format == 'PNG' else None))(Image.open(path,"
+        " formats=('PNG', 'JPEG', 'TIFF')))"
+    ),
+}
 
 # with the meaning of `edue_lightning.data.preparation.standardised`
 _STANDARDISED = (
@@ -356,10 +493,13 @@ def _preparing_petct(preparation: PetCt) -> dict[str, Any]:
             " grid.shape[1:]).as_tensor() >= 1, @interpolated(volume, affine, grid.shape[1:]).as_tensor(), fill))"
             "(@target(volume, grid))"
         ),
+        "has_contrast": "$lambda values, low, high: bool(low < values.max() > values.min() < high)",
         "windowed": "$lambda values, low, high: ((values - low) / (high - low)).clip(0, 1)",
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [
+                "$@checked",
+                "$lambda data: data if len(data['image']) == 2 else @refuse(data['case'], 'is not a CT and its PET')",
                 "$lambda data: {**data, 'ct': data['image'][0], 'pet': data['image'][1]}",
                 {
                     "_target_": "LoadImaged",
@@ -367,7 +507,20 @@ def _preparing_petct(preparation: PetCt) -> dict[str, Any]:
                     "reader": "NibabelReader",
                     "ensure_channel_first": True,
                 },
+                "$lambda data: data if len(data['ct']) == len(data['pet']) == 1 and"
+                " bool(torch.isfinite(data['ct']).all() and torch.isfinite(data['pet']).all())"
+                " else @refuse(data['case'], 'has several channels in a file, or holds NaN or infinity')",
+                f"$lambda data: data if not (data['ct'].min() >= 0 and data['ct'].max() > {MOST_WITHOUT_AIR}) and"
+                f" @has_contrast(data['ct'], {ct_low}, {ct_high}) else @refuse(data['case'], 'its CT is not in"
+                " Hounsfield units, or constant within the window')",
+                f"$lambda data: data if data['pet'].max() <= {MOST_PLAUSIBLE_SUV} and"
+                f" data['pet'].min() >= {LEAST_SUV} and @has_contrast(data['pet'], {suv_low}, {suv_high})"
+                " else @refuse(data['case'], 'its PET is not in standardised uptake values, or constant within the"
+                " window')",
                 "$lambda data: {**data, 'original': data['ct'], 'grid': @grid(@canonical(data['ct']))}",
+                "$lambda data: data if bool((@inside(torch.ones_like(data['pet']), @target(data['pet'], data['grid']),"
+                " data['grid'].shape[1:]) > 0).any()) else @refuse(data['case'], 'its CT and PET lie nowhere on each"
+                " other; correct the affine of one')",
                 _with(
                     f"torch.cat([@windowed(@resample(data['ct'], data['grid'], {_AIR}), {ct_low}, {ct_high}),"
                     f" @windowed(@resample(data['pet'], data['grid'], 0.0), {suv_low}, {suv_high})])"
