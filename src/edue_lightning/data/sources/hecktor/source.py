@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from edue_lightning.data.file_source import CaseError, CaseReading, FileCase, FileSource, stack_case
 from edue_lightning.data.geometry import (
-    canonical,
     closest_canonical,
     cropped,
     grid_spacing,
@@ -24,7 +23,7 @@ from edue_lightning.data.geometry import (
     share_inside,
 )
 from edue_lightning.data.identity import content_digest
-from edue_lightning.data.images import ImageError, ImageFile, read_image, read_label_map, read_mask
+from edue_lightning.data.images import ImageError, ImageFile, canonical, read_image, read_label_map, read_mask
 from edue_lightning.data.sample import Grid, RaterSample
 from edue_lightning.data.source import CaseRecord
 from edue_lightning.data.sources.hecktor.layout import (
