@@ -13,6 +13,9 @@ data=$study/data
 mkdir -p "$study" "$data" "$OUT"
 export PYTHONPATH="$top/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 if [ -n "${WHEELS:-}" ] && [ ! -d "$study/site" ]; then
+    # the package itself is imported from its sources, and asks for its own version
+    mkdir -p "$study/site/edue_lightning-0.1.0.dist-info"
+    printf 'Metadata-Version: 2.1\nName: edue-lightning\nVersion: 0.1.0\n' > "$study/site/edue_lightning-0.1.0.dist-info/METADATA"
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$study/site" "$WHEELS"/*.whl || exit
 fi
 [ -d "$study/site" ] && export PYTHONPATH="$PYTHONPATH:$study/site"
@@ -22,7 +25,9 @@ fi
 for part in bu_bil chase_db1; do
     [ -d "${DATA:-}/$part" ] && [ ! -e "$data/$part" ] && cp -r "$DATA/$part" "$data/$part"
 done
-[ -f "${EARLIER:-}/finished.txt" ] && cp "$EARLIER/finished.txt" "$study/"
+for file in finished.txt search.csv; do
+    [ -f "${EARLIER:-}/$file" ] && [ ! -f "$study/$file" ] && cp "$EARLIER/$file" "$study/"
+done
 what=$1
 shift
 python3 experiments/comparison/study.py "$what" --folder "$study" --data "$data" --device "${DEVICE:-gpu}" \

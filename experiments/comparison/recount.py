@@ -9,15 +9,16 @@ runs (other quantities, other baselines) stays undefined, with the reason.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
 
+from edue_lightning.reporting.comparison import PairedDifference
 from edue_lightning.reporting.findings import Finding, Verdict
 from edue_lightning.reporting.outcomes import MARGINS, interval_p
 from edue_lightning.reporting.report import verdict_markdown
-from edue_lightning.reporting.verdict import with_outcomes
+from edue_lightning.reporting.verdict import cost_finding, with_difference, with_outcomes
 from edue_lightning.runs.files import write_table
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -40,21 +41,22 @@ def recounted(as_run: pd.DataFrame) -> list[Finding]:
     """
     known = [field.name for field in fields(Finding) if field.name in as_run.columns and field.name != "outcome"]
     findings: dict[str, list[Finding]] = {"usual": [], "best baseline": [], "cost": []}
-    rows = as_run.astype(object).where(as_run.notna(), None).to_dict("records")
-    for row in rows:
-        values = {name: row[name] for name in known if row[name] is not None}
-        if row["quantity"] == "d_auc":
+    for row in as_run.astype(object).where(as_run.notna(), None).to_dict("records"):
+        finding = Finding(**{name: row[name] for name in known if row[name] is not None})
+        if finding.part == "cost":
+            finding = cost_finding(finding.method, finding.data, finding.quantity, finding.value, finding.seeds)
+        elif finding.part == "usual":
+            low, high = finding.ci_low - finding.target, finding.ci_high - finding.target
+            finding = replace(finding, p_value=interval_p(low, high))
+        elif finding.quantity in MARGINS:
+            ends = (finding.ci_low, finding.ci_high)
+            values = (finding.value, finding.baseline_value, finding.change)
+            difference = PairedDifference(*values, *ends, interval_p(*ends), finding.seeds)
+            finding = with_difference(finding, finding.baseline, finding.baseline_metric, difference)
+        else:
+            # d-AUC
             continue
-        if row["part"] == "cost":
-            kept = values["value"] <= values["target"]
-            findings["cost"].append(
-                Finding(**values, outcome="not distinguishable" if kept else "worse", within_margin=kept)
-            )
-            continue
-        if row["part"] == "best baseline":
-            values |= {"target": 0.0, "margin": MARGINS[row["quantity"]].of(row["baseline_value"])}
-        low, high = (values[name] - values["target"] for name in ("ci_low", "ci_high"))
-        findings[row["part"]].append(Finding(**values, p_value=interval_p(low, high)))
+        findings[finding.part].append(finding)
     findings["best baseline"] += _not_committed(findings["best baseline"])
     return with_outcomes([finding for part in findings.values() for finding in part])
 

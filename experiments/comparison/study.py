@@ -40,7 +40,6 @@ SEARCH_OF = {
     "deep_ensemble_soft_majority": "single_soft_majority",
     "deep_ensemble_random_rater": "single_random_rater",
     "deep_ensemble_rater_per_member": "single_random_rater",
-    "deep_ensemble_levels": "edue_levels",
     "layer_ensemble_soft_majority": "layer_ensemble",
     "mc_dropout_soft_majority": "mc_dropout",
     "test_time_augmentation": "single_soft_majority",
@@ -202,16 +201,23 @@ def search(setup: Setup, names: Sequence[str] | None = None) -> list[Job]:
 
 
 def trials(setup: Setup) -> pd.DataFrame:
-    """Return settings and validation NLL of the finished trials (`SEARCH_COLUMNS`)."""
+    """Return settings and validation NLL of the finished trials (`SEARCH_COLUMNS`).
+
+    Trials that were finished elsewhere are those of an earlier `search.csv` in the study's folder.
+    """
+    earlier = setup.folder / SEARCHED.name
+    known = pd.read_csv(earlier) if earlier.is_file() else pd.DataFrame(columns=list(SEARCH_COLUMNS))
+    values_of = {(row["search"], row["settings"]): row["validation_nll"] for row in known.to_dict("records")}
     rows = []
     for name, grid in searches().items():
         for trial, values in enumerate(itertools.product(*grid.values())):
             file = setup.folder / "search" / f"{name}_{trial}" / VALIDATION_FILE
+            settings = " ".join(f"{key}={value}" for key, value in zip(grid, values, strict=True))
             if file.is_file():
                 found = read_table(file, METRICS_COLUMNS)
-                nll = float(found[found["metric"] == "nll"]["value"].iloc[0])
-                settings = " ".join(f"{key}={value}" for key, value in zip(grid, values, strict=True))
-                rows.append((name, trial, settings, nll))
+                rows.append((name, trial, settings, float(found[found["metric"] == "nll"]["value"].iloc[0])))
+            elif (name, settings) in values_of:
+                rows.append((name, trial, settings, float(values_of[name, settings])))
     return pd.DataFrame(rows, columns=list(SEARCH_COLUMNS))
 
 

@@ -119,6 +119,10 @@ def test_finished_trials_become_a_table(tmp_path: Path) -> None:
         "optimizer.learning_rate=0.01",
         "method.guidance.weight=500",
     ]
+    # a later part of the search keeps the trials of the earlier one
+    (tmp_path / "later").mkdir()
+    shutil.copy(tmp_path / "search.csv", tmp_path / "later")
+    assert study.trials(study.Setup(tmp_path / "later", data=tmp_path)).equals(pd.read_csv(tmp_path / "search.csv"))
 
 
 def test_jobs_are_method_by_data_by_seed_by_fold(tmp_path: Path) -> None:

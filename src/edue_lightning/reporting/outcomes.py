@@ -57,6 +57,8 @@ MARGINS = {
     "image_spearman": Margin(0.01, False, _ON_A_SCALE),
     "image_spearman_normalised": Margin(0.01, False, _ON_A_SCALE),
     "pixel_pearson": Margin(0.01, False, _ON_A_SCALE),
+    "d_soft": Margin(0.01, False, _ON_A_SCALE),
+    "ged2": Margin(0.01, False, "values lie in [0, 2] on all data; publications give two decimals"),
     "nll": Margin(0.02, True, "its size depends on the share of background, so only a share of it can be judged"),
     "ece": Margin(0.1, True, "as for NLL; its bins make it noisy, so a tenth"),
     "normalised_aurc": Margin(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edue_lightning.metrics import LOWER_IS_BETTER, MEAN_STRUCTURE, SCORES, interval
 from edue_lightning.reporting.comparison import (
+    PairedDifference,
     differing_cases,
     group_by_subject,
     mean_over_seeds,
@@ -35,7 +36,9 @@ USUAL_TARGETS = {"image_pearson": 0.55, "pixel_pearson": 0.23}
 """Promised relative gains of EDUE over the mean of the usual ensembles, averaged over data sets."""
 
 HALF = 0.5
-LARGEST_PARAMETER_RATIO = 1.05
+COST_LIMITS = {"forward_passes": 1.0, "parameter_ratio": 1.05}
+"""Largest costs that a method may have, relative to one plain U-Net."""
+
 # of a comparison of decimal numbers
 _TOLERANCE = 1e-9
 
@@ -71,7 +74,10 @@ QUANTITIES = (
     Quantity("ece", ("ece",)),
     Quantity("normalised_aurc", tuple(f"normalised_aurc{suffix}" for suffix in SCORES)),
     Quantity("dice", ("dice",)),
+    Quantity("d_soft", ("d_soft",)),
+    Quantity("ged2", ("ged2",)),
 )
+"""Quantities of a verdict. Margins are in `outcomes.MARGINS`."""
 
 
 def judge(runs: Sequence[Run], candidate: str) -> Verdict:
@@ -346,18 +352,30 @@ def _difference(
 ) -> Finding:
     found = paired_difference(own, others, nothing.structure, nothing.metric, read_out)
     reason = reason or differing_cases([(own, nothing.metric), (others, read_out)], nothing.structure)
+    return replace(with_difference(nothing, name, read_out, found), reason=reason)
+
+
+def with_difference(finding: Finding, baseline: str, read_out: str, found: PairedDifference) -> Finding:
+    """Return a finding with its difference from a baseline, and the margin of its quantity.
+
+    Args:
+        finding: finding with the candidate, its read-out, the data and the quantity.
+        baseline: name of the baseline.
+        read_out: read-out of the baseline.
+        found: difference of the candidate from the baseline.
+    """
     return replace(
-        nothing,
+        finding,
         value=found.value,
-        baseline=name,
+        baseline=baseline,
         baseline_metric=read_out,
         baseline_value=found.other,
         change=found.difference,
         ci_low=found.ci_low,
         ci_high=found.ci_high,
         p_value=found.p_value,
-        margin=MARGINS[nothing.quantity].of(found.other),
-        reason=reason,
+        target=0.0,
+        margin=MARGINS[finding.quantity].of(found.other),
         seeds=found.seeds,
     )
 
@@ -365,28 +383,40 @@ def _difference(
 def _cost(by_data: Methods, candidate: str) -> tuple[list[Finding], list[str]]:
     findings = []
     for data, methods in by_data.items():
-        for name, limit in (("forward_passes", 1.0), ("parameter_ratio", LARGEST_PARAMETER_RATIO)):
+        for name in COST_LIMITS:
             # the largest, since each seed must keep the limit; NaN if a seed has none
             value = float(np.max([float(run.cost.get(name, np.nan)) for run in methods[candidate]]))
-            kept: Outcome = "not distinguishable" if value <= limit + _TOLERANCE else "worse"
-            findings.append(
-                Finding(
-                    part="cost",
-                    method=candidate,
-                    data=data,
-                    quantity=name,
-                    metric=name,
-                    value=value,
-                    measure="limit",
-                    change=value,
-                    target=limit,
-                    outcome=UNDEFINED if np.isnan(value) else kept,
-                    within_margin=bool(value <= limit + _TOLERANCE),
-                    reason="not measured" if np.isnan(value) else "",
-                    seeds=len(methods[candidate]),
-                )
-            )
+            findings.append(cost_finding(candidate, data, name, value, len(methods[candidate])))
     return findings, []
+
+
+def cost_finding(method: str, data: str, name: str, value: float, seeds: int) -> Finding:
+    """Return whether a cost keeps its limit, see `COST_LIMITS`.
+
+    Args:
+        method: name of the method.
+        data: name of the data set.
+        name: name of the cost.
+        value: its value; NaN if it was not measured.
+        seeds: number of seeds that it was measured for.
+    """
+    limit = COST_LIMITS[name]
+    kept: Outcome = "not distinguishable" if value <= limit + _TOLERANCE else "worse"
+    return Finding(
+        part="cost",
+        method=method,
+        data=data,
+        quantity=name,
+        metric=name,
+        value=value,
+        measure="limit",
+        change=value,
+        target=limit,
+        outcome=UNDEFINED if np.isnan(value) else kept,
+        within_margin=bool(value <= limit + _TOLERANCE),
+        reason="not measured" if np.isnan(value) else "",
+        seeds=seeds,
+    )
 
 
 def _structures(runs: Sequence[Run]) -> list[str]:

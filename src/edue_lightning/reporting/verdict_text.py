@@ -17,6 +17,8 @@ TITLES = {
     "ece": "ECE",
     "normalised_aurc": "normalised AURC",
     "dice": "Dice",
+    "d_soft": "soft Dice over thresholds",
+    "ged2": "GED²",
     "forward_passes": "forward passes",
     "parameter_ratio": "parameters over those of one plain U-Net",
 }
