@@ -40,6 +40,7 @@ SEARCH_OF = {
     "deep_ensemble_soft_majority": "single_soft_majority",
     "deep_ensemble_random_rater": "single_random_rater",
     "deep_ensemble_rater_per_member": "single_random_rater",
+    "deep_ensemble_levels": "edue_levels",
     "layer_ensemble_soft_majority": "layer_ensemble",
     "mc_dropout_soft_majority": "mc_dropout",
     "test_time_augmentation": "single_soft_majority",
@@ -71,8 +72,8 @@ class DataSet:
 
 
 DATA = {
-    "lidc_four": DataSet({"cpu": (400, 60), "gpu": (50, 30)}, "lidc_slices.zip", identified=False),
-    "lidc_all": DataSet({"cpu": (3600, 300), "gpu": (170, 100)}, "lidc_slices.zip", identified=False),
+    "lidc_four": DataSet({"cpu": (240, 60), "gpu": (48, 28)}, "lidc_slices.zip", identified=False),
+    "lidc_all": DataSet({"cpu": (3600, 300), "gpu": (270, 120)}, "lidc_slices.zip", identified=False),
     "bu_bil": DataSet({"cpu": (900, 60), "gpu": (50, 30)}, "bu_bil", folds=5),
     "fundus": DataSet({"cpu": (40, 40), "gpu": (15, 30)}),
     "petct": DataSet({"cpu": (80, 40), "gpu": (30, 30)}),
