@@ -250,8 +250,8 @@ def test_what_fails_is_said_plainly(tmp_path: Path) -> None:
     assert "0.3000 against 0.3004 of single: lower by 0.0004 [0.0004, 0.0004]; not distinguishable, within 0.006" in nll
     assert "image-level rank correlation is undefined (of edue undefined on validation data)" in " ".join(lines)
     assert summary(verdict) == (
-        "8 comparisons of edue with the best baseline: 1 not distinguishable (1 of them within the margin), 1 worse, "
-        "6 undefined."
+        "10 comparisons of edue with the best baseline: 1 not distinguishable (1 of them within the margin), 1 worse, "
+        "8 undefined."
     )
 
 

@@ -23,6 +23,7 @@ from edue_lightning.reporting.comparison import (
 from edue_lightning.reporting.findings import OVER_DATA, Verdict
 from edue_lightning.reporting.folds import pool_folds
 from edue_lightning.reporting.identity import distinguish
+from edue_lightning.reporting.matrix import LEGEND, matrix_findings, matrix_lines
 from edue_lightning.reporting.page import html_list, html_table, page, write_figure
 from edue_lightning.reporting.report_figures import drawings
 from edue_lightning.reporting.tables import cost_table, detection_table, differences_table
@@ -31,6 +32,7 @@ from edue_lightning.reporting.verdict import judge
 from edue_lightning.reporting.verdict_text import PARTS, sentences, summary, table
 from edue_lightning.runs.files import Run, find_runs
 
+_MATRIX = "Against every other method"
 _DEFINITIONS = {
     "dice ↑": "overlap of the mean prediction (p ≥ 0.5) with the mask of at least half of the raters, mean over cases",
     "nll ↓": "cross-entropy in nats of the mean prediction against every rater, mean over voxels, raters and cases",
@@ -79,8 +81,8 @@ def write_report(runs_folder: Path, output: Path, reference: str) -> Report:
 
     Args:
         runs_folder: folder that holds the runs, at any depth.
-        output: folder for `comparison.csv`, `differences.csv`, `verdict.csv`, `comparison.md`, `figures/` and
-            `report.html`.
+        output: folder for `comparison.csv`, `differences.csv`, `verdict.csv`, `matrix.csv`, `comparison.md`,
+            `figures/` and `report.html`.
         reference: name of the method to judge and to compare the others with; without a run of it there are neither
             differences nor a verdict.
 
@@ -107,13 +109,21 @@ def write_report(runs_folder: Path, output: Path, reference: str) -> Report:
     comparison.to_csv(written.comparison, index=False)
     differences.to_csv(output / "differences.csv", index=False)
     verdict.frame().to_csv(written.verdict, index=False)
+    matrix = Verdict(verdict.candidate, matrix_findings(runs, verdict.candidate), [])
+    matrix.frame().to_csv(output / "matrix.csv", index=False)
 
+    lines = matrix_lines(matrix.findings)
     markdown = [*(f"- Caution: {warning}" for warning in warnings), "", *verdict_markdown(verdict)]
+    if lines:
+        markdown.append("\n".join([f"## {_MATRIX}\n", f"{LEGEND}.\n", "```text", *lines, "```", ""]))
     body = [
         f"<h1>Comparison of {sum(len(run.folds) or 1 for run in runs)} runs</h1>",
         *_notes(runs, warnings),
         *_verdict_section(verdict),
     ]
+    if lines:
+        shown = html.escape("\n".join(lines))
+        body += [f"<h2>{_MATRIX}</h2>", f"<p>{html.escape(LEGEND)}.</p>", f"<pre>{shown}</pre>"]
     groups = group_by_subject(runs)
     for data, split, structure in comparison[["data", "split", "structure"]].drop_duplicates().itertuples(index=False):
         title = f"{data}, {split}, {structure}"
