@@ -177,3 +177,14 @@ def test_files_without_a_channel_are_named(tmp_path: Path, caplog: pytest.LogCap
 def test_files_in_deep_folders_are_found(tmp_path: Path) -> None:
     touch(tmp_path, "1/2/3/4/5/6/7/8/a.png")
     assert set(listed(find_images(tmp_path, 1))) == {"a"}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_names_of_nnunets_first_channel_lose_it_if_all_files_have_it(tmp_path: Path, channels: int) -> None:
+    ending = "nii.gz" if channels == 1 else "png"
+    touch(tmp_path, f"liver_1_0000.{ending}", f"liver_2_0000.{ending}")
+    assert set(listed(find_images(tmp_path, channels))) == {"liver_1", "liver_2"}
+    assert set(listed(find_images(tmp_path / f"liver_2_0000.{ending}", channels))) == {"liver_2"}
+    touch(tmp_path, f"liver_3_0001.{ending}")
+    assert f"liver_1_0000.{ending}" in {path[0] for path in listed(find_images(tmp_path, channels)).values()}
+    assert "liver_1_0000" in listed(find_images(tmp_path, channels))

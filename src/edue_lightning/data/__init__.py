@@ -9,6 +9,7 @@ from edue_lightning.data.sources.hecktor import HecktorSource
 from edue_lightning.data.sources.lidc import LidcContours, LidcScans
 from edue_lightning.data.sources.lidc_slices.source import LidcSlices
 from edue_lightning.data.sources.manifest.source import ManifestSource
+from edue_lightning.data.sources.nnunet.source import NnunetSource
 from edue_lightning.data.sources.qubiq.source import QubiqSource
 from edue_lightning.data.sources.retinal_vessels.source import RetinalVessels
 from edue_lightning.data.sources.riga import RigaSource
@@ -25,6 +26,7 @@ __all__ = [
     "LidcScans",
     "LidcSlices",
     "ManifestSource",
+    "NnunetSource",
     "PatchSampling",
     "QubiqSource",
     "RaterBatch",

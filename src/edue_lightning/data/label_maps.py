@@ -42,7 +42,8 @@ class LabelMap:
                 structure and to `ignore`.
         """
         structures = {
-            str(name): (numbers,) if isinstance(numbers, int) else tuple(numbers) for name, numbers in labels.items()
+            str(name): (numbers,) if isinstance(numbers, int) else tuple(dict.fromkeys(numbers))
+            for name, numbers in labels.items()
         }
         for name, numbers in structures.items():
             if not numbers or not all(_is_label(number) for number in numbers):

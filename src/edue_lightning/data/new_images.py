@@ -32,6 +32,7 @@ OTHER_IMAGES = (
 
 _DEEPEST = 32
 _DIGITS = 12
+_FIRST_CHANNEL = "0000"
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 # how a data set names the files of one case: HECKTOR's CT and PET, nnU-Net's channels, those that `convert` writes
 _CHANNEL_NAMES = (
@@ -72,10 +73,10 @@ class ImageCases:
 def find_images(place: Path, channels: int, leave_out: Path | None = None) -> ImageCases:
     """List the cases of an image file, a folder or a table.
 
-    In a folder each file is a case, named by its stem. If the network expects several channels, files that are named
-    like those of a data set (`CASE__CT` and `CASE__PT`, of NIfTI `CASE_0000` and `CASE_0001`, `CASE__1` and `CASE__2`)
-    are one case, and other files beside them, such as labels, are skipped. Images of other formats are problems; output
-    folders of `predict` are skipped. A table has the columns
+    In a folder each file is a case, named by its stem, without nnU-Net's `_0000` if all files have it. If the network
+    expects several channels, files that are named like those of a data set (`CASE__CT` and `CASE__PT`, of NIfTI
+    `CASE_0000` and `CASE_0001`, `CASE__1` and `CASE__2`) are one case, and other files beside them, such as labels, are
+    skipped. Images of other formats are problems; output folders of `predict` are skipped. A table has the columns
     `case_id, image[, image2...]` and optionally `spacing`; further columns, such as those of a manifest, are not read.
 
     Args:
@@ -163,9 +164,9 @@ def _refusal(case: ImageCase) -> str | None:
 
 def _of_file(path: Path, channels: int) -> ImageCases:
     named = _channel_of(path) if channels > 1 else None
-    if named is None:
-        return ImageCases([ImageCase(stem_of(path, _IMAGES), (path,))], [])
     beside = [other for other in sorted(path.parent.iterdir()) if other.name.lower().endswith(_IMAGES)]
+    if named is None:
+        return ImageCases([ImageCase(_single_names([path], beside)[0], (path,))], [])
     parts = [other for other in beside if (found := _channel_of(other)) is not None and found[0] == named[0]]
     grouped = _grouped(parts, path.parent, channels)
     return ImageCases([case for case in grouped.cases if path in case.files], grouped.problems)
@@ -192,7 +193,20 @@ def _in_folder(folder: Path, channels: int, leave_out: Path | None) -> ImageCase
             log.warning("%s: files without a channel in their names are skipped: %s", folder, shown)
         found = _grouped(parts, folder.resolve(), channels)
         return ImageCases(found.cases, [*listed, *found.problems])
-    return ImageCases(_named([((path,), stem_of(path, _IMAGES)) for path in files], folder.resolve()), listed)
+    singles = [((path,), name) for path, name in zip(files, _single_names(files, files), strict=True)]
+    return ImageCases(_named(singles, folder.resolve()), listed)
+
+
+def _single_names(paths: Sequence[Path], beside: Sequence[Path]) -> list[str]:
+    """Return the names of cases of one file each, without nnU-Net's `_0000` where all files of the folder have it.
+
+    Args:
+        paths: files of the cases.
+        beside: all images of the folder. Other numbers among them count the cases.
+    """
+    named = [_NUMBERED.fullmatch(stem_of(path, _IMAGES)) for path in beside]
+    are_first = all(match is not None and match["channel"] == _FIRST_CHANNEL for match in named)
+    return [stem_of(path, _IMAGES).removesuffix(f"_{_FIRST_CHANNEL}" if are_first else "") for path in paths]
 
 
 def _converted(path: Path) -> str:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from edue_lightning.data.preparation import Preparation, Stacked
 from edue_lightning.data.sample import RaterSample
@@ -33,6 +33,19 @@ class CaseRecord:
     split: Split | None = None
     stratum: str = ""
     unit: str = ""
+
+
+class ProbabilityChannels(NamedTuple):
+    """The channels of an array of nnU-Net's probabilities that make up each structure.
+
+    Attributes:
+        parts: positions of the channels whose sum is the structure's probability, one list per structure.
+        exclusive: whether the channels are labels, which exclude each other and add up to 1 with the background, and
+            not regions.
+    """
+
+    parts: Sequence[Sequence[int]]
+    exclusive: bool
 
 
 class CaseSource(ABC):
@@ -73,6 +86,26 @@ class CaseSource(ABC):
             settings: arguments of the source, as in its configuration.
         """
         return Stacked()
+
+    @property
+    def turned_probabilities(self) -> bool:
+        """Whether nnU-Net turns the axes of its probabilities, so that they are not those of the file."""
+        return False
+
+    def probability_channels(self, channels: int) -> ProbabilityChannels | None:
+        """Return the channels that make up each structure in an array of nnU-Net's probabilities.
+
+        Args:
+            channels: number of channels of the array: one per label with the background first, or one per region.
+
+        Returns:
+            the channels; None if their number is another.
+        """
+        structures = len(self.structures)
+        if channels not in (structures, structures + 1):
+            return None
+        first = channels - structures
+        return ProbabilityChannels([[position] for position in range(first, channels)], exclusive=first == 1)
 
     @abstractmethod
     def cases(self) -> Sequence[CaseRecord]:

@@ -1,6 +1,9 @@
 """Predictions of any model in files: one `CASE_ID.npz` per case, or one NIfTI file per member and structure.
 
 - `CASE_ID.npz` with an array `members` `[M, K, *S]`, probabilities in [0, 1], structures in the data set's order.
+- `CASE_ID.npz` of nnU-Net (`nnUNetv2_predict --save_probabilities`): one member, with an array `probabilities` of one
+  channel per label, the background first, or one per region, along nnU-Net's axes (Z, Y, X of a volume). The
+  segmentation `CASE_ID.nii.gz` beside it is skipped.
 - `CASE_ID__memberM__STRUCTURE.nii.gz` (or `.nii`), M counted from 0, each on the grid of the case's image file or on
   the grid that the case was resampled to; with a single structure, `CASE_ID__memberM.nii.gz` is enough.
 
@@ -19,7 +22,7 @@ import math
 import re
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +46,15 @@ READOUT_FILE = "readout.json"
 
 ROUNDING = 1e-5
 """Largest distance from [0, 1] that counts as rounding; such values become 0 or 1."""
+
+_NNUNET_ARRAYS = ("probabilities", "softmax")
+"""Names of the array in archives of nnU-Net, versions 2 and 1."""
+
+_MOST_DEVIATION = 0.02
+"""Largest distance of a sum of probabilities in half precision from 1."""
+
+_MOST_SHARED = 0.1
+"""Largest share of a structure's voxels that may belong to another one as well, by mistakes along borders."""
 
 _MOST_HEADER_BYTES = 2**16
 _MOST_READOUT_BYTES = 2**12
@@ -74,7 +86,7 @@ class PredictionFolder:
         if not folder.is_dir():
             raise UserError(f"predictions={folder}: no such folder")
         self.folder = folder
-        self._storage: str | None = None
+        self._source: CaseSource | None = None
         self.structures = tuple(structures)
         self.readout = _read_readout(folder / READOUT_FILE)
         self._archives = {path.name.removesuffix(".npz"): path for path in sorted(folder.glob("*.npz"))}
@@ -83,7 +95,9 @@ class PredictionFolder:
         for path in sorted([*folder.glob("*.nii"), *folder.glob("*.nii.gz")]):
             named = _NIFTI_NAME.fullmatch(path.name)
             if named is None or named["map"] not in (None, *self.readout.own_maps):
-                self._unnamed.append(path.name)
+                # nnU-Net's segmentation beside its probabilities
+                if path.name.removesuffix(".gz").removesuffix(".nii") not in self._archives:
+                    self._unnamed.append(path.name)
                 continue
             structure = named["structure"] or (self.structures[0] if len(self.structures) == 1 else "")
             files = self._images[named["case"]]
@@ -112,7 +126,7 @@ class PredictionFolder:
             UserError: with one line per missing case, surplus case, file of another shape or grid, and file with NaN or
                 values outside [0, 1].
         """
-        self._storage = source.storage
+        self._source = source
         wanted, known = ({record.case_id for record in part} for part in (records, all_records))
         found = set(self._archives) | set(self._images)
         problems = [f"{name}: is not named CASE_ID__memberM.nii.gz; rename or remove it" for name in self._unnamed]
@@ -157,6 +171,8 @@ class PredictionFolder:
         archive, images = self._archives.get(sample.case_id), self._images.get(sample.case_id, {})
         if archive is not None and images:
             raise _PredictionError(f"exists as {archive.name} and as NIfTI; remove one")
+        if archive is not None and (name := _nnunet_array(archive)) is not None:
+            return torch.from_numpy(self._read_probabilities(archive, name, sample))
         if archive is not None and _is_turned(sample):
             raise _PredictionError(
                 f"{archive.name}: the axes of the case's file were turned when it was read, and an array does not say "
@@ -187,9 +203,6 @@ class PredictionFolder:
         return torch.cat([levels.sort(dim=0, descending=True).values, channels[count:]])
 
     def _read_archive(self, path: Path, size: tuple[int, ...]) -> NDArray[np.floating]:
-        # reading a pipe would block
-        if not path.is_file():
-            raise _PredictionError(f"{path.name}: is no regular file; put the archive itself there")
         one = (len(self.structures), *size)
         members = self._read_array(path, ARRAY, one)
         maps = [self._read_array(path, name, one)[None] for name in self.readout.own_maps]
@@ -203,33 +216,56 @@ class PredictionFolder:
             name: name of the array.
             one: `(K, *S)`.
         """
-        try:
-            shape, dtype, bytes_there = _announced(path, name)
+
+        def check(shape: tuple[int, ...]) -> None:
             fits = shape == one if name != ARRAY else len(shape) >= 2 and shape[0] >= 1 and shape[1:] == one
             if not fits:
                 expected = ", ".join(map(str, one if name != ARRAY else ("M", *one)))
                 raise _PredictionError(f"{path.name}: {name} has shape {list(shape)}, expected [{expected}]")
-            if dtype.kind not in "fbui":
-                raise _PredictionError(f"{path.name}: {name} holds {dtype}, expected floating-point numbers")
-            claimed = math.prod(shape) * dtype.itemsize
-            if claimed != bytes_there:
-                raise ValueError(f"it claims {claimed} bytes and holds {bytes_there}")
-            require_memory(claimed)
-            with np.load(path, allow_pickle=False) as archive:
-                # the entry that was checked, whatever the names of others
-                values: NDArray[np.floating] = archive[f"{name}.npy"]
-        except KeyError as error:
-            raise _PredictionError(f"{path.name}: holds no array named {name!r}") from error
-        except _PredictionError:
-            raise
-        except ImageError as error:
-            raise _PredictionError(f"{path.name}: {error}") from error
-        # decoders raise all kinds of errors on damaged files: BadZipFile, zlib.error, TokenError, ...
-        except Exception as error:
-            raise _PredictionError(f"{path.name}: cannot be read ({reason_of(error, path)}); save it again") from error
-        # numbers beyond the range of float32 become infinite, which is reported later
-        with np.errstate(all="ignore"):
-            return values if values.dtype in (np.float32, np.float64) else values.astype(np.float32)
+
+        return _read_array(path, name, check)
+
+    def _read_probabilities(self, path: Path, array: str, sample: RaterSample) -> NDArray[np.float32]:
+        """Read an archive of nnU-Net as the probabilities of one member, `[1, K, *S]`."""
+        source, name, size = self._source, path.name, tuple(sample.image.shape[1:])
+        if source is None or source.turned_probabilities:
+            raise _PredictionError(
+                f"{name}: nnU-Net turned the axes of these probabilities (NibabelIOWithReorient); save NIfTI files, "
+                f"such as {nifti_name(sample.case_id, 0, self.structures[0])}"
+            )
+        if len(size) == 2 and source.storage is None:
+            raise _PredictionError(
+                f"{name}: the files of the images store their axes in several ways; save NIfTI files"
+            )
+        pictures = source.storage == "picture"
+        file = size if sample.origin is None else sample.origin.shape
+        stored = (1, *file) if len(file) == 2 else file
+        expected = stored if pictures else ((1, *file[::-1]) if len(file) == 2 else file[::-1])
+
+        def check(shape: tuple[int, ...]) -> None:
+            if shape[1:] != expected or source.probability_channels(shape[0]) is None:
+                wanted = ", ".join(map(str, expected))
+                raise _PredictionError(
+                    f"{name}: {array} has shape {list(shape)}, expected [C, {wanted}], with one channel per label and "
+                    f"the background, or one per region, for {', '.join(self.structures)}"
+                )
+
+        values = _read_array(path, array, check).astype(np.float32)
+        found = source.probability_channels(len(values))
+        assert found is not None, "checked"
+        if not np.isfinite(values).all() or values.min() < -ROUNDING or values.max() > 1 + _MOST_DEVIATION:
+            raise _PredictionError(f"{name}: {array} holds values outside of [0, 1], or NaN; save probabilities")
+        if found.exclusive:
+            _check_labels(name, values, found.parts, sample)
+        maps = []
+        for part in found.parts:
+            values_of = values[list(part)].sum(axis=0).clip(0, 1)
+            values_of = values_of.reshape(values_of.shape[-len(file) :])
+            placed = values_of if pictures else values_of.transpose()
+            if sample.origin is not None and sample.affine is not None:
+                placed = resample(placed, sample.origin.affine.numpy(), Grid(size, sample.affine), fill=0.0)
+            maps.append(np.ascontiguousarray(placed))
+        return np.stack(maps)[None]
 
     def _read_images(self, files: dict[Channel, Path], sample: RaterSample) -> NDArray[np.float32]:
         members = 1 + max((channel for channel, _ in files if isinstance(channel, int)), default=0)
@@ -239,13 +275,14 @@ class PredictionFolder:
                 f"{surplus[0]}: its name holds none of the structures {', '.join(self.structures)}; rename it"
             )
         arrays = []
+        storage = None if self._source is None else self._source.storage
         # one by one: a file's name may claim any number of members
         channels: list[int | str] = [*self.readout.own_maps]
         for channel in itertools.chain(range(members), channels):
             for structure in self.structures:
                 if (channel, structure) not in files:
                     raise _PredictionError(f"lacks a file for {structure} of {_described(channel)}")
-                arrays.append(_read_member(files[channel, structure], sample, self._storage))
+                arrays.append(_read_member(files[channel, structure], sample, storage))
         return np.stack(arrays).reshape(-1, len(self.structures), *sample.image.shape[1:])
 
 
@@ -283,6 +320,74 @@ class _PredictionError(Exception):
 def _is_turned(sample: RaterSample) -> bool:
     """Return whether the axes of a sample run along others than its file's, whether or not it was also resampled."""
     return sample.origin is not None and not same_grid(closest_canonical(sample.origin), sample.origin)
+
+
+def _nnunet_array(path: Path) -> str | None:
+    """Return the name of the array in an archive of nnU-Net, or None for other archives and broken files."""
+    try:
+        # reading a pipe would block
+        with zipfile.ZipFile(path if path.is_file() else io.BytesIO()) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return None
+    found = [array for array in _NNUNET_ARRAYS if f"{array}.npy" in names]
+    return found[0] if found and f"{ARRAY}.npy" not in names else None
+
+
+def _read_array(path: Path, array: str, check: Callable[[tuple[int, ...]], None]) -> NDArray[np.floating]:
+    """Read an array of an archive, after a check of the shape that it claims.
+
+    Raises:
+        _PredictionError: if it cannot be read, or is no array of numbers; and what `check` raises.
+    """
+    # reading a pipe would block
+    if not path.is_file():
+        raise _PredictionError(f"{path.name}: is no regular file; put the archive itself there")
+    try:
+        shape, dtype, bytes_there = _announced(path, array)
+        check(shape)
+        if dtype.kind not in "fbui":
+            raise _PredictionError(f"{path.name}: {array} holds {dtype}, expected floating-point numbers")
+        claimed = math.prod(shape) * dtype.itemsize
+        if claimed != bytes_there:
+            raise ValueError(f"it claims {claimed} bytes and holds {bytes_there}")
+        require_memory(claimed)
+        with np.load(path, allow_pickle=False) as archive:
+            # the entry that was checked, whatever the names of others
+            values: NDArray[np.floating] = archive[f"{array}.npy"]
+    except KeyError as error:
+        raise _PredictionError(f"{path.name}: holds no array named {array!r}") from error
+    except _PredictionError:
+        raise
+    except ImageError as error:
+        raise _PredictionError(f"{path.name}: {error}") from error
+    # decoders raise all kinds of errors on damaged files: BadZipFile, zlib.error, TokenError, ...
+    except Exception as error:
+        raise _PredictionError(f"{path.name}: cannot be read ({reason_of(error, path)}); save it again") from error
+    # numbers beyond the range of float32 become infinite, which is reported later
+    with np.errstate(all="ignore"):
+        return values if values.dtype in (np.float32, np.float64) else values.astype(np.float32)
+
+
+def _check_labels(name: str, values: NDArray, parts: Sequence[Sequence[int]], sample: RaterSample) -> None:
+    """Check that channels of labels `[C, ...]` add up to 1, and that the structures exclude each other as labels do."""
+    # nnU-Net leaves 0 where it cropped the image
+    total = values.sum(axis=0)
+    if not ((np.abs(total - 1) <= _MOST_DEVIATION) | (total == 0)).all():
+        raise _PredictionError(
+            f"{name}: its channels do not add up to 1 in each voxel; expected one per label, the background first"
+        )
+    taken = [channel for part in parts for channel in part]
+    if len(taken) > len(set(taken)):
+        return
+    sizes = sample.masks.flatten(2).sum(dim=2).unsqueeze(1)
+    shared = torch.einsum("rkv,rjv->rkj", *[sample.masks.flatten(2).float()] * 2)
+    smaller = torch.minimum(sizes, sizes.transpose(1, 2)).clamp_min(1)
+    if bool((torch.triu(shared / smaller, diagonal=1) > _MOST_SHARED).any()):
+        raise _PredictionError(
+            f"{name}: structures of the data set overlap, and labels of nnU-Net do not; read the data set's label maps "
+            "(data=nnunet, or data.source.labels in a manifest), which say which labels a structure has"
+        )
 
 
 def _announced(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype, int]:

@@ -26,6 +26,7 @@ from edue_lightning.data.images import ImageError, ImageFile, read_image, read_m
 from edue_lightning.data.label_maps import LabelMap
 from edue_lightning.data.preparation import Stacked, agreed_spacing
 from edue_lightning.data.sample import RaterSample
+from edue_lightning.data.source import ProbabilityChannels
 from edue_lightning.data.sources.manifest.files import NamedFiles
 from edue_lightning.data.sources.manifest.table import ManifestCase, read_table
 from edue_lightning.errors import UserError
@@ -89,6 +90,7 @@ class ManifestSource(FileSource):
                 f"data.source.ignore={ignore}: the masks are no label maps; set data.source.labels or the column label"
             )
         self._label_map = LabelMap.of(table.labels or {"": 1}, ignore, "column label")
+        self._numbers = table.labels
         self._read_mask = partial(read_mask, threshold=threshold)
         self._files = NamedFiles(self.root)
         self._stacked = self.preparation({"standardise": standardise})
@@ -107,6 +109,17 @@ class ManifestSource(FileSource):
     def preparation(cls, settings: Mapping[str, Any]) -> Stacked:
         """Return how image files become channels, see `CaseSource.preparation`."""
         return Stacked(standardise=bool(settings.get("standardise", True)))
+
+    def probability_channels(self, channels: int) -> ProbabilityChannels | None:
+        """Return the channels of each structure in nnU-Net's probabilities, see `CaseSource.probability_channels`."""
+        numbers = self._numbers
+        if numbers is None or not set(self.structures) <= set(numbers):
+            return super().probability_channels(channels)
+        if channels == 1 + max(number for of_one in numbers.values() for number in of_one):
+            return ProbabilityChannels([numbers[name] for name in self.structures], exclusive=True)
+        if channels == len(numbers):
+            return ProbabilityChannels([[list(numbers).index(name)] for name in self.structures], exclusive=False)
+        return None
 
     def _file_case(self, case: ManifestCase, manifest: Path) -> FileCase:
         details = {

@@ -1,0 +1,1 @@
+"""A data set in the raw format of nnU-Net."""

@@ -1,0 +1,110 @@
+"""The raw data format of nnU-Net on disk; no image is opened here.
+
+`imagesTr/CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ... are the channels of a case, `labelsTr/CASE.nii.gz` is its label
+map, and `labelsTr_NAME/CASE.nii.gz` that of a further rater. `imagesTs`, `labelsTs` and `labelsTs_NAME` hold test
+cases.
+
+Source: github.com/MIC-DKFZ/nnUNet, documentation/dataset_format.md, region_based_training.md and ignore_label.md; the
+folders of further raters are ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from edue_lightning.data.listing import ListingProblems
+
+FIRST_RATER = "labels"
+"""Name of the rater of `labelsTr` and `labelsTs`."""
+
+_PARTS: Mapping[str, Literal["test"] | None] = {"Tr": None, "Ts": "test"}
+_FOLDER = re.compile(r"labels(?P<part>Tr|Ts)(?:_(?P<rater>.+))?")
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
+_CASE_NAME = re.compile(r"[\w\- ][\w.\- ]*")
+
+
+@dataclass(frozen=True)
+class NnunetCase:
+    """The files of a case.
+
+    Attributes:
+        case_id: name of the case.
+        split: "test" for a case of `imagesTs`, otherwise None.
+        images: files of the channels, in their order.
+        labels: label map of each rater, by the rater's name.
+    """
+
+    case_id: str
+    split: Literal["test"] | None
+    images: tuple[Path, ...]
+    labels: Mapping[str, Path]
+
+
+def list_nnunet(root: Path, ending: str, channels: int) -> tuple[list[NnunetCase], int, list[str]]:
+    """Find the cases of a data set.
+
+    Args:
+        root: folder of the data set.
+        ending: ending of all files, with its dot.
+        channels: number of channels; a picture may hold several in its colours.
+
+    Returns:
+        the complete cases, training first, sorted by name; the number of test images without labels, which are left
+        out; and one line per problem.
+    """
+    problems = ListingProblems(root)
+    cases: list[NnunetCase] = []
+    known: set[str] = set()
+    unlabelled = 0
+    for part, split in _PARTS.items():
+        images = _images(root / f"images{part}", ending, problems)
+        labels: defaultdict[str, dict[str, Path]] = defaultdict(dict)
+        for folder in sorted(root.iterdir()):
+            match = _FOLDER.fullmatch(folder.name)
+            if match is not None and match["part"] == part and folder.is_dir():
+                for path in _files(folder, ending):
+                    labels[path.name[: -len(ending)]][match["rater"] or FIRST_RATER] = path
+        for case_id in sorted(labels.keys() - images.keys()):
+            problems.add(next(iter(labels[case_id].values())), f"has no image in images{part}; add it", case_id)
+        for case_id, files in sorted(images.items()):
+            first = next(iter(files.values()))
+            if case_id not in labels:
+                if split is None:
+                    problems.add(first, "has no label map; add it, or remove the image", case_id)
+                unlabelled += split is not None
+            elif case_id in known:
+                problems.add(first, "is a case of imagesTr too; rename one", case_id)
+            elif not _CASE_NAME.fullmatch(case_id):
+                problems.add(first, "cannot be a file name; use letters, digits, '.', '_', '-' and blanks", case_id)
+            elif sorted(files) != list(range(len(files))) or len(files) > channels:
+                listed = ", ".join(f"{number:04d}" for number in sorted(files))
+                problems.add(first, f"has the channels {listed} of {channels}; add or remove files", case_id)
+            else:
+                ordered = tuple(files[number] for number in sorted(files))
+                known.add(case_id)
+                cases.append(NnunetCase(case_id, split, ordered, dict(sorted(labels[case_id].items()))))
+    return cases, unlabelled, problems.lines
+
+
+def _images(folder: Path, ending: str, problems: ListingProblems) -> dict[str, dict[int, Path]]:
+    found: defaultdict[str, dict[int, Path]] = defaultdict(dict)
+    for path in _files(folder, ending):
+        match = _CHANNEL.fullmatch(path.name[: -len(ending)])
+        if match is None:
+            problems.add(path, f"has no number of its channel in its name; call it CASE_0000{ending}")
+        else:
+            found[match["case"]][int(match["channel"])] = path
+    return found
+
+
+def _files(folder: Path, ending: str) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path for path in folder.iterdir() if path.name.lower().endswith(ending) and not path.name.startswith(".")
+    )
