@@ -91,6 +91,16 @@ def test_every_method_is_searched_with_as_many_trials_of_its_own_settings() -> N
         assert not configuration["test"]
 
 
+def test_every_search_that_is_committed_is_whole() -> None:
+    trials = pd.read_csv(study.SEARCHED)
+    assert list(trials.columns) == list(study.SEARCH_COLUMNS)
+    for name, own in trials.groupby("search"):
+        grid = study.searches()[str(name)]
+        tried = {tuple(part.split("=")[0] for part in settings.split()) for settings in own["settings"]}
+        assert tried == {tuple(grid)}, name
+        assert len(set(own["settings"])) == math.prod(map(len, grid.values())), name
+
+
 def test_methods_take_the_settings_with_the_lowest_validation_nll(tmp_path: Path) -> None:
     table = tmp_path / "search.csv"
     rows = [
