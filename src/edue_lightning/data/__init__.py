@@ -5,11 +5,13 @@ from edue_lightning.data.module import RaterDataModule
 from edue_lightning.data.patches import PatchSampling
 from edue_lightning.data.sample import Grid, RaterBatch, RaterSample, collate_samples
 from edue_lightning.data.source import CaseRecord, CaseSource
+from edue_lightning.data.sources.curvas.source import CurvasSource
 from edue_lightning.data.sources.hecktor import HecktorSource
 from edue_lightning.data.sources.lidc import LidcContours, LidcScans
 from edue_lightning.data.sources.lidc_slices.source import LidcSlices
 from edue_lightning.data.sources.manifest.source import ManifestSource
 from edue_lightning.data.sources.nnunet.source import NnunetSource
+from edue_lightning.data.sources.papila.source import PapilaSource
 from edue_lightning.data.sources.qubiq.source import QubiqSource
 from edue_lightning.data.sources.retinal_vessels.source import RetinalVessels
 from edue_lightning.data.sources.riga import RigaSource
@@ -20,6 +22,7 @@ __all__ = [
     "Augmentation",
     "CaseRecord",
     "CaseSource",
+    "CurvasSource",
     "Grid",
     "HecktorSource",
     "LidcContours",
@@ -27,6 +30,7 @@ __all__ = [
     "LidcSlices",
     "ManifestSource",
     "NnunetSource",
+    "PapilaSource",
     "PatchSampling",
     "QubiqSource",
     "RaterBatch",

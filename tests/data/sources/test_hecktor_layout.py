@@ -68,6 +68,12 @@ def problems_of(root: Path, names: Iterable[str]) -> list[str]:
             id="2025",
         ),
         pytest.param(
+            [f"HECKTOR 2026 Training Data/{name}" for name in OF_2025],
+            ["HGJ-008", "USZ-001"],
+            ["HGJ", "USZ"],
+            id="2026",
+        ),
+        pytest.param(
             [f"hecktor2025_training/Task 1/{name}" for name in OF_2025],
             ["HGJ-008", "USZ-001"],
             ["HGJ", "USZ"],

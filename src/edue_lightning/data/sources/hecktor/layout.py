@@ -1,12 +1,13 @@
-"""File layouts of the HECKTOR releases (Andrearczyk, Oreiller et al., 2020-2025); no image is opened here.
+"""File layouts of the HECKTOR releases (Andrearczyk, Oreiller et al., 2020-2026); no image is opened here.
 
 Known layouts, at the data set's folder or below it:
 
 - 2020 (`hecktor_nii/CHGJ007/CHGJ007_ct.nii.gz`, `_pt`, `_ct_gtvt`) and 2021 (`hecktor_nii/CHGJ007_ct.nii.gz`, `_pt`,
   `_gtvt`), only the primary tumour, with a table of bounding boxes;
 - 2022 (`imagesTr/CHUM-001__CT.nii.gz`, `__PT`, `labelsTr/CHUM-001.nii.gz`);
-- 2025 (one folder per case, `CHUM-001/CHUM-001__CT.nii.gz`, `CHUM-001__PT.nii.gz`, `CHUM-001.nii.gz`, in one release
-  below `Task 1` with copies of the images below `Task 2` and `Task 3`).
+- 2025 and 2026 (one folder per case, `CHUM-001/CHUM-001__CT.nii.gz`, `CHUM-001__PT.nii.gz`, `CHUM-001.nii.gz`, in one
+  release of 2025 below `Task 1` with copies of the images below `Task 2` and `Task 3`; in 2026 below
+  `HECKTOR 2026 Training Data`).
 
 Sources: the organisers' repositories github.com/voreille/hecktor (2020-2022) and
 github.com/BioMedIA-MBZUAI/HECKTOR2025, the pages hecktor.grand-challenge.org/Data and

@@ -46,7 +46,7 @@ _MOST_OUTSIDE = 0.01
 class HecktorSource(FileSource):
     """HECKTOR: FDG-PET/CT of patients with head and neck cancer, with outlines of the primary tumour and lymph nodes.
 
-    - Cases: 524 labelled ones in the 2022 release (seven centres), 679 in that of 2025.
+    - Cases: 524 labelled ones in the 2022 release (seven centres), 679 in that of 2025, 883 in 2026.
     - Raters: one label per case in the public releases, which is enough for everything but guidance and the metrics of
       disagreement. Labels of further raters may lie beside it, see `layout`.
     - Source: hecktor.grand-challenge.org (2020 to 2022), hecktor25.grand-challenge.org (2025). Access is granted on

@@ -1,0 +1,1 @@
+"""CURVAS and CURVAS-PDACVI: CT volumes outlined by three and five experts."""
