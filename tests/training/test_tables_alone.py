@@ -34,7 +34,7 @@ def test_a_run_without_figures_triage_or_wandb_has_all_tables_and_a_report(tmp_p
     assert done.returncode == 0, done.stderr[-2000:]
     assert {path.name for path in folder.iterdir() if path.is_file() and path.name != ".lock"} == {
         *("config.yaml", "train.log", "model.json", "metrics.csv", "validation.csv", "cases.csv", "bootstrap.npz"),
-        *("reliability.csv", "quality_control.csv"),
+        *("reliability.csv", "quality_control.csv", "case_arrays.npz"),
     }
     assert not (folder / "panels").exists()
     assert "triage" not in read_checkpoint(folder / "checkpoints" / "best.ckpt")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from edue_lightning.data.source import Subset
 from edue_lightning.evaluation.prediction_folder import PredictionFolder
 from edue_lightning.evaluation.result import Evaluation
 from edue_lightning.losses import within
-from edue_lightning.methods import Measuring, SegmentationMethod
+from edue_lightning.methods import Density, Measuring, SegmentationMethod
 from edue_lightning.metrics import CaseTable, MetricSettings
 from edue_lightning.reporting.panels import (
     Panel,
@@ -28,7 +28,7 @@ from edue_lightning.reporting.panels import (
     view_window,
 )
 from edue_lightning.runtime.devices import on_device
-from edue_lightning.runtime.processes import is_first_process
+from edue_lightning.runtime.processes import is_first_process, merged
 from edue_lightning.uncertainty import Readout, map_sums, rater_variance, score_maps, sum_of_variances
 
 ProbabilitiesOf = Callable[[int], Tensor]
@@ -55,7 +55,11 @@ class Measurement:
 
 
 def measure_method(
-    method: SegmentationMethod, data: RaterDataModule, measurement: Measurement, trainer: pl.Trainer
+    method: SegmentationMethod,
+    data: RaterDataModule,
+    measurement: Measurement,
+    trainer: pl.Trainer,
+    density: Density | None = None,
 ) -> Evaluation:
     """Measure a trained method on the trainer's devices; every process gets the values of all cases.
 
@@ -64,10 +68,13 @@ def measure_method(
         data: data module with the cases.
         measurement: settings of the measurement.
         trainer: trainer that runs the predictions.
+        density: density of the method's training images, or None.
     """
     split = measurement.split
     table = CaseTable(method.structures, settings=measurement.settings, readout=method.readout)
-    trainer.test(Measuring(method, table), dataloaders=data.evaluation_dataloader(split), verbose=False)
+    measuring = Measuring(method, table, density)
+    trainer.test(measuring, dataloaders=data.evaluation_dataloader(split), verbose=False)
+    distances = None if density is None else merged(measuring.distances)
 
     @torch.inference_mode()
     def probabilities_of(position: int) -> Tensor:
@@ -79,7 +86,7 @@ def measure_method(
 
     samples = data.dataset(split).samples
     with on_device(method, trainer.strategy.root_device):
-        return _evaluation(table, data, measurement, probabilities_of, lambda position: samples[position])
+        return _evaluation(table, data, measurement, probabilities_of, lambda position: samples[position], distances)
 
 
 def measure_predictions(predictions: PredictionFolder, data: RaterDataModule, measurement: Measurement) -> Evaluation:
@@ -116,6 +123,7 @@ def _evaluation(
     measurement: Measurement,
     probabilities_of: ProbabilitiesOf,
     sample_of: Callable[[int], RaterSample],
+    distances: Mapping[int, float] | None = None,
 ) -> Evaluation:
     positions, cases = table.cases()
     records = [data.records(measurement.split)[i] for i in positions.tolist()]
@@ -144,6 +152,7 @@ def _evaluation(
         note=data.note,
         fingerprints=None if fingerprints is None else [masks for masks, _ in fingerprints],
         image_fingerprints=None if fingerprints is None else [image for _, image in fingerprints],
+        density=None if distances is None else [distances[i] for i in positions.tolist()],
     )
 
 

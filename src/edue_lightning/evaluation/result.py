@@ -20,6 +20,7 @@ from edue_lightning.runs.files import (
     CASE_ARRAYS_FILE,
     CASES_COLUMNS,
     CASES_FILE,
+    DENSITY,
     FINGERPRINT,
     IMAGE_FINGERPRINT,
     METRICS_COLUMNS,
@@ -61,6 +62,7 @@ class Evaluation:
         note: caveat to show with every result on this data set, or None.
         fingerprints: digest of the raters' masks of each case and structure, `[N][K]`, or None.
         image_fingerprints: digest of each case's image before it was prepared, `[N]`, or None.
+        density: distance of each case's image from the training images, `[N]`, or None.
     """
 
     label: str
@@ -77,6 +79,7 @@ class Evaluation:
     note: str | None
     fingerprints: Sequence[Sequence[str]] | None = None
     image_fingerprints: Sequence[str] | None = None
+    density: Sequence[float] | None = None
 
     def metrics_frame(self) -> pd.DataFrame:
         """Return the content of `metrics.csv`."""
@@ -89,6 +92,8 @@ class Evaluation:
         for k, structure in enumerate(self.structures):
             columns = {name: values[:, k] for name, values in scalars.items()}
             part = pd.DataFrame({"case_id": list(self.case_ids), "structure": structure, **columns})
+            if self.density is not None:
+                part[DENSITY] = list(self.density)
             if self.fingerprints is not None:
                 part[FINGERPRINT] = [digests[k] for digests in self.fingerprints]
             if self.image_fingerprints is not None:

@@ -135,9 +135,10 @@ def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any
     if configuration["save_predictions"]:
         callbacks.append(PredictionWriter(folder / PREDICTIONS_FOLDER, data, measurement.split, method.readout))
     trainer = build_test_trainer(trainer_node, callbacks=callbacks)
-    evaluation = measure_method(method, data, measurement, trainer)
+    evaluation = measure_method(method, data, measurement, trainer, loaded.density)
     if distortions is not None:
-        shift = measure_shift(method, data, distortions, label, measurement.split, measurement.settings, trainer)
+        settings, split = measurement.settings, measurement.split
+        shift = measure_shift(method, data, distortions, label, split, settings, trainer, loaded.density)
         shift.write(folder)
     return evaluation
 

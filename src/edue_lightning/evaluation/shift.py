@@ -16,10 +16,11 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from edue_lightning.data import RaterBatch, RaterDataModule
 from edue_lightning.data.source import Subset
 from edue_lightning.distortions import Distortions
-from edue_lightning.methods import SegmentationMethod
+from edue_lightning.methods import Density, SegmentationMethod
 from edue_lightning.metrics import MetricSettings, case_statistics
 from edue_lightning.runs.files import (
     CLEAN,
+    DENSITY,
     DETECTION_COLUMNS,
     DETECTION_FILE,
     DISTORTED_CASES_COLUMNS,
@@ -45,7 +46,7 @@ class Shift:
         data: name of the data set.
         split: split whose cases were measured.
         cases: one row per case, structure and severity: `case_id`, `structure`, `distortion` (`none` for the clean
-            image), `severity` (0 for it) and `CASE_SCORES`.
+            image), `severity` (0 for it), `CASE_SCORES` and, if known, `density`.
     """
 
     label: str
@@ -80,6 +81,7 @@ def measure_shift(
     split: Subset,
     settings: MetricSettings,
     trainer: pl.Trainer | None = None,
+    density: Density | None = None,
 ) -> Shift:
     """Score each case of a split once undistorted, and once at each severity under one kind of distortion.
 
@@ -95,6 +97,7 @@ def measure_shift(
         settings: settings of the metrics.
         trainer: trainer whose device and precision the predictions are made in; None for the method's device and full
             precision.
+        density: density of the method's training images, or None.
     """
     method.eval()
     before = method.device
@@ -107,7 +110,9 @@ def measure_shift(
         for batch, kinds in _distorted(data, split, distortions, severity):
             precision = nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
             with torch.inference_mode(), precision:
-                members = method.predict(batch.image.to(method.device)).cpu()
+                image = batch.image.to(method.device)
+                members = method.predict(image).cpu()
+            distances = {} if density is None else {DENSITY: density(method, image).numpy()}
             found = case_statistics(
                 members,
                 batch.masks,
@@ -124,7 +129,7 @@ def measure_shift(
                 positions = batch.case_index.tolist()
                 identity = {"structure": structure, "distortion": kinds, "severity": severity}
                 order = {_POSITION: positions, "case_id": [ids[position] for position in positions]}
-                parts.append(pd.DataFrame({**order, **identity, **scores}))
+                parts.append(pd.DataFrame({**order, **identity, **scores, **distances}))
     method.to(before)
     cases = _of_all_processes(pd.concat(parts, ignore_index=True)).drop(columns=_POSITION)
     return Shift(label, data.name, split, cases)

@@ -13,6 +13,7 @@ from edue_lightning.methods.base import (
     parameter_count,
 )
 from edue_lightning.methods.deep_ensemble import DeepEnsemble
+from edue_lightning.methods.density import Density
 from edue_lightning.methods.edue import EDUE
 from edue_lightning.methods.edue_levels import EDUELevels
 from edue_lightning.methods.layer_ensemble import LayerEnsemble
@@ -28,6 +29,7 @@ from edue_lightning.methods.test_time_augmentation import TestTimeAugmentation
 __all__ = [
     "EDUE",
     "DeepEnsemble",
+    "Density",
     "EDUELevels",
     "Inference",
     "LayerEnsemble",

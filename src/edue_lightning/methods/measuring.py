@@ -8,6 +8,7 @@ from torch import Tensor
 
 from edue_lightning.data.sample import RaterBatch
 from edue_lightning.methods.base import SegmentationMethod
+from edue_lightning.methods.density import Density
 from edue_lightning.metrics import CaseTable
 
 SMALL_CASE = 2**18
@@ -21,17 +22,26 @@ class Measuring(pl.LightningModule):
     Args:
         method: method to measure.
         table: table that receives the cases, with the method's `readout`; it moves to the method's device.
+        density: density of the method's training images, or None.
+
+    Attributes:
+        distances: distance of each case from the training images by its index, as far as this process saw it.
     """
 
-    def __init__(self, method: SegmentationMethod, table: CaseTable) -> None:
+    def __init__(self, method: SegmentationMethod, table: CaseTable, density: Density | None = None) -> None:
         super().__init__()
         self.method = method
         self.table = table
+        self.density = density
+        self.distances: dict[int, float] = {}
 
     def test_step(self, batch: RaterBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Add a batch to the table, and return its logits (see `predict`) for callbacks."""
         logits = self.method.predict(batch.image)
         add_batch(self.table, logits, batch)
+        if self.density is not None:
+            distances = self.density(self.method, batch.image)
+            self.distances |= dict(zip(batch.case_index.tolist(), distances.tolist(), strict=True))
         return logits
 
 

@@ -61,13 +61,37 @@ class Inference:
         if self.window is None:
             yield network(image)
             return
-        window = tuple(self.window)
+        padded, missing, window = self._padded(image, self.window)
+        kept = [slice(gap // 2, gap // 2 + length) for gap, length in zip(missing, image.shape[2:], strict=True)]
+        yield from (slab[:, :, :, *kept] for slab in self._padded_slabs(network, padded, window))
+
+    def tiles(self, image: Tensor) -> Iterator[Tensor]:
+        """Yield windows `[B, C, *window]` side by side that cover the images; without `window`, the images themselves.
+
+        The last window along an axis overlaps with the one before where the axis is no multiple of the window.
+
+        Args:
+            image: `[B, C, *S]`.
+
+        Raises:
+            ValueError: if the window and the image have different numbers of axes.
+        """
+        if self.window is None:
+            yield image
+            return
+        padded, _, window = self._padded(image, self.window)
+        for place in dense_patch_slices(padded.shape[2:], window, window):
+            yield padded[:, :, *place]
+
+    @staticmethod
+    def _padded(image: Tensor, wanted: Sequence[int]) -> tuple[Tensor, list[int], tuple[int, ...]]:
+        """Return an image padded to the window where it is smaller, the padding of each axis, and the window."""
+        window = tuple(wanted)
         if len(window) != image.ndim - 2:
             raise ValueError(f"inference.window={list(window)}: the images are {image.ndim - 2}D")
-        missing = [max(wanted - there, 0) for wanted, there in zip(window, image.shape[2:], strict=True)]
-        kept = [slice(gap // 2, gap // 2 + length) for gap, length in zip(missing, image.shape[2:], strict=True)]
+        missing = [max(length - there, 0) for length, there in zip(window, image.shape[2:], strict=True)]
         padded = F.pad(image, [width for gap in reversed(missing) for width in (gap // 2, gap - gap // 2)])
-        yield from (slab[:, :, :, *kept] for slab in self._padded_slabs(network, padded, window))
+        return padded, missing, window
 
     def _padded_slabs(
         self, network: Callable[[Tensor], Tensor], image: Tensor, window: tuple[int, ...]

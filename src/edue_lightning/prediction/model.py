@@ -65,6 +65,7 @@ class Model:
     Attributes:
         image_format: axes, channels and names of the structures.
         triage: rules that flag cases for review; None in a checkpoint of an interrupted training.
+        density: density of the training images; None in a checkpoint of an interrupted training or earlier version.
 
     Raises:
         UserError: if the checkpoint cannot be used, the device does not exist, or a setting is invalid.
@@ -82,6 +83,7 @@ class Model:
         path = Path(checkpoint)
         loaded = load_method(path, inference)
         self.method = loaded.method
+        self.density = loaded.density
         self.image_format: ImageFormat = loaded.image_format
         self._preparation = build_preparation(loaded.configuration)
         self.triage = None if loaded.triage is None else Triage.from_dict(loaded.triage, str(path))
@@ -175,7 +177,11 @@ class Model:
 
     def rows(self, case_id: str, prepared: PreparedImage, found: Estimate) -> list[dict[str, Any]]:
         """Return one row per structure, see `triage_table.triage_rows`."""
-        return triage_rows(case_id, prepared, found, self.structures, self.triage, self._sensitivity)
+        unusual = None
+        if self.density is not None:
+            image = prepared.image[None].to(self.method.device)
+            unusual = self.density.outside(float(self.density(self.method, image)))
+        return triage_rows(case_id, prepared, found, self.structures, self.triage, self._sensitivity, unusual)
 
     def _as_files(self, channels: list[ImageFile]) -> list[ImageFile]:
         # pictures store their colours in one file

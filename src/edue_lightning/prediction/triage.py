@@ -21,7 +21,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, distributed
+from torch import Tensor
 
 from edue_lightning.data import RaterDataModule, RaterSample
 from edue_lightning.data.source import Subset
@@ -32,6 +32,7 @@ from edue_lightning.metrics.selective import risk_coverage
 from edue_lightning.prediction.estimate import Estimate, estimate
 from edue_lightning.prediction.expected_dice import SIZE_FEATURE, ExpectedDice, fit_expected_dice
 from edue_lightning.runtime.devices import on_device
+from edue_lightning.runtime.processes import merged, own_share
 from edue_lightning.text import reason_of
 
 Array = NDArray[np.float64]
@@ -316,14 +317,9 @@ def _measured(
 ) -> list[_MeasuredCase]:
     """Predict the cases of a split, as new images are, each by one of the processes of a distributed run."""
     count = len(data.records(split))
-    if not distributed.is_available() or not distributed.is_initialized():
-        return [_measure(method, data.sample(split, position), settings) for position in range(count)]
-    own = range(distributed.get_rank(), count, distributed.get_world_size())
-    gathered: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(
-        gathered, {position: _measure(method, data.sample(split, position), settings) for position in own}
+    cases = merged(
+        {position: _measure(method, data.sample(split, position), settings) for position in own_share(count)}
     )
-    cases = {position: case for part in gathered for position, case in part.items()}
     return [cases[position] for position in range(count)]
 
 

@@ -29,6 +29,7 @@ def triage_rows(
     structures: Sequence[str],
     triage: Triage | None,
     sensitivity: float | None,
+    unusual: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Return one row per structure of a case, plain values by `COLUMNS`.
 
@@ -38,7 +39,8 @@ def triage_rows(
     - `uncertainty`: the share of the validation cases that are surer, in per cent; None without `triage`.
     - `score`, `score_value`, `threshold`: name and value of the score, and the value from which on a case is flagged;
       None for an infinite one, which only an undefined score reaches.
-    - `out_of_distribution`: properties outside the range of the training cases, an empty text if there are none.
+    - `out_of_distribution`: properties outside the range of the training cases, an empty text if there are none; None
+      without `triage` and `unusual`.
     - `volume`: volume of the mask, with the smallest and largest volume of the members' masks; area for a picture.
     - `unit`: unit of volumes and sums, the same in all rows of a model: mm² or mm³ if it was trained on images of known
       voxel size, else pixels or voxels (of the file for volumes, of the image that the network saw for sums).
@@ -50,6 +52,7 @@ def triage_rows(
         structures: names of the K structures.
         triage: triage data of the checkpoint, or None.
         sensitivity: share of the poor cases to flag, None without `triage`.
+        unusual: what the density of the training images says of this one, see `Density.outside`; None if it is unknown.
     """
     spaced = triage is not None and triage.spaced
     # NaN makes every size undefined that would be in another unit
@@ -67,13 +70,14 @@ def triage_rows(
         row |= {"case": case_id, "structure": structure, **{name: scores[name] for name in COLUMNS if name in scores}}
         if triage is None or sensitivity is None:
             row |= {"score": _WITHOUT_TRIAGE, "score_value": scores[_WITHOUT_TRIAGE]}
+            row["out_of_distribution"] = None if unusual is None else "; ".join(unusual)
         else:
             known = triage.structures[structure]
             threshold = known.threshold(sensitivity).value
             row |= {"score": known.score, "score_value": known.value(scores)}
             if threshold is not None and math.isfinite(threshold):
                 row["threshold"] = known.measured(threshold)
-            outside = [*intensities, *known.outside(scores)]
+            outside = [*(unusual or ()), *intensities, *known.outside(scores)]
             if known.needs_unit and math.isnan(voxel_size):
                 outside.append(f"not flagged: {known.score} {NEEDS_VOXEL_SIZE}")
             else:

@@ -17,6 +17,7 @@ SCORE_TITLES = {
     "model_agreement": "model agreement",
     "layer_agreement": "layer agreement",
     "entropy": "entropy",
+    "density": "density",
 }
 
 _METHOD_INCHES = 0.75

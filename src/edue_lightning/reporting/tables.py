@@ -9,10 +9,10 @@ import pandas as pd
 
 from edue_lightning.reporting.comparison import group_by_subject, interval_text
 from edue_lightning.reporting.curves import auroc_by_kind
-from edue_lightning.runs.files import POOLED_KINDS, Run
+from edue_lightning.runs.files import DENSITY, POOLED_KINDS, Run
 
 DIFFERENCE_METRICS = ("dice", "nll", "ece", "image_pearson", "image_spearman_normalised", "pixel_pearson")
-DETECTION_SCORES = ("sv", "model_agreement", "entropy")
+DETECTION_SCORES = ("sv", "model_agreement", "entropy", DENSITY)
 
 # column, key in model.json, divisor, number format
 _COSTS = (

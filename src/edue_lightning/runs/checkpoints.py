@@ -25,7 +25,7 @@ from edue_lightning.config.schema import check_only_ours, with_current_targets
 from edue_lightning.data.identity import CaseIdentity, TrainingCases
 from edue_lightning.data.preparation import Stacked
 from edue_lightning.errors import UserError
-from edue_lightning.methods import SegmentationMethod
+from edue_lightning.methods import Density, SegmentationMethod
 from edue_lightning.text import can_be_in_file_name, one_line, reason_of
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ _IMAGE_FORMAT = "edue_image_format"
 _MEMBER = "edue_ensemble_member"
 _TRIAGE = "edue_triage"
 _TEMPERATURE = "edue_temperature"
+_DENSITY = "edue_density"
 _ORIENTATION = "edue_orientation"
 _CANONICAL = "RAS"
 """Directions of the axes of volumes as the network sees them, see `data.images.canonical`."""
@@ -44,8 +45,8 @@ _CASES = "edue_training_cases"
 class LoadedMethod(NamedTuple):
     """A trained method in evaluation mode, the image format it takes, and the configuration of its training.
 
-    `triage` is the entry of `add_triage`, or None; `cases` are those of training (`train`) and validation (`val`), None
-    in a checkpoint of an earlier version.
+    `triage` is the entry of `add_triage`, or None; `density` that of `add_density`, or None; `cases` are those of
+    training (`train`) and validation (`val`), None in a checkpoint of an earlier version.
     """
 
     method: SegmentationMethod
@@ -53,6 +54,7 @@ class LoadedMethod(NamedTuple):
     configuration: dict[str, Any]
     triage: Mapping[str, Any] | None
     cases: TrainingCases | None
+    density: Density | None = None
 
 
 def checkpoint_entries(
@@ -129,9 +131,18 @@ def add_triage(path: Path, triage: Mapping[str, Any]) -> None:
 
     A checkpoint that has such data is left as it is, as when a run is resumed after its training.
     """
+    _add_entry(path, _TRIAGE, triage)
+
+
+def add_density(path: Path, density: Density) -> None:
+    """Add the density of the training images to a checkpoint, see `add_triage`."""
+    _add_entry(path, _DENSITY, density.as_dict())
+
+
+def _add_entry(path: Path, name: str, entry: Mapping[str, Any]) -> None:
     checkpoint = read_checkpoint(path)
-    if _TRIAGE not in checkpoint:
-        write_checkpoint({**checkpoint, _TRIAGE: dict(triage)}, path)
+    if name not in checkpoint:
+        write_checkpoint({**checkpoint, name: dict(entry)}, path)
 
 
 def add_temperature(path: Path, temperature: Sequence[float]) -> None:
@@ -279,7 +290,8 @@ def _rebuilt(checkpoint: Mapping[str, Any], path: Path, inference: Mapping[str, 
     except RuntimeError as error:
         raise UserError(f"{path}: weights do not fit the network of its settings ({reason_of(error)})") from error
     method.set_temperature(stored_temperature(checkpoint))
-    return LoadedMethod(method.eval(), image_format, configuration, checkpoint.get(_TRIAGE), cases)
+    density = Density.from_dict(checkpoint[_DENSITY]) if _DENSITY in checkpoint else None
+    return LoadedMethod(method.eval(), image_format, configuration, checkpoint.get(_TRIAGE), cases, density)
 
 
 def _with_earlier_draw(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,11 @@ DETECTION_COLUMNS = (
     *("auroc", "aupr", "n_clean", "n_distorted"),
 )
 
+DENSITY = "density"
+"""Column of `cases.csv` and `distorted_cases.csv`: distance of an image from the training images.
+
+It is missing where the checkpoint has no density."""
+
 FINGERPRINT = "fingerprint"
 """Column of `cases.csv`: digest of the raters' masks of a case and structure, on their grid."""
 

@@ -10,7 +10,7 @@ import torch
 
 from edue_lightning.metrics import SCORES, CaseStatistics, MetricSettings, QualityControl, quality_control_curves
 from edue_lightning.metrics.detection import ood_aupr, ood_auroc
-from edue_lightning.runs.files import CLEAN, DETECTION_COLUMNS, IDENTITY, POOLED_KINDS, POOLED_SEVERITY
+from edue_lightning.runs.files import CLEAN, DENSITY, DETECTION_COLUMNS, IDENTITY, POOLED_KINDS, POOLED_SEVERITY
 
 
 def quality_control_table(cases: CaseStatistics, structures: Sequence[str], settings: MetricSettings) -> pd.DataFrame:
@@ -45,13 +45,14 @@ def detection_table(cases: pd.DataFrame) -> pd.DataFrame:
     Args:
         cases: content of `distorted_cases.csv`.
     """
+    scores = [*SCORES.values(), *([(DENSITY, 1)] if DENSITY in cases else [])]
     rows = [
         (structure, score, kind, severity, *_detection(chosen, clean, score, sign))
         for structure, own in cases.groupby("structure", sort=False)
         for clean, distorted in [(own[own["distortion"] == CLEAN], own[own["distortion"] != CLEAN])]
         for kind, of_kind in _with_all(distorted, "distortion", POOLED_KINDS)
         for severity, chosen in _with_all(of_kind, "severity", POOLED_SEVERITY)
-        for score, sign in SCORES.values()
+        for score, sign in scores
     ]
     return pd.DataFrame(rows, columns=[column for column in DETECTION_COLUMNS if column not in IDENTITY])
 

@@ -114,6 +114,26 @@ def process_number() -> int:
     return int(rank_zero_only.rank)  # type: ignore[attr-defined]
 
 
+def own_share(count: int) -> range:
+    """Return the positions of this process in a distributed run among `count` tasks; all positions otherwise."""
+    if not _is_distributed():
+        return range(count)
+    return range(distributed.get_rank(), count, distributed.get_world_size())
+
+
+def merged(results: Mapping[int, Result]) -> dict[int, Result]:
+    """Return the results of all processes of a distributed run by position; every process must call this."""
+    if not _is_distributed():
+        return dict(results)
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, dict(results))
+    return {position: result for part in gathered for position, result in part.items()}
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def quiet_unless_first() -> None:
     """Leave log file and progress lines to the first process of a distributed run."""
     if is_first_process():

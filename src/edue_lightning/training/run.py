@@ -20,8 +20,9 @@ from edue_lightning.evaluation.measure import Measurement, measure_method
 from edue_lightning.evaluation.shift import measure_shift
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import VALIDATION_METRICS
+from edue_lightning.prediction.density import fit_density
 from edue_lightning.prediction.triage import fit_triage
-from edue_lightning.runs.checkpoints import add_triage
+from edue_lightning.runs.checkpoints import add_density, add_triage
 from edue_lightning.runs.files import (
     CONFIGURATION_FILE,
     COST_FILE,
@@ -182,6 +183,9 @@ def _run(
         metric_settings = experiment.metric_settings
         of_validation = Measurement(label, "val", metric_settings, resamples, panels=False)
         validation = measure_method(method, data, of_validation, trainer)
+        density = fit_density(method, data, trainer)
+        if density is not None and is_first_process():
+            add_density(folder / CHECKPOINTS / BEST, density)
         sensitivity = configuration["triage_sensitivity"]
         if sensitivity is not None:
             triage = fit_triage(method, data, metric_settings, float(sensitivity), trainer)
@@ -194,10 +198,10 @@ def _run(
         if configuration["test"]:
             figures = bool(configuration.get("figures", True))
             of_test = Measurement(label, "test", metric_settings, resamples, panels=figures)
-            evaluation = measure_method(method, data, of_test, trainer)
+            evaluation = measure_method(method, data, of_test, trainer, density)
             detection = distorted_cases = None
             if distortions is not None:
-                shift = measure_shift(method, data, distortions, label, "test", metric_settings, trainer)
+                shift = measure_shift(method, data, distortions, label, "test", metric_settings, trainer, density)
                 shift.write(folder)
                 detection, distorted_cases = shift.detection_frame(), shift.cases_frame()
             evaluation.write(folder, figures)

@@ -1,0 +1,111 @@
+"""Density of a method's training images: how far an image's first features lie from theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edue_lightning.methods.base import SegmentationMethod
+from edue_lightning.networks.first_features import ChannelMoments, first_features
+from edue_lightning.uncertainty.density import Gaussian
+
+_MARGIN = 0.1
+
+
+@dataclass(frozen=True)
+class Density:
+    """Gaussians of the training images' first features, one per network, and the distances of images they know.
+
+    The features of an image are mean and logarithm of the standard deviation of each channel of the network's first
+    two convolutions, before normalisation: deeper layers have lost the appearance of the image. They see noise, blur
+    and contrast, not anatomy.
+
+    Attributes:
+        gaussians: Gaussian of each network.
+        largest: largest distance of a training or validation image.
+    """
+
+    gaussians: Sequence[Gaussian]
+    largest: float
+
+    def __call__(self, method: SegmentationMethod, image: Tensor) -> Tensor:
+        """Return the distance of each image, mean over the networks, `[B]` float64 on the CPU.
+
+        Args:
+            method: method whose training images these are; its mode is unchanged.
+            image: `[B, C, *S]`, prepared as in training, on the method's device.
+
+        Raises:
+            ValueError: if the method has other networks.
+        """
+        features = image_features(method, image)
+        if features is None or [part.shape[1] for part in features] != [len(one.mean) for one in self.gaussians]:
+            raise ValueError("the density was fitted to other networks; train again or use another checkpoint")
+        distances = [gaussian.distance(part) for gaussian, part in zip(self.gaussians, features, strict=True)]
+        return torch.stack(distances).mean(dim=0)
+
+    def outside(self, distance: float) -> list[str]:
+        """Return in words that a distance lies outside those of training and validation images; empty if it does not.
+
+        As for other properties of an image, a tenth of their range is allowed beyond it.
+        """
+        if distance <= (1 + _MARGIN) * self.largest:
+            return []
+        return [f"density {distance:.4g} outside 0 to {self.largest:.4g}"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values and tensors."""
+        gaussians = [{"mean": one.mean, "whitening": one.whitening} for one in self.gaussians]
+        return {"gaussians": gaussians, "largest": self.largest}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Density:
+        """Return the density that `as_dict` described.
+
+        Raises:
+            ValueError: if values are damaged; KeyError or TypeError if one is missing or of another type.
+        """
+        gaussians = [Gaussian(one["mean"], one["whitening"]) for one in stored["gaussians"]]
+        for gaussian in gaussians:
+            count = len(gaussian.mean)
+            # a tensor that repeats a few stored numbers could have any size
+            parts = ((gaussian.mean, (count,)), (gaussian.whitening, (count, count)))
+            if not all(part.shape == shape and part.is_contiguous() and part.isfinite().all() for part, shape in parts):
+                raise ValueError("its density is damaged")
+        return cls([Gaussian(one.mean.double(), one.whitening.double()) for one in gaussians], float(stored["largest"]))
+
+
+def networks(method: SegmentationMethod) -> list[nn.Module]:
+    """Return the networks of a method that take an image, one per trainee; empty if it names none `network`."""
+    found = [getattr(trainee, "network", None) for trainee in method.trainees()]
+    return [network for network in found if isinstance(network, nn.Module)]
+
+
+@torch.no_grad()
+def image_features(method: SegmentationMethod, image: Tensor) -> list[Tensor] | None:
+    """Return the features of images for each of a method's networks, in full precision.
+
+    Args:
+        method: method; its mode is unchanged.
+        image: `[B, C, *S]` on the method's device.
+
+    Returns:
+        `[B, F]` float64 on the CPU for each network; None if there is no network, or one without two convolutions that
+        a normalisation follows.
+    """
+    features = []
+    for network in networks(method):
+        moments = ChannelMoments()
+        dtype = next(network.parameters()).dtype
+        for tile in method.inference.tiles(image):
+            with torch.autocast(image.device.type, enabled=False):
+                found = first_features(network, tile.to(dtype))
+            if found is None:
+                return None
+            moments.add(found)
+        features.append(moments.statistics().cpu())
+    return features or None

@@ -1,0 +1,95 @@
+"""Features of a network's first convolutions, before normalisation removes the appearance of the image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+FIRST_CONVOLUTIONS = 2
+"""Number of convolutions whose outputs are taken."""
+
+# smallest standard deviation in the logarithm, so that a constant channel has a finite one
+_SMALLEST = 1e-6
+
+
+class _Found(Exception):  # noqa: N818
+    """All outputs are found, and the rest of the network need not run."""
+
+
+def first_features(network: nn.Module, image: Tensor) -> list[Tensor] | None:
+    """Return the outputs of the first convolutions that are normalised next, and run no layer after them.
+
+    Args:
+        network: network of any architecture; its mode is unchanged, and a compiled one is run as written.
+        image: `[B, C, *S]`.
+
+    Returns:
+        `FIRST_CONVOLUTIONS` tensors `[B, channels, *S]` in the order in which they are computed; None if the network
+        has fewer convolutions that are followed by a normalisation (batch, instance or group).
+    """
+    found: list[Tensor] = []
+    latest: list[Tensor] = []
+
+    def after_convolution(module: nn.Module, inputs: Any, output: Tensor) -> None:  # noqa: ARG001
+        latest[:] = [output]
+
+    def before_norm(module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001
+        if latest and inputs and inputs[0] is latest[0]:
+            found.append(latest.pop())
+            if len(found) == FIRST_CONVOLUTIONS:
+                raise _Found
+
+    hooks = []
+    for module in network.modules():
+        if isinstance(module, _ConvNd):
+            hooks.append(module.register_forward_hook(after_convolution))
+        elif isinstance(module, (_NormBase, nn.GroupNorm)):
+            hooks.append(module.register_forward_pre_hook(before_norm))
+    try:
+        # a compiled network would not call hooks that are added later
+        with torch.compiler.set_stance("force_eager"):
+            network(image)
+    except _Found:
+        return found
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return None
+
+
+class ChannelMoments:
+    """Mean and variance of each channel over the voxels of an image, collected from parts of it."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums: list[Tensor] = []
+
+    def add(self, features: list[Tensor]) -> None:
+        """Add the features of one more part of each image, see `first_features`."""
+        parts = torch.cat([torch.stack(_moments(values)) for values in features], dim=2)
+        count = features[0][0, 0].numel()
+        total = self._count + count
+        if not self._sums:
+            self._sums = list(parts)
+        else:
+            share = count / total
+            away = parts[0] - self._sums[0]
+            variance = (1 - share) * self._sums[1] + share * parts[1] + share * (1 - share) * away.square()
+            self._sums = [self._sums[0] + share * away, variance]
+        self._count = total
+
+    def statistics(self) -> Tensor:
+        """Return means and logarithms of standard deviations of all channels, `[B, 2 * channels]` float64."""
+        mean, variance = self._sums
+        return torch.cat([mean, variance.sqrt().clamp_min(_SMALLEST).log()], dim=1)
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and population variance of each channel, `[B, channels, *S]` to `[B, channels]` float64 each."""
+    flat = values.flatten(2).float()
+    mean = flat.mean(dim=2, keepdim=True)
+    return mean[..., 0].double(), (flat - mean).square().mean(dim=2).double()

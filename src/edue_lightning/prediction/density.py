@@ -1,0 +1,68 @@
+"""The fit of a method's density of training images, at the end of its training."""
+
+from __future__ import annotations
+
+import logging
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from edue_lightning.data import RaterDataModule
+from edue_lightning.data.source import Subset
+from edue_lightning.methods import SegmentationMethod
+from edue_lightning.methods.density import Density, image_features
+from edue_lightning.runtime.devices import on_device
+from edue_lightning.runtime.processes import is_first_process, merged, own_share
+from edue_lightning.uncertainty.density import fit_gaussian
+
+log = logging.getLogger(__name__)
+
+FEWEST_IMAGES = 2
+
+
+def fit_density(method: SegmentationMethod, data: RaterDataModule, trainer: pl.Trainer) -> Density | None:
+    """Fit the density to the training images, whole and without augmentation.
+
+    In a distributed run every process takes part and gets the result.
+
+    Args:
+        method: trained method; left in evaluation mode.
+        data: data module it was trained on.
+        trainer: trainer whose device the features are computed on.
+
+    Returns:
+        the density; None, with a warning, if the method's networks have no features of this kind, or there are fewer
+        than two training images.
+    """
+    method.eval()
+    with on_device(method, trainer.strategy.root_device):
+        training = _features(method, data, "train")
+        validation = _features(method, data, "val")
+    reason = None
+    if training is None or validation is None:
+        reason = "no network of this method has two convolutions followed by normalisation"
+    elif len(training[0]) < FEWEST_IMAGES:
+        reason = f"{len(training[0])} training image, fewer than {FEWEST_IMAGES}"
+    if reason is not None or training is None or validation is None:
+        if is_first_process():
+            log.warning("no density score for unusual images: %s", reason)
+        return None
+    gaussians = [fit_gaussian(features) for features in training]
+    known = [torch.cat(parts) for parts in zip(training, validation, strict=True)]
+    distances = torch.stack([one.distance(features) for one, features in zip(gaussians, known, strict=True)])
+    return Density(gaussians, float(distances.mean(dim=0).max()))
+
+
+def _features(method: SegmentationMethod, data: RaterDataModule, split: Subset) -> list[Tensor] | None:
+    """Return the features of a split's images for each network, `[N, F]`, each computed by one of the processes."""
+    count = len(data.records(split))
+    cases = merged(
+        {
+            position: image_features(method, data.sample(split, position).image[None].to(method.device))
+            for position in own_share(count)
+        }
+    )
+    found = [features for position in range(count) if (features := cases[position]) is not None]
+    # the networks decide, so no case has features or every case has
+    return [torch.cat(parts) for parts in zip(*found, strict=True)] if found else None

@@ -1,0 +1,130 @@
+"""The distance of images from the training images: of every method, in any batch, window by window, and stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from method_parts import parts_of
+from torch import Tensor
+
+from edue_lightning.losses import VarianceGuidance
+from edue_lightning.methods import (
+    EDUE,
+    DeepEnsemble,
+    Density,
+    Inference,
+    LayerEnsemble,
+    MonteCarloDropout,
+    ProbabilisticUNet,
+    SegmentationMethod,
+    SingleNetwork,
+    StochasticSegmentation,
+)
+from edue_lightning.methods.density import image_features
+from edue_lightning.networks import HeadLayout
+from edue_lightning.uncertainty.density import fit_gaussian
+
+LAST = HeadLayout("last")
+METHODS = {
+    "edue": lambda parts: EDUE(parts, HeadLayout("decoder"), VarianceGuidance(1.0)),
+    "layer_ensemble": lambda parts: LayerEnsemble(parts, HeadLayout("encoder+decoder")),
+    "single": lambda parts: SingleNetwork(parts, LAST),
+    "mc_dropout": lambda parts: MonteCarloDropout(parts, LAST),
+    "stochastic_segmentation": StochasticSegmentation,
+    "probabilistic_unet": ProbabilisticUNet,
+    "deep_ensemble": lambda parts: DeepEnsemble(parts, LAST, members=3),
+}
+
+
+def images(count: int, seed: int = 0, size: int = 16) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def fitted(method: SegmentationMethod) -> Density:
+    features = image_features(method, images(12))
+    assert features is not None
+    gaussians = [fit_gaussian(part) for part in features]
+    distances = torch.stack([one.distance(part) for one, part in zip(gaussians, features, strict=True)])
+    return Density(gaussians, float(distances.mean(dim=0).max()))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_density_whatever_the_batch(name: str) -> None:
+    torch.manual_seed(0)
+    method = METHODS[name](parts_of()).eval()
+    density = fitted(method)
+    new = images(5, seed=1)
+    found = density(method, new)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(torch.cat([density(method, image[None]) for image in new]), found, rtol=1e-4, atol=0)
+    # as many sigmas away as no training image
+    assert (density(method, 5 * new) > density.largest).all()
+    assert (density(method, images(12)) <= density.largest + 1e-4).all()
+
+
+def test_of_an_ensemble_it_is_the_mean_over_the_networks() -> None:
+    torch.manual_seed(0)
+    ensemble = DeepEnsemble(parts_of(), LAST, members=3).eval()
+    new = images(4, seed=1)
+    alone = [fitted(member)(member, new) for member in ensemble.trainees()]
+    torch.testing.assert_close(fitted(ensemble)(ensemble, new), torch.stack(alone).mean(dim=0))
+
+
+def test_windows_see_all_of_an_image() -> None:
+    torch.manual_seed(0)
+    windowed = SingleNetwork(parts_of(inference=Inference(window=[8, 8])), LAST).eval()
+    image = images(1, size=24)
+    features = image_features(windowed, image)
+    assert features is not None
+    changed = image.clone()
+    changed[..., -3:, -3:] += 1
+    other = image_features(windowed, changed)
+    assert other is not None
+    assert not torch.equal(other[0], features[0])
+    # an image smaller than a window is padded, as it is for a prediction
+    assert image_features(windowed, images(1, size=6)) is not None
+
+
+def test_tiles_cover_the_image() -> None:
+    image = torch.arange(1.0, 11 * 7 + 1).reshape(1, 1, 11, 7)
+    seen = torch.cat([tile.flatten() for tile in Inference(window=[4, 4]).tiles(image)]).unique()
+    assert seen.tolist() == image.flatten().tolist()
+    assert [tile.shape for tile in Inference().tiles(image)] == [image.shape]
+
+
+def test_a_method_with_other_networks_is_refused() -> None:
+    density = fitted(SingleNetwork(parts_of(), LAST).eval())
+    with pytest.raises(ValueError, match="fitted to other networks"):
+        density(DeepEnsemble(parts_of(), LAST, members=2).eval(), images(1))
+
+
+def test_it_can_be_stored_as_tensors_and_plain_values(tmp_path: Path) -> None:
+    method = DeepEnsemble(parts_of(), LAST, members=2).eval()
+    density = fitted(method)
+    torch.save(density.as_dict(), tmp_path / "density.pt")
+    found = Density.from_dict(torch.load(tmp_path / "density.pt", weights_only=True))
+    assert found.largest == density.largest
+    torch.testing.assert_close(found(method, images(3)), density(method, images(3)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda one: {**one, "whitening": one["whitening"][:3]},
+        lambda one: {**one, "mean": one["mean"] * torch.nan},
+        lambda one: {**one, "whitening": torch.zeros(1).expand(len(one["mean"]), len(one["mean"]))},
+    ],
+)
+def test_damaged_values_are_refused(change: object) -> None:
+    stored = fitted(SingleNetwork(parts_of(), LAST).eval()).as_dict()
+    assert callable(change)
+    with pytest.raises(ValueError, match="damaged"):
+        Density.from_dict({**stored, "gaussians": [change(one) for one in stored["gaussians"]]})
+
+
+def test_a_distance_well_beyond_the_largest_is_put_in_words() -> None:
+    density = Density([], 10.0)
+    assert density.outside(10.9) == []
+    assert density.outside(11.5) == ["density 11.5 outside 0 to 10"]

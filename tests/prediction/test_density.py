@@ -1,0 +1,146 @@
+"""The density of the training images: fitted at the end of a training, measured, and used for new images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.distributed
+from method_parts import parts_of
+from torch import Tensor, multiprocessing, nn
+from trainings import configuration
+
+from edue_lightning.data import RaterDataModule, SyntheticFundus
+from edue_lightning.methods import DeepEnsemble, Density, SegmentationMethod, SingleNetwork
+from edue_lightning.networks import HeadLayout
+from edue_lightning.prediction.density import fit_density
+from edue_lightning.prediction.model import Model
+from edue_lightning.runs.checkpoints import load_method
+from edue_lightning.training.run import train
+
+LAST = HeadLayout("last")
+
+
+def on_cpu() -> pl.Trainer:
+    return cast(pl.Trainer, SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu"))))
+
+
+def data() -> RaterDataModule:
+    return RaterDataModule("synthetic", SyntheticFundus(24, 24), eval_batch_size=4)
+
+
+def ensemble() -> SegmentationMethod:
+    torch.manual_seed(0)
+    return DeepEnsemble(parts_of(), LAST, members=2)
+
+
+def test_it_knows_the_training_and_the_validation_images() -> None:
+    method, images = ensemble(), data()
+    density = fit_density(method, images, on_cpu())
+    assert density is not None
+    assert not method.training
+    distances = {
+        split: [float(density(method, images.sample(split, i).image[None])) for i in range(len(images.records(split)))]
+        for split in ("train", "val")
+    }
+    assert density.largest == pytest.approx(max(max(part) for part in distances.values()))
+    # of a Gaussian with F features, the mean squared distance of its own cases is at most F
+    for one in density.gaussians:
+        assert one.mean.shape == (16,)
+    assert np.mean(np.square(distances["train"])) <= 16
+
+
+def _fit_share(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    density = fit_density(ensemble(), data(), on_cpu())
+    assert density is not None
+    torch.save(density.as_dict(), f"{folder}/rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_fit_what_one_does(tmp_path: Path) -> None:
+    multiprocessing.spawn(_fit_share, (str(tmp_path),), nprocs=2)
+    expected = fit_density(ensemble(), data(), on_cpu())
+    assert expected is not None
+    for rank in range(2):
+        found = Density.from_dict(torch.load(tmp_path / f"rank{rank}.pt", weights_only=True))
+        assert found.largest == pytest.approx(expected.largest)
+        for one, other in zip(found.gaussians, expected.gaussians, strict=True):
+            torch.testing.assert_close(one.mean, other.mean)
+            torch.testing.assert_close(one.whitening, other.whitening)
+
+
+class WithoutNorm(nn.Module):
+    """A network of plain convolutions."""
+
+    members = 1
+
+    def __init__(self, heads: HeadLayout) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers(image)[:, None]
+
+
+def test_a_network_without_such_features_is_skipped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert fit_density(SingleNetwork(parts_of(WithoutNorm), LAST), data(), on_cpu()) is None
+    assert "no density score for unusual images: no network of this method has two convolutions" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Return the folder and the configuration of a training whose images are distorted too."""
+    folder = tmp_path_factory.mktemp("density") / "run"
+    settings = configuration("test=true", "figures=false", "trainer.max_epochs=1", "distortions=default")
+    train(settings, folder)
+    return folder, settings
+
+
+def test_a_training_stores_and_measures_it(trained: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = trained
+    loaded = load_method(folder / "checkpoints" / "best.ckpt")
+    assert loaded.density is not None
+    cases = pd.read_csv(folder / "cases.csv")
+    assert (cases["density"] > 0).all()
+    assert (cases.groupby("case_id")["density"].agg(np.ptp) == 0).all()
+    distorted = pd.read_csv(folder / "distorted_cases.csv")
+    clean = distorted[distorted["severity"] == 0].set_index(["case_id", "structure"])["density"]
+    expected = cases.set_index(["case_id", "structure"])["density"]
+    pd.testing.assert_series_equal(clean.sort_index(), expected.sort_index(), rtol=1e-4)
+    detection = pd.read_csv(folder / "detection.csv")
+    found = detection[(detection["score"] == "density") & (detection["distortion"] == "all")]
+    assert sorted(found["severity"].unique()) == [0, 1, 2, 3, 4, 5]
+    # the strongest distortions of a photograph are unlike all training images
+    assert (found[found["severity"] == 5]["auroc"] > 0.9).all()
+
+
+def test_an_image_unlike_the_training_images_is_named_by_predict(trained: tuple[Path, dict[str, Any]]) -> None:
+    folder, settings = trained
+    model = Model(folder / "checkpoints" / "best.ckpt", device="cpu")
+    assert model.density is not None
+    size = settings["data"]["source"]["size"]
+    image = np.random.default_rng(0).random((3, size, size))
+    unusual = model.predict(image).table["out_of_distribution"]
+    assert all(text.startswith("density ") for text in unusual)
+    model.triage = None
+    assert all(text.startswith("density ") for text in model.predict(image).table["out_of_distribution"])
+    model.density = None
+    assert model.predict(image).table["out_of_distribution"].isna().all()
+
+
+def test_a_resumed_training_keeps_it(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, settings = trained
+    before = load_method(folder / "checkpoints" / "best.ckpt").density
+    (folder / "validation.csv").rename(tmp_path / "validation.csv")
+    train(settings, folder)
+    after = load_method(folder / "checkpoints" / "best.ckpt").density
+    assert before is not None
+    assert after is not None
+    assert after.largest == before.largest
