@@ -31,7 +31,8 @@ from torchmetrics.classification import BinaryCalibrationError
 from torchmetrics.functional import pearson_corrcoef
 from torchmetrics.regression import MeanSquaredError
 
-from edue_lightning.metrics import SCORES, CaseTable
+from edue_lightning.metrics import CaseTable
+from edue_lightning.metrics.scores import CORRELATED_SCORES
 
 VOLUMES, EDGE, MEMBERS, RATERS = 20, 96, 5, 4
 ROUNDS = 3
@@ -150,7 +151,7 @@ class UsualPackages:
         found = {name: float(values.mean()) for name, values in columns.items()}
         risk = 1 - columns["dice"]
         best = float(np.mean(np.cumsum(np.sort(risk)) / np.arange(1, len(risk) + 1)))
-        for suffix, (name, sign) in SCORES.items():
+        for suffix, (name, sign) in CORRELATED_SCORES.items():
             score = sign * columns[name]
             raters = columns["sv_star_normalised" if suffix == "_normalised" else "sv_star"]
             found[f"image_pearson{suffix}"] = float(pearsonr(score, raters)[0])

@@ -98,6 +98,17 @@ def naive_matches(members: np.ndarray, raters: np.ndarray) -> dict[str, float]:
     }
 
 
+def naive_entropy(probability: np.ndarray) -> np.ndarray:
+    return -(probability * np.log(probability) + (1 - probability) * np.log(1 - probability))
+
+
+def naive_patch(shown: np.ndarray) -> float:
+    """Return the largest mean over windows of ten voxels along each axis, or as many as there are."""
+    window = tuple(min(10, length) for length in shown.shape)
+    axes = tuple(range(-shown.ndim, 0))
+    return float(np.lib.stride_tricks.sliding_window_view(shown, window).mean(axis=axes).max())
+
+
 def naive_adaptive_error(probability: np.ndarray, share: np.ndarray) -> float:
     """Cut each voxel into 15 equal parts, so that 15 ranges of equally many parts can be cut exactly."""
     order = np.argsort(probability, kind="stable")
@@ -164,8 +175,14 @@ def naive_statistics(cases: Cases, i: int, k: int) -> dict[str, float]:
         "volume_crps": naive_crps(mean.sum() * scale, labels.sum(axis=1) * scale),
         "sv": between.sum() * scale if varies else np.nan,
         "sv_total": total.sum() * scale,
-        "entropy": -(mean * np.log(mean) + (1 - mean) * np.log(1 - mean)).sum() * scale,
+        "entropy": naive_entropy(mean).sum() * scale,
+        "expected_entropy": naive_entropy(p).mean(axis=0).sum() * scale,
+        "mutual_information": (naive_entropy(mean) - naive_entropy(p).mean(axis=0)).sum() * scale if varies else np.nan,
         "sv_normalised": between.sum() / predicted.sum() if varies else np.nan,
+        "sv_total_normalised": total.sum() / predicted.sum(),
+        "soft_dice_confidence": 2 * mean[predicted].sum() / (mean.sum() + predicted.sum()),
+        "sv_patch": naive_patch(between if varies else total),
+        "sv_top": float(np.sort((between if varies else total).ravel())[::-1][: predicted.sum()].mean()),
         "predicted_area": predicted.sum() * scale,
         "sv_star": expert.sum() * scale if two else np.nan,
         "sv_star_normalised": expert.sum() / consensus.sum() if two else np.nan,

@@ -32,6 +32,7 @@ from edue_lightning.metrics import (
     quality_control_curve,
     summarise,
 )
+from edue_lightning.metrics.scores import CORRELATED_SCORES
 
 SETTINGS = MetricSettings(poor_dice={"a": 0.45, "b": 0.48})
 CLASSES = [
@@ -115,8 +116,9 @@ def test_settings_must_name_the_structures() -> None:
 
 def test_every_metric_has_a_class_and_a_functional_twin() -> None:
     named = {kind.definition.name for kind in CLASSES}
-    families = ("image_pearson", "image_spearman", "d_auc", "aurc", "e_aurc", "normalised_aurc")
-    variants = {f"{family}{suffix}" for family in families for suffix in SCORES if suffix} - named
+    correlations = {f"image_{kind}{suffix}" for kind in ("pearson", "spearman") for suffix in CORRELATED_SCORES}
+    selective = {f"{kind}{suffix}" for kind in ("d_auc", "aurc", "e_aurc", "normalised_aurc") for suffix in SCORES}
+    variants = (correlations | selective) - named
     assert named | variants == set(METRICS)
     assert set(FUNCTIONS) == {kind.__name__ for kind in CLASSES}
     assert all(">>>" in kind.__doc__ for kind in CLASSES)

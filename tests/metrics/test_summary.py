@@ -46,6 +46,14 @@ MEANS = (
     *("dice", "dice_per_rater", "d_soft", "hd95", "nsd", "nll", "brier", "adaptive_ece", "ged2", "volume_crps"),
     *("layer_agreement", "aula", "model_agreement", "pixel_pearson", "pixel_pearson_total", "pixel_s_ncc"),
 )
+NAIVE_SELECTIVE_SCORES = {
+    "_expected_entropy": ("expected_entropy", 1),
+    "_mutual_information": ("mutual_information", 1),
+    "_total_normalised": ("sv_total_normalised", 1),
+    "_soft_dice": ("soft_dice_confidence", -1),
+    "_patch": ("sv_patch", 1),
+    "_top": ("sv_top", 1),
+}
 NAIVE_SCORES = {
     "": ("sv", 1),
     "_total": ("sv_total", 1),
@@ -83,12 +91,13 @@ def naive(of: CaseStatistics, k: int, chosen: list[int]) -> dict[str, float]:
     once = np.ones((1, len(chosen)))
     poor = (column["dice"] < POOR.poor_dice_of("ab"[k])).astype(float)
     for suffix, (name, sign) in NAIVE_SCORES.items():
-        score = sign * column[name]
         raters = column["sv_star_normalised" if suffix == "_normalised" else "sv_star"]
+        found[f"image_pearson{suffix}"] = pearsonr(sign * column[name], raters)[0]
+        found[f"image_spearman{suffix}"] = spearmanr(sign * column[name], raters)[0]
+    for suffix, (name, sign) in {**NAIVE_SCORES, **NAIVE_SELECTIVE_SCORES}.items():
+        score = sign * column[name]
         curve = risk_coverage(score, 1 - column["dice"], once)  # itself against a naive loop in its own test
         found |= {
-            f"image_pearson{suffix}": pearsonr(score, raters)[0],
-            f"image_spearman{suffix}": spearmanr(score, raters)[0],
             f"d_auc{suffix}": float(distance_to_ideal_area(score, poor, once)[0]),
             f"aurc{suffix}": float(curve.area[0]),
             f"e_aurc{suffix}": float(curve.excess[0]),

@@ -25,6 +25,7 @@ def random_cases(cases: int, seed: int = 0) -> tuple[dict[str, Array], Array]:
         "sv": area * rng.uniform(0.01, 0.2, cases),
         "layer_agreement": agreement,
         "model_agreement": agreement * rng.uniform(0.8, 1, cases),
+        "soft_dice_confidence": agreement * rng.uniform(0.7, 1, cases),
         "predicted_area": area,
     }
     dice = 0.5 * agreement - 0.1 * np.log(scores["entropy"] / area) + rng.normal(scale=0.05, size=cases)
@@ -56,7 +57,9 @@ def test_beyond_what_the_cases_showed_nothing_more_is_expected() -> None:
     assert fitted is not None
     at_end = {name: values[int(scores["predicted_area"].argmax())] for name, values in scores.items()}
     # as large an uncertainty by size as before, and a hundred times the size
-    beyond = {name: value * (1 if name.endswith("agreement") else 100) for name, value in at_end.items()}
+    beyond = {
+        name: value * (1 if name.endswith(("agreement", "confidence")) else 100) for name, value in at_end.items()
+    }
     assert fitted.expected_dice(beyond) == pytest.approx(fitted.expected_dice(at_end))
 
 
@@ -74,6 +77,7 @@ def test_scores_that_no_case_has_are_left_out() -> None:
     scores, dice = random_cases(30)
     for name in ("sv", "layer_agreement", "model_agreement"):
         scores[name][:] = math.nan
+    scores["soft_dice_confidence"][:] = 0.8
     scores["sv_total"] = scores["predicted_area"] * 0.25
     fitted = fit_expected_dice(scores, dice)
     assert fitted is not None

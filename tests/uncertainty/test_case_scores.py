@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from metric_cases import naive_patch
 from torch import Tensor
 
-from edue_lightning.metrics.scores import MODEL_SCORES, SCORES
+from edue_lightning.metrics.scores import MODEL_SCORES, SCORES, WHOLE_MAP_SCORES
 from edue_lightning.runs.files import DISTORTION_SCORES
 from edue_lightning.uncertainty import (
     CASE_SCORES,
+    MAP_SCORES,
     MASK_SCORES,
     VARIANCE_SCORES,
     PairOverlap,
     case_scores,
     disagreement_map,
+    expected_entropy,
     layer_agreement,
     map_sums,
     member_variance,
     model_agreement,
+    mutual_information,
     pair_overlap,
+    patch_maximum,
     predictive_entropy,
     score_maps,
+    soft_dice_confidence,
     sum_of_variances,
+    top_mean,
     total_variance,
 )
 
@@ -41,13 +50,19 @@ def test_scores_are_those_of_maps_and_masks(members: int) -> None:
     assert tuple(found) == CASE_SCORES == (*VARIANCE_SCORES, *MASK_SCORES)
     size = torch.tensor([1.5])
     maps = {"sv": member_variance, "sv_total": total_variance, "entropy": predictive_entropy}
+    maps |= {"expected_entropy": expected_entropy, "mutual_information": mutual_information}
     for name, function in maps.items():
-        if members > 1 or name != "sv":
+        if members > 1 or name not in ("sv", "mutual_information"):
             torch.testing.assert_close(found[name], sum_of_variances(function(p[None]), size)[0])
     area = (p.mean(dim=0) >= 0.5).flatten(1).sum(dim=1) * 1.5
     torch.testing.assert_close(found["predicted_area"], area.double())
+    torch.testing.assert_close(found["sv_total_normalised"], found["sv_total"] / area)
+    torch.testing.assert_close(found["expected_entropy"] + found["mutual_information"].nan_to_num(0), found["entropy"])
+    mean, mask = p.mean(dim=0).flatten(1), (p.mean(dim=0) >= 0.5).flatten(1)
+    confidence = 2 * (mean * mask).sum(dim=1) / (mean.sum(dim=1) + mask.sum(dim=1))
+    torch.testing.assert_close(found["soft_dice_confidence"], confidence)
     if members == 1:
-        for name in ("sv", "sv_normalised", "layer_agreement", "aula", "model_agreement"):
+        for name in ("sv", "mutual_information", "sv_normalised", "layer_agreement", "aula", "model_agreement"):
             assert found[name].isnan().all()
         return
     torch.testing.assert_close(found["sv_normalised"], found["sv"] / area)
@@ -62,7 +77,7 @@ def test_sums_and_overlaps_add_up_over_slabs() -> None:
     p = torch.rand(3, 2, 10, 8, dtype=torch.float64)
     slabs = p.split(4, dim=2)
     sums = [map_sums(score_maps(slab[None])) for slab in slabs]
-    added = {name: sum(part[name][0] for part in sums) for name in VARIANCE_SCORES}
+    added = {name: sum(part[name][0] for part in sums) for name in sums[0]}
     overlap = PairOverlap(sum(overlap_of(slab).intersection for slab in slabs))
     whole = case_scores({name: part[0] for name, part in map_sums(score_maps(p[None])).items()}, overlap_of(p))
     for name, values in case_scores(added, overlap).items():
@@ -78,5 +93,36 @@ def test_a_single_member_shows_its_own_variance() -> None:
 
 def test_every_list_of_scores_is_the_one_list() -> None:
     assert MODEL_SCORES.names == CASE_SCORES
-    assert {score for score, _ in SCORES.values()} <= set(CASE_SCORES)
-    assert set(DISTORTION_SCORES) == set(CASE_SCORES) - {"predicted_area"}
+    assert WHOLE_MAP_SCORES.names == MAP_SCORES
+    assert {score for score, _ in SCORES.values()} <= {*CASE_SCORES, *MAP_SCORES}
+    assert set(DISTORTION_SCORES) == {*CASE_SCORES, *MAP_SCORES} - {"predicted_area"}
+
+
+def test_confidence_of_masks_by_hand() -> None:
+    one = torch.ones(1).double()
+    # of ten voxels of 0.8 in the mask and ten of 0.2 beside it
+    assert float(soft_dice_confidence(10 * one, 8 * one, 10 * one)) == pytest.approx(0.8)
+    assert float(soft_dice_confidence(10 * one, 10 * one, 10 * one)) == 1
+    assert float(soft_dice_confidence(2 * one, 0 * one, 0 * one)) == 0
+    assert float(soft_dice_confidence(0 * one, 0 * one, 0 * one)) == 1
+
+
+def test_sure_members_of_one_mind_have_no_entropy_and_opposite_ones_all_of_it_between_them() -> None:
+    p = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).expand(-1, -1, 1, 5)
+    torch.testing.assert_close(expected_entropy(p), torch.zeros(1, 1, 5))
+    torch.testing.assert_close(mutual_information(p), torch.full((1, 1, 5), math.log(2)))
+    assert not mutual_information(p[:, :1].expand(-1, 3, -1, -1)).any()
+
+
+@pytest.mark.parametrize("size", [(14, 12), (7, 15), (12, 11, 4)])
+def test_the_largest_window_is_that_of_a_naive_loop(size: tuple[int, ...]) -> None:
+    shown = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
+    expected = [naive_patch(values.double().numpy()) for values in shown]
+    assert patch_maximum(shown).tolist() == pytest.approx(expected)
+
+
+def test_the_largest_values_are_as_many_as_the_mask_has_voxels() -> None:
+    shown = torch.tensor([[0.1, 0.25, 0.0, 0.2], [0.1, 0.25, 0.0, 0.2]])
+    found = top_mean(shown, torch.tensor([2, 0]))
+    assert float(found[0]) == pytest.approx(0.225)
+    assert found[1].isnan()

@@ -32,7 +32,12 @@ from edue_lightning.runs.files import (
 )
 from edue_lightning.runs.tables import detection_table
 
-CASE_SCORES = (*DISTORTION_SCORES, "dice")
+# those of the table's first columns in their order, and then the others
+CASE_SCORES = tuple(
+    name
+    for name in dict.fromkeys((*DISTORTED_CASES_COLUMNS, *DISTORTION_SCORES))
+    if name in {*DISTORTION_SCORES, "dice"}
+)
 
 _POSITION = "position"
 

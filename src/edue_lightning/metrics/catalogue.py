@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from edue_lightning.metrics import agreement, calibration, correlation, distribution, overlap, selective, surface
 from edue_lightning.metrics.case_statistics import Columns
 from edue_lightning.metrics.definition import Definition, PerCaseMetric
-from edue_lightning.metrics.scores import AREA, MODEL_SCORES, RATER_SCORES, RATERS, SCORES
+from edue_lightning.metrics.scores import AREA, MODEL_SCORES, RATER_SCORES, RATERS, SCORES, WHOLE_MAP_SCORES
 from edue_lightning.metrics.settings import MetricSettings
 
 STATISTICS = (
@@ -16,6 +16,7 @@ STATISTICS = (
     *calibration.STATISTICS,
     *distribution.STATISTICS,
     MODEL_SCORES,
+    WHOLE_MAP_SCORES,
     RATER_SCORES,
     *correlation.STATISTICS,
     AREA,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edue_lightning.metrics.definition import Array, Definition, Statistic, mean_over_cases, over_pairs
 from edue_lightning.metrics.metric import CaseMetric, functional
-from edue_lightning.metrics.scores import MODEL_SCORES, RATER_SCORES, SCORES
+from edue_lightning.metrics.scores import CORRELATED_SCORES, MODEL_SCORES, RATER_SCORES
 
 FEWEST_CASES_FOR_CORRELATION = 3
 
@@ -140,16 +140,16 @@ PIXEL_S_NCC = Statistic(
 
 
 def _over_cases(name: str, correlation: Callable[[Array, Array, Array], Array], suffix: str) -> Definition:
-    """Define the correlation of a score of `SCORES` with the raters' score."""
-    score, sign = SCORES[suffix]
+    """Define the correlation of a score of `CORRELATED_SCORES` with the raters' score."""
+    score, sign = CORRELATED_SCORES[suffix]
     # a score by size is compared with the raters' score by size
     raters = "sv_star_normalised" if suffix == "_normalised" else "sv_star"
     estimate = over_pairs(correlation, score, raters, sign)
     return Definition(f"{name}{suffix}", (MODEL_SCORES, RATER_SCORES), estimate, (score, raters), "high")
 
 
-_PEARSON = {suffix: _over_cases("image_pearson", weighted_pearson, suffix) for suffix in SCORES}
-_SPEARMAN = {suffix: _over_cases("image_spearman", weighted_spearman, suffix) for suffix in SCORES}
+_PEARSON = {suffix: _over_cases("image_pearson", weighted_pearson, suffix) for suffix in CORRELATED_SCORES}
+_SPEARMAN = {suffix: _over_cases("image_spearman", weighted_spearman, suffix) for suffix in CORRELATED_SCORES}
 
 
 class PixelPearson(CaseMetric):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from edue_lightning.metrics.case_statistics import CaseStatistics
-from edue_lightning.metrics.definition import Array, Definition, Estimate, StructureCases, over_pairs
+from edue_lightning.metrics.definition import Array, Definition, Estimate, Statistic, StructureCases, over_pairs
 from edue_lightning.metrics.metric import CaseMetric, CasesOfOneMetric, functional
 from edue_lightning.metrics.overlap import DICE
-from edue_lightning.metrics.scores import MODEL_SCORES, SCORES
+from edue_lightning.metrics.scores import MODEL_SCORES, SCORES, WHOLE_MAP_SCORES
 from edue_lightning.metrics.settings import MetricSettings
 
 
@@ -160,6 +160,10 @@ def quality_control_curves(
     return curves
 
 
+def _statistic(score: str) -> Statistic:
+    return WHOLE_MAP_SCORES if score in WHOLE_MAP_SCORES.names else MODEL_SCORES
+
+
 def _quality_control(suffix: str) -> Definition:
     """Define d-AUC of a score of `SCORES`."""
     score, sign = SCORES[suffix]
@@ -170,7 +174,7 @@ def _quality_control(suffix: str) -> Definition:
 
         return over_pairs(area, score, "dice", sign)(cases, weights)
 
-    return Definition(f"d_auc{suffix}", (MODEL_SCORES, DICE), estimate, (score, "dice"), "low")
+    return Definition(f"d_auc{suffix}", (_statistic(score), DICE), estimate, (score, "dice"), "low")
 
 
 def _selective(name: str, area: Callable[[RiskCoverage], Array], suffix: str) -> Definition:
@@ -181,7 +185,7 @@ def _selective(name: str, area: Callable[[RiskCoverage], Array], suffix: str) ->
         return area(risk_coverage(uncertainty, 1 - dice, weights))
 
     estimate = over_pairs(of_dice, score, "dice", sign)
-    return Definition(f"{name}{suffix}", (MODEL_SCORES, DICE), estimate, (score, "dice"), "low")
+    return Definition(f"{name}{suffix}", (_statistic(score), DICE), estimate, (score, "dice"), "low")
 
 
 _D_AUC = {suffix: _quality_control(suffix) for suffix in SCORES}

@@ -85,15 +85,18 @@ class Fitted(NamedTuple):
     fitted: Array
 
 
-_NEEDED = ("entropy", "sv_total", "sv", "layer_agreement", "model_agreement", "predicted_area")
+_NEEDED = (
+    *("entropy", "sv_total", "sv", "layer_agreement", "model_agreement", "soft_dice_confidence"),
+    "predicted_area",
+)
 
 
 def features(scores: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the features of the regression: logarithms of uncertainty by size, agreement of the members, size.
+    """Return the features of the regression: uncertainty by size, agreement of the members, confidence, size.
 
     Args:
         scores: scores of N cases by name, `[N]` each, with `sv`, `sv_total`, `entropy`, `layer_agreement`,
-            `model_agreement` and `predicted_area`.
+            `model_agreement`, `soft_dice_confidence` and `predicted_area`.
 
     Returns:
         features by name, `[N]` each; NaN where the mask is empty or a score is undefined.
@@ -107,6 +110,7 @@ def features(scores: Mapping[str, Array]) -> dict[str, Array]:
         **by_size,
         "layer_agreement": scores["layer_agreement"],
         "model_agreement": scores["model_agreement"],
+        "soft_dice_confidence": scores["soft_dice_confidence"],
         SIZE_FEATURE: np.log(area),
     }
 

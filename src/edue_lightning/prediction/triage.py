@@ -34,10 +34,14 @@ from edue_lightning.prediction.expected_dice import SIZE_FEATURE, ExpectedDice, 
 from edue_lightning.runtime.devices import on_device
 from edue_lightning.runtime.processes import merged, own_share
 from edue_lightning.text import reason_of
+from edue_lightning.uncertainty import CASE_SCORES, VARIANCE_SCORES
 
 Array = NDArray[np.float64]
 
-MEASURED: Mapping[str, int] = {**dict(SCORES.values()), "layer_agreement": -1}
+MEASURED: Mapping[str, int] = {
+    **{score: sign for score, sign in SCORES.values() if score in CASE_SCORES},
+    "layer_agreement": -1,
+}
 """Uncertainty scores by name, with their sign: -1 where low values mean a poor segmentation."""
 
 EXPECTED_DICE = "expected_dice"
@@ -45,8 +49,13 @@ CANDIDATES: Mapping[str, int] = {**MEASURED, EXPECTED_DICE: -1}
 """Scores that may order the cases: the uncertainty scores, and the Dice predicted from them."""
 
 RANGE_SCORES = (*MEASURED, "predicted_area")
-SIZE_SCORES = ("sv", "sv_total", "entropy", "predicted_area")
+SIZE_SCORES = (*VARIANCE_SCORES, "predicted_area")
 """Scores measured in mm² or mm³, or in pixels or voxels."""
+
+RANGED_SCORES = (
+    *("sv", "sv_total", "sv_normalised", "entropy", "aula", "model_agreement", "layer_agreement", "predicted_area"),
+)
+"""Scores whose range among the training cases new images are compared with; more would raise more false alarms."""
 
 INTENSITY_PERCENTILES = (1, 50, 99)
 MARGIN = 0.1
@@ -289,7 +298,7 @@ def fit_triage(
             settings.poor_dice_of(name),
             dice,
             chosen,
-            _finite({one: _range(values) for one, values in ranges.items()}),
+            _finite({one: _range(ranges[one]) for one in RANGED_SCORES}),
             fitted.expected_dice if fitted is not None and score == EXPECTED_DICE else None,
         )
     percentiles = [case.intensities for case in training]

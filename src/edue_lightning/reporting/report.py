@@ -26,7 +26,7 @@ from edue_lightning.reporting.identity import distinguish
 from edue_lightning.reporting.matrix import LEGEND, matrix_findings, matrix_lines
 from edue_lightning.reporting.page import html_list, html_table, page, write_figure
 from edue_lightning.reporting.report_figures import drawings
-from edue_lightning.reporting.tables import cost_table, detection_table, differences_table
+from edue_lightning.reporting.tables import cost_table, detection_table, differences_table, selective_table
 from edue_lightning.reporting.terminal_table import terminal_tables
 from edue_lightning.reporting.verdict import judge
 from edue_lightning.reporting.verdict_text import PARTS, sentences, summary, table
@@ -204,6 +204,10 @@ def _further_tables(
         label = html.escape(reference)
         yield f"<p>Difference to <b>{label}</b> on the same cases (method minus {label}), 95 % intervals:</p>"
         yield html_table(different)
+    selective = selective_table(runs, *subject)
+    if len(selective):
+        yield "<p>Poor segmentations, found by the score that is best on each method's validation data:</p>"
+        yield html_table(selective)
     detection = detection_table(runs, *subject)
     if len(detection):
         yield "<p>AUROC of distorted images against clean ones, all severities, by kind of distortion:</p>"

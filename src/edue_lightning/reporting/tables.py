@@ -7,11 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from edue_lightning.metrics import SCORES
 from edue_lightning.reporting.comparison import group_by_subject, interval_text
 from edue_lightning.reporting.curves import auroc_by_kind
+from edue_lightning.reporting.selection import best_metric
 from edue_lightning.runs.files import DENSITY, POOLED_KINDS, Run
 
 DIFFERENCE_METRICS = ("dice", "nll", "ece", "image_pearson", "image_spearman_normalised", "pixel_pearson")
+_SELECTIVE = {"d_auc": "d-AUC", "aurc": "AURC"}
+
 DETECTION_SCORES = ("sv", "model_agreement", "entropy", DENSITY)
 
 # column, key in model.json, divisor, number format
@@ -69,6 +73,34 @@ def cost_table(runs: Sequence[Run]) -> pd.DataFrame:
         rows.append(row)
     table = pd.DataFrame(rows)
     return table.loc[:, [bool((table[column] != "").any()) for column in table.columns]]
+
+
+def selective_table(runs: Sequence[Run], data: str, split: str, structure: str) -> pd.DataFrame:
+    """Return d-AUC and AURC of each method by the score that is best on its validation data, with the score's name.
+
+    Values are means over seeds. The table may be empty: a method without validation data has no row.
+
+    Args:
+        runs: see `find_runs`.
+        data: name of the data set.
+        split: split of the data set.
+        structure: name of the structure.
+    """
+    rows = []
+    for (method, of_data, of_split), members in group_by_subject(runs).items():
+        if (of_data, of_split) != (data, split):
+            continue
+        cells: dict[str, str] = {}
+        for family, title in _SELECTIVE.items():
+            scores = {f"{family}{suffix}": score for suffix, (score, _) in SCORES.items()}
+            chosen = best_metric(members, structure, list(scores))
+            if chosen is not None:
+                value = float(np.mean([run.value(structure, chosen) for run in members]))
+                cells[f"{title} ↓"] = "undefined" if np.isnan(value) else f"{value:.4f}"
+                cells[f"score of {title}"] = scores[chosen]
+        if cells:
+            rows.append({"method": method, **cells})
+    return pd.DataFrame(rows).fillna("undefined")
 
 
 def detection_table(runs: Sequence[Run], data: str, split: str, structure: str) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from edue_lightning.errors import UserError
 from edue_lightning.metrics import MEAN_STRUCTURE
 from edue_lightning.metrics.summary import group_numbers
 from edue_lightning.text import reason_of
-from edue_lightning.uncertainty import CASE_SCORES
+from edue_lightning.uncertainty import CASE_SCORES, MAP_SCORES
 
 CONFIGURATION_FILE = "config.yaml"
 METRICS_FILE = "metrics.csv"
@@ -38,10 +38,11 @@ METRICS_COLUMNS = (*IDENTITY, "structure", "metric", "value", "ci_low", "ci_high
 QUALITY_CONTROL_COLUMNS = (*IDENTITY, "structure", "score", "flagged", "missed")
 RELIABILITY_COLUMNS = (*IDENTITY, "structure", "bin_low", "bin_high", "count", "mean_probability", "frequency")
 CASES_COLUMNS = (*IDENTITY, "case_id", "structure", "dice", "nll", "sv", "sv_star")
-DISTORTION_SCORES = tuple(name for name in CASE_SCORES if name != "predicted_area")
+DISTORTION_SCORES = (*(name for name in CASE_SCORES if name != "predicted_area"), *MAP_SCORES)
 DISTORTED_CASES_COLUMNS = (
     *(*IDENTITY, "case_id", "structure", "distortion", "severity"),
-    *(*DISTORTION_SCORES, "dice"),
+    # the scores of the first versions; later ones stand behind them
+    *("sv", "sv_total", "entropy", "sv_normalised", "layer_agreement", "aula", "model_agreement", "dice"),
 )
 DETECTION_COLUMNS = (
     *(*IDENTITY, "structure", "score", "distortion", "severity"),

@@ -45,7 +45,8 @@ def detection_table(cases: pd.DataFrame) -> pd.DataFrame:
     Args:
         cases: content of `distorted_cases.csv`.
     """
-    scores = [*SCORES.values(), *([(DENSITY, 1)] if DENSITY in cases else [])]
+    # measurements of earlier versions lack the later scores
+    scores = [(score, sign) for score, sign in (*SCORES.values(), (DENSITY, 1)) if score in cases]
     rows = [
         (structure, score, kind, severity, *_detection(chosen, clean, score, sign))
         for structure, own in cases.groupby("structure", sort=False)

@@ -8,45 +8,96 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from edue_lightning.uncertainty.maps import predictive_entropy, total_variance
+from edue_lightning.uncertainty.maps import (
+    expected_entropy,
+    foreground,
+    mutual_information,
+    predictive_entropy,
+    total_variance,
+)
 from edue_lightning.uncertainty.overlap import PairOverlap
 from edue_lightning.uncertainty.readout import MEMBERS, Readout
 from edue_lightning.uncertainty.scores import area_under_layer_agreement, layer_agreement, model_agreement
 
-VARIANCE_SCORES = ("sv", "sv_total", "entropy")
+VARIANCE_SCORES = ("sv", "sv_total", "entropy", "expected_entropy", "mutual_information")
 """Scores that are sums of a map over the voxels, times the size of a voxel."""
 
-MASK_SCORES = ("sv_normalised", "layer_agreement", "aula", "model_agreement", "predicted_area")
+MASK_SCORES = (
+    *("sv_normalised", "sv_total_normalised", "soft_dice_confidence"),
+    *("layer_agreement", "aula", "model_agreement", "predicted_area"),
+)
 """Scores computed from thresholded masks: rounding can change them by a step where a probability is one half."""
 
 CASE_SCORES = (*VARIANCE_SCORES, *MASK_SCORES)
 """All scores of a case; `docs/metrics.md` defines them.
 
 - sv, sv_total, entropy: sums of V, of p (1 - p) and of the entropy (nats) of p, mm² or mm³.
-- sv_normalised: sv over predicted_area.
+- expected_entropy, mutual_information: sums of the members' mean entropy, and of the entropy of their mean beyond it.
+- sv_normalised, sv_total_normalised: sv and sv_total over predicted_area.
+- soft_dice_confidence: see `soft_dice_confidence`.
 - layer_agreement, aula, model_agreement: agreement of the members' masks.
 - predicted_area: size of the predicted mask, mm² or mm³.
 """
 
+MAP_SCORES = ("sv_patch", "sv_top")
+"""Scores that need the whole disagreement map at once: `patch_maximum` and `top_mean`.
+
+They stand in tables of measurements; predictions slab by slab and exported graphs do not have them.
+"""
+
+PATCH = 10
+"""Edge of the windows of `patch_maximum`, voxels along each axis."""
+
+_DECISION_SUMS = ("decision", "decided")
+"""Sums of the decision map m over all voxels, and over those of its mask."""
+
 
 def score_maps(channels: Tensor, readout: Readout = MEMBERS) -> dict[str, Tensor]:
-    """Return the maps whose sums are the `VARIANCE_SCORES` by name, `[B, K, *S]` each.
+    """Return the maps whose sums `case_scores` needs by name, `[B, K, *S]` each.
 
     Args:
         channels: probabilities `[B, M + n, K, *S]`, see `Readout`.
         readout: how the maps are read from them.
 
     Returns:
-        V under `sv`, NaN where the prediction defines none; p (1 - p) and the entropy of p.
+        V under `sv`, NaN where the prediction defines none; p (1 - p) and the entropy of p; expected entropy and mutual
+        information of the members, the latter NaN for a single one; the decision map, and that within its mask.
     """
-    mean = readout.probability(channels)[:, None]
+    mean, members = readout.probability(channels)[:, None], readout.members(channels)
+    decision = readout.decision(channels)
     if readout.has_disagreement(channels.shape[1]):
         variance = readout.disagreement(channels)
     else:
         variance = torch.full_like(mean[:, 0], torch.nan)
-    return dict(zip(VARIANCE_SCORES, (variance, total_variance(mean), predictive_entropy(mean)), strict=True))
+    return {
+        "sv": variance,
+        "sv_total": total_variance(mean),
+        "entropy": predictive_entropy(mean),
+        **entropy_maps(members),
+        **decision_maps(decision, foreground(decision)),
+    }
+
+
+def entropy_maps(members: Tensor) -> dict[str, Tensor]:
+    """Return expected entropy and mutual information by name, `[B, K, *S]` each; the latter NaN for a single member.
+
+    Args:
+        members: probabilities `[B, M, K, *S]`.
+    """
+    expected = expected_entropy(members)
+    if members.shape[1] == 1:
+        information = torch.full_like(expected, torch.nan)
+    else:
+        information = mutual_information(members, expected)
+    return {"expected_entropy": expected, "mutual_information": information}
+
+
+def decision_maps(decision: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Return the maps whose sums `case_scores` needs for `soft_dice_confidence`, each like the decision map."""
+    return dict(zip(_DECISION_SUMS, (decision, decision * mask), strict=True))
 
 
 def map_sums(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -71,7 +122,7 @@ def case_scores(sums: Mapping[str, Tensor], overlap: PairOverlap, voxel_size: fl
     """Return the `CASE_SCORES` by name, each `[...]` float64; NaN where one is undefined.
 
     Args:
-        sums: sums over the voxels by name (`VARIANCE_SCORES`), `[...]` float64; NaN for an undefined one.
+        sums: sums over the voxels by name, see `score_maps`, `[...]` float64; NaN for an undefined one.
         overlap: overlap of 1 + M masks, the predicted one first and then the members' in their order, with
             an intersection `[..., 1 + M, 1 + M]`.
         voxel_size: mm² or mm³; 1 for scores in pixels or voxels.
@@ -88,6 +139,63 @@ def case_scores(sums: Mapping[str, Tensor], overlap: PairOverlap, voxel_size: fl
     else:
         # a branch, since runtimes of exported graphs disagree on the mean of no values
         scores |= dict.fromkeys(("layer_agreement", "aula", "model_agreement"), undefined)
-    scores["sv_normalised"] = scores["sv"] / torch.where(area > 0, area, undefined)
+    for name in ("sv", "sv_total"):
+        scores[f"{name}_normalised"] = scores[name] / torch.where(area > 0, area, undefined)
+    whole, inside = (sums[name] for name in _DECISION_SUMS)
+    scores["soft_dice_confidence"] = soft_dice_confidence(whole, inside, overlap.size[..., 0])
     scores["predicted_area"] = area
     return {name: scores[name] for name in CASE_SCORES}
+
+
+def soft_dice_confidence(whole: Tensor, inside: Tensor, size: Tensor) -> Tensor:
+    """Return `2 sum(m mask) / (sum m + sum mask)` of the decision map m, in [0, 1] (arXiv 2402.10665).
+
+    If m is the probability of a voxel to be foreground, this is close to the expected Dice of the mask.
+
+    Args:
+        whole: sum of m over all voxels, `[...]`.
+        inside: sum of m over the voxels of the mask, `[...]`.
+        size: number of voxels of the mask, `[...]`.
+
+    Returns:
+        `[...]`; 0 for an empty mask, 1 if m is 0 everywhere too.
+    """
+    total = whole + size
+    return torch.where(total > 0, 2 * inside / torch.where(total > 0, total, 1.0), 1.0)
+
+
+def patch_maximum(disagreement: Tensor) -> Tensor:
+    """Return the largest mean of a disagreement map over a window of `PATCH` voxels along each axis.
+
+    The patch aggregation of VALUES (Kahl et al., ICLR 2024), with the mean in place of the sum. A window is no longer
+    than the image.
+
+    Args:
+        disagreement: `[K, *S]`.
+
+    Returns:
+        `[K]` float64.
+    """
+    window = [min(PATCH, length) for length in disagreement.shape[1:]]
+    pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[len(window)]
+    return pool(disagreement.double()[None], window, stride=1)[0].flatten(1).amax(dim=1)
+
+
+def top_mean(disagreement: Tensor, size: Tensor) -> Tensor:
+    """Return the mean of the largest values of a disagreement map, as many as the predicted mask has voxels.
+
+    The threshold aggregation of VALUES (Kahl et al., ICLR 2024): the mean over the voxels above the quantile of the map
+    that leaves the share of the foreground. Their threshold is that of a data set, this one the case's own.
+
+    Args:
+        disagreement: `[K, V]`.
+        size: number of voxels of the predicted mask, `[K]`.
+
+    Returns:
+        `[K]` float64; NaN for an empty mask.
+    """
+    found = [
+        values.topk(int(count)).values.double().mean() if count > 0 else values.new_tensor(torch.nan).double()
+        for values, count in zip(disagreement, size.tolist(), strict=True)
+    ]
+    return torch.stack(found)

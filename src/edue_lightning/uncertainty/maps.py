@@ -102,7 +102,35 @@ def total_variance(probabilities: Tensor) -> Tensor:
     return mean * (1 - mean)
 
 
+def expected_entropy(probabilities: Tensor) -> Tensor:
+    """Return the mean over the members of their entropies (nats): `[B, M, K, *S]` to `[B, K, *S]`."""
+    # member by member, since a volume's logarithms of all members would need as much memory again
+    members = at_least_float32(probabilities).unbind(dim=1)
+    total = _binary_entropy(members[0])
+    for member in members[1:]:
+        total = total + _binary_entropy(member)
+    return total / len(members)
+
+
+def mutual_information(probabilities: Tensor, expected: Tensor | None = None) -> Tensor:
+    """Return the entropy of the members' mean minus their expected entropy, nats, 0 where the members agree.
+
+    Args:
+        probabilities: `[B, M, K, *S]`.
+        expected: their `expected_entropy`, if it is known already.
+
+    Returns:
+        `[B, K, *S]`, not negative.
+    """
+    expected = expected_entropy(probabilities) if expected is None else expected
+    return (predictive_entropy(probabilities) - expected).clamp_min(0)
+
+
 def predictive_entropy(probabilities: Tensor) -> Tensor:
     """Return the entropy (nats, at most ln 2) of the members' mean: `[B, M, K, *S]` to `[B, K, *S]`."""
     mean = at_least_float32(probabilities).mean(dim=1)
-    return -(torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean))
+    return _binary_entropy(mean)
+
+
+def _binary_entropy(probability: Tensor) -> Tensor:
+    return -(torch.xlogy(probability, probability) + torch.xlogy(1 - probability, 1 - probability))
