@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from edue_lightning.config.command import command
 from edue_lightning.config.schema import resolved
-from edue_lightning.exporting.programs import export
+from edue_lightning.exporting.run import export
 from edue_lightning.runtime.startup import start_process
 
 __all__ = ["export", "main"]

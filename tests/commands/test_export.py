@@ -28,10 +28,11 @@ from torch import Tensor
 from edue_lightning.config.build import ImageFormat, build_method
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.errors import UserError
-from edue_lightning.exporting import programs as module
+from edue_lightning.exporting import programs
 from edue_lightning.exporting.graph import OUTPUTS, ImageEstimate
 from edue_lightning.exporting.monai_bundle import METADATA, write_bundle
-from edue_lightning.exporting.programs import DESCRIPTION, export
+from edue_lightning.exporting.programs import DESCRIPTION
+from edue_lightning.exporting.run import _plain, export
 from edue_lightning.prediction.estimate import estimate
 from edue_lightning.prediction.model import Model
 from edue_lightning.prediction.triage import StructureTriage, Triage
@@ -179,11 +180,11 @@ def test_a_model_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest
     checkpoint = synthetic(tmp_path, PICTURES)
     estimate_of = ImageEstimate(load_method(checkpoint).method)
     changed = dict.fromkeys(OUTPUTS, 1.0)
-    monkeypatch.setattr(module, "traced", lambda *arguments: None)
-    monkeypatch.setattr(module, "_save_program", lambda program, path, description: path.write_text("program"))
+    monkeypatch.setattr(programs, "traced", lambda *arguments: None)
+    monkeypatch.setattr(programs, "_save_program", lambda program, path, description: path.write_text("program"))
     monkeypatch.setattr(
-        module,
-        "_load_program",
+        programs,
+        "load_program",
         lambda path: lambda image: {name: values * changed[name] for name, values in estimate_of(image).items()},
     )
     for name in ("probability", "disagreement", "sv", "aula", "predicted_area"):
@@ -232,7 +233,7 @@ def test_methods_that_draw_are_refused(tmp_path: Path, method: str) -> None:
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = synthetic(tmp_path, PICTURES)
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(programs.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError) as error:
         exported(checkpoint, "onnx", tmp_path / "model.onnx")
     wanted = 'format=onnx needs onnx, onnxscript, onnxruntime; pip install "edue-lightning[export]"'
@@ -416,7 +417,7 @@ def flags_by_the_page(score: float, triage: Triage, monkeypatch: pytest.MonkeyPa
     """Return what the page's example prints for a model with a `sv_normalised` of one case."""
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
     code = page.partition("## ONNX Runtime")[2].partition("```python\n")[2].partition("```")[0]
-    description = {"channels": 1, "structures": ["node"], "triage": module._plain(triage)}
+    description = {"channels": 1, "structures": ["node"], "triage": _plain(triage)}
     scores = {name: np.full((1, 1), score if name == "sv_normalised" else 1.0) for name in CASE_SCORES}
     found = {**{name: np.zeros((1, 1, 2, 2), np.float32) for name in MAPS}, **scores}
 
@@ -458,4 +459,4 @@ def test_the_pages_example_flags_as_predict_does(
     flagged = threshold is not None and known.uncertainty({"sv_normalised": score}) >= threshold
     wanted = "" if threshold is None else "node flagged" if flagged else "node not flagged"
     assert flags_by_the_page(score, triage, monkeypatch) == wanted
-    assert module._plain(triage)["structures"]["node"]["flag_undefined"] == (threshold is not None)
+    assert _plain(triage)["structures"]["node"]["flag_undefined"] == (threshold is not None)

@@ -15,7 +15,7 @@ from edue_lightning.config.schema import check_configuration, configuration_fold
 from edue_lightning.data import RaterBatch
 from edue_lightning.errors import UserError
 from edue_lightning.exporting.graph import TOLERANCE
-from edue_lightning.exporting.programs import export
+from edue_lightning.exporting.run import export
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.runs.checkpoints import checkpoint_entries, load_method, save_method
 from edue_lightning.training.run import TrainConfiguration

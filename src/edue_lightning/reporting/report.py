@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def write_report(runs_folder: Path, output: Path, reference: str) -> Report:
     body = [
         f"<h1>Comparison of {sum(len(run.folds) or 1 for run in runs)} runs</h1>",
         *_notes(runs, warnings),
-        *_verdict_section(verdict),
+        *_verdict_section(verdict, _HTML),
     ]
     if lines:
         shown = html.escape("\n".join(lines))
@@ -157,32 +157,51 @@ def _verdict_title(verdict: Verdict) -> str:
     return f"{verdict.candidate} against the other methods on the test cases"
 
 
+@dataclass(frozen=True)
+class _Form:
+    """Functions that write the parts of a text in one language, each from plain text."""
+
+    heading: Callable[[int, str], str]
+    summary: Callable[[str], str]
+    remark: Callable[[str], str]
+    table: Callable[[pd.DataFrame], str]
+    items: Callable[[Sequence[str]], str]
+
+
+_MARKDOWN = _Form(
+    heading=lambda level, text: f"{'#' * level} {text}\n",
+    summary=lambda text: f"{text}\n",
+    remark=lambda text: f"{text}\n",
+    table=lambda values: f"{to_markdown(values)}\n",
+    items=lambda texts: "\n".join(f"- {text}" for text in texts) + "\n",
+)
+_HTML = _Form(
+    heading=lambda level, text: f"<h{level}>{html.escape(text)}</h{level}>",
+    summary=lambda text: f"<p><b>{html.escape(text)}</b></p>",
+    remark=lambda text: f'<p class="note">{html.escape(text)}</p>',
+    table=html_table,
+    items=html_list,
+)
+
+
 def verdict_markdown(verdict: Verdict) -> Iterator[str]:
     """Yield the parts of a verdict in Markdown: summary, remarks, tables, and sentences per data set."""
-    yield f"## {_verdict_title(verdict)}\n"
+    return _verdict_section(verdict, _MARKDOWN)
+
+
+def _verdict_section(verdict: Verdict, form: _Form) -> Iterator[str]:
+    yield form.heading(2, _verdict_title(verdict))
     if verdict.findings:
-        yield f"{summary(verdict)}\n"
-    yield from (f"{remark}\n" for remark in verdict.remarks)
+        yield form.summary(summary(verdict))
+    yield from map(form.remark, verdict.remarks)
     for part, title in PARTS.items():
         found = table(verdict, part)
         if len(found):
-            yield f"### {title}\n\n{to_markdown(found)}\n"
+            yield form.heading(3, title)
+            yield form.table(found)
     for data, said in sentences(verdict).items():
-        lines = "\n".join(f"- {sentence}" for sentence in said)
-        yield f"### {_data_title(data)}\n\n{lines}\n"
-
-
-def _verdict_section(verdict: Verdict) -> Iterator[str]:
-    yield f"<h2>{html.escape(_verdict_title(verdict))}</h2>"
-    if verdict.findings:
-        yield f"<p><b>{html.escape(summary(verdict))}</b></p>"
-    yield from (f'<p class="note">{html.escape(remark)}</p>' for remark in verdict.remarks)
-    for part, title in PARTS.items():
-        found = table(verdict, part)
-        if len(found):
-            yield f"<h3>{title}</h3>{html_table(found)}"
-    for data, said in sentences(verdict).items():
-        yield f"<h3>{html.escape(_data_title(data))}</h3>{html_list(said)}"
+        yield form.heading(3, _data_title(data))
+        yield form.items(said)
 
 
 def _data_title(data: str) -> str:
