@@ -373,7 +373,10 @@ def test_defined_cases_that_differ_are_said(tmp_path: Path) -> None:
 
 def with_scores(each: Run, undefined: range, metric: str) -> Run:
     """Return a run whose scores by size are undefined in some cases."""
-    table = each.cases.assign(sv_normalised=1.0, sv_star_normalised=1.0)
+    ascending = np.arange(len(each.cases)) + 1.0
+    # of the method's own, or two methods would have equal values
+    own = np.random.default_rng(len(each.method)).permutation(ascending)
+    table = each.cases.assign(sv_normalised=own, sv_star_normalised=ascending)
     table.loc[list(undefined), "sv_normalised"] = np.nan
     table.to_csv(each.folder / "cases.csv", index=False)
     for name in ("metrics.csv", "validation.csv"):
@@ -387,8 +390,8 @@ def with_scores(each: Run, undefined: range, metric: str) -> Run:
 @pytest.mark.parametrize(
     ("own", "other", "reason"),
     [
-        (range(2), range(4, 6), "defined for 7 cases each, 5 of them the same"),
-        (range(2), range(3), "defined for 7 and 6 cases, 6 of them the same"),
+        (range(2), range(4, 6), "on the 5 cases that define it for all, of 7 each"),
+        (range(2), range(3), "on the 6 cases that define it for all, of 7 and 6"),
         (range(2), range(2), ""),
     ],
 )

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from edue_lightning.data.source import Subset
 from edue_lightning.metrics import CaseStatistics, MetricSettings, Summary
-from edue_lightning.metrics.summary import NO_RESAMPLES
+from edue_lightning.metrics.bootstrap import NO_RESAMPLES
 from edue_lightning.reporting.figures import panel_figure, quality_control_figure, reliability_figure
 from edue_lightning.reporting.panels import Panel, save_panels
 from edue_lightning.runs.files import (

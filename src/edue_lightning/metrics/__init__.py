@@ -8,6 +8,7 @@ from edue_lightning.metrics.agreement import (
     layer_agreement,
     model_agreement,
 )
+from edue_lightning.metrics.bootstrap import interval, resample_counts
 from edue_lightning.metrics.calibration import (
     AdaptiveCalibrationError,
     AverageCalibrationError,
@@ -97,7 +98,7 @@ from edue_lightning.metrics.selective import (
     quality_control_curves,
 )
 from edue_lightning.metrics.settings import Members, MetricSettings
-from edue_lightning.metrics.summary import MEAN_STRUCTURE, MetricRow, Summary, interval, resample_counts, summarise
+from edue_lightning.metrics.summary import MEAN_STRUCTURE, MetricRow, Summary, summarise
 from edue_lightning.metrics.surface import (
     HausdorffDistance95,
     NormalisedSurfaceDice,

@@ -88,8 +88,8 @@ class Definition:
     better: Better
 
 
-def mean_over_cases(name: str, statistic: Statistic, better: Better) -> Definition:
-    """Define the mean of a statistic of the metric's name, over the cases that define it."""
+def mean_estimate(name: str) -> Estimator:
+    """Return the estimator of the mean of a statistic, over the cases that define it."""
 
     def estimate(cases: StructureCases, weights: Array) -> Estimate:
         values = cases.columns[name]
@@ -97,7 +97,12 @@ def mean_over_cases(name: str, statistic: Statistic, better: Better) -> Definiti
         with np.errstate(invalid="ignore"):
             return Estimate((weights @ np.where(defined, values, 0)) / (weights @ defined), defined)
 
-    return Definition(name, (statistic,), estimate, (name,), better)
+    return estimate
+
+
+def mean_over_cases(name: str, statistic: Statistic, better: Better) -> Definition:
+    """Define the mean of a statistic of the metric's name, over the cases that define it."""
+    return Definition(name, (statistic,), mean_estimate(name), (name,), better)
 
 
 def over_pairs(function: Callable[[Array, Array, Array], Array], first: str, second: str, sign: int = 1) -> Estimator:

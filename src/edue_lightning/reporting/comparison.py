@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from edue_lightning.errors import UserError
 from edue_lightning.metrics import METRICS, interval
-from edue_lightning.reporting.findings import listed
 from edue_lightning.reporting.identity import distinguish
 from edue_lightning.reporting.outcomes import holm, is_degenerate, is_shown, two_sided_p
+from edue_lightning.reporting.shared_cases import differing_cases, on_shared_cases
 from edue_lightning.runs.files import METRICS_COLUMNS, Run
 
 COMPARISON_COLUMNS = (*METRICS_COLUMNS, "seeds", "better")
@@ -143,6 +143,8 @@ def paired_difference(
 ) -> PairedDifference:
     """Return the difference between two methods, each in a metric of its own, with an interval over cases and seeds.
 
+    Values and interval are over the cases that define the metrics of both, see `on_shared_cases`.
+
     Args:
         first: seeds of a method.
         second: seeds of another, on the same cases.
@@ -151,6 +153,7 @@ def paired_difference(
         other_metric: metric of the second; None for the same.
     """
     other_metric = other_metric or metric
+    first, second = on_shared_cases([(first, metric), (second, other_metric)], structure)
     value, other = mean_over_seeds(first, structure, metric), mean_over_seeds(second, structure, other_metric)
     low = high = p_value = np.nan
     if not np.isnan(value - other):
@@ -174,28 +177,6 @@ def paired_replicates(methods: Sequence[tuple[Sequence[Run], str]], structure: s
     drawn = [replicates_over_seeds(runs, structure, metric, draw) for draw, (runs, metric) in enumerate(methods)]
     shared = min(map(len, drawn)) if _in_one_order([run for runs, _ in methods for run in runs]) else 0
     return [values[:shared] for values in drawn]
-
-
-def differing_cases(methods: Sequence[tuple[Sequence[Run], str]], structure: str) -> str:
-    """Return the numbers of cases that define each method's metric if they are not the same cases, or an empty text.
-
-    Args:
-        methods: seeds and metric of each method.
-        structure: structure of the metrics.
-    """
-    counts = [min(run.n_cases(structure, metric) for run in runs) for runs, metric in methods]
-    needs = {metric: METRICS[metric].needs for _, metric in methods if metric in METRICS}
-    cases = [
-        run.defining_cases(structure, needs[metric]) for runs, metric in methods if metric in needs for run in runs
-    ]
-    known = [defining for defining in cases if defining is not None]
-    alike = len(set(counts)) == 1
-    if len(known) < sum(len(runs) for runs, _ in methods):
-        return "" if alike else f"defined for {listed([str(count) for count in counts])} cases"
-    if len(set(known)) == 1:
-        return ""
-    text = f"{counts[0]} cases each" if alike else f"{listed([str(count) for count in counts])} cases"
-    return f"defined for {text}, {len(frozenset.intersection(*known))} of them the same"
 
 
 def mean_over_seeds(runs: Sequence[Run], structure: str, metric: str) -> float:
@@ -264,7 +245,8 @@ def best_methods(methods: Mapping[str, Sequence[Run]], structure: str, metric: s
         alike = {
             name
             for (name, difference), p_value in zip(found.items(), adjusted, strict=True)
-            if not is_shown(difference.ci_low, difference.ci_high, p_value)
+            # on the cases that define both, another method may have the better value
+            if not is_shown(difference.ci_low, difference.ci_high, p_value) or sign * difference.difference > 0
         }
         return frozenset({best, *alike})
     return frozenset()

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from edue_lightning.metrics import LOWER_IS_BETTER, MEAN_STRUCTURE, SCORES, interval
 from edue_lightning.reporting.comparison import (
     PairedDifference,
-    differing_cases,
     group_by_subject,
     mean_over_seeds,
     paired_difference,
@@ -24,6 +23,7 @@ from edue_lightning.reporting.comparison import (
 from edue_lightning.reporting.findings import OVER_DATA, TEST, UNDEFINED, Finding, Measure, Verdict, listed
 from edue_lightning.reporting.outcomes import MARGINS, Outcome, holm, is_degenerate, outcome, two_sided_p, within_margin
 from edue_lightning.reporting.selection import best_metric, eligible_metrics, goodness, validation_mean
+from edue_lightning.reporting.shared_cases import differing_cases, on_shared_cases
 from edue_lightning.runs.files import Run
 
 Array = NDArray[np.float64]
@@ -174,9 +174,10 @@ def _usual_gain(
     data: str, methods: Mapping[str, Sequence[Run]], candidate: str, metric: str, target: float
 ) -> tuple[Finding, Array]:
     """Return the gain on a data set, and its replicates `[resamples]`; undefined ones are NaN."""
-    members = [methods[candidate], *(methods[label] for label in USUAL)]
-    structures = _structures(members[0])
+    measured = [methods[candidate], *(methods[label] for label in USUAL)]
+    structures = _structures(measured[0])
     structure = MEAN_STRUCTURE if len(structures) > 1 else structures[0]
+    members = on_shared_cases([(runs, metric) for runs in measured], structure)
     value, *usual = (mean_over_seeds(runs, structure, metric) for runs in members)
     own, *others = paired_replicates([(runs, metric) for runs in members], structure)
     baseline, baselines = float(np.mean(usual)), np.mean(others, axis=0)
@@ -207,8 +208,8 @@ def _usual_gain(
         ci_high=high,
         p_value=two_sided_p(replicates - target),
         target=target,
-        reason=next(filter(None, (_degeneracy(runs, structure) for runs in members)), "")
-        or differing_cases([(runs, metric) for runs in members], structure),
+        reason=next(filter(None, (_degeneracy(runs, structure) for runs in measured)), "")
+        or differing_cases([(runs, metric) for runs in measured], structure),
         seeds=min(len(runs) for runs in members),
     )
     return finding, replicates

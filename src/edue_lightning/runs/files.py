@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edue_lightning.errors import UserError
 from edue_lightning.metrics import MEAN_STRUCTURE
-from edue_lightning.metrics.summary import group_numbers
+from edue_lightning.metrics.bootstrap import group_numbers
 from edue_lightning.text import reason_of
 from edue_lightning.uncertainty import CASE_SCORES, MAP_SCORES
 

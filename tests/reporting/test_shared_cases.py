@@ -1,0 +1,116 @@
+"""Methods whose metrics are defined on different cases are compared on the cases that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from run_files import write_run
+from scipy.stats import spearmanr
+
+from edue_lightning.reporting.comparison import best_methods, paired_difference
+from edue_lightning.reporting.shared_cases import differing_cases, on_shared_cases
+from edue_lightning.runs.files import Replicates, Run, read_run
+
+CASES, RESAMPLES = 30, 200
+METRIC = "image_spearman_normalised"
+IDS = tuple(f"case{number}" for number in range(CASES))
+# three cases per patient
+GROUPS = tuple(f"patient{number // 3}" for number in range(CASES))
+
+
+def measured(folder: Path, method: str, seed: int, undefined: Mapping[str, Sequence[int]]) -> Run:
+    """Return a run whose correlation by size lacks some cases of each structure, as where a method marks nothing."""
+    run = read_run(write_run(folder / f"{method}{seed}", method, seed, cases=CASES))
+    rng, raters = np.random.default_rng([seed, len(method)]), np.random.default_rng(0)
+    tables = []
+    for structure, cases in undefined.items():
+        truth = raters.random(CASES)
+        table = run.cases.assign(structure=structure, sv_star_normalised=truth, dice=0.5 + truth / 4)
+        table["sv_normalised"] = truth + rng.normal(0, 0.3, CASES)
+        table.loc[list(cases), "sv_normalised"] = np.nan
+        tables.append(table)
+    structures = [*undefined, *(["mean"] if len(undefined) > 1 else [])]
+    row = {"method": method, "data": "lidc", "split": "test", "metric": METRIC, "value": 0.1, "n_undefined": 0}
+    row |= {"ci_low": 0.0, "ci_high": 0.2}
+    rows = [row | {"structure": name, "n_cases": CASES - len(undefined.get(name, ()))} for name in structures]
+    return replace(
+        run,
+        cases=pd.concat(tables, ignore_index=True),
+        metrics=pd.DataFrame(rows),
+        replicates=Replicates(IDS, {(name, METRIC): np.full(RESAMPLES, 0.1) for name in structures}, GROUPS),
+    )
+
+
+def by_loop(run: Run, structure: str, shared: set[int], drawn: Sequence[int]) -> float:
+    table = run.cases[run.cases["structure"] == structure].reset_index(drop=True)
+    rows = table.loc[[case for case in drawn if case in shared]]
+    return float(spearmanr(rows["sv_normalised"], rows["sv_star_normalised"]).statistic)
+
+
+def draws() -> list[list[int]]:
+    """Return the cases of each resample: whole patients, in the order of their names."""
+    patients = sorted(set(GROUPS))
+    numbers = np.random.default_rng([0, len(patients)]).integers(0, len(patients), size=(RESAMPLES, len(patients)))
+    members = {patient: [case for case in range(CASES) if GROUPS[case] == patient] for patient in patients}
+    return [[case for number in row for case in members[patients[number]]] for row in numbers]
+
+
+@pytest.mark.parametrize(
+    "undefined", [({"disc": [0, 1, 5]}, {"disc": [5, 20]}), ({"disc": [0], "cup": [3]}, {"disc": [], "cup": [9, 10]})]
+)
+def test_two_methods_are_compared_on_the_cases_that_define_both(
+    tmp_path: Path, undefined: tuple[dict[str, list[int]], dict[str, list[int]]]
+) -> None:
+    own, other = (measured(tmp_path, name, 3, cases) for name, cases in zip(("edue", "other"), undefined, strict=True))
+    structure = "mean" if len(undefined[0]) > 1 else "disc"
+    found = paired_difference([own], [other], structure, METRIC)
+    shared = {name: set(range(CASES)) - {*undefined[0][name], *undefined[1][name]} for name in undefined[0]}
+
+    def loop(run: Run, drawn: Sequence[int]) -> float:
+        return float(np.mean([by_loop(run, name, cases, drawn) for name, cases in shared.items()]))
+
+    values = [loop(run, range(CASES)) for run in (own, other)]
+    assert (found.value, found.other, found.difference) == pytest.approx((*values, values[0] - values[1]))
+    differences = [loop(own, drawn) - loop(other, drawn) for drawn in draws()]
+    assert (found.ci_low, found.ci_high) == pytest.approx(np.quantile(differences, [0.025, 0.975]))
+
+
+def test_methods_with_the_same_cases_stay_as_they_are_measured(tmp_path: Path) -> None:
+    methods = [([measured(tmp_path, name, 3, {"disc": [4]})], METRIC) for name in ("edue", "other")]
+    assert on_shared_cases(methods, "disc") == [runs for runs, _ in methods]
+    assert differing_cases(methods, "disc") == ""
+
+
+def test_methods_without_a_shared_case_are_not_compared_case_by_case(tmp_path: Path) -> None:
+    halves = (range(15), range(15, CASES))
+    methods = [
+        ([measured(tmp_path, name, 3, {"disc": list(half)})], METRIC)
+        for name, half in zip(("edue", "other"), halves, strict=True)
+    ]
+    assert differing_cases(methods, "disc") == "defined for 15 and 15 cases, none of them the same"
+
+
+def test_too_few_shared_patients_give_no_interval(tmp_path: Path) -> None:
+    # patients 0 to 5 define the one, patients 3 to 9 the other
+    own = measured(tmp_path, "edue", 3, {"disc": list(range(18, CASES))})
+    other = measured(tmp_path, "other", 3, {"disc": list(range(9))})
+    found = paired_difference([own], [other], "disc", METRIC)
+    assert not np.isnan(found.difference)
+    assert np.isnan([found.ci_low, found.ci_high, found.p_value]).all()
+
+
+def test_a_method_that_is_better_on_the_shared_cases_is_in_bold_too(tmp_path: Path) -> None:
+    own, other = (measured(tmp_path, name, 3, {"disc": []}) for name in ("edue", "other"))
+    # the first has the higher value over its own cases, for it leaves out its worst one
+    truth = own.cases["sv_star_normalised"]
+    other = replace(other, cases=other.cases.assign(sv_normalised=truth))
+    other.cases.loc[0, "sv_normalised"] = np.nan
+    own.metrics["value"] = 0.99
+    found = paired_difference([other], [own], "disc", METRIC)
+    assert found.ci_low > 0
+    assert best_methods({"edue": [own], "other": [other]}, "disc", METRIC) == {"edue", "other"}
