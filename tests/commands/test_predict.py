@@ -28,6 +28,7 @@ from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data import HecktorSource, SyntheticFundus
 from edue_lightning.errors import UserError
 from edue_lightning.prediction import run as command
+from edue_lightning.prediction.model import Model
 from edue_lightning.prediction.run import predict
 from edue_lightning.prediction.triage import StructureTriage, Triage
 from edue_lightning.prediction.triage_table import COLUMNS
@@ -69,6 +70,15 @@ def petct(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("petct") / "best.ckpt"
     overrides = ("experiment=hecktor", "data.root=.", "inference.window=[16,16,8]", "data.source.spacing=[1.5,1.5,2]")
     return untrained(path, ImageFormat(3, 2, ("GTVn",)), *overrides)
+
+
+@pytest.mark.parametrize("boxes", [None, "bbox.csv"])
+def test_a_model_of_cut_scans_warns_that_new_scans_are_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, boxes: str | None
+) -> None:
+    overrides = ("experiment=hecktor", "data.root=.", f"data.source.bounding_boxes={boxes or 'null'}")
+    Model(untrained(tmp_path / "best.ckpt", ImageFormat(3, 2, ("GTVn",)), *overrides), "cpu")
+    assert caplog.text.count("trained on scans cut to bounding boxes, but takes new scans whole") == (boxes is not None)
 
 
 def oblique(name: str, degrees: float, shift: float) -> Patient:

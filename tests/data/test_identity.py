@@ -58,6 +58,20 @@ def test_a_case_is_known_by_its_image_whatever_its_name() -> None:
     assert {name: case.case_id for name, case in found.items()} == {"x": "a"}
 
 
+def test_blank_images_are_no_copies_of_each_other() -> None:
+    blank = replace(sample(0, 32), image=torch.full((2, 32, 32), 0.5))
+    trained = [CaseIdentity.of(CaseRecord(name, "p1"), blank) for name in ("a", "b")]
+    measured = [CaseIdentity.of(CaseRecord("x", "p2"), blank), identity(1)]
+    assert not overlapping(measured, [*trained, identity(2)], same_data=False)
+    # patients and names count as ever
+    assert set(overlapping([CaseIdentity.of(CaseRecord("x", "p1"), blank)], trained, same_data=False)) == {"x"}
+    assert set(overlapping([CaseIdentity.of(CaseRecord("a", "p3"), blank)], trained, same_data=True)) == {"a"}
+    # a single channel that varies identifies a case
+    varying = replace(blank, image=torch.cat([blank.image, sample(3, 32).image]))
+    first, copy = (CaseIdentity.of(CaseRecord(name, name), varying) for name in ("c", "d"))
+    assert set(overlapping([copy], [first], same_data=False)) == {"d"}
+
+
 def test_a_name_counts_in_the_same_folder_alone() -> None:
     measured, trained = [identity(1, "001")], [identity(2, "001")]
     assert set(overlapping(measured, trained, same_data=True)) == {"001"}

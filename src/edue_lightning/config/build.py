@@ -142,11 +142,24 @@ def build_preparation(configuration: Mapping[str, Any]) -> Preparation:
     Raises:
         UserError: if the configuration names no data set of this package.
     """
+    source, settings = _source_class(configuration)
+    return source.preparation(settings)
+
+
+def new_image_caveat(configuration: Mapping[str, Any]) -> str:
+    """Return how new images differ from those of a configuration's data set, see `CaseSource.new_image_caveat`.
+
+    Raises:
+        UserError: if the configuration names no data set of this package.
+    """
+    source, settings = _source_class(configuration)
+    return source.new_image_caveat(settings)
+
+
+def _source_class(configuration: Mapping[str, Any]) -> tuple[type[CaseSource], dict[str, Any]]:
     node = dict((configuration.get("data") or {}).get("source") or {})
     check_only_ours(node, "data.source")
-    source: type[CaseSource] = get_class(str(node.pop("_target_", "")))
-    preparation: Preparation = source.preparation(node)
-    return preparation
+    return get_class(str(node.pop("_target_", ""))), node
 
 
 def preparation_settings(data: Mapping[str, Any]) -> dict[str, Any]:

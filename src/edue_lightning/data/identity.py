@@ -28,6 +28,8 @@ class CaseIdentity:
         masks: digest of all masks, of which raters are valid, and of the region if there is one.
         content: digest of the image before it was prepared, the same for every preparation; None in a checkpoint of an
             earlier version. Cases with equal images are equal whether or not it is known.
+        blank: whether every channel of the prepared image is constant, so that its digests identify no case; not known
+            of a case from a checkpoint.
     """
 
     case_id: str
@@ -36,13 +38,15 @@ class CaseIdentity:
     image: str
     masks: str
     content: str | None = field(default=None, compare=False)
+    blank: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, record: CaseRecord, sample: RaterSample) -> CaseIdentity:
         """Return the identity of a loaded case."""
         size = tuple(sample.image.shape[1:])
         image, masks = _digest(sample.image), _masks_digest(sample)
-        return cls(record.case_id, record.group, size, image, masks, content_of(sample))
+        blank = all(bool(channel.amin() == channel.amax()) for channel in sample.image)
+        return cls(record.case_id, record.group, size, image, masks, content_of(sample), blank)
 
     def as_list(self) -> list[Any]:
         """Return plain values, for a checkpoint."""
@@ -102,9 +106,9 @@ def overlapping(
 ) -> Mapping[str, CaseIdentity]:
     """Return the measured cases that are known from a training, each with the case of the training.
 
-    A case is known if its image is, whatever its name and however it is prepared; if its patient is, where patients
-    have names of their own; or if its name is, unless it belongs to other data and its image differs, as for the case
-    `001` of another hospital.
+    A case is known if its image is, whatever its name and however it is prepared, unless it is blank; if its patient
+    is, where patients have names of their own; or if its name is, unless it belongs to other data and its image
+    differs, as for the case `001` of another hospital.
 
     Args:
         measured: cases to measure.
@@ -116,7 +120,8 @@ def overlapping(
     by_group = {case.group: case for case in trained if same_data or case.group != case.case_id}
     found = {}
     for case in measured:
-        known = by_image.get(case.image) or by_image.get(case.content or "") or by_group.get(case.group)
+        known = None if case.blank else by_image.get(case.image) or by_image.get(case.content or "")
+        known = known or by_group.get(case.group)
         if known is None and same_data:
             known = by_name.get(case.case_id)
         if known is not None:

@@ -107,6 +107,15 @@ class CaseSource(ABC):
         first = channels - structures
         return ProbabilityChannels([[position] for position in range(first, channels)], exclusive=first == 1)
 
+    @classmethod
+    def new_image_caveat(cls, settings: Mapping[str, Any]) -> str:  # noqa: ARG003
+        """Return what a prediction of new images warns of, beyond their preparation; usually empty.
+
+        Args:
+            settings: arguments of the source, as in its configuration.
+        """
+        return ""
+
     @abstractmethod
     def cases(self) -> Sequence[CaseRecord]:
         """List every case, in an order that never changes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from nibabel.affines import voxel_sizes
 from numpy.typing import ArrayLike, NDArray
 
-from edue_lightning.config.build import ImageFormat, build_preparation
+from edue_lightning.config.build import ImageFormat, build_preparation, new_image_caveat
 from edue_lightning.data.images import ImageError, ImageFile
 from edue_lightning.data.new_images import ImageCase, read_case
 from edue_lightning.data.preparation import PreparedImage, require_channels
@@ -26,6 +27,8 @@ from edue_lightning.runs.checkpoints import load_method
 from edue_lightning.runtime.devices import chosen_device
 from edue_lightning.text import reason_of
 from edue_lightning.uncertainty import foreground
+
+log = logging.getLogger(__name__)
 
 _ROUNDING_OF_SPACING = 0.01
 
@@ -86,6 +89,9 @@ class Model:
         self.density = loaded.density
         self.image_format: ImageFormat = loaded.image_format
         self._preparation = build_preparation(loaded.configuration)
+        caveat = new_image_caveat(loaded.configuration)
+        if caveat:
+            log.warning("%s: %s", path, caveat)
         self.triage = None if loaded.triage is None else Triage.from_dict(loaded.triage, str(path))
         if self.triage is not None and set(self.triage.structures) != set(self.structures):
             raise UserError(f"{path}: its triage data is for other structures; train again or use another checkpoint")

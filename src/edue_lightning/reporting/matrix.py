@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from edue_lightning.metrics import MEAN_STRUCTURE
-from edue_lightning.reporting.comparison import differing_cases, group_by_subject, mean_over_seeds, paired_difference
+from edue_lightning.reporting.comparison import group_by_subject, mean_over_seeds, paired_difference
 from edue_lightning.reporting.findings import TEST, Finding
 from edue_lightning.reporting.outcomes import is_degenerate
 from edue_lightning.reporting.selection import best_metric
+from edue_lightning.reporting.shared_cases import differing_cases
 from edue_lightning.reporting.verdict import QUANTITIES, with_difference, with_outcomes
 from edue_lightning.reporting.verdict_text import TITLES
 from edue_lightning.runs.files import Run

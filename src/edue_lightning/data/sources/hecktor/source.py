@@ -121,6 +121,16 @@ class HecktorSource(FileSource):
         known = {field.name for field in fields(PetCt)}
         return PetCt(**{name: value for name, value in settings.items() if name in known})
 
+    @classmethod
+    def new_image_caveat(cls, settings: Mapping[str, Any]) -> str:
+        """Return that new scans are taken whole if those of the data set are cut, see `CaseSource.new_image_caveat`."""
+        if settings.get("bounding_boxes") is None:
+            return ""
+        return (
+            "was trained on scans cut to bounding boxes, but takes new scans whole; cut CT and PET to a box first, "
+            "or check all marks outside of it"
+        )
+
     def _boxes(
         self, bounding_boxes: str | None, listed: Sequence[HecktorCase]
     ) -> tuple[Mapping[str, BoundingBox], list[str]]:
