@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -72,7 +73,7 @@ def html_table(table: pd.DataFrame) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
-def html_list(texts: list[str]) -> str:
+def html_list(texts: Sequence[str]) -> str:
     """Return texts as a bulleted list."""
     return "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in texts) + "</ul>"
 
