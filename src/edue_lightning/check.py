@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
     start_process()
     folder = job_folder()
     result = check(resolved(config), folder)
-    print(result.overview.text())
+    print(result.text())
     print(f"\n{folder}: {', '.join((SUMMARY_FILE, CASES_FILE, *([SHEET_FILE] if result.overview.cases else [])))}")
     if result.problems:
         print(result.problems_text(), file=sys.stderr)

@@ -23,9 +23,10 @@ from processes import run_command
 from sklearn.metrics import cohen_kappa_score, f1_score
 
 from edue_lightning.config.schema import check_configuration, configuration_folder, resolved
-from edue_lightning.data import CaseRecord, CaseSource, RaterSample
+from edue_lightning.data import CaseRecord, CaseSource, RaterSample, SyntheticFundus
 from edue_lightning.errors import UserError
 from edue_lightning.reporting.contact_sheet import SheetPanel, choose_sheet_cases, contact_sheet, sheet_panel
+from edue_lightning.reporting.data_advice import advice
 from edue_lightning.reporting.data_check import CheckConfiguration, DataCheck, check
 from edue_lightning.reporting.data_overview import (
     CASES_COLUMNS,
@@ -495,7 +496,10 @@ def test_the_command_lists_every_problem_of_a_folder(tmp_path: Path) -> None:
     assert "cases per rater A 5, B 5" in done.stdout
 
 
-DATA_SETS = "hecktor, lidc, lidc_dicom, lidc_slices, manifest, qubiq, retinal_vessels, riga, synthetic, synthetic_petct"
+DATA_SETS = (
+    "curvas, drishti, hecktor, lidc, lidc_dicom, lidc_slices, manifest, nnunet, papila, qubiq, retinal_vessels, riga, "
+    "synthetic, synthetic_petct"
+)
 
 
 @pytest.mark.parametrize(
@@ -519,3 +523,44 @@ def test_the_configuration_is_complete() -> None:
     with initialize_config_dir(configuration_folder(), version_base="1.3"):
         plain = resolved(compose("check", ["data=synthetic", "output=somewhere"]))
     check_configuration(plain, CheckConfiguration)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups", "setting", "expected"),
+    [
+        ([(64, 96), (192, 975)], 100, {}, "data.patch.size=[64,96]: images of 64x96 to 192x975 are trained in patches"),
+        ([(2048, 1760)], 100, {}, "data.patch.size=[256,256]: whole images of 2048x1760 need much memory"),
+        ([(64, 64)], 100, {"patch": {"size": [96, 96]}}, "data.patch.size=[64,64]: patches of 96x96 are larger than"),
+        ([(64, 64)], 12, {}, "data.folds=5 data.fold=0,1,2,3,4 (with --multirun): 12 patients leave few"),
+        ([(64, 64)], 100, {}, None),
+        ([(64, 64)], 12, {"folds": 5, "fold": 1}, None),
+        ([(64, 96), (192, 975)], 100, {"patch": {"size": [64, 64]}}, None),
+    ],
+)
+def test_settings_that_fit_are_advice(
+    sizes: list[tuple[int, ...]], groups: int, setting: dict[str, Any], expected: str | None
+) -> None:
+    cases = []
+    for number in range(120):
+        size = sizes[number % len(sizes)]
+        record = CaseRecord(f"c{number}", f"p{number % groups}")
+        masks = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+        measured = measure_case(record, RaterSample(torch.rand(1, 4, 4), masks, torch.ones(2) > 0, record.case_id))
+        cases.append(dataclasses.replace(measured, size=size))
+    lines = advice(setting, SyntheticFundus(n_cases=1, size=24), cases)
+    assert len(lines) == (expected is not None)
+    assert expected is None or lines[0].startswith(expected)
+
+
+def test_units_of_many_cases_and_single_raters_get_advice() -> None:
+    def case(number: int, raters: int) -> CaseOverview:
+        record = CaseRecord(f"c{number}", f"p{number % 100}", unit=f"n{number % 100}")
+        masks = torch.zeros(raters, 1, 4, 4, dtype=torch.uint8)
+        return measure_case(record, RaterSample(torch.rand(1, 4, 4), masks, torch.ones(raters) > 0, record.case_id))
+
+    source = SyntheticFundus(n_cases=1, size=24)
+    (line,) = advice({}, source, [case(number, 2) for number in range(600)])
+    assert line.startswith("data.train_draw=one_per_unit: 600 cases show 100 units, up to 6 cases the same one")
+    assert advice({"train_draw": "one_per_unit"}, source, [case(number, 2) for number in range(600)]) == []
+    (line,) = advice({}, source, [case(number, 1) for number in range(100)])
+    assert line.startswith("method=single: no case has two raters")

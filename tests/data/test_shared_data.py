@@ -99,3 +99,49 @@ def test_cells_of_five_people_are_healthy() -> None:
     assert source.problems == ()
     assert len(source.cases()) == 116
     assert source.raters == ("person1", "person2", "person3", "person4", "person5")
+
+
+def summary_of(folder: Path, *overrides: str) -> str:
+    """Return what the check of a data set says."""
+    done = run_command("check", [*overrides, "data.cache=cache", "output=found"], folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def value_of(summary: str, label: str) -> float:
+    """Return the number behind a label of a summary."""
+    (line,) = [line for line in summary.splitlines() if line.startswith(label)]
+    return float(line.removeprefix(label))
+
+
+@pytest.mark.slow
+def test_the_check_of_the_slices_finds_what_was_published(tmp_path: Path) -> None:
+    found = summary_of(tmp_path, "data=lidc_slices", f"data.root={shared('lidc_slices.zip')}")
+    assert "15548 cases of 875 patients" in found
+    assert "2630; marked by readers: 780 by 1, 503 by 2, 486 by 3, 861 by 4" in found
+    assert "15548; the largest of 853 nodules is marked by all 4 readers" in found
+    # an empty mask is a vote: two of them agree, one of them and an outline do not
+    assert value_of(found, "mean pairwise Dice") == pytest.approx(0.53, abs=0.005)
+    assert "data.train_draw=one_per_unit: 15548 cases show 2630 units" in found
+
+
+@pytest.mark.slow
+def test_four_readers_agree_more_on_the_largest_slices(tmp_path: Path) -> None:
+    chosen = ["data.source.readers=[4]", "data.source.readers_of=slice", "data.source.slices=largest"]
+    found = summary_of(tmp_path, "data=lidc_slices", f"data.root={shared('lidc_slices.zip')}", *chosen)
+    assert "853 cases of" in found
+    assert value_of(found, "mean pairwise Dice") == pytest.approx(0.84, abs=0.005)
+
+
+@pytest.mark.slow
+def test_two_observers_of_vessels_and_five_people_agree_as_measured(tmp_path: Path) -> None:
+    vessels = summary_of(tmp_path, "data=retinal_vessels", f"data.root={shared('chase_db1')}")
+    assert "28 cases of 14 patients" in vessels
+    assert value_of(vessels, "mean pairwise Dice") == pytest.approx(0.78, abs=0.005)
+    assert "data.folds=5" in vessels
+    (tmp_path / "cells").mkdir()
+    cells = summary_of(tmp_path / "cells", "data=manifest", f"data.root={shared('bu_bil')}")
+    assert "116 cases of 116 patients" in cells
+    assert value_of(cells, "mean pairwise Dice") == pytest.approx(0.85, abs=0.005)
+    # images of several sizes are advised, not refused
+    assert "data.patch.size=[192,192]: images of 192x192 to 811x975 are trained in patches" in cells

@@ -61,13 +61,14 @@ QUICK_DATA = {
     "synthetic_petct": ["data.source.n_cases=16", "data.source.size=16", "data.batch_size=4"],
     "riga": ["data.source.size=64", "data.batch_size=2"],
     "hecktor": ["data.patch.size=[16,16,8]", "inference.window=[16,16,8]", "data.batch_size=2"],
+    "lidc_slices": ["data.batch_size=4"],
     "manifest": ["data.batch_size=4"],
     "pictures": [],
 }
 """Overrides that make a training on a data set quick."""
 
 # what a placeholder of a page is, by what else the command says
-PLACEHOLDERS = {"FOLDER": ("hecktor", "riga", "manifest"), "DIR": ("all", "test")}
+PLACEHOLDERS = {"FOLDER": ("hecktor", "riga", "lidc_slices", "retinal_vessels", "manifest"), "DIR": ("all", "test")}
 
 
 class UnknownCommandError(Exception):
@@ -136,6 +137,9 @@ def quick(command: str, arguments: Sequence[str]) -> list[str]:
         added += ["trainer.accelerator=cpu", "bootstrap_resamples=0"]
         if "distortions=default" in given:
             added.append("distortions.severities=[1]")
+        if "data.root=OTHER_FOLDER" in given:
+            # as the training of the tests read its images
+            added.append("data.source.standardise=false")
     if command == "predict":
         added.append("device=cpu")
     if "trainer.devices=8" in given:

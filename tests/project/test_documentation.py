@@ -24,6 +24,7 @@ from typing import NamedTuple
 import documentation_server as server
 import numpy as np
 import pytest
+from lidc_slice_files import write_data_set
 from patients import Patient
 from PIL import Image
 from processes import PATIENCE, wait_until
@@ -83,7 +84,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     source = {"_target_": "edue_lightning.data.RaterDataModule", "name": "synthetic", "source": FUNDUS}
     convert({"seed": 0, "output": "", "data": source}, folder / "FOLDER_manifest")
+    other = {**source, "source": {**FUNDUS, "seed": 7}}
+    convert({"seed": 0, "output": "", "data": other}, folder / "OTHER_FOLDER")
     write_predictions(folder)
+    write_data_set(folder / "FOLDER_lidc_slices")
+    write_vessels(folder / "FOLDER_retinal_vessels")
     for name in ("CHUM-001", "CHUM-002", "CHUS-003", "CHUS-004", "MDA-005", "MDA-006"):
         Patient(name, is_marked=True).write(folder / "FOLDER_hecktor")
     for place in ("BinRushed/BinRushed2", "Magrabia/MagrabiFemale", "MESSIDOR"):
@@ -96,6 +101,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         colours = new.load(record.case_id).image.clamp(0, 1).mul(255).byte().permute(1, 2, 0).numpy()
         Image.fromarray(colours).save(folder / f"NEW_IMAGES/{number:03d}.png")
     return folder
+
+
+def write_vessels(folder: Path) -> None:
+    """Write photographs of both eyes of six children, with the masks of two observers, as CHASE_DB1 names them."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in (f"Image_{child:02d}{eye}" for child in range(1, 7) for eye in "LR"):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{name}.jpg")
+        for observer in ("1stHO", "2ndHO"):
+            Image.fromarray(rng.random((40, 40)) < 0.2).save(folder / f"{name}_{observer}.png")
 
 
 def write_predictions(folder: Path) -> None:
@@ -165,7 +180,7 @@ class Workplace:
         shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("outputs", "runs"))
         (folder / "docs" / "pictures").mkdir(parents=True)
         shutil.copy(ROOT / "docs/pictures/make.py", folder / "docs/pictures")
-        for name, target in (("NEW_IMAGES", "NEW_IMAGES"), ("OTHER_FOLDER", "FOLDER_manifest")):
+        for name, target in (("NEW_IMAGES", "NEW_IMAGES"), ("OTHER_FOLDER", "OTHER_FOLDER")):
             (folder / name).symlink_to(data / target)
         (folder / "outputs/...").mkdir(parents=True)
         (folder / "outputs/.../checkpoints").symlink_to(run / "checkpoints")

@@ -6,6 +6,7 @@ from edue_lightning.data.patches import PatchSampling
 from edue_lightning.data.sample import Grid, RaterBatch, RaterSample, collate_samples
 from edue_lightning.data.source import CaseRecord, CaseSource
 from edue_lightning.data.sources.curvas.source import CurvasSource
+from edue_lightning.data.sources.drishti.source import DrishtiSource
 from edue_lightning.data.sources.hecktor import HecktorSource
 from edue_lightning.data.sources.lidc import LidcContours, LidcScans
 from edue_lightning.data.sources.lidc_slices.source import LidcSlices
@@ -23,6 +24,7 @@ __all__ = [
     "CaseRecord",
     "CaseSource",
     "CurvasSource",
+    "DrishtiSource",
     "Grid",
     "HecktorSource",
     "LidcContours",

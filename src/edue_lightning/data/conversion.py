@@ -10,6 +10,7 @@ from typing import get_args
 import nibabel
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
 from edue_lightning.data.module import RaterDataModule
@@ -27,8 +28,9 @@ def write_manifest(data: RaterDataModule, folder: Path) -> int:
     """Write every case of a data set, one in memory at a time, and the manifest last.
 
     Images are written as the loader returns them (float32; TIFF with one file per channel in 2D, NIfTI in 3D), masks as
-    PNG or NIfTI. The manifest keeps patients, splits (as drawn, where they are drawn), spacings, regions, missing
-    raters and the order of the raters. Read it with `data=manifest data.source.standardise=false` to get the same
+    PNG or NIfTI, votes as their numbers. The manifest keeps patients, splits (as drawn, where they are drawn),
+    spacings, regions, missing raters and the order of the raters. Read it with
+    `data=manifest data.source.standardise=false` to get the same
     samples.
 
     Args:
@@ -52,7 +54,8 @@ def write_manifest(data: RaterDataModule, folder: Path) -> int:
         for number, record in enumerate(source.cases(), 1):
             sample = source.load(record.case_id)
             raters = source.raters or [f"slot {slot}" for slot in range(1, len(sample.valid) + 1)]
-            rows += _write_case(folder, record, split_of[record.case_id], sample, raters, source.structures)
+            names = None if source.votes else raters
+            rows += _write_case(folder, record, split_of[record.case_id], sample, names, source.structures)
             log.info("%d of %d cases: %s", number, len(data.splits["all"]), record.case_id)
         pd.DataFrame(rows).to_csv(folder / MANIFEST, index=False)
     except OSError as error:
@@ -65,12 +68,12 @@ def _write_case(
     record: CaseRecord,
     split: Split,
     sample: RaterSample,
-    raters: tuple[str, ...] | list[str],
+    raters: tuple[str, ...] | list[str] | None,
     structures: tuple[str, ...],
 ) -> Iterator[dict[str, str]]:
-    """Write the files of a case, and yield its rows of the manifest."""
+    """Write the files of a case, and yield its rows of the manifest: masks of named raters, or votes without."""
     # the order that a manifest without positions has
-    in_natural_order = list(raters) == sorted(raters, key=natural_key)
+    in_natural_order = raters is None or list(raters) == sorted(raters, key=natural_key)
     row = {"case_id": record.case_id, "patient": record.group, "split": split}
     if sample.spacing is not None:
         row["spacing"] = "x".join(repr(float(size)) for size in sample.spacing)
@@ -80,6 +83,12 @@ def _write_case(
     for channel, values in enumerate(sample.image.numpy(), 1):
         column = "image" if channel == 1 else f"image{channel}"
         row[column] = _save(folder, f"images/{record.case_id}__{channel}", values, sample)
+    if raters is None:
+        for k, structure in enumerate(structures):
+            votes = sample.masks[sample.valid, k].sum(dim=0, dtype=torch.uint8).numpy()
+            file = _save(folder, f"masks/{record.case_id}__votes__{k + 1}", votes, sample)
+            yield {**row, "votes": file, "n_raters": str(int(sample.valid.sum())), "structure": structure}
+        return
     for slot, rater in enumerate(raters):
         for k, structure in enumerate(structures):
             if sample.valid[slot]:

@@ -205,6 +205,20 @@ def read_mask(path: Path | BytesIO, threshold: float | None = None) -> ImageFile
     return replace(labels, array=_above(labels.array, threshold))
 
 
+def read_levels(path: Path) -> ImageFile:
+    """Read a file of one value per voxel, `[*S]`, as it stores them.
+
+    Raises:
+        ImageError: if the file cannot be read, is coloured or has channels.
+    """
+    with _decoding(path):
+        stored = _read_volume(path, None) if _is_volume(path) else ImageFile(_read_labels(path))
+    values = stored.array[0]
+    if (stored.array[1:] != values).any():
+        raise ImageError("is coloured, or has channels; save one number per voxel")
+    return replace(stored, array=values)
+
+
 def read_colours(path: Path | BytesIO) -> NDArray[np.uint8]:
     """Read a picture (a file or its content) of 8 bits per colour as `[H, W, 3]` uint8.
 

@@ -26,6 +26,7 @@ from edue_lightning.data.patches import PatchSampling, default_patch_size
 from edue_lightning.data.sample import RaterBatch, RaterSample
 from edue_lightning.data.source import CaseRecord, CaseSource, Split, Subset
 from edue_lightning.data.splits import Fold, SplitFractions, fold_cases, split_cases
+from edue_lightning.data.votes import CAVEAT
 from edue_lightning.errors import UserError
 from edue_lightning.text import times
 
@@ -50,7 +51,7 @@ class RaterDataModule(pl.LightningDataModule):
         num_workers: number of loader processes; the batches do not depend on it.
         cache_cases: largest number of samples kept in memory, per split.
         seed: seed of the order of the training cases and of their augmentation.
-        note: caveat to show with every result on this data set, or None.
+        note: caveat to show with every result on this data set, or None; that on votes is added by itself.
         training_raters: positions on the rater axis, from 0, of the raters that training and validation see; None for
             all. In batches of these two splits the rater axis holds only them, in ascending order. The splits do not
             depend on it, and test always sees every rater.
@@ -106,6 +107,13 @@ class RaterDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.cache_cases = cache_cases
         self.order_seed = seed
+        if source.votes:
+            if training_raters is not None:
+                raise UserError(
+                    f"data.training_raters={list(training_raters)}: who gave which vote is unknown in this data set, "
+                    "so no rater can be held out; set null"
+                )
+            note = CAVEAT if note is None else f"{note}; {CAVEAT}"
         self.note = note
         self.training_raters = None if training_raters is None else _checked_positions(training_raters)
         cases = list(source.cases())

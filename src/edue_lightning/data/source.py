@@ -57,6 +57,8 @@ class CaseSource(ABC):
         structures: names of the K structures, in the order of the masks' axis.
         raters: names of the R raters, in the order of the masks' axis; None if a position on that axis is nobody in
             particular.
+        votes: whether only the raters' votes are known, so that the rater axis holds nested level masks, see
+            `data.votes`.
         problems: one line per problem, with the file, the case and the fix.
         mixed_sizes: whether the images differ in size.
         smallest_shape: smallest length of the images along each axis, or None if it is unknown.
@@ -71,6 +73,7 @@ class CaseSource(ABC):
     channels: int
     structures: tuple[str, ...]
     raters: tuple[str, ...] | None = None
+    votes: bool = False
     problems: Sequence[str] = ()
     mixed_sizes: bool = False
     smallest_shape: tuple[int, ...] | None = None

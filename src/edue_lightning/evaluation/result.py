@@ -118,7 +118,8 @@ class Evaluation:
             if row.metric in HEADLINE:
                 ends = "no interval" if np.isnan(row.ci_low) else f"{row.ci_low:.4f}, {row.ci_high:.4f}"
                 shown.append(f"  {row.structure:>10}  {row.metric:<14} {row.value:.4f}  [{ends}]  {row.n_cases} cases")
-        return "\n".join([f"{self.label} on {self.data}, {self.split}:", *shown])
+        note = [] if self.note is None else [f"  note: {self.note}"]
+        return "\n".join([f"{self.label} on {self.data}, {self.split}:", *shown, *note])
 
     def undefined_line(self, file: str = METRICS_FILE) -> str | None:
         """Return one line on the number of undefined metrics and the reasons, or None if all are defined.

@@ -17,8 +17,10 @@ from edue_lightning.config.build import ImageFormat, build, network_factory, ref
 from edue_lightning.config.schema import check_configuration, configuration_folder
 from edue_lightning.data import CaseSource, RaterDataModule
 from edue_lightning.data.source import Split
+from edue_lightning.data.votes import CAVEAT
 from edue_lightning.errors import UserError
 from edue_lightning.reporting.contact_sheet import SheetPanel, choose_sheet_cases, contact_sheet, sheet_panel
+from edue_lightning.reporting.data_advice import advice
 from edue_lightning.reporting.data_overview import CASES_COLUMNS, CaseOverview, DataOverview, measure_case, number_text
 from edue_lightning.runs.files import CASES_FILE, write_table
 from edue_lightning.runs.record import write_configuration
@@ -49,11 +51,20 @@ class DataCheck:
         overview: numbers of the readable cases.
         problems: reasons why the data cannot be trained on, one line each; empty if it can.
         warnings: what is suspicious about the data or its splits, one line each, as in the log.
+        advice: settings that fit the data, one line each, see `data_advice.advice`.
     """
 
     overview: DataOverview
     problems: Sequence[str]
     warnings: Sequence[str] = ()
+    advice: Sequence[str] = ()
+
+    def text(self) -> str:
+        """Return the numbers of the data set, and the settings that fit it."""
+        parts = [self.overview.text()]
+        if self.advice:
+            parts.append("\n".join(["settings that fit:", *(f"- {line}" for line in self.advice)]))
+        return "\n\n".join(parts)
 
     def problems_text(self) -> str:
         """Return the number of problems, and one line per problem."""
@@ -77,11 +88,17 @@ def check(configuration: Mapping[str, Any], folder: Path) -> DataCheck:
         raise UserError(f"no data set to check; choose one with data=NAME, one of {known}")
     with _noted_warnings() as warnings:
         source, problems, splits, cases = _examine(configuration, data, folder)
-    note = data.get("note")
-    overview = DataOverview(data["name"], note, source.structures, source.raters, cases, splits, source.facts)
-    result = DataCheck(overview, problems, list(dict.fromkeys(warnings)))
+    overview = DataOverview(
+        data["name"], _note(data, source), source.structures, source.raters, cases, splits, source.facts
+    )
+    result = DataCheck(overview, problems, list(dict.fromkeys(warnings)), advice(data, source, cases))
     _write(result, source, folder)
     return result
+
+
+def _note(data: Mapping[str, Any], source: CaseSource) -> str | None:
+    """Return the caveats on a data set, or None."""
+    return "; ".join(filter(None, [data.get("note"), CAVEAT if source.votes else None])) or None
 
 
 def _examine(
@@ -91,7 +108,7 @@ def _examine(
     # reuses the source: building it again would read all files twice
     make_module = build({key: data[key] for key in data if key != "source"} | {"_partial_": True}, "data")
     source: CaseSource = build(data["source"], "data.source")
-    write_configuration(configuration, data["name"], data.get("note"), folder)
+    write_configuration(configuration, data["name"], _note(data, source), folder)
     problems = list(source.problems)
     splits: dict[str, Split] = {}
     if not problems:
@@ -165,7 +182,7 @@ def _write(result: DataCheck, source: CaseSource, folder: Path) -> None:
     write_table(overview.cases_frame(), CASES_COLUMNS, folder / CASES_FILE)
     if overview.cases:
         _draw(overview, source, folder / SHEET_FILE)
-    text = overview.text()
+    text = result.text()
     if result.warnings:
         number = "1 warning" if len(result.warnings) == 1 else f"{len(result.warnings)} warnings"
         text += "\n\n" + "\n".join([f"{number}:", *result.warnings])
@@ -177,8 +194,9 @@ def _write(result: DataCheck, source: CaseSource, folder: Path) -> None:
 def _draw(overview: DataOverview, source: CaseSource, path: Path) -> None:
     disagreement = np.array([case.sv_star.sum() for case in overview.cases])
     panels = [_panel(overview.cases[position], source) for position in choose_sheet_cases(disagreement)]
-    raters = source.raters or [f"rater {slot}" for slot in range(1, len(panels[0].masks) + 1)]
-    notes = [] if source.raters else ["the same colour may be a different person in each case"]
+    who = "at least {} votes" if source.votes else "rater {}"
+    raters = source.raters or [who.format(slot) for slot in range(1, len(panels[0].masks) + 1)]
+    notes = [] if source.raters or source.votes else ["the same colour may be a different person in each case"]
     notes += [overview.note] if overview.note else []
     contact_sheet(panels, raters, overview.structures, notes).savefig(path, dpi=150)
 

@@ -9,6 +9,7 @@ from typing import Any
 from edue_lightning.config.build import ImageFormat, network_factory, refused_size
 from edue_lightning.data import RaterDataModule
 from edue_lightning.errors import UserError
+from edue_lightning.methods import SegmentationMethod
 from edue_lightning.runs.checkpoints import TrainingCases
 from edue_lightning.text import times
 
@@ -81,6 +82,19 @@ def check_validated(trainer: Mapping[str, Any], batches: int) -> None:
         raise UserError(
             "the training ends before its first validation, so no checkpoint could be chosen; raise "
             "trainer.max_epochs (or trainer.max_steps), or set trainer.check_val_every_n_epoch=1"
+        )
+
+
+def check_raters(method: SegmentationMethod, data: RaterDataModule) -> None:
+    """Check that a method that learns from each rater has raters to learn from.
+
+    Raises:
+        UserError: for data of which only the votes are known.
+    """
+    if data.source.votes and any(getattr(part, "target", None) == "rater_per_member" for part in method.trainees()):
+        raise UserError(
+            f"method.target=rater_per_member: who gave which vote is unknown in data={data.name}, so no member can "
+            "learn from one rater; choose method.target=soft_majority, majority or random_rater"
         )
 
 

@@ -27,7 +27,7 @@ from edue_lightning.runs.trainer import build_trainer
 from edue_lightning.runtime.processes import is_first_process, process_number, run_processes
 from edue_lightning.runtime.signals import StopSignals
 from edue_lightning.text import named
-from edue_lightning.training.checks import check_sizes, check_validated
+from edue_lightning.training.checks import check_raters, check_sizes, check_validated
 from edue_lightning.training.loggers import log_curves, training_loggers, wandb_must_not_matter
 from edue_lightning.training.progress import EpochLines
 from edue_lightning.training.resume import BestCheckpoint, ResumePoint
@@ -68,6 +68,7 @@ class Experiment:
         check_validated(configuration["trainer"], data.training_batches())
         configuration = with_levels(configuration, data)
         method = build_method(configuration, image_format)
+        check_raters(method, data)
         metric_settings = build_metric_settings(configuration["metrics"], method.structures)
         if configuration["compile"]:
             method.compile_networks()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edue_lightning.data.file_source import (
     CaseError,
@@ -29,6 +30,7 @@ from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import ProbabilityChannels
 from edue_lightning.data.sources.manifest.files import NamedFiles
 from edue_lightning.data.sources.manifest.table import ManifestCase, read_table
+from edue_lightning.data.votes import level_mask, read_votes
 from edue_lightning.errors import UserError
 
 _MOST_NAMED = 3
@@ -41,10 +43,11 @@ class ManifestSource(FileSource):
     `spacing`, `region`, `label`, `rater_position`; files are named by their paths from the manifest, see `NamedFiles`.
     The images of a case are stacked as channels. An empty mask field means that the rater looked and outlined nothing.
     `region` names a mask of the voxels that count, such as the field of view; an empty field means all. `label` gives
-    the numbers of the structure in its mask file, if that is a label map. The rater axis has one place per name in the
-    manifest, ordered by `rater_position`, or without it in natural order (`rater 2` before `rater 10`); a rater without
-    rows for a case is invalid there. Cases without `split` are drawn for all three splits, those of one patient
-    together.
+    the numbers of the structure in its mask file, if that is a label map. A table of votes has the columns `votes`, a
+    file with the number or share of raters who marked each voxel, and `n_raters` in place of `mask` and `rater`, see
+    `data.votes`. The rater axis has one place per name in the manifest, ordered by `rater_position`, or without it in
+    natural order (`rater 2` before `rater 10`); a rater without rows for a case is invalid there. Cases without `split`
+    are drawn for all three splits, those of one patient together.
 
     Args:
         root: folder with the manifest.
@@ -94,14 +97,24 @@ class ManifestSource(FileSource):
         self._read_mask = partial(read_mask, threshold=threshold)
         self._files = NamedFiles(self.root)
         self._stacked = self.preparation({"standardise": standardise})
-        self.raters: tuple[str, ...] = table.raters
+        if table.votes and (labels is not None or threshold is not None):
+            raise UserError("data.source.labels and threshold have no effect on votes; set both to null")
+        self.votes = table.votes
+        self._names = table.raters
+        self.raters = None if table.votes else table.raters
+        self._readers: dict[int, Callable[[Path], ImageFile]] = {}
         self.structures = table.structures
         self._rows = dict(table.cases)
-        settings = {"standardise": standardise, "raters": list(table.raters), "structures": list(table.structures)}
+        settings = {"standardise": standardise, "raters": list(self._names), "structures": list(table.structures)}
         if table.labels is not None:
             settings |= {"labels": {name: list(numbers) for name, numbers in table.labels.items()}, "ignore": ignore}
         if threshold is not None:
             settings["threshold"] = threshold
+        if table.votes:
+            settings["votes"] = True
+            most = {len({rater for rater, _ in case.masks}) for case in table.cases.values()}
+            voters = " or ".join(map(str, sorted(most)))
+            self.facts = {"votes": f"of {voters} raters, read as nested level masks; who gave them is unknown"}
         self.check([self._file_case(case, self.root / file) for case in table.cases.values()], table.problems, settings)
         self._compare_mask_files()
 
@@ -147,7 +160,9 @@ class ManifestSource(FileSource):
             for name in dict.fromkeys(name for key, name in rows.masks.items() if name and key in rows.labels)
         }
         masks = {
-            key: self._file(reading, name, self._read_mask) if name and key not in rows.labels else maps.get(name)
+            key: self._file(reading, name, self._reader(rows, key[1]))
+            if name and key not in rows.labels
+            else maps.get(name)
             for key, name in rows.masks.items()
         }
         view = self._file(reading, rows.region, read_mask) if rows.region else None
@@ -170,13 +185,9 @@ class ManifestSource(FileSource):
         return stack_case(
             case.record.case_id,
             self._stacked.channels(found),
-            {
-                key: self._label_map.mask(file.image.array, key[1]) if key in rows.labels else file.image.array
-                for key, file in masks.items()
-                if file is not None
-            }
+            {key: self._mask_of(file.image.array, key, rows) for key, file in masks.items() if file is not None}
             | {key: None for key, file in masks.items() if file is None},
-            self.raters,
+            self._names,
             self.structures,
             spacing=spacing,
             affine=found[0].affine,
@@ -184,6 +195,19 @@ class ManifestSource(FileSource):
             region=region,
             content=content_digest([image.array for image in found]),
         )
+
+    def _reader(self, rows: ManifestCase, structure: str) -> Callable[[Path], ImageFile]:
+        """Return the reader of the mask files of a case and structure; the same one for each number of raters."""
+        if not self.votes:
+            return self._read_mask
+        raters = sum(of == structure for _, of in rows.masks)
+        return self._readers.setdefault(raters, partial(read_votes, raters=raters))
+
+    def _mask_of(self, stored: NDArray, key: tuple[str, str], rows: ManifestCase) -> NDArray:
+        """Return the mask of a rater and structure in what its file holds."""
+        if self.votes:
+            return level_mask(stored, int(key[0].removeprefix("level ")))
+        return self._label_map.mask(stored, key[1]) if key in rows.labels else stored
 
     def _compare_mask_files(self) -> None:
         """Report files that are several masks and not empty: of several cases as a problem, of one with a warning."""
@@ -197,6 +221,9 @@ class ManifestSource(FileSource):
         for users in rows.values():
             # a label map is the mask of all structures of one rater
             unlike = len({user[:2] for user in users}) > 1 or not self._is_label_map(*users[0][:3])
+            if self.votes:
+                # all levels are in one file
+                unlike = len({(user[0], user[2]) for user in users}) > 1
             if len(users) > 1 and unlike and self._has_area(*users[0][:3]):
                 (case_id, rater, structure, name), *others = users
                 shown = [f"case {other[0]!r}, rater {other[1]!r}, {other[2]}" for other in others[:_MOST_NAMED]]
@@ -215,7 +242,7 @@ class ManifestSource(FileSource):
 
     def _has_area(self, case_id: str, rater: str, structure: str) -> bool:
         traits = self.traits_of(case_id)
-        masks = None if traits is None else traits.masks[self.raters.index(rater)]
+        masks = None if traits is None else traits.masks[self._names.index(rater)]
         return masks is not None and masks[self.structures.index(structure)].area > 0
 
     def _file(self, reading: CaseReading, name: str, read: Callable[[Path], ImageFile]) -> NamedImage | None:

@@ -17,11 +17,14 @@ import pandas as pd
 
 from edue_lightning.data.label_maps import MOST_LABEL
 from edue_lightning.data.source import CaseRecord, Split
+from edue_lightning.data.votes import MOST_RATERS
 from edue_lightning.text import can_be_in_file_name, natural_key, one_line, reason_of
 
 log = logging.getLogger(__name__)
 
 REQUIRED = ("case_id", "image", "mask", "rater", "structure")
+VOTES = ("case_id", "image", "votes", "n_raters", "structure")
+"""Required columns of a table of votes, which has no masks of single raters."""
 OPTIONAL = ("split", "patient", "spacing", "region", "label", "rater_position")
 PARQUET = ".parquet"
 TABLES = (".csv", PARQUET)
@@ -63,6 +66,7 @@ class ManifestTable:
         structures: names of the chosen structures.
         problems: one line per problem, with the file, the case and the fix.
         labels: numbers of all structures in the table's label maps, chosen or not; None if no mask is a label map.
+        votes: whether files hold the raters' votes; the masks of `level k` then name the file of votes.
     """
 
     cases: Mapping[str, ManifestCase]
@@ -70,6 +74,7 @@ class ManifestTable:
     structures: tuple[str, ...]
     problems: Sequence[str]
     labels: Mapping[str, tuple[int, ...]] | None = None
+    votes: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,9 @@ def read_table(
     image_columns = _image_columns(columns)
     problems = _Problems(path.name)
     _check_columns(columns, image_columns, problems)
+    votes = "votes" in columns
+    if votes:
+        all_rows = _row_per_level(all_rows, problems)
 
     if labels is not None:
         all_rows = _row_per_structure(all_rows, labels, problems)
@@ -133,7 +141,29 @@ def read_table(
     position_of = _rater_positions(rows, problems)
     if position_of:
         raters.sort(key=lambda rater: position_of[rater])
-    return ManifestTable(cases, tuple(raters), chosen, problems.lines, numbers or None)
+    return ManifestTable(cases, tuple(raters), chosen, problems.lines, numbers or None, votes)
+
+
+def _row_per_level(rows: Sequence[_Row], problems: _Problems) -> list[_Row]:
+    """Return one row per level for each row of votes, as if level k were the mask of a rater."""
+    found = []
+    for row in rows:
+        number = int(row["n_raters"]) if row["n_raters"].isascii() and row["n_raters"].isdigit() else 0
+        wrong = [column for column in ("mask", "rater", "label") if row[column]]
+        if wrong:
+            problems.add(f"line {row.line}: {wrong[0]} must be empty beside votes; remove one", row["case_id"] or None)
+        elif not 1 <= number <= MOST_RATERS:
+            problems.add(
+                f"line {row.line}: n_raters {row['n_raters']!r} is no whole number from 1 to {MOST_RATERS}; write how "
+                "many raters voted",
+                row["case_id"] or None,
+            )
+        elif not row["votes"]:
+            problems.add(f"line {row.line}: votes is empty; name its file", row["case_id"] or None)
+        else:
+            levels = ({"mask": row["votes"], "rater": f"level {level}"} for level in range(1, number + 1))
+            found += [_Row(row.line, {**row.fields, **level}) for level in levels]
+    return found
 
 
 def _row_per_structure(rows: Sequence[_Row], labels: Mapping[str, tuple[int, ...]], problems: _Problems) -> list[_Row]:
@@ -286,6 +316,8 @@ def _read_rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[_Ro
     except FileNotFoundError as error:
         raise ValueError("not found; set data.root to the folder with this file") from error
     header, *lines = ([field.strip() for field in fields] for fields in fields_of_line)
+    if "votes" in header and "mask" in required:
+        required = VOTES
     missing = [column for column in required if column not in header]
     if missing:
         raise ValueError(f"has no column {', '.join(missing)} among {', '.join(header)}; add it, with commas")
@@ -360,7 +392,7 @@ def _text(field: object) -> str:
 
 
 def _check_columns(columns: Sequence[str], image_columns: Sequence[str], problems: _Problems) -> None:
-    unknown = [column for column in columns if column and column not in (*REQUIRED, *OPTIONAL, *image_columns)]
+    unknown = [column for column in columns if column and column not in (*REQUIRED, *VOTES, *OPTIONAL, *image_columns)]
     strays = [column for column in unknown if re.fullmatch(r"image\d+", column)]
     if strays:
         problems.add(f"column {', '.join(strays)} does not follow {image_columns[-1]}; number images 2, 3, ...")

@@ -1,0 +1,1 @@
+"""DRISHTI-GS1: fundus photographs with the votes of four experts on optic disc and cup."""
