@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 from jobs import FINISHED, Job, Pool
+from matplotlib.figure import Figure
 
 from edue_lightning.data import LidcSlices
 from edue_lightning.metrics import MEAN_STRUCTURE
@@ -265,9 +266,40 @@ def prepare(setup: Setup, jobs: Sequence[Job]) -> None:
 
 
 def report(runs: Path, output: Path) -> None:
-    """Write the report of a comparison."""
+    """Write the report of a comparison, and the learning curves of its runs."""
     command = [sys.executable, "-m", "edue_lightning.report", f"runs={runs}", f"output={output}"]
     subprocess.run([*command, f"reference={CANDIDATE}"], check=True)
+    curves = learning_curves(runs)
+    curves.to_csv(output / "learning_curves.csv", index=False)
+    draw_curves(curves, output / "learning_curves.png")
+
+
+def learning_curves(runs: Path) -> pd.DataFrame:
+    """Return the validation NLL after each epoch that was validated: `run`, `member`, `epoch`, `nll`.
+
+    Args:
+        runs: folder above the runs; of a deep ensemble, each member has curves of its own.
+    """
+    parts = []
+    for path in sorted(runs.glob("*/logs/**/metrics.csv")):
+        curve = pd.read_csv(path)[["epoch", "val/nll"]].dropna().rename(columns={"val/nll": "nll"})
+        run = path.relative_to(runs).parts[0]
+        parts.append(curve.assign(run=run, member=path.parent.name.removeprefix("member_").replace("logs", "")))
+    curves = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["epoch", "nll", "run", "member"])
+    return curves[["run", "member", "epoch", "nll"]].astype({"epoch": int})
+
+
+def draw_curves(curves: pd.DataFrame, path: Path) -> None:
+    """Draw the validation NLL over the epochs, one line per method and data set, mean over seeds and members."""
+    method = curves["run"].str.replace(r"_\d+(_fold\d+)?$", "", regex=True)
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, own in curves.groupby(method):
+        mean = own.groupby("epoch")["nll"].mean()
+        axes.plot(mean.index + 1, mean, label=name)
+    axes.set(xlabel="epoch", ylabel="validation NLL", yscale="log")
+    figure.legend(loc="outside right upper", fontsize="x-small")
+    figure.savefig(path, dpi=120)
 
 
 def pack(folder: Path, target: Path) -> list[Path]:

@@ -169,6 +169,12 @@ def test_a_small_comparison_runs_reports_and_resumes(tmp_path: Path) -> None:
     assert (tmp_path / "report" / "report.html").is_file()
     verdict = pd.read_csv(tmp_path / "report" / "verdict.csv")
     assert set(verdict["baseline"].dropna()) == {"single_soft_majority"}
+    assert (tmp_path / "report" / "learning_curves.png").is_file()
+    curves = pd.read_csv(tmp_path / "report" / "learning_curves.csv")
+    assert curves.groupby("run")["epoch"].apply(list).to_dict() == {
+        "fundus_edue_levels_0": [0, 1],
+        "fundus_single_soft_majority_0": [0, 1],
+    }
     # the results travel without checkpoints, and another study leaves their jobs out
     archives = study.pack(tmp_path, tmp_path / "packed")
     elsewhere = tmp_path / "elsewhere"
