@@ -310,7 +310,7 @@ def test_boxes_are_quantiles_of_the_cases(run: LoggedRun) -> None:
     assert boxes.loc[("disc", "entropy", "none", 0), "median"] == 2.0
     # an undefined score has no box
     assert "aula" not in boxes.index.get_level_values("score")
-    assert len(boxes) == 2 * 6 * 3
+    assert len(boxes) == 2 * (len(DISTORTION_SCORES) - 1) * 3
 
 
 def test_boxes_leave_out_undefined_cases() -> None:

@@ -136,7 +136,8 @@ def write_distortions(folder: Path, method: str, seed: int, *, cases: int = 9, h
                 scores["sv"] = np.nan
             kind = KINDS[case % 2] if severity else "none"
             rows.append((*identity, f"case{case}", "nodule", kind, severity, *scores.values(), 0.8))
-    frame = pd.DataFrame(rows, columns=list(DISTORTED_CASES_COLUMNS))
+    places = DISTORTED_CASES_COLUMNS[: DISTORTED_CASES_COLUMNS.index("severity") + 1]
+    frame = pd.DataFrame(rows, columns=[*places, *DISTORTION_SCORES, "dice"])
     write_table(frame, DISTORTED_CASES_COLUMNS, folder / DISTORTED_CASES_FILE)
     rows = [
         (*identity, "nodule", score, kind, severity, area, area, cases, cases)

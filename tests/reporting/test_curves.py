@@ -91,7 +91,8 @@ def test_of_a_half_every_second_case_is_distorted(tmp_path: Path) -> None:
         for severity in (0, 1, 3)
         for case in range(5)
     ]
-    frame = pd.DataFrame(rows, columns=list(DISTORTED_CASES_COLUMNS))
+    places = DISTORTED_CASES_COLUMNS[: DISTORTED_CASES_COLUMNS.index("severity") + 1]
+    frame = pd.DataFrame(rows, columns=[*places, *DISTORTION_SCORES, "dice"])
     # undefined values make no box
     frame.loc[(frame["case_id"] == "case4") & (frame["severity"] == 0), "sv"] = np.nan
     write_table(frame, DISTORTED_CASES_COLUMNS, folder / DISTORTED_CASES_FILE)

@@ -48,7 +48,7 @@ def test_every_score_has_its_curve() -> None:
     assert set(frame["score"]) == {score for score, _ in SCORES.values()}
     for (structure, score), curve in frame.groupby(["structure", "score"]):
         k = STRUCTURES.index(str(structure))
-        sign = -1 if score in {"aula", "model_agreement"} else 1
+        sign = -1 if score in {"aula", "model_agreement", "soft_dice_confidence"} else 1
         columns = (found.cases[name][:-1, k].numpy() for name in (str(score), "dice"))
         uncertainty, dice = columns
         expected = quality_control_curve(sign * uncertainty, (dice < 0.5).astype(float))
