@@ -146,22 +146,29 @@ def test_earlier_predictions_below_the_input_are_no_patients(tmp_path: Path, cap
     assert sorted(listed(found)) == ["001", "002", "003", "004"]
     assert not found.problems
     assert sorted(caplog.messages) == [
-        f"{tmp_path}/{folder}: contains predictions, not images, and is skipped" for folder in ("deep/second", "first")
+        *(
+            f"{tmp_path}/{folder}: contains predictions, not images, and is skipped"
+            for folder in ("deep/second", "first")
+        ),
+        f"{tmp_path}: files that are no images are skipped: own/prediction.yaml",
     ]
     with pytest.raises(UserError, match="first: contains predictions; choose the folder of the images"):
         find_images(tmp_path / "first", 1)
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_images_of_other_formats_are_named(tmp_path: Path, channels: int) -> None:
-    touch(tmp_path, "a__CT.nii.gz", "a__PT.nii.gz", "b.mha", "deep/c.DCM", "d.nrrd", "e.bmp", "notes.txt", "table.xlsx")
+def test_whatever_is_no_image_of_ours_is_named(tmp_path: Path, channels: int, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "a__CT.nii.gz", "a__PT.nii.gz", "b.mnc", "deep/c.DCM", "d.mgz", "e.jp2", "notes.txt", "table.xlsx")
+    (tmp_path / "IM1").write_bytes(bytes(128) + b"DICM")
     found = find_images(tmp_path, channels)
     assert dict(found.problems) == {
-        "b.mha": "is of a format that is not read; convert it to NIfTI, or move it away",
+        "IM1": "is of a format that is not read; convert it to NIfTI, or move it away",
+        "b.mnc": "is of a format that is not read; convert it to NIfTI, or move it away",
         "deep/c.DCM": "is of a format that is not read; convert it to NIfTI, or move it away",
-        "d.nrrd": "is of a format that is not read; convert it to NIfTI, or move it away",
-        "e.bmp": "is of a format that is not read; convert it to PNG, or move it away",
+        "d.mgz": "is of a format that is not read; convert it to NIfTI, or move it away",
+        "e.jp2": "is of a format that is not read; convert it to PNG, or move it away",
     }
+    assert f"{tmp_path}: files that are no images are skipped: notes.txt, table.xlsx" in caplog.messages
     assert len(found.cases) == 3 - channels
 
 

@@ -8,30 +8,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import torch
-from hydra import compose, initialize_config_dir
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from patients import affine_of, tilted
+from untrained import checkpoint
 
-from edue_lightning.config.build import ImageFormat, build_method
-from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.prediction.model import Model
-from edue_lightning.runs.checkpoints import checkpoint_entries, save_method
 
-FORMAT = ImageFormat(3, 1, ("ball",))
 CODES = ("RAS", "LPS", "PSR", "SAR", "ILA")
-
-
-def checkpoint(path: Path, *, earlier: bool = False) -> Path:
-    with initialize_config_dir(configuration_folder(), version_base="1.3"):
-        overrides = ["data=manifest", "data.root=data", "method=edue", "network.features=[4,6]"]
-        configuration = resolved(compose("train", overrides))
-    torch.manual_seed(0)
-    entries = checkpoint_entries(configuration, FORMAT)
-    if earlier:
-        del entries["edue_orientation"]
-    save_method(build_method(configuration, FORMAT), path, entries)
-    return path
 
 
 def stored_as(image: nibabel.Nifti1Image, codes: str) -> nibabel.Nifti1Image:

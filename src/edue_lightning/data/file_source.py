@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edue_lightning.data.geometry import same_grid, slice_storage
-from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, canonical, header_of
+from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, affine_of, canonical
 from edue_lightning.data.inventory import CaseTraits, ComparedCase, repeated_pictures, suspicions, traits_of
 from edue_lightning.data.patches import foreground_points
 from edue_lightning.data.preparation import MIXED_SLICES
@@ -463,7 +463,7 @@ def _storage(case: FileCase, shape: tuple[int, ...]) -> str | None:
     name = first.name.lower()
     if len(shape) != _SLICE or not name.endswith((*PICTURES, *VOLUMES)):
         return None
-    return slice_storage(None if name.endswith(PICTURES) else header_of(first).get_best_affine())
+    return slice_storage(affine_of(first))
 
 
 def _stored_shape(image: ImageFile) -> tuple[int, ...]:

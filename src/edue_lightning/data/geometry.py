@@ -135,6 +135,27 @@ def resample(volume: NDArray, affine: NDArray[np.float64], target: Grid, fill: f
     return result
 
 
+def within(mask: NDArray, affine: NDArray[np.float64], grid: Grid) -> NDArray[np.bool_] | None:
+    """Return a mask of a part of a grid on the whole grid, or None if it marks voxels elsewhere.
+
+    Args:
+        mask: boolean, `[I, J, K]`, its voxels on those of the grid, its axes in the same order and direction.
+        affine: affine of the mask, `[4, 4]`.
+        grid: grid of three axes.
+    """
+    step = np.linalg.inv(grid.affine.numpy()) @ affine
+    corners = _corners(grid_of(mask.shape, affine))
+    shift = np.round(step[:3, 3])
+    if np.abs(apply_affine(step, corners) - (corners + shift)).max() >= _SAME_PLACE:
+        return None
+    marked = np.argwhere(mask) + shift.astype(int)
+    if (marked < 0).any() or (marked >= grid.shape).any():
+        return None
+    result = np.zeros(grid.shape, dtype=bool)
+    result[tuple(marked.T)] = True
+    return result
+
+
 def _is_outside(step: NDArray[np.float64], length: int, shape: Sequence[int]) -> NDArray[np.bool_]:
     """Return which voxels of a target lie beyond the outer faces of a volume along one of the volume's axes.
 

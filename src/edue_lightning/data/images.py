@@ -1,4 +1,4 @@
-"""One image or mask file: PNG, JPEG, TIFF, PPM, GIF or NIfTI.
+"""One image or mask file: PNG, JPEG, TIFF, PPM, GIF, BMP, WebP, NIfTI, MetaImage or NRRD.
 
 Files come from strangers: only a few decoders are allowed, a header's claims are checked before memory is allocated,
 checksums are verified to the end, and a file that programs show in different ways is refused, not guessed at.
@@ -29,6 +29,15 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from edue_lightning.data.geometry import closest_canonical, grid_of, largest_distance
+from edue_lightning.data.image_limits import (
+    MOST_INFLATION,
+    TOO_LARGE,
+    ImageError,
+    checked_spacing,
+    require_memory,
+    require_shape,
+)
+from edue_lightning.data.itk_volumes import ITK_VOLUMES, data_file_of, read_itk, read_itk_header
 from edue_lightning.data.sample import Grid
 from edue_lightning.data.tiff import (
     BITS_TAG,
@@ -40,38 +49,28 @@ from edue_lightning.data.tiff import (
 )
 from edue_lightning.text import reason_of
 
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".ppm.gz", ".gif")
-VOLUMES = (".nii", ".nii.gz")
-MOST_VOXELS = 2**31
-"""Largest number of voxels that a NIfTI header may claim; pictures have Pillow's own, lower limit."""
-
-MOST_INFLATION = 1032
-"""Largest ratio of unpacked to packed size of deflate, the compression of gzip and ZIP."""
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".ppm.gz", ".gif", ".bmp", ".webp")
+NIFTI = (".nii", ".nii.gz")
+VOLUMES = NIFTI + ITK_VOLUMES
 
 ROUNDING = 1e-3
 """Largest distance of a floating-point label from its whole number, and of a mask's values relative to the largest."""
 
-_FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "GIF")
+_FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "GIF", "BMP", "WEBP")
 _PLAIN_MODES = ("L", "LA", "RGB", "RGBA", "I", "I;16", "I;16B", "F")
 # numbers whose bytes Pillow leaves in the wrong order when libtiff unpacks them
 _SWAPPED = (";16BS", ";32B", ";32BS", ";32BF", ";64BF")
 _MODES = (*_PLAIN_MODES, "1", "P", "PA", "La")
-_TOO_LARGE = "does not fit into this machine's memory; cut it into parts"
 _ORIENTATION_TAG = 0x0112
 _MM = {"meter": 1000.0, "micron": 0.001}
-_VOXEL_SIZES = (1e-6, 1e4)  # mm, from a nanometre on
 _ROUNDING_OF_SIZES = 0.01
-_SMALLEST_SINE = 1e-6  # of the angle between two axes of a volume
 _MOST_BYTES_BEFORE_VOXELS = 2**26
 _MOST_BYTES_BEHIND_VOXELS = 2**26
 _CHUNK = 2**20
 _PNG_SIGNATURE_BYTES = 8
+_WEBP_SIGNATURE_BYTES = 12
 _MOST_UNPACKED_BYTES = 2**28
 _MOST_VALUES_LISTED = 6
-
-
-class ImageError(ValueError):
-    """A file cannot be used; the message gives the reason and the fix, without the file's name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,14 +127,28 @@ def header_of(path: Path) -> nibabel.Nifti1Header:
         return _open_volume(path)[0]
 
 
-def require_memory(size: int) -> None:
-    """Check that a number of bytes fits into this machine's memory; the system would end the process otherwise.
+def affine_of(path: Path) -> NDArray[np.float64] | None:
+    """Return the affine `[4, 4]` in the header of a volume, or None for a picture.
 
     Raises:
-        ImageError: if it does not fit.
+        ImageError: if the header is invalid.
     """
-    if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-        raise ImageError(_TOO_LARGE)
+    with _decoding(path):
+        if not _is_volume(path):
+            return None
+        return read_itk_header(path).affine if _is_itk(path) else _open_volume(path)[1].affine
+
+
+def parts_of(path: Path) -> tuple[Path, ...]:
+    """Return the files that make up an image: the file itself and, if it is a header alone, that of its voxels."""
+    if not _is_itk(path):
+        return (path,)
+    try:
+        with _decoding(path):
+            return tuple(dict.fromkeys((path, data_file_of(path))))
+    # reading the image reports it
+    except ImageError:
+        return (path,)
 
 
 def canonical(image: ImageFile) -> ImageFile:
@@ -165,9 +178,10 @@ def canonical(image: ImageFile) -> ImageFile:
 def read_image(path: Path | BytesIO) -> ImageFile:
     """Read an image file, or the content of a picture, such as a member of an archive.
 
-    Values of 1 to 8 bits are divided by their largest, those of 16 bits by 65535; all others, and NIfTI's, stay as they
-    are. Where a TIFF file says that 0 is white, values are inverted. Transparency is dropped, palettes become RGB. The
-    fourth axis of a NIfTI file holds the channels; a third axis of length one is dropped.
+    Values of 1 to 8 bits are divided by their largest, those of 16 bits by 65535; all others, and those of volumes,
+    stay as they are. Where a TIFF file says that 0 is white, values are inverted. Transparency is dropped, palettes
+    become RGB. The fourth axis of a volume, or the components of its voxels, hold the channels; a third axis of length
+    one is dropped.
 
     Raises:
         ImageError: if the file cannot be read, holds NaN or infinity, or is shown differently by different programs.
@@ -217,6 +231,28 @@ def read_levels(path: Path) -> ImageFile:
     if (stored.array[1:] != values).any():
         raise ImageError("is coloured, or has channels; save one number per voxel")
     return replace(stored, array=values)
+
+
+def read_segment(path: Path, name: str) -> ImageFile:
+    """Read one segment of a segmentation of 3D Slicer (`.seg.nrrd`) as a mask, on the segmentation's own grid.
+
+    Args:
+        path: file of the segmentation; segments may overlap.
+        name: name of the segment; upper and lower case and blanks at its ends do not count.
+
+    Raises:
+        ImageError: if the file cannot be read, or holds no such segment.
+    """
+    with _decoding(path):
+        values, header = read_itk(path)
+    named = [place for found, place in header.segments.items() if found.strip().casefold() == name.strip().casefold()]
+    if len(named) != 1:
+        listed = ", ".join(map(repr, header.segments)) or "none with a name"
+        raise ImageError(f"has {len(named)} segments {name!r}, its segments: {listed}; give one of them this name")
+    layer, value = named[0]
+    if not 0 <= layer < header.channels:
+        raise ImageError(f"has no layer {layer}, in which its header places {name!r}; save it again")
+    return ImageFile(values[layer] == value, header.spacing, header.affine)
 
 
 def read_colours(path: Path | BytesIO) -> NDArray[np.uint8]:
@@ -276,6 +312,10 @@ def _is_volume(path: Path | BytesIO) -> TypeGuard[Path]:
     return name.endswith(VOLUMES)
 
 
+def _is_itk(path: Path) -> bool:
+    return path.name.lower().endswith(ITK_VOLUMES)
+
+
 @contextmanager
 def _decoding(path: Path | BytesIO) -> Iterator[None]:
     """Turn any error of a decoder into an `ImageError`."""
@@ -290,7 +330,7 @@ def _decoding(path: Path | BytesIO) -> Iterator[None]:
     except ImageError:
         raise
     except MemoryError as error:
-        raise ImageError(_TOO_LARGE) from error
+        raise ImageError(TOO_LARGE) from error
     except Image.DecompressionBombError as error:
         raise ImageError(
             "its header claims more pixels than Pillow's limit; save it again, or cut it into parts"
@@ -357,6 +397,20 @@ def _verify_png(path: Path | BytesIO) -> None:
                 raise ValueError("a checksum does not match")
 
 
+def _is_lossy_webp(picture: Image.Image, path: Path | BytesIO) -> bool:
+    """Return whether a WebP picture was compressed with loss, which its chunks say."""
+    if picture.format != "WEBP":
+        return False
+    with path.open("rb") if isinstance(path, Path) else BytesIO(path.getvalue()) as file:
+        file.seek(_WEBP_SIGNATURE_BYTES)
+        while len(start := file.read(8)) == 8:
+            kind, length = struct.unpack("<4sI", start)
+            if kind in (b"VP8 ", b"VP8L"):
+                return bool(kind == b"VP8 ")
+            file.seek(length + length % 2, os.SEEK_CUR)
+    return False
+
+
 def _read_picture(path: Path | BytesIO) -> NDArray[np.float32]:
     with _open_picture(path) as picture:
         stored = _colours(picture)
@@ -375,8 +429,9 @@ def _read_labels(path: Path | BytesIO, blurred: bool = False) -> NDArray:
                 raise ImageError(f"its palette shows the value {black[0]} as black, like 0; save the mask as grey")
         else:
             values = _colours(picture)
-        if picture.format == "JPEG" and not blurred and len(np.unique(values)) > 2:
-            raise ImageError("is a JPEG, which blurs labels; save the mask as PNG")
+        lossy = "JPEG" if picture.format == "JPEG" else "lossy WebP" if _is_lossy_webp(picture, path) else None
+        if lossy is not None and not blurred and len(np.unique(values)) > 2:
+            raise ImageError(f"is a {lossy}, which blurs labels; save the mask as PNG")
         alpha = _transparency(picture)
         if alpha is not None and np.ptp(values) == 0 and np.ptp(alpha) > 0:
             raise ImageError("has its shape in the transparency; save the mask with 0 and one other value")
@@ -420,13 +475,9 @@ def _open_volume(path: Path) -> tuple[nibabel.Nifti1Header, ImageHeader]:
     """Check what a NIfTI file claims, without reading any voxels."""
     header = _header(path)
     stored = header.get_data_shape()
-    claimed = "x".join(map(str, stored))
     while len(stored) > 4 and stored[-1] == 1:
         stored = stored[:-1]
-    if len(stored) not in (2, 3, 4) or min(stored) < 1:
-        raise ImageError(f"its header claims the shape {claimed}; give it 2 or 3 axes, and one more for channels")
-    if math.prod(stored) > MOST_VOXELS:
-        raise ImageError(f"its header claims {claimed} voxels, more than 2^31; save it again, or cut it into parts")
+    require_shape(stored)
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
         raise ImageError("holds colours or complex numbers; save plain numbers, channels along the fourth axis")
@@ -436,11 +487,7 @@ def _open_volume(path: Path) -> tuple[nibabel.Nifti1Header, ImageHeader]:
     shape = stored[:2] if stored[2:3] == (1,) else stored[:3]
     affine = np.array(header.get_best_affine(), dtype=np.float64)
     affine[:3] *= _MM.get(header.get_xyzt_units()[0], 1.0)
-    spacing = tuple(float(size) for size in voxel_sizes(affine)[: len(shape)])
-    if not np.isfinite(affine).all() or not all(_VOXEL_SIZES[0] <= size <= _VOXEL_SIZES[1] for size in spacing):
-        raise ImageError("its header gives no valid voxel size; correct its affine")
-    if np.linalg.matrix_rank(affine[:3, : len(shape)] / spacing, tol=_SMALLEST_SINE) < len(shape):
-        raise ImageError("its header gives two axes the same direction; correct its affine")
+    spacing = checked_spacing(affine, len(shape))
     _require_one_place(header, shape)
     channels = stored[3] if len(stored) == 4 else 1
     return header, ImageHeader(shape, channels, spacing, affine)
@@ -508,7 +555,10 @@ def _require_bytes(path: Path, header: nibabel.Nifti1Header, voxels: int) -> Non
 
 
 def _read_volume(path: Path, dtype: type[np.float32] | None) -> ImageFile:
-    """Return `[C, *S]` values through the slope, in `dtype` or as stored."""
+    """Return `[C, *S]` values, of NIfTI through the slope, in `dtype` or as stored."""
+    if _is_itk(path):
+        found, itk = read_itk(path)
+        return ImageFile(found if dtype is None else found.astype(dtype), itk.spacing, itk.affine)
     stored, header = _open_volume(path)
     with ImageOpener(str(path)) as file:
         values = np.asarray(ArrayProxy(file, stored, mmap=False), dtype=dtype)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edue_lightning.data.file_source import problem_line, relative_name
-from edue_lightning.data.images import VOLUMES
+from edue_lightning.data.images import NIFTI
 
 DEEPEST = 6
 """Number of folder levels below the data set's folder that are searched."""
@@ -43,7 +43,7 @@ class ListingProblems:
 def find_files(
     problems: ListingProblems,
     leave_out: Callable[[str], bool],
-    endings: tuple[str, ...] = VOLUMES,
+    endings: tuple[str, ...] = NIFTI,
     deepest: int = DEEPEST,
 ) -> list[Path]:
     """List the files with certain endings in the data set's folder and `deepest` levels below, sorted by path.
@@ -96,7 +96,7 @@ def is_prediction(folder: Path) -> bool:
     return (folder / PREDICTION_FILE).is_file() and (folder / RECORDS).is_dir()
 
 
-def stem_of(path: Path, endings: tuple[str, ...] = VOLUMES) -> str:
+def stem_of(path: Path, endings: tuple[str, ...] = NIFTI) -> str:
     """Return a file's name without its ending, which must be one of `endings`, by default NIfTI's.
 
     >>> stem_of(Path("imagesTr/CHUM-001__CT.nii.gz"))

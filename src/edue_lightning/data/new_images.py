@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edue_lightning.data.geometry import slice_storage
-from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, read_image
+from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, parts_of, read_image
+from edue_lightning.data.itk_volumes import SEGMENTATION
 from edue_lightning.data.listing import ListingProblems, find_files, is_prediction, stem_of
 from edue_lightning.data.preparation import Preparation, PreparedImage, agreed_spacing, as_slice, require_channels
 from edue_lightning.data.sources.manifest.files import NamedFiles
@@ -23,14 +24,15 @@ log = logging.getLogger(__name__)
 
 _IMAGES = PICTURES + VOLUMES
 # formats of images that are not read
-_OTHER_PICTURES = (".bmp", ".gif", ".webp", ".jp2", ".jpe", ".jfif", ".pgm", ".ppm", ".pnm", ".svs")
+_OTHER_PICTURES = (".jp2", ".jpe", ".jfif", ".pgm", ".pnm", ".svs")
 OTHER_IMAGES = (
     *_OTHER_PICTURES,
-    *(".mha", ".mhd", ".nrrd", ".nhdr", ".dcm", ".dicom", ".ima", ".img", ".img.gz", ".mgh", ".mgz", ".mnc", ".npy"),
+    *(".dcm", ".dicom", ".ima", ".img", ".img.gz", ".mgh", ".mgz", ".mnc", ".npy"),
 )
 """Endings of images that are reported, but not read."""
 
 _DEEPEST = 32
+_MOST_NAMED = 3
 _DIGITS = 12
 _FIRST_CHANNEL = "0000"
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -74,10 +76,11 @@ def find_images(place: Path, channels: int, leave_out: Path | None = None) -> Im
     """List the cases of an image file, a folder or a table.
 
     In a folder each file is a case, named by its stem, without nnU-Net's `_0000` if all files have it. If the network
-    expects several channels, files that are named like those of a data set (`CASE__CT` and `CASE__PT`, of NIfTI
+    expects several channels, files that are named like those of a data set (`CASE__CT` and `CASE__PT`, of volumes
     `CASE_0000` and `CASE_0001`, `CASE__1` and `CASE__2`) are one case, and other files beside them, such as labels, are
-    skipped. Images of other formats are problems; output folders of `predict` are skipped. A table has the columns
-    `case_id, image[, image2...]` and optionally `spacing`; further columns, such as those of a manifest, are not read.
+    skipped with a warning. Images of other formats are problems; segmentations and files that are no images are skipped
+    with a warning, as are output folders of `predict`. A table has the columns `case_id, image[, image2...]` and
+    optionally `spacing`; further columns, such as those of a manifest, are not read.
 
     Args:
         place: path of an image, a folder or a table (CSV, Parquet).
@@ -95,7 +98,7 @@ def find_images(place: Path, channels: int, leave_out: Path | None = None) -> Im
         raise UserError(f"input={place}: no such file or folder")
     elif place.name.lower().endswith(TABLES):
         found = _in_table(place)
-    elif place.name.lower().endswith(_IMAGES):
+    elif _is_image(place):
         found = _of_file(place, channels)
     else:
         endings = ", ".join((*PICTURES, *VOLUMES, *TABLES))
@@ -164,7 +167,7 @@ def _refusal(case: ImageCase) -> str | None:
 
 def _of_file(path: Path, channels: int) -> ImageCases:
     named = _channel_of(path) if channels > 1 else None
-    beside = [other for other in sorted(path.parent.iterdir()) if other.name.lower().endswith(_IMAGES)]
+    beside = [other for other in sorted(path.parent.iterdir()) if _is_image(other)]
     if named is None:
         return ImageCases([ImageCase(_single_names([path], beside)[0], (path,))], [])
     parts = [other for other in beside if (found := _channel_of(other)) is not None and found[0] == named[0]]
@@ -177,21 +180,28 @@ def _in_folder(folder: Path, channels: int, leave_out: Path | None) -> ImageCase
     outside = None if leave_out is None else leave_out.resolve()
     found_files = [
         path
-        for path in find_files(problems, lambda _: False, _IMAGES + OTHER_IMAGES, _DEEPEST)
+        for path in find_files(problems, lambda _: False, ("",), _DEEPEST)
         if outside is None or not path.is_relative_to(outside)
     ]
-    files = [path for path in found_files if path.name.lower().endswith(_IMAGES)]
+    files = [path for path in found_files if _is_image(path)]
+    parts = {part for path in files for part in parts_of(path)}
+    others = []
     for path in found_files:
-        if not path.name.lower().endswith(_IMAGES):
+        if path in parts:
+            continue
+        if path.name.lower().endswith(OTHER_IMAGES) or is_dicom(path):
             problems.add(path, f"is of a format that is not read; convert it to {_converted(path)}, or move it away")
+        else:
+            others.append(path.relative_to(problems.root).as_posix())
+    if others:
+        log.warning("%s: files that are no images are skipped: %s", folder, _first(others))
     listed = [(line.partition(": ")[0], line.partition(": ")[2]) for line in problems.lines]
     if channels > 1 and any(_channel_of(path) is not None for path in files):
-        parts = [path for path in files if _channel_of(path) is not None]
-        if len(parts) < len(files):
-            others = [path.name for path in files if path not in set(parts)]
-            shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-            log.warning("%s: files without a channel in their names are skipped: %s", folder, shown)
-        found = _grouped(parts, folder.resolve(), channels)
+        channel_files = [path for path in files if _channel_of(path) is not None]
+        if len(channel_files) < len(files):
+            others = [path.name for path in files if path not in set(channel_files)]
+            log.warning("%s: files without a channel in their names are skipped: %s", folder, _first(others))
+        found = _grouped(channel_files, folder.resolve(), channels)
         return ImageCases(found.cases, [*listed, *found.problems])
     singles = [((path,), name) for path, name in zip(files, _single_names(files, files), strict=True)]
     return ImageCases(_named(singles, folder.resolve()), listed)
@@ -207,6 +217,28 @@ def _single_names(paths: Sequence[Path], beside: Sequence[Path]) -> list[str]:
     named = [_NUMBERED.fullmatch(stem_of(path, _IMAGES)) for path in beside]
     are_first = all(match is not None and match["channel"] == _FIRST_CHANNEL for match in named)
     return [stem_of(path, _IMAGES).removesuffix(f"_{_FIRST_CHANNEL}" if are_first else "") for path in paths]
+
+
+def _is_image(path: Path) -> bool:
+    name = path.name.lower()
+    return name.endswith(_IMAGES) and not name.endswith(SEGMENTATION)
+
+
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return one_line(", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else ""))
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file starts like a DICOM file, whatever its name."""
+    try:
+        # opening a pipe would block
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _converted(path: Path) -> str:

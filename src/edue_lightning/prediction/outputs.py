@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edue_lightning.atomic import write_whole
-from edue_lightning.data.images import VOLUMES, header_of
+from edue_lightning.data.images import NIFTI, header_of
+from edue_lightning.data.itk_volumes import ITK_VOLUMES, itk_file
 from edue_lightning.data.new_images import ImageCase
 from edue_lightning.data.preparation import PreparedImage
 from edue_lightning.errors import UserError
@@ -35,9 +36,10 @@ def write_estimate(
 ) -> list[str]:
     """Write mask, mean probability, disagreement map and overview picture of each structure.
 
-    For volumes and NIfTI slices the files have the header of the case's own (first) file, so that every viewer places
-    them on it. For pictures the mask is a PNG file of 0 and 255, and the maps are TIFF files of floating-point
-    numbers. With several structures, which may overlap, each has its own files.
+    For volumes and NIfTI slices the files have the format of the case's own (first) file and the place in its header,
+    so that every viewer places them on it (`.mha` and `.nrrd` for `.mhd` and `.nhdr`). For pictures the mask is a PNG
+    file of 0 and 255, and the maps are TIFF files of floating-point numbers. With several structures, which may
+    overlap, each has its own files.
 
     Args:
         folder: existing folder for the files.
@@ -80,7 +82,11 @@ def write_estimate(
 
 
 def _save(folder: Path, name: str, values: NDArray, like: Path) -> str:
-    if like.name.lower().endswith(VOLUMES):
+    if like.name.lower().endswith(ITK_VOLUMES):
+        content, ending = itk_file(values, like)
+        write_whole(folder / f"{name}{ending}", lambda path: path.write_bytes(content))
+        return f"{name}{ending}"
+    if like.name.lower().endswith(NIFTI):
         file = f"{name}.nii.gz"
         content = gzip.compress(_nifti(values, like).to_bytes(), compresslevel=4, mtime=0)
         write_whole(folder / file, lambda path: path.write_bytes(content))

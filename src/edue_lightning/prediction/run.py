@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from edue_lightning.atomic import write_whole
 from edue_lightning.config.schema import check_configuration
-from edue_lightning.data.images import ImageError
+from edue_lightning.data.images import ImageError, parts_of
 from edue_lightning.data.listing import PREDICTION_FILE, RECORDS
 from edue_lightning.data.new_images import ImageCase, find_images
 from edue_lightning.errors import UserError
@@ -132,7 +132,8 @@ class _Work:
     def _rows(self, case: ImageCase) -> list[dict[str, Any]]:
         record = self.folder / RECORDS / f"{case.case_id}.json"
         # everything that decides the prediction of this case beside the settings of the folder
-        key = {"images": _digest(case.files), "spacing": None if case.spacing is None else list(case.spacing)}
+        parts = [part for file in case.files for part in parts_of(file)]
+        key = {"images": _digest(parts), "spacing": None if case.spacing is None else list(case.spacing)}
         if record.is_file():
             held = _read_record(record)
             if any(held[name] != value for name, value in key.items()):

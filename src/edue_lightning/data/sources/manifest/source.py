@@ -22,8 +22,10 @@ from edue_lightning.data.file_source import (
     problem_line,
     stack_case,
 )
+from edue_lightning.data.geometry import within
 from edue_lightning.data.identity import content_digest
-from edue_lightning.data.images import ImageError, ImageFile, read_image, read_mask
+from edue_lightning.data.images import ImageError, ImageFile, parts_of, read_image, read_mask, read_segment
+from edue_lightning.data.itk_volumes import SEGMENTATION
 from edue_lightning.data.label_maps import LabelMap
 from edue_lightning.data.preparation import Stacked, agreed_spacing
 from edue_lightning.data.sample import RaterSample
@@ -34,6 +36,7 @@ from edue_lightning.data.votes import level_mask, read_votes
 from edue_lightning.errors import UserError
 
 _MOST_NAMED = 3
+_VOLUME = 3
 
 
 class ManifestSource(FileSource):
@@ -42,12 +45,13 @@ class ManifestSource(FileSource):
     The columns are `case_id, image[, image2...], mask, rater, structure` and, as far as needed, `split`, `patient`,
     `spacing`, `region`, `label`, `rater_position`; files are named by their paths from the manifest, see `NamedFiles`.
     The images of a case are stacked as channels. An empty mask field means that the rater looked and outlined nothing.
-    `region` names a mask of the voxels that count, such as the field of view; an empty field means all. `label` gives
-    the numbers of the structure in its mask file, if that is a label map. A table of votes has the columns `votes`, a
-    file with the number or share of raters who marked each voxel, and `n_raters` in place of `mask` and `rater`, see
-    `data.votes`. The rater axis has one place per name in the manifest, ordered by `rater_position`, or without it in
-    natural order (`rater 2` before `rater 10`); a rater without rows for a case is invalid there. Cases without `split`
-    are drawn for all three splits, those of one patient together.
+    A mask file of 3D Slicer (`.seg.nrrd`) holds the segment with the structure's name. `region` names a mask of the
+    voxels that count, such as the field of view; an empty field means all. `label` gives the numbers of the structure
+    in its mask file, if that is a label map. A table of votes has the columns `votes`, a file with the number or share
+    of raters who marked each voxel, and `n_raters` in place of `mask` and `rater`, see `data.votes`. The rater axis has
+    one place per name in the manifest, ordered by `rater_position`, or without it in natural order (`rater 2` before
+    `rater 10`); a rater without rows for a case is invalid there. Cases without `split` are drawn for all three splits,
+    those of one patient together.
 
     Args:
         root: folder with the manifest.
@@ -148,7 +152,9 @@ class ManifestSource(FileSource):
         for name in (*case.images, *case.masks.values(), case.region):
             # problems of the others are reported when the case is read
             with suppress(ImageError):
-                files[name] = self._files.locate(name)
+                first, *others = parts_of(self._files.locate(name))
+                files[name] = first
+                files |= {f"{name}, {other.name}": other for other in others}
         return FileCase(case.record, files or {"": manifest}, details)
 
     def _read(self, case: FileCase) -> RaterSample:
@@ -160,9 +166,7 @@ class ManifestSource(FileSource):
             for name in dict.fromkeys(name for key, name in rows.masks.items() if name and key in rows.labels)
         }
         masks = {
-            key: self._file(reading, name, self._reader(rows, key[1]))
-            if name and key not in rows.labels
-            else maps.get(name)
+            key: self._mask(reading, name, rows, key[1], images) if name and key not in rows.labels else maps.get(name)
             for key, name in rows.masks.items()
         }
         view = self._file(reading, rows.region, read_mask) if rows.region else None
@@ -238,12 +242,34 @@ class ManifestSource(FileSource):
             )
 
     def _is_label_map(self, case_id: str, rater: str, structure: str) -> bool:
-        return (rater, structure) in self._rows[case_id].labels
+        case = self._rows[case_id]
+        return (rater, structure) in case.labels or _has_segments(case.masks[rater, structure])
 
     def _has_area(self, case_id: str, rater: str, structure: str) -> bool:
         traits = self.traits_of(case_id)
         masks = None if traits is None else traits.masks[self._names.index(rater)]
         return masks is not None and masks[self.structures.index(structure)].area > 0
+
+    def _mask(
+        self,
+        reading: CaseReading,
+        name: str,
+        rows: ManifestCase,
+        structure: str,
+        images: Sequence[NamedImage | None],
+    ) -> NamedImage | None:
+        reader = self._reader(rows, structure)
+        if reader is not self._read_mask or not _has_segments(name):
+            return self._file(reading, name, reader)
+        found = self._file(reading, name, partial(read_segment, name=structure))
+        first = images[0].image.grid if images and images[0] is not None else None
+        if found is None or first is None or found.image.affine is None or len(first.shape) != len(found.image.shape):
+            return found
+        # 3D Slicer may store the part of the image around the segments alone
+        placed = within(found.image.array, found.image.affine, first) if len(first.shape) == _VOLUME else None
+        if placed is None:
+            return found
+        return NamedImage(name, ImageFile(placed, found.image.spacing, first.affine.numpy()))
 
     def _file(self, reading: CaseReading, name: str, read: Callable[[Path], ImageFile]) -> NamedImage | None:
         try:
@@ -253,3 +279,7 @@ class ManifestSource(FileSource):
             return None
         image = reading.file(path, read, name)
         return None if image is None else NamedImage(name, image)
+
+
+def _has_segments(name: str) -> bool:
+    return name.lower().endswith(SEGMENTATION)

@@ -1,0 +1,320 @@
+"""Volumes as ITK stores them: MetaImage (`.mha`, `.mhd`) and NRRD (`.nrrd`, `.nhdr`, 3D Slicer's `.seg.nrrd`).
+
+SimpleITK decodes them. It returns wrong voxels for a damaged MetaImage file, and 1 mm where a header gives no voxel
+size, so headers and checksums are checked here before it reads a file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edue_lightning.data.image_limits import (
+    MOST_INFLATION,
+    ImageError,
+    checked_spacing,
+    require_memory,
+    require_shape,
+)
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # noqa: N813
+
+META_IMAGE = (".mha", ".mhd")
+NRRD = (".nrrd", ".nhdr")
+ITK_VOLUMES = META_IMAGE + NRRD
+SEGMENTATION = ".seg.nrrd"
+"""Ending of the segmentations of 3D Slicer, whose segments have names."""
+
+_MOST_HEADER_BYTES = 2**20
+_CHUNK = 2**20
+_LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# those that ITK turns to its own axes, and their abbreviations
+_KNOWN_SPACES = (
+    *("right-anterior-superior", "left-anterior-superior", "left-posterior-superior"),
+    *("ras", "las", "lps"),
+)
+_RAW, _DEFLATED = ("raw",), ("gzip", "gz")
+_SKIPS = ("headersize", "line skip", "lineskip", "byte skip", "byteskip")
+_SEGMENT = re.compile(r"Segment(\d+)_Name")
+
+
+@dataclass(frozen=True, eq=False)
+class ItkHeader:
+    """Checked header of a file.
+
+    Attributes:
+        shape: lengths of the spatial axes i, j and k, without a third one of length one.
+        channels: number of channels, C.
+        spacing: voxel size in mm along each spatial axis.
+        affine: `[4, 4]`, from voxel indices to mm, RAS.
+        segments: position in the channels and value of each segment of 3D Slicer, by its name.
+    """
+
+    shape: tuple[int, ...]
+    channels: int
+    spacing: tuple[float, ...]
+    affine: NDArray[np.float64]
+    segments: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class _Voxels:
+    """Place of the voxels: `path`, the byte at which they begin, and whether they are compressed."""
+
+    path: Path
+    start: int
+    is_packed: bool
+
+
+def data_file_of(path: Path) -> Path:
+    """Return the file that holds the voxels of a header, which is the file itself unless they are stored apart.
+
+    Raises:
+        ImageError: if the header names a file that is not allowed.
+        OSError: if the header cannot be read.
+    """
+    return _voxels(path, *_fields(path)).path
+
+
+def read_itk_header(path: Path) -> ItkHeader:
+    """Check what a file claims, without reading any voxels.
+
+    Raises:
+        ImageError: if the header is invalid or ambiguous.
+        ValueError: if SimpleITK cannot read it.
+    """
+    return _open(path)[1]
+
+
+def read_itk(path: Path) -> tuple[NDArray[Any], ItkHeader]:
+    """Read a file's values as they are stored, `[C, *S]`.
+
+    Raises:
+        ImageError: if the header is invalid or ambiguous.
+        ValueError: if the file is damaged.
+    """
+    import SimpleITK as sitk  # noqa: N813
+
+    reader, header = _open(path)
+    with _plain_errors():
+        array = sitk.GetArrayFromImage(reader.Execute())
+    # k, j, i and components of the voxels
+    if reader.GetNumberOfComponents() == 1:
+        array = array[..., None]
+    if reader.GetDimension() == 4:
+        array = np.moveaxis(array[..., 0], 0, -1)
+    values = np.moveaxis(array, -1, 0)
+    values = values.transpose(0, *range(values.ndim - 1, 0, -1))
+    return values.reshape(header.channels, *header.shape), header
+
+
+def itk_file(values: NDArray[Any], like: Path) -> tuple[bytes, str]:
+    """Return values on the voxels of another file, as the content of one compressed file and its ending.
+
+    Args:
+        values: `[*S]` of the other file.
+        like: MetaImage or NRRD file.
+    """
+    import SimpleITK as sitk  # noqa: N813
+
+    reader, _ = _open(like)
+    axes = min(reader.GetDimension(), 3)
+    shape = reader.GetSize()[:axes]
+    image = sitk.GetImageFromArray(np.ascontiguousarray(values.reshape(shape).T))
+    stored = reader.GetDimension()
+    image.SetSpacing(reader.GetSpacing()[:axes])
+    image.SetOrigin(reader.GetOrigin()[:axes])
+    image.SetDirection(np.array(reader.GetDirection()).reshape(stored, stored)[:axes, :axes].ravel().tolist())
+    ending = META_IMAGE[0] if like.name.lower().endswith(META_IMAGE) else NRRD[0]
+    # ITK takes the kind of a file from its ending
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"volume{ending}"
+        sitk.WriteImage(image, str(path), True)
+        return path.read_bytes(), ending
+
+
+def _open(path: Path) -> tuple[sitk.ImageFileReader, ItkHeader]:
+    import SimpleITK as sitk  # noqa: N813
+
+    fields, begin = _fields(path)
+    is_nrrd = path.name.lower().endswith(NRRD)
+    voxels = _voxels(path, fields, begin)
+    reader = sitk.ImageFileReader()
+    # no other decoder, whatever the content
+    reader.SetImageIO("NrrdImageIO" if is_nrrd else "MetaImageIO")
+    reader.SetFileName(str(path))
+    with _plain_errors():
+        reader.ReadImageInformation()
+    stored = reader.GetSize()
+    while len(stored) > 3 and stored[-1] == 1:
+        stored = stored[:-1]
+    components = reader.GetNumberOfComponents()
+    if len(stored) == 4 and components > 1:
+        raise ImageError("has four axes and channels; save one volume per file, with channels")
+    require_shape((*stored, components) if components > 1 and len(stored) == 3 else stored)
+    if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
+        raise ImageError("holds complex numbers; save plain numbers")
+    _require_place(fields, is_nrrd, len(stored))
+    size = math.prod(stored) * components * _bytes_per_number(reader)
+    require_memory(2 * size + 8 * math.prod(stored) * components)
+    _verify(voxels, size)
+    shape = tuple(stored[:2] if stored[2:3] == (1,) else stored[:3])
+    affine = _affine(reader)
+    channels = stored[3] if len(stored) == 4 else components
+    return reader, ItkHeader(shape, channels, checked_spacing(affine, len(shape)), affine, _segments(reader))
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Reduce an error of SimpleITK to its last line, the reason without the places in the code of ITK."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(str(error).strip().splitlines()[-1]) from error
+
+
+def _affine(reader: sitk.ImageFileReader) -> NDArray[np.float64]:
+    """Return the affine `[4, 4]` in RAS, of ITK's origin, spacing and direction in LPS."""
+    dimension = reader.GetDimension()
+    axes = min(dimension, 3)
+    direction = np.array(reader.GetDirection()).reshape(dimension, dimension)[:axes, :axes]
+    affine = np.eye(4)
+    affine[:axes, :axes] = direction * np.array(reader.GetSpacing()[:axes])
+    affine[:axes, 3] = reader.GetOrigin()[:axes]
+    return _LPS_OF_RAS @ affine
+
+
+def _bytes_per_number(reader: sitk.ImageFileReader) -> int:
+    import SimpleITK as sitk  # noqa: N813
+
+    named = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+    if named is None:
+        raise ImageError("holds numbers of an unusual kind; save whole or floating-point numbers")
+    return int(named[1]) // 8
+
+
+def _segments(reader: sitk.ImageFileReader) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    numbers = [match[1] for key in reader.GetMetaDataKeys() if (match := _SEGMENT.fullmatch(key))]
+    for number in sorted(numbers, key=int):
+        name, value, layer = (
+            reader.GetMetaData(key) if reader.HasMetaDataKey(key) else default
+            for key, default in ((f"Segment{number}_{part}", text) for part, text in _SEGMENT_FIELDS.items())
+        )
+        if name in found:
+            raise ImageError(f"holds two segments {name!r}; give each its own name")
+        found[name] = int(layer), int(value)
+    return found
+
+
+# before the version with layers, each segment was a channel of 0 and 1
+_SEGMENT_FIELDS = {"Name": "", "LabelValue": "1", "Layer": "0"}
+
+
+def _fields(path: Path) -> tuple[dict[str, str], int]:
+    """Return the fields of a header, keys in lower case, and the byte behind it."""
+    is_nrrd = path.name.lower().endswith(NRRD)
+    fields: dict[str, str] = {}
+    with path.open("rb") as file:
+        if is_nrrd and not file.readline(16).startswith(b"NRRD000"):
+            raise ValueError("no NRRD header")
+        while file.tell() < _MOST_HEADER_BYTES:
+            line = file.readline(_MOST_HEADER_BYTES).decode("utf-8", "replace").rstrip("\r\n")
+            if is_nrrd and not line:
+                return fields, file.tell()
+            if line.startswith("#"):
+                continue
+            key, mark, value = line.partition(": " if is_nrrd else "=")
+            if not mark:
+                # keys of programs, as of 3D Slicer, have another mark
+                if is_nrrd and ":" in line:
+                    continue
+                raise ValueError("its header ends early")
+            fields[key.strip().lower()] = value.strip()
+            if not is_nrrd and key.strip().lower() == "elementdatafile":
+                return fields, file.tell()
+    raise ValueError("its header has no end")
+
+
+def _voxels(path: Path, fields: Mapping[str, str], begin: int) -> _Voxels:
+    """Find the voxels, in the file or in another one beside it, and check how they are stored."""
+    if any(fields.get(key, "0") != "0" for key in _SKIPS):
+        raise ImageError("skips bytes before its voxels; save it again without")
+    if path.name.lower().endswith(NRRD):
+        encoding = fields.get("encoding", "").lower()
+        if encoding not in _RAW + _DEFLATED:
+            raise ImageError(f"stores its voxels in the encoding {encoding!r}; save it as raw or gzip")
+        named = fields.get("data file", fields.get("datafile"))
+        is_packed = encoding in _DEFLATED
+    else:
+        if fields.get("binarydata", "true").lower() not in ("true", "1"):
+            raise ImageError("stores its voxels as text; save it in binary form")
+        named = None if fields["elementdatafile"].upper() == "LOCAL" else fields["elementdatafile"]
+        is_packed = fields.get("compresseddata", "false").lower() in ("true", "1")
+    if named is None:
+        return _Voxels(path, begin, is_packed)
+    # a header from anybody must not lead to other files of this machine
+    if Path(named).name != named or "\\" in named or "%" in named or named.upper().startswith("LIST"):
+        raise ImageError(f"keeps its voxels in {named!r}, not in one file beside it; save both as one file")
+    data = path.with_name(named)
+    if not data.is_file():
+        raise ImageError(f"keeps its voxels in {named}, which is not beside it; add that file")
+    return _Voxels(data, 0, is_packed)
+
+
+def _require_place(fields: Mapping[str, str], is_nrrd: bool, axes: int) -> None:
+    """Check that a header gives voxel sizes and, of a NRRD volume, the directions of the space's axes."""
+    given = ("space directions", "spacings") if is_nrrd else ("elementspacing", "elementsize")
+    if not any(key in fields for key in given):
+        raise ImageError(f"its header gives no voxel size ({' or '.join(given)}); save it with its voxel size")
+    space = fields.get("space")
+    if is_nrrd and (space is None if axes == 3 else False):
+        raise ImageError(
+            "its header does not say which way its axes run; add a line such as 'space: left-posterior-superior'"
+        )
+    if is_nrrd and space is not None and space.lower() not in _KNOWN_SPACES:
+        raise ImageError(f"its axes run in the space {space!r}; save it in left-posterior-superior")
+
+
+def _verify(voxels: _Voxels, size: int) -> None:
+    """Check that there are as many bytes as a header claims; of compressed ones with their checksum.
+
+    Raises:
+        ValueError: if the file is damaged or cut off.
+        ImageError: if it holds more.
+    """
+    with voxels.path.open("rb") as file:
+        held = file.seek(0, 2) - voxels.start
+        file.seek(voxels.start)
+        if not voxels.is_packed:
+            if held < size:
+                raise ValueError("the file is shorter than its header claims")
+            behind = held - size
+        else:
+            if held * MOST_INFLATION < size:
+                raise ValueError("the file is shorter than its header claims")
+            # both headers, zlib's of MetaImage and gzip's of NRRD
+            unpacking, unpacked = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32), 0
+            waiting = b""
+            while not unpacking.eof and unpacked <= size:
+                waiting = waiting or file.read(_CHUNK)
+                if not waiting:
+                    raise ValueError("the file ends early")
+                unpacked += len(unpacking.decompress(waiting, _CHUNK))
+                waiting = unpacking.unconsumed_tail
+            if unpacked < size:
+                raise ValueError("the file is shorter than its header claims")
+            behind = unpacked - size
+    if behind and (voxels.is_packed or behind >= size):
+        raise ImageError("holds more bytes than its header claims; save it again")

@@ -1,0 +1,121 @@
+"""One volume in several formats gets one prediction, in the format of its file and on the file's voxels."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+from patients import affine_of, tilted
+from PIL import Image
+from untrained import checkpoint
+
+from edue_lightning.prediction.run import Predicted, predict
+
+SHAPE = (12, 10, 8)
+AFFINE = affine_of((0.9, 1.1, 2.5), (3, -8, 99), SHAPE, tilted(17.0))
+VOXELS = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+
+
+def predicted(tmp_path: Path, folder: Path) -> Predicted:
+    settings = {"device": "cpu", "inference": None, "sensitivity": 0.95, "overwrite": False, "sort": None}
+    path = checkpoint(tmp_path / "best.ckpt")
+    configuration = {"ckpt": str(path), "input": str(folder), "output": str(tmp_path / "out"), **settings}
+    (tmp_path / "out").mkdir()
+    del configuration["sort"]
+    return predict(configuration, tmp_path / "out")
+
+
+def in_ras(image: sitk.Image) -> tuple[NDArray, NDArray[np.float64]]:
+    """Return voxels (i, j, k) and the affine, computed from ITK's own place of four voxels."""
+    origin = np.array(image.TransformIndexToPhysicalPoint((0, 0, 0)))
+    steps = [np.array(image.TransformIndexToPhysicalPoint(step)) - origin for step in np.eye(3, dtype=int).tolist()]
+    affine = np.eye(4)
+    affine[:3] = np.stack([*steps, origin], axis=1)
+    affine[:2] *= -1
+    return sitk.GetArrayFromImage(image).T, affine
+
+
+@pytest.mark.parametrize("codes", ["as stored", "turned"])
+def test_one_volume_gets_one_mask_to_the_voxel_in_every_format(tmp_path: Path, codes: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    nibabel.save(nibabel.Nifti1Image(VOXELS, AFFINE), folder / "nifti.nii.gz")
+    # by ITK, whose reader of NIfTI turns RAS to LPS itself
+    image = sitk.ReadImage(str(folder / "nifti.nii.gz"))
+    if codes == "turned":
+        image = sitk.PermuteAxes(image, [2, 0, 1])[::-1, :, ::-1]
+    for name in ("metaimage.mha", "nrrd.nrrd", "apart.mhd", "detached.nhdr"):
+        sitk.WriteImage(image, str(folder / name), name.endswith("a"))
+    result = predicted(tmp_path, folder)
+    assert not result.failed
+    assert sorted(result.triage["case"].astype(str)) == ["apart", "detached", "metaimage", "nifti", "nrrd"]
+    out = tmp_path / "out"
+    expected = {name: nibabel.load(out / f"nifti__{name}.nii.gz") for name in ("mask", "probability", "disagreement")}
+    share = np.asarray(expected["mask"].dataobj).mean()
+    assert 0.01 < share < 0.99
+    for case, ending in (("metaimage", "mha"), ("nrrd", "nrrd"), ("apart", "mha"), ("detached", "nrrd")):
+        for name, wanted in expected.items():
+            found = sitk.ReadImage(str(out / f"{case}__{name}.{ending}"))
+            # on the very voxels of the file
+            assert found.GetSize() == image.GetSize()
+            for part in ("GetOrigin", "GetSpacing", "GetDirection"):
+                np.testing.assert_allclose(getattr(found, part)(), getattr(image, part)(), atol=1e-5)
+            voxels, affine = in_ras(found)
+            turned = nibabel.as_closest_canonical(nibabel.Nifti1Image(voxels, affine))
+            canonical = nibabel.as_closest_canonical(wanted)
+            np.testing.assert_allclose(turned.affine, canonical.affine, atol=1e-4)
+            np.testing.assert_array_equal(np.asarray(turned.dataobj), np.asarray(canonical.dataobj))
+
+
+def test_whatever_is_no_image_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(VOXELS.T), str(folder / "a.mha"))
+    sitk.WriteImage(sitk.GetImageFromArray(VOXELS.T), str(folder / "b.mhd"))
+    (folder / "IM000001").write_bytes(bytes(128) + b"DICM")
+    (folder / "notes").write_text("no image")
+    (folder / "a.seg.nrrd").write_text("no image")
+    with caplog.at_level(logging.WARNING):
+        result = predicted(tmp_path, folder)
+    assert sorted(result.triage["case"].astype(str)) == ["a", "b"]
+    assert list(result.failed) == ["IM000001"]
+    assert "is of a format that is not read" in result.failed["IM000001"]
+    # the voxels of b.mhd belong to it
+    assert "files that are no images are skipped: a.seg.nrrd, notes\n" in caplog.text
+
+
+def test_changed_voxels_beside_a_header_are_another_image(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(VOXELS.T), str(folder / "b.mhd"))
+    assert not predicted(tmp_path, folder).failed
+    (folder / "b.raw").write_bytes((VOXELS + 1).T.tobytes())
+    configuration = {
+        **{"ckpt": str(tmp_path / "best.ckpt"), "input": str(folder), "output": str(tmp_path / "out")},
+        **{"device": "cpu", "inference": None, "sensitivity": 0.95, "overwrite": False},
+    }
+    failed = predict(configuration, tmp_path / "out").failed
+    assert "from other image files" in failed["b"]
+
+
+@pytest.mark.parametrize("name", ["a.bmp", "a.webp"])
+def test_bmp_and_webp_are_pictures(tmp_path: Path, name: str) -> None:
+    from edue_lightning.data.images import ImageError, read_image, read_mask
+
+    pixels = np.random.default_rng(1).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / name, lossless=True)
+    found = read_image(tmp_path / name).array
+    np.testing.assert_array_equal(found, np.moveaxis(pixels, -1, 0) / np.float32(255))
+    mask = np.zeros((32, 32), np.uint8)
+    mask[5:20, 7:25] = 255
+    Image.fromarray(mask).save(tmp_path / f"mask_{name}", lossless=True)
+    np.testing.assert_array_equal(read_mask(tmp_path / f"mask_{name}").array, mask > 0)
+    if name.endswith("webp"):
+        Image.fromarray(mask).save(tmp_path / name, quality=20)
+        with pytest.raises(ImageError, match="is a lossy WebP, which blurs labels"):
+            read_mask(tmp_path / name)
