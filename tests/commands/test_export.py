@@ -109,6 +109,9 @@ def test_the_graph_is_the_estimate_of_each_image(tmp_path: Path, method: str, im
     ("form", "image_format", "overrides"),
     [
         ("onnx", VOLUMES, ["method=edue"]),
+        ("onnx", VOLUMES, ["method=edue_levels", "method.levels=3"]),
+        ("onnx", PICTURES, ["method=edue_levels_mask", "method.levels=4", *TWO_STAGES]),
+        ("torch_export", PICTURES, ["method=edue_levels_mask", "method.levels=4", *TWO_STAGES]),
         ("onnx", PICTURES, ["method=single", *TWO_STAGES]),
         ("onnx", PICTURES, ["method=probabilistic_unet", *TWO_STAGES]),
         ("onnx", PICTURES, ["method=test_time_augmentation", "method.turned=true", *TWO_STAGES]),
@@ -319,6 +322,14 @@ BUNDLES = {
         ImageFormat(3, 2, ("a", "b")),
         ["data=manifest", "inference=default", "inference.window=[15,22,13]", "inference.batch_size=3"],
     ),
+    "levels": (
+        write_colours,
+        PICTURES,
+        [
+            *("data=manifest", "method=edue_levels_mask", "method.levels=3", "inference=default"),
+            *("inference.window=[32,32]", "mask=validation", "mask.thresholds={disc:0.4,cup:0.45}"),
+        ],
+    ),
     "colours": (write_colours, PICTURES, ["data=manifest", "method=deep_ensemble", "method.members=2", *TWO_STAGES]),
     "grey": (write_grey, ImageFormat(2, 1, ("nodule",)), ["experiment=lidc_dicom", "method=single", *TWO_STAGES]),
     "squares": (write_colours, PICTURES, ["experiment=riga", "data.source.size=64", *TWO_STAGES]),
@@ -418,6 +429,7 @@ def flags_by_the_page(score: float, triage: Triage, monkeypatch: pytest.MonkeyPa
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
     code = page.partition("## ONNX Runtime")[2].partition("```python\n")[2].partition("```")[0]
     description = {"channels": 1, "structures": ["node"], "triage": _plain(triage)}
+    description["thresholds"] = {"node": 0.5}
     scores = {name: np.full((1, 1), score if name == "sv_normalised" else 1.0) for name in CASE_SCORES}
     found = {**{name: np.zeros((1, 1, 2, 2), np.float32) for name in MAPS}, **scores}
 

@@ -25,7 +25,7 @@ def case(spacing: tuple[float, ...] | None, size: int = 8, file: int = 8, **scor
     maps = torch.zeros(1, size, size)
     areas = torch.tensor([[4.0], [6.0]], dtype=torch.float64)
     scored = {name: torch.tensor([value]).double() for name, value in values.items()}
-    return [prepared, Estimate(maps, maps, maps, True, scored, areas)]
+    return [prepared, Estimate(maps, maps, maps, torch.full((1,), 0.5), True, scored, areas)]
 
 
 def triage(score: str, uncertainties: list[float], spaced: bool = True) -> Triage:

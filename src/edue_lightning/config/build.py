@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from edue_lightning.metrics import MetricSettings
 from edue_lightning.metrics.catalogue import known_metrics
 from edue_lightning.networks import HeadLayout
 from edue_lightning.text import reason_of
+from edue_lightning.uncertainty import MaskRule, Tie
 
 # settings of sources that decide which part of the files is an image, and its size
 _CUT_BY = ("size", "crop", "bounding_boxes")
@@ -292,6 +293,47 @@ def with_levels(configuration: Mapping[str, Any], data: RaterDataModule) -> Mapp
     if method.get("levels", 0) is not None:
         return configuration
     return {**configuration, "method": {**method, "levels": data.most_raters("train")}}
+
+
+def build_mask_rule(
+    node: Mapping[str, Any] | None, method: SegmentationMethod, facts: Mapping[str, Any] | None = None
+) -> MaskRule:
+    """Build the rule for masks.
+
+    Args:
+        node: node of the configuration, see `conf/mask`; None for the decision map at 0.5.
+        method: method whose masks are taken.
+        facts: what a training found on its validation cases and a node may leave out: `thresholds` by structure, and
+            `raters`, the largest number of them; None for predictions from elsewhere and checkpoints without them.
+
+    Raises:
+        UserError: if a rule needs a number that neither the node nor the checkpoint has.
+    """
+    return mask_rule_for(node, method.structures, method.majority_tie, facts)
+
+
+def mask_rule_for(
+    node: Mapping[str, Any] | None,
+    structures: Sequence[str],
+    majority_tie: Tie,
+    facts: Mapping[str, Any] | None = None,
+) -> MaskRule:
+    """Build the rule for masks of some structures, see `build_mask_rule`."""
+    if node is None:
+        return MaskRule()
+    found = dict(facts or {})
+    rule: MaskRule = build(node, "mask")
+    try:
+        rule = replace(
+            rule,
+            raters=rule.raters or found.get("raters"),
+            thresholds=rule.thresholds or found.get("thresholds"),
+            majority_tie=majority_tie,
+        )
+        rule.fixed(tuple(structures))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"mask: {error}; a training stores it in its checkpoint, for others give it") from error
+    return rule
 
 
 def build_inference(node: Mapping[str, Any] | None, image_format: ImageFormat) -> Inference:

@@ -19,6 +19,7 @@ from edue_lightning.evaluation.result import Evaluation
 from edue_lightning.losses import within
 from edue_lightning.methods import Density, Measuring, SegmentationMethod
 from edue_lightning.metrics import CaseTable, MetricSettings
+from edue_lightning.metrics.thresholds import BestThresholds
 from edue_lightning.reporting.panels import (
     Panel,
     choose_panel_cases,
@@ -87,6 +88,22 @@ def measure_method(
     samples = data.dataset(split).samples
     with on_device(method, trainer.strategy.root_device):
         return _evaluation(table, data, measurement, probabilities_of, lambda position: samples[position], distances)
+
+
+def measure_thresholds(
+    method: SegmentationMethod, data: RaterDataModule, settings: MetricSettings, trainer: pl.Trainer
+) -> dict[str, float]:
+    """Return the threshold of each structure with the largest mean Dice over the validation cases.
+
+    Args:
+        method: trained method.
+        data: data module with the cases.
+        settings: settings of the metrics.
+        trainer: trainer that runs the predictions.
+    """
+    found = BestThresholds(method.structures, settings, readout=method.readout)
+    trainer.test(Measuring(method, found), dataloaders=data.evaluation_dataloader("val"), verbose=False)
+    return found.thresholds()
 
 
 def measure_predictions(predictions: PredictionFolder, data: RaterDataModule, measurement: Measurement) -> Evaluation:
@@ -196,6 +213,9 @@ def _panel(source: CaseSource, sample: RaterSample, structure: int, probabilitie
     batch = collate_samples([sample], [0], [0])
     of_structure = probabilities[None, :, structure : structure + 1]
     model = score_maps(of_structure.float(), readout)
+    decision = readout.decision(of_structure.double())
+    inside = within(decision, batch.region)[0]
+    threshold = readout.mask.of_image(inside, (source.structures[structure],))
     expert = rater_variance(batch.masks[:, :, structure : structure + 1], batch.valid)
     maps = {
         "image": batch.image[0].numpy(),
@@ -203,7 +223,7 @@ def _panel(source: CaseSource, sample: RaterSample, structure: int, probabilitie
         "rater_variance": expert[0, 0].numpy(),
         "member_variance": readout.disagreement(of_structure.float())[0, 0].numpy(),
         "mean_probability": readout.probability(of_structure.double())[0, 0].float().numpy(),
-        "decision": readout.decision(of_structure.double())[0, 0].float().numpy(),
+        "decision": decision[0, 0].float().numpy(),
     }
     if source.spatial_dims == 3:
         if sample.affine is not None:
@@ -225,5 +245,6 @@ def _panel(source: CaseSource, sample: RaterSample, structure: int, probabilitie
         sv=sums["sv"],
         sv_star=sum_of_variances(expert, voxel_size)[0, 0].item(),
         sv_total=sums["sv_total"],
+        threshold=float(threshold),
         **{**maps, "image": displayable(maps["image"])},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from edue_lightning.config.build import (
     build_data,
     build_distortions,
     build_metric_settings,
+    mask_rule_for,
     preparation_settings,
 )
 from edue_lightning.config.data_place import data_to_measure
@@ -58,6 +59,7 @@ class EvaluateConfiguration:
     trainer: dict[str, Any]
     metrics: dict[str, Any] | None = None
     inference: dict[str, Any] | None = None
+    mask: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
     allow_overlap: bool = False
     allow_other_preparation: bool = False
@@ -104,7 +106,7 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
 
 def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any], folder: Path) -> Evaluation:
     path = Path(configuration["ckpt"])
-    loaded = load_method(path, configuration.get("inference"))
+    loaded = load_method(path, configuration.get("inference"), configuration.get("mask"))
     method, wanted, trained = loaded.method, loaded.image_format, loaded.configuration
     # a threshold of the training means the same in the same precision
     precision = trainer_node.get("precision") or (trained.get("trainer") or {}).get("precision", "32-true")
@@ -228,6 +230,8 @@ def _predictions(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     predictions = PredictionFolder(path, data.source.structures)
     label = configuration["label"] or path.resolve().name
     measurement = _measurement(configuration, configuration.get("metrics"), label, data)
+    rule = mask_rule_for(configuration.get("mask"), data.source.structures, measurement.settings.majority_tie)
+    predictions.readout = replace(predictions.readout, mask=rule)
     predictions.check(data.records(measurement.split), data.records("all"), data.source)
     write_configuration(configuration, label, data.note, folder)
     return measure_predictions(predictions, data, measurement)

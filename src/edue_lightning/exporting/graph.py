@@ -102,7 +102,11 @@ class ImageEstimate(nn.Module):
         channels = torch.sigmoid(self.method.calibrated(image).double())
         maps = score_maps(channels.float(), readout)
         shown = _shown(channels, maps, readout)
-        masks = torch.cat([foreground(shown["decision"])[:, None], foreground(readout.members(channels))], dim=1)
+        thresholds = thresholds_of(self.method)
+        # not `masks_of`: the thresholds are constants of the graph
+        of_structures = zip(shown["decision"].unbind(dim=1), thresholds, strict=True)
+        predicted = torch.stack([values >= threshold for values, threshold in of_structures], dim=1)
+        masks = torch.cat([predicted[:, None], foreground(readout.members(channels))], dim=1)
         return {**shown, **case_scores(map_sums(maps), _overlap(masks))}
 
 
@@ -152,7 +156,21 @@ def exportable(method: SegmentationMethod, where: str) -> SegmentationMethod:
             f"{where}: its network does not say by which number the image's axes must be divisible; give its class an "
             "attribute `stride`, or train one with network=unet"
         )
+    if method.readout.mask.fixed(method.structures) is None:
+        raise UserError(f"{where}: mask=expected_dice cannot be exported, since it sorts each image; set another mask")
     return method.cpu().eval().requires_grad_(False)
+
+
+def thresholds_of(method: SegmentationMethod) -> list[float]:
+    """Return the threshold of the decision for each structure, rounded to float32.
+
+    Raises:
+        ValueError: if it depends on the image.
+    """
+    fixed = method.readout.mask.fixed(method.structures)
+    if fixed is None:
+        raise ValueError("mask.rule=expected_dice depends on the image")
+    return torch.tensor(fixed, dtype=torch.float32).tolist()
 
 
 def reduction_of(method: SegmentationMethod) -> int:
@@ -229,7 +247,7 @@ def require_same(
                 torch.sigmoid(method.readout.members(method.calibrated(image)).float()),
             )
         found = run(image)
-        for name, value in _differences(expected, found, members).items():
+        for name, value in _differences(expected, found, members, thresholds_of(method)).items():
             largest[name] = max(largest[name], value)
     worst = max(largest, key=lambda name: largest[name])
     if not largest[worst] <= TOLERANCE:
@@ -240,10 +258,12 @@ def require_same(
     return largest[worst]
 
 
-def _differences(expected: Outputs, found: Outputs, members: Tensor) -> dict[str, float]:
+def _differences(expected: Outputs, found: Outputs, members: Tensor, thresholds: list[float]) -> dict[str, float]:
     differences = {name: _difference(expected[name], found[name]) for name in found if name not in MASK_SCORES}
     apart = _UNDECIDED * max(differences["probability"], differences["decision"], torch.finfo(torch.float32).eps)
-    masked = torch.cat([expected["decision"][:, None], members], dim=1)
+    # the decision relative to its threshold, as if that were one half
+    own = torch.tensor(thresholds).reshape(-1, *[1] * (members.ndim - 3))
+    masked = torch.cat([(expected["decision"] - own + 0.5)[:, None], members], dim=1)
     decided = ((masked - 0.5).abs() > apart).transpose(1, 2).flatten(2).all(dim=2)
     mask_scores = {
         name: _difference(expected[name][decided], found[name][decided]) for name in MASK_SCORES if name in found

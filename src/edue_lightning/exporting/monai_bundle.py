@@ -51,7 +51,11 @@ _AXES = [["L", "R"], ["P", "A"], ["I", "S"]]
 
 
 def bundle_configuration(
-    preparation: Preparation, inference: Inference, image_format: ImageFormat, has_disagreement: bool
+    preparation: Preparation,
+    inference: Inference,
+    image_format: ImageFormat,
+    has_disagreement: bool,
+    thresholds: Sequence[float],
 ) -> dict[str, Any]:
     """Return the content of `configs/inference.json`.
 
@@ -60,6 +64,7 @@ def bundle_configuration(
         inference: settings for whole images.
         image_format: format of the images.
         has_disagreement: see `Readout.has_disagreement`.
+        thresholds: threshold of the decision for each structure.
 
     Raises:
         UserError: if the preparation cannot be expressed in MONAI's configuration.
@@ -116,6 +121,7 @@ def bundle_configuration(
         "maps": f"$torch.export.load(os.path.join(@bundle_root, '{MAPS_OF_LOGITS}')).module().to(@device)",
         "inferer": _inferer(inference),
         "name_endings": [f"__{name}" if len(names) > 1 else "" for name in names],
+        "thresholds": list(thresholds),
         "path": "$lambda data, name, k: os.path.join(@output_dir, data['case'] + '__' + name + @name_endings[k])",
         **(_WRITE_VOLUMES if volumes else _WRITE_PICTURES),
         "postprocessing": {
@@ -125,7 +131,8 @@ def bundle_configuration(
                 "$lambda data: {**data, 'probability': @on_file(data['probability'][0].cpu(), data),"
                 " 'disagreement': @on_file(data['disagreement'][0].cpu(), data).clamp_min(0),"
                 " 'decision': @on_file(data['decision'][0].cpu(), data)}",
-                f"$lambda data: @write_masks(data, '{MASK}', data['decision'] >= 0.5) and data",
+                f"$lambda data: @write_masks(data, '{MASK}', [values >= threshold for values, threshold in"
+                " zip(data['decision'], @thresholds)]) and data",
                 f"$lambda data: @write_maps(data, '{PROBABILITY}', data['probability']) and data",
                 f"$lambda data: @write_maps(data, '{DISAGREEMENT if has_disagreement else TOTAL_VARIANCE}',"
                 " data['disagreement']) and data",

@@ -24,6 +24,7 @@ from edue_lightning.exporting.graph import (
     exportable,
     is_fixed,
     reduction_of,
+    thresholds_of,
     traced,
     window_of,
 )
@@ -52,6 +53,7 @@ class ExportConfiguration:
     output: str | None
     overwrite: bool
     inference: dict[str, Any] | None = None
+    mask: dict[str, Any] | None = None
 
 
 def export(configuration: Mapping[str, Any]) -> float:
@@ -75,7 +77,7 @@ def export(configuration: Mapping[str, Any]) -> float:
     if form == "onnx":
         require_onnx()
     _require_place(output, form, bool(configuration["overwrite"]))
-    exported = _load(Path(configuration["ckpt"]), configuration.get("inference"))
+    exported = _load(Path(configuration["ckpt"]), configuration.get("inference"), configuration.get("mask"))
     output.parent.mkdir(parents=True, exist_ok=True)
     write = {"onnx": write_onnx, "torch_export": write_program, "monai_bundle": _write_bundle}[form]
     with _quiet_exporters():
@@ -84,8 +86,8 @@ def export(configuration: Mapping[str, Any]) -> float:
     return difference
 
 
-def _load(path: Path, inference: Mapping[str, Any] | None) -> Exported:
-    loaded = load_method(path, inference)
+def _load(path: Path, inference: Mapping[str, Any] | None, mask: Mapping[str, Any] | None) -> Exported:
+    loaded = load_method(path, inference, mask)
     method = exportable(loaded.method, str(path))
     preparation = build_preparation(loaded.configuration)
     size = example_sizes(method, loaded.image_format.spatial_dims)[0]
@@ -97,6 +99,7 @@ def _load(path: Path, inference: Mapping[str, Any] | None) -> Exported:
         "method": method.label,
         "members": members,
         "readout": method.readout.as_dict(),
+        "thresholds": dict(zip(method.structures, thresholds_of(method), strict=True)),
         "temperature": method.temperature_by_structure,
         "window": None if window_of(method) is None else list(window_of(method) or ()),
         "multiple_of": None if is_fixed(method) else reduction_of(method),
@@ -142,7 +145,11 @@ def _write_bundle(exported: Exported, output: Path) -> float:
     image_format = exported.image_format
     texts = {
         INFERENCE: bundle_configuration(
-            exported.preparation, exported.method.inference, image_format, exported.has_disagreement
+            exported.preparation,
+            exported.method.inference,
+            image_format,
+            exported.has_disagreement,
+            thresholds_of(exported.method),
         ),
         METADATA: bundle_metadata(exported.description, image_format, _monai_sizes(exported)),
     }

@@ -9,7 +9,7 @@ from torch import Tensor
 from edue_lightning.data.sample import RaterBatch
 from edue_lightning.methods.base import SegmentationMethod
 from edue_lightning.methods.density import Density
-from edue_lightning.metrics import CaseTable
+from edue_lightning.metrics.metric import CaseRows
 
 SMALL_CASE = 2**18
 """Largest number of values of a case's members that is measured on the CPU: a GPU takes longer to start its many small
@@ -28,7 +28,7 @@ class Measuring(pl.LightningModule):
         distances: distance of each case from the training images by its index, as far as this process saw it.
     """
 
-    def __init__(self, method: SegmentationMethod, table: CaseTable, density: Density | None = None) -> None:
+    def __init__(self, method: SegmentationMethod, table: CaseRows, density: Density | None = None) -> None:
         super().__init__()
         self.method = method
         self.table = table
@@ -45,7 +45,7 @@ class Measuring(pl.LightningModule):
         return logits
 
 
-def add_batch(table: CaseTable, logits: Tensor, batch: RaterBatch) -> None:
+def add_batch(table: CaseRows, logits: Tensor, batch: RaterBatch) -> None:
     """Add predicted cases to a table, in full precision whatever the precision of the prediction.
 
     Args:

@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edue_lightning.metrics.settings import Members, MetricSettings
-from edue_lightning.uncertainty import MEMBERS, PairOverlap, Readout, foreground, majority, pair_overlap, total_variance
+from edue_lightning.uncertainty import (
+    MEMBERS,
+    PairOverlap,
+    Readout,
+    foreground,
+    majority,
+    masks_of,
+    pair_overlap,
+    total_variance,
+)
 
 PROBABILITY_FLOOR = 1e-7
 """Smallest given probability, and smallest 1 - p, inside a logarithm, so that one wrong sure voxel costs 16 nats and
@@ -176,8 +185,8 @@ class Case:
 
     @cached_property
     def predicted(self) -> Tensor:
-        """Predicted mask, decision >= 0.5 in float32, `[K, V]`."""
-        return foreground(self.decision)
+        """Predicted mask, the decision at the threshold of the read-out's `MaskRule` in float32, `[K, V]`."""
+        return masks_of(self.decision, self.readout.mask.of_image(self.decision, self.structures))
 
     def share_reached(self, share: float) -> Tensor:
         """Return the mask of the voxels that at least a share of the raters is expected to mark, `[K, V]`."""

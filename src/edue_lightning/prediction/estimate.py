@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from edue_lightning.methods import SegmentationMethod
@@ -16,6 +17,7 @@ from edue_lightning.uncertainty import (
     disagreement_map,
     foreground,
     map_sums,
+    masks_of,
     pair_overlap,
     score_maps,
 )
@@ -30,6 +32,7 @@ class Estimate:
         disagreement: V, the variance between the members unless the method's read-out has another, `[K, *S]` float32;
             of a single network, which has none, the variance p (1 - p) of its own prediction.
         decision: map that the mask is taken from, p unless the method's read-out has another, `[K, *S]` float32.
+        thresholds: threshold of `decision` for each structure, `[K]` float32, see `MaskRule`.
         has_disagreement: whether `disagreement` is V.
         scores: `CASE_SCORES` by name, `[K]` float64 each, as `docs/metrics.md` defines them; NaN where one is
             undefined.
@@ -40,14 +43,15 @@ class Estimate:
     probability: Tensor
     disagreement: Tensor
     decision: Tensor
+    thresholds: Tensor
     has_disagreement: bool
     scores: Mapping[str, Tensor]
     member_areas: Tensor
 
     @property
     def mask(self) -> Tensor:
-        """Predicted mask, decision >= 0.5, `[K, *S]` bool."""
-        return foreground(self.decision)
+        """Predicted mask, `[K, *S]` bool."""
+        return masks_of(self.decision, self.thresholds)
 
     @property
     def members(self) -> int:
@@ -66,7 +70,7 @@ def estimate(method: SegmentationMethod, image: Tensor, voxel_size: float = 1.0)
         image: `[C, *S]` float32.
         voxel_size: mm² or mm³; 1 for scores in pixels or voxels.
     """
-    running = _Running(method.readout)
+    running = _Running(method.readout, method.structures)
     for logits in method.inference.slabs(method.calibrated, image[None].to(method.device)):
         running.add(torch.sigmoid(logits.double()))
     return running.estimate(voxel_size)
@@ -75,8 +79,9 @@ def estimate(method: SegmentationMethod, image: Tensor, voxel_size: float = 1.0)
 class _Running:
     """Sums over the slabs so far, and their maps."""
 
-    def __init__(self, readout: Readout) -> None:
+    def __init__(self, readout: Readout, structures: tuple[str, ...]) -> None:
         self.readout = readout
+        self.structures = structures
         self.has_disagreement = False
         self.maps: list[tuple[Tensor, Tensor, Tensor]] = []
         self.sums: dict[str, Tensor] = {}
@@ -89,7 +94,7 @@ class _Running:
             self.sums[name] = self.sums.get(name, 0) + found[0].cpu()
         self.has_disagreement = self.readout.has_disagreement(channels.shape[1])
         probability, decision = self.readout.probability(channels).float(), self.readout.decision(channels).float()
-        masks = foreground(torch.cat([decision[:, None].double(), self.readout.members(channels)], dim=1))[0]
+        masks = foreground(self.readout.members(channels))[0]
         counted = pair_overlap(masks.transpose(0, 1).flatten(2)).intersection.cpu()
         self.overlap = counted if self.overlap is None else self.overlap + counted
         shown = disagreement_map(maps, self.has_disagreement)
@@ -98,8 +103,12 @@ class _Running:
     def estimate(self, voxel_size: float) -> Estimate:
         """Return the estimate of all slabs together."""
         assert self.overlap is not None
-        overlap = PairOverlap(self.overlap)
-        scores = case_scores(self.sums, overlap, voxel_size)
         probability, disagreement, decision = (torch.cat(parts, dim=1) for parts in zip(*self.maps, strict=True))
-        areas = overlap.size[:, 1:].T * voxel_size
-        return Estimate(probability, disagreement, decision, self.has_disagreement, scores, areas)
+        # the threshold may depend on the whole image
+        thresholds = self.readout.mask.of_image(decision, self.structures)
+        # of the predicted mask, the scores need the size alone
+        overlap = F.pad(self.overlap, (1, 0, 1, 0))
+        overlap[:, 0, 0] = masks_of(decision, thresholds).flatten(1).sum(dim=1)
+        scores = case_scores(self.sums, PairOverlap(overlap), voxel_size)
+        areas = PairOverlap(self.overlap).size.T * voxel_size
+        return Estimate(probability, disagreement, decision, thresholds, self.has_disagreement, scores, areas)

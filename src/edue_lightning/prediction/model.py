@@ -26,7 +26,7 @@ from edue_lightning.prediction.triage_table import triage_frame, triage_rows
 from edue_lightning.runs.checkpoints import load_method
 from edue_lightning.runtime.devices import chosen_device
 from edue_lightning.text import reason_of
-from edue_lightning.uncertainty import foreground
+from edue_lightning.uncertainty import reached
 
 log = logging.getLogger(__name__)
 
@@ -42,18 +42,21 @@ class Prediction:
         disagreement: V, the variance between the members unless the method's read-out has another, `[K, *F]` float32;
             p (1 - p) for a single network.
         decision: map that the mask is taken from, p unless the method's read-out has another, `[K, *F]` float32.
+        thresholds: threshold of `decision` for each structure, `[K]` float32, see `MaskRule`.
         table: one row per structure with scores, volume and flag, see `triage_table.triage_rows`.
     """
 
     probability: NDArray[np.float32]
     disagreement: NDArray[np.float32]
     decision: NDArray[np.float32]
+    thresholds: NDArray[np.float32]
     table: pd.DataFrame
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """Predicted mask, decision >= 0.5, `[K, *F]`."""
-        return foreground(self.decision)
+        """Predicted mask, `[K, *F]`."""
+        pairs = zip(self.decision, self.thresholds, strict=True)
+        return np.stack([reached(values, float(threshold)) for values, threshold in pairs])
 
 
 class Model:
@@ -63,6 +66,7 @@ class Model:
         checkpoint: `checkpoints/best.ckpt` of a run.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         inference: node of the configuration, see `conf/inference`; None for the checkpoint's.
+        mask: node of the configuration, see `conf/mask`; None for the checkpoint's.
         sensitivity: share of the poor segmentations to flag; None for the checkpoint's.
 
     Attributes:
@@ -80,11 +84,12 @@ class Model:
         device: str = "auto",
         inference: Mapping[str, Any] | None = None,
         sensitivity: float | None = None,
+        mask: Mapping[str, Any] | None = None,
     ) -> None:
         if sensitivity is not None and not 0 < sensitivity <= 1:
             raise UserError(f"sensitivity must be above 0 and at most 1, not {sensitivity}")
         path = Path(checkpoint)
-        loaded = load_method(path, inference)
+        loaded = load_method(path, inference, mask)
         self.method = loaded.method
         self.density = loaded.density
         self.image_format: ImageFormat = loaded.image_format
@@ -201,7 +206,7 @@ class Model:
             for part in (found.probability, found.disagreement, found.decision)
         )
         table = triage_frame(self.rows(case_id, prepared, found))
-        return Prediction(probability, disagreement, decision, table)
+        return Prediction(probability, disagreement, decision, found.thresholds.numpy(), table)
 
 
 def _placed(

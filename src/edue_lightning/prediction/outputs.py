@@ -20,7 +20,7 @@ from edue_lightning.errors import UserError
 from edue_lightning.prediction.estimate import Estimate
 from edue_lightning.reporting.overlay import Overlay, overlay_figure
 from edue_lightning.reporting.panels import displayable, most_disputed_slice, radiological, radiological_spacing
-from edue_lightning.uncertainty import foreground
+from edue_lightning.uncertainty import reached
 
 MASK, PROBABILITY, OVERLAY = "mask", "probability", "overlay"
 DISAGREEMENT, TOTAL_VARIANCE = "disagreement", "total_variance"
@@ -61,7 +61,7 @@ def write_estimate(
         for k, structure in enumerate(structures):
             probability = prepared.on_file(estimate.probability[k])
             disagreement = prepared.on_file(estimate.disagreement[k])
-            mask = foreground(prepared.on_file(estimate.decision[k]))
+            mask = reached(prepared.on_file(estimate.decision[k]), float(estimate.thresholds[k]))
             ending = f"__{structure}" if len(structures) > 1 else ""
             for name, values in (
                 (MASK, mask.astype(np.uint8)),
@@ -141,6 +141,7 @@ def _overlay(prepared: PreparedImage, estimate: Estimate, structure: int) -> Ove
         maps["probability"],
         maps["disagreement"],
         maps["decision"],
+        float(estimate.thresholds[structure]),
         spacing[0] / spacing[1],
         where,
     )

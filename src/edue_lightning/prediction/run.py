@@ -49,6 +49,7 @@ class PredictConfiguration:
     overwrite: bool
     device: str
     inference: dict[str, Any] | None = None
+    mask: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,13 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
         if configuration[name] is None:
             raise UserError(f"{name}: not set; give ckpt=PATH input=FILE|FOLDER|TABLE output=DIR")
     path = Path(configuration["ckpt"])
-    model = Model(path, configuration["device"], configuration.get("inference"), configuration["sensitivity"])
+    model = Model(
+        path,
+        configuration["device"],
+        configuration.get("inference"),
+        configuration["sensitivity"],
+        configuration.get("mask"),
+    )
     if model.triage is None:
         log.warning(
             "%s: has no triage data (interrupted training?), so no case will be flagged; resume the training to add it",
@@ -187,7 +194,7 @@ def _begin(configuration: Mapping[str, Any], folder: Path) -> None:
     settings = {
         "format": _FORMAT,
         "checkpoint": _digest([Path(configuration["ckpt"])]),
-        **{name: configuration.get(name) for name in ("sensitivity", "inference")},
+        **{name: configuration.get(name) for name in ("sensitivity", "inference", "mask")},
     }
     if path.is_file() and not configuration["overwrite"]:
         try:

@@ -337,7 +337,8 @@ def _measure(method: SegmentationMethod, sample: RaterSample, settings: MetricSe
     scores = {name: found.scores[name].numpy() for name in RANGE_SCORES}
     voxel_size = None if sample.spacing is None else float(np.prod(sample.spacing))
     dice = case_statistics(
-        found.decision[None, None].double(),
+        # as a member of its own: the mask may be taken at any threshold
+        found.mask[None, None].double(),
         sample.masks[None],
         sample.valid[None],
         structures=method.structures,

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from edue_lightning.reporting.figures import COLOURS, LARGEST_VARIANCE
-from edue_lightning.uncertainty import foreground
+from edue_lightning.uncertainty import reached
 
 _CELL = 3.6
 _TITLES = {"disagreement": "variance between members", "total_variance": "p(1 - p) of a single network"}
@@ -24,6 +24,7 @@ class Overlay:
         probability: p, `[H, W]`.
         disagreement: variance, `[H, W]`.
         decision: map that the mask is taken from, `[H, W]`.
+        threshold: threshold of the decision.
         aspect: height of a pixel over its width.
         where: description of the slice; empty for a picture.
     """
@@ -32,6 +33,7 @@ class Overlay:
     probability: NDArray[np.float32]
     disagreement: NDArray[np.float32]
     decision: NDArray[np.float32]
+    threshold: float
     aspect: float
     where: str
 
@@ -52,7 +54,7 @@ def overlay_figure(overlay: Overlay, title: str, variance: str) -> Figure:
         one.imshow(overlay.image, cmap="gray", vmin=0, vmax=1, aspect=overlay.aspect, interpolation="nearest")
         one.set_xticks([])
         one.set_yticks([])
-    mask = foreground(overlay.decision)
+    mask = reached(overlay.decision, overlay.threshold)
     if mask.any() and not mask.all():
         axes[0].contour(mask, levels=[0.5], colors=COLOURS[1], linewidths=1.2)
     axes[0].set_title("mask" if mask.any() else "mask: empty here", fontsize=9)

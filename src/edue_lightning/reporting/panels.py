@@ -11,7 +11,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from numpy.typing import NDArray
 
 from edue_lightning.errors import UserError
-from edue_lightning.uncertainty import foreground
+from edue_lightning.uncertainty import reached
 
 PANEL_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -43,6 +43,7 @@ class Panel:
         sv_star: sum of V*.
         sv_total: sum of p(1 - p); NaN in files of earlier versions.
         decision: map that the mask is taken from, `[H, W]`; None in files of earlier versions, where it was p.
+        threshold: threshold of the decision.
     """
 
     case_id: str
@@ -56,6 +57,7 @@ class Panel:
     sv_star: float
     sv_total: float = float("nan")
     decision: NDArray[np.float32] | None = None
+    threshold: float = 0.5
 
     @property
     def has_members(self) -> bool:
@@ -66,7 +68,7 @@ class Panel:
     @property
     def mask(self) -> NDArray[np.bool_]:
         """Predicted mask, `[H, W]`."""
-        return foreground(self.mean_probability if self.decision is None else self.decision)
+        return reached(self.mean_probability if self.decision is None else self.decision, self.threshold)
 
     @property
     def model_variance(self) -> NDArray[np.float32]:

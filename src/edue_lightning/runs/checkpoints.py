@@ -10,6 +10,7 @@ import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from edue_lightning.atomic import write_whole
-from edue_lightning.config.build import ImageFormat, build_method, build_preparation
+from edue_lightning.config.build import ImageFormat, build_mask_rule, build_method, build_preparation
 from edue_lightning.config.data_place import with_absolute_root
 from edue_lightning.config.schema import check_only_ours, with_current_targets
 from edue_lightning.data.identity import CaseIdentity, TrainingCases
@@ -34,6 +35,7 @@ _CONFIGURATION = "edue_configuration"
 _IMAGE_FORMAT = "edue_image_format"
 _MEMBER = "edue_ensemble_member"
 _TRIAGE = "edue_triage"
+_MASK = "edue_mask"
 _TEMPERATURE = "edue_temperature"
 _DENSITY = "edue_density"
 _ORIENTATION = "edue_orientation"
@@ -145,6 +147,11 @@ def _add_entry(path: Path, name: str, entry: Mapping[str, Any]) -> None:
         write_checkpoint({**checkpoint, name: dict(entry)}, path)
 
 
+def add_mask_facts(path: Path, facts: Mapping[str, Any]) -> None:
+    """Add what the rules for masks need from the validation cases, see `config.build.build_mask_rule`."""
+    write_checkpoint({**read_checkpoint(path), _MASK: dict(facts)}, path)
+
+
 def add_temperature(path: Path, temperature: Sequence[float]) -> None:
     """Add the temperature of each structure to a checkpoint."""
     write_checkpoint({**read_checkpoint(path), _TEMPERATURE: list(temperature)}, path)
@@ -218,12 +225,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_method(path: Path, inference: Mapping[str, Any] | None = None) -> LoadedMethod:
+def load_method(
+    path: Path, inference: Mapping[str, Any] | None = None, mask: Mapping[str, Any] | None = None
+) -> LoadedMethod:
     """Rebuild a trained method from its checkpoint alone.
 
     Args:
         path: path of the checkpoint.
         inference: node of the configuration, see `conf/inference`; None for the checkpoint's own.
+        mask: node of the configuration, see `conf/mask`; None for the checkpoint's own.
 
     Raises:
         UserError: if the checkpoint cannot be read, was written by another program, holds one member of an ensemble,
@@ -233,7 +243,7 @@ def load_method(path: Path, inference: Mapping[str, Any] | None = None) -> Loade
     if _CONFIGURATION not in checkpoint or _IMAGE_FORMAT not in checkpoint:
         raise UserError(f"{path}: was not written by edue_lightning.train, its settings are missing")
     try:
-        return _rebuilt(checkpoint, path, inference)
+        return _rebuilt(checkpoint, path, inference, mask)
     except UserError as error:
         # a class that refuses its settings does not know their file
         text = str(error)
@@ -244,7 +254,9 @@ def load_method(path: Path, inference: Mapping[str, Any] | None = None) -> Loade
         raise UserError(one_line(f"{path}: its settings are damaged or of another version ({reason})")) from error
 
 
-def _rebuilt(checkpoint: Mapping[str, Any], path: Path, inference: Mapping[str, Any] | None) -> LoadedMethod:
+def _rebuilt(
+    checkpoint: Mapping[str, Any], path: Path, inference: Mapping[str, Any] | None, mask: Mapping[str, Any] | None
+) -> LoadedMethod:
     if checkpoint.get(_MEMBER) is not None:
         raise UserError(
             f"{path}: holds one member of a deep ensemble; use the whole ensemble, checkpoints/best.ckpt of its run"
@@ -255,7 +267,7 @@ def _rebuilt(checkpoint: Mapping[str, Any], path: Path, inference: Mapping[str, 
             raise UserError(f"{path}: its settings lack {part!r}")
         check_only_ours(configuration[part], str(path))
     # optional parts, from which objects are built too
-    for part in ("inference", "metrics"):
+    for part in ("inference", "metrics", "mask"):
         check_only_ours(configuration.get(part), str(path))
     if configuration.get("data"):
         # an unusable preparation is reported once there are images to prepare
@@ -290,6 +302,8 @@ def _rebuilt(checkpoint: Mapping[str, Any], path: Path, inference: Mapping[str, 
     except RuntimeError as error:
         raise UserError(f"{path}: weights do not fit the network of its settings ({reason_of(error)})") from error
     method.set_temperature(stored_temperature(checkpoint))
+    rule = build_mask_rule(mask or configuration.get("mask"), method, checkpoint.get(_MASK))
+    method.readout = replace(method.readout, mask=rule)
     density = Density.from_dict(checkpoint[_DENSITY]) if _DENSITY in checkpoint else None
     return LoadedMethod(method.eval(), image_format, configuration, checkpoint.get(_TRIAGE), cases, density)
 

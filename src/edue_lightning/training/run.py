@@ -5,24 +5,24 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from edue_lightning.atomic import write_whole
-from edue_lightning.config.build import ImageFormat, build, build_distortions, build_method
+from edue_lightning.config.build import ImageFormat, build, build_distortions, build_mask_rule, build_method
 from edue_lightning.config.schema import check_configuration
 from edue_lightning.data import RaterDataModule
 from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.cost import measure_cost
-from edue_lightning.evaluation.measure import Measurement, measure_method
+from edue_lightning.evaluation.measure import Measurement, measure_method, measure_thresholds
 from edue_lightning.evaluation.shift import measure_shift
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import VALIDATION_METRICS
 from edue_lightning.prediction.density import fit_density
 from edue_lightning.prediction.triage import fit_triage
-from edue_lightning.runs.checkpoints import add_density, add_triage
+from edue_lightning.runs.checkpoints import add_density, add_mask_facts, add_triage
 from edue_lightning.runs.files import (
     CONFIGURATION_FILE,
     COST_FILE,
@@ -69,6 +69,7 @@ class TrainConfiguration:
     trainer: dict[str, Any]
     logger: dict[str, Any]
     distortions: dict[str, Any] | None = None
+    mask: dict[str, Any] | None = None
     figures: bool = True
     temperature: Literal["validation"] | None = None
 
@@ -186,6 +187,16 @@ def _run(
         density = fit_density(method, data, trainer)
         if density is not None and is_first_process():
             add_density(folder / CHECKPOINTS / BEST, density)
+        facts = {
+            "thresholds": measure_thresholds(method, data, metric_settings, trainer),
+            "raters": int(validation.cases["n_raters"].max()),
+        }
+        if is_first_process():
+            add_mask_facts(folder / CHECKPOINTS / BEST, facts)
+        rule = build_mask_rule(configuration.get("mask"), method, facts)
+        if rule.rule != "half":
+            method.readout = replace(method.readout, mask=rule)
+            validation = measure_method(method, data, of_validation, trainer)
         sensitivity = configuration["triage_sensitivity"]
         if sensitivity is not None:
             triage = fit_triage(method, data, metric_settings, float(sensitivity), trainer)

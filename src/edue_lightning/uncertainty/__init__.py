@@ -28,6 +28,7 @@ from edue_lightning.uncertainty.maps import (
     rater_variance,
     total_variance,
 )
+from edue_lightning.uncertainty.mask_rule import MaskRule, largest_expected_dice, majority_threshold, masks_of, reached
 from edue_lightning.uncertainty.overlap import PairOverlap, dice_of_counts, pair_overlap
 from edue_lightning.uncertainty.readout import MAPS, MEMBERS, Readout, level_variance, majority_level
 from edue_lightning.uncertainty.scores import (
@@ -44,6 +45,7 @@ __all__ = [
     "MASK_SCORES",
     "MEMBERS",
     "VARIANCE_SCORES",
+    "MaskRule",
     "PairOverlap",
     "Readout",
     "Tie",
@@ -56,11 +58,14 @@ __all__ = [
     "entropy_maps",
     "expected_entropy",
     "foreground",
+    "largest_expected_dice",
     "layer_agreement",
     "level_variance",
     "majority",
     "majority_level",
+    "majority_threshold",
     "map_sums",
+    "masks_of",
     "member_variance",
     "model_agreement",
     "mutual_information",
@@ -69,6 +74,7 @@ __all__ = [
     "predictive_entropy",
     "rater_mean",
     "rater_variance",
+    "reached",
     "score_maps",
     "soft_dice_confidence",
     "sum_of_variances",

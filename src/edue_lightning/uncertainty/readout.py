@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from edue_lightning.uncertainty.maps import Tie, at_least_float32, foreground, member_variance
+from edue_lightning.uncertainty.mask_rule import HALF, MaskRule
 
 MAPS = ("probability", "disagreement", "decision")
 """Maps of a prediction, `[B, K, *S]` in [0, 1]:
 
 - probability: p, the expected share of the raters who mark a voxel;
 - disagreement: V, the expected variance between the raters;
-- decision: the map whose mask is `decision >= 0.5`.
+- decision: the map whose mask is `decision >= 0.5`, or another threshold of the `MaskRule`.
 """
 
 # decimals of a share times a number of levels, so that 0.7 of 10 levels is level 7
@@ -46,6 +47,8 @@ class Readout:
         own_maps: names of the maps (of `MAPS`) that the prediction has channels for; each replaces what would be read
             from the members.
         majority_tie: class of a voxel that exactly half of the raters marked, which chooses the level of the decision.
+        mask: threshold of the decision, and whether it is the probability after all. It is no part of `as_dict`: it is
+            chosen anew for each use.
 
     Raises:
         ValueError: if a map is unknown or named twice, or the tie is unknown.
@@ -54,6 +57,7 @@ class Readout:
     levels: bool = False
     own_maps: tuple[str, ...] = ()
     majority_tie: Tie = "foreground"
+    mask: MaskRule = HALF
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.own_maps if name not in MAPS]
@@ -110,7 +114,9 @@ class Readout:
         return level_variance(members) if self.levels else member_variance(members)
 
     def decision(self, channels: Tensor) -> Tensor:
-        """Return the map whose mask is `decision >= 0.5`, `[B, K, *S]`, for probabilities `[B, M + n, K, *S]`."""
+        """Return the map that the mask is taken from, `[B, K, *S]`, for probabilities `[B, M + n, K, *S]`."""
+        if self.mask.takes_probability:
+            return self.probability(channels)
         own = self.own_map(channels, "decision")
         if own is not None:
             return at_least_float32(own)
