@@ -414,7 +414,7 @@ def test_overwriting_removes_what_is_gone_or_fails_now(
     (scans / "gone.png").unlink()
     (scans / "fails.png").write_bytes(b"no picture")
     predict(settings, output)
-    assert "also contains files of fails and 1 other cases, which this input does not give" in caplog.text
+    assert "earlier files of fails and 1 more, which this input does not give or which failed now" in caplog.text
     assert list(output.glob("gone__*"))
     found = predict({**settings, "overwrite": True}, output)
     assert found.triage["case"].tolist() == ["stays"]

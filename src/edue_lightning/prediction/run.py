@@ -29,6 +29,7 @@ from edue_lightning.prediction.outputs import write_estimate
 from edue_lightning.prediction.triage_table import NEEDS_VOXEL_SIZE, triage_frame
 from edue_lightning.runs.folder import sole_writer
 from edue_lightning.runs.record import command_line
+from edue_lightning.text import named
 
 log = logging.getLogger(__name__)
 
@@ -237,9 +238,10 @@ def _warn_of_others(folder: Path, cases: Set[str]) -> None:
     others = sorted({path.stem for path in (folder / RECORDS).glob("*.json")} - cases)
     if others:
         log.warning(
-            "%s: also contains files of %s, which this input does not give; overwrite=true removes them",
+            "%s: also contains earlier files of %s, which this input does not give or which failed now; overwrite=true "
+            "removes them",
             folder,
-            others[0] if len(others) == 1 else f"{others[0]} and {len(others) - 1} other cases",
+            named(others, most=1),
         )
 
 
