@@ -159,17 +159,19 @@ def test_earlier_predictions_below_the_input_are_no_patients(tmp_path: Path, cap
 @pytest.mark.parametrize("channels", [1, 2])
 def test_whatever_is_no_image_of_ours_is_named(tmp_path: Path, channels: int, caplog: pytest.LogCaptureFixture) -> None:
     touch(tmp_path, "a__CT.nii.gz", "a__PT.nii.gz", "b.mnc", "deep/c.DCM", "d.mgz", "e.jp2", "notes.txt", "table.xlsx")
-    (tmp_path / "IM1").write_bytes(bytes(128) + b"DICM")
+    # a damaged slice is that of a patient
+    (tmp_path / "patient").mkdir()
+    (tmp_path / "patient" / "IM1").write_bytes(bytes(128) + b"DICM")
     found = find_images(tmp_path, channels)
     assert dict(found.problems) == {
-        "IM1": "is of a format that is not read; convert it to NIfTI, or move it away",
         "b.mnc": "is of a format that is not read; convert it to NIfTI, or move it away",
         "deep/c.DCM": "is of a format that is not read; convert it to NIfTI, or move it away",
         "d.mgz": "is of a format that is not read; convert it to NIfTI, or move it away",
         "e.jp2": "is of a format that is not read; convert it to PNG, or move it away",
     }
     assert f"{tmp_path}: files that are no images are skipped: notes.txt, table.xlsx" in caplog.messages
-    assert len(found.cases) == 3 - channels
+    assert len(found.cases) == 4 - channels
+    assert listed(found)["patient"] == ["patient"]
 
 
 def test_files_without_a_channel_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from dicom_files import ct_slice, write
 from numpy.typing import NDArray
 from patients import affine_of, tilted
 from PIL import Image
@@ -77,14 +78,17 @@ def test_whatever_is_no_image_is_named(tmp_path: Path, caplog: pytest.LogCapture
     folder.mkdir()
     sitk.WriteImage(sitk.GetImageFromArray(VOXELS.T), str(folder / "a.mha"))
     sitk.WriteImage(sitk.GetImageFromArray(VOXELS.T), str(folder / "b.mhd"))
-    (folder / "IM000001").write_bytes(bytes(128) + b"DICM")
+    (folder / "patient").mkdir()
+    (folder / "patient" / "IM000001").write_bytes(bytes(128) + b"DICM")
+    (folder / "c.mgz").write_bytes(b"")
     (folder / "notes").write_text("no image")
     (folder / "a.seg.nrrd").write_text("no image")
     with caplog.at_level(logging.WARNING):
         result = predicted(tmp_path, folder)
     assert sorted(result.triage["case"].astype(str)) == ["a", "b"]
-    assert list(result.failed) == ["IM000001"]
-    assert "is of a format that is not read" in result.failed["IM000001"]
+    assert sorted(result.failed) == ["c.mgz", "patient"]
+    assert "is of a format that is not read" in result.failed["c.mgz"]
+    assert result.failed["patient"].startswith("patient: IM000001: ")
     # the voxels of b.mhd belong to it
     assert "files that are no images are skipped: a.seg.nrrd, notes\n" in caplog.text
 
@@ -119,3 +123,20 @@ def test_bmp_and_webp_are_pictures(tmp_path: Path, name: str) -> None:
         Image.fromarray(mask).save(tmp_path / name, quality=20)
         with pytest.raises(ImageError, match="is a lossy WebP, which blurs labels"):
             read_mask(tmp_path / name)
+
+
+def test_a_series_gets_the_mask_of_the_same_volume_in_a_file(tmp_path: Path) -> None:
+    pixels = np.round(VOXELS * 500).astype(np.int16)
+    for k in range(SHAPE[2]):
+        dataset = ct_slice(np.ascontiguousarray(pixels[:, :, k].T), 2.0 * k, intercept=-24)
+        write(dataset, tmp_path / "in" / "scan" / f"{(5 * k) % 8}.dcm")
+    affine = np.diag([-0.703125, -0.703125, 2.0, 1.0])
+    affine[:2, 3] = 166, 171.699997
+    nibabel.save(nibabel.Nifti1Image(pixels.astype(np.float32) - 24, affine), tmp_path / "in" / "volume.nii.gz")
+    result = predicted(tmp_path, tmp_path / "in")
+    assert not result.failed
+    for name in ("mask", "probability", "disagreement"):
+        found, expected = (nibabel.load(tmp_path / "out" / f"{case}__{name}.nii.gz") for case in ("scan", "volume"))
+        np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
+        np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj))
+        assert np.ptp(np.asarray(found.dataobj)) > 0

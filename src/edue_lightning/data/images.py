@@ -1,4 +1,4 @@
-"""One image or mask file: PNG, JPEG, TIFF, PPM, GIF, BMP, WebP, NIfTI, MetaImage or NRRD.
+"""One image or mask file: PNG, JPEG, TIFF, PPM, GIF, BMP, WebP, NIfTI, MetaImage or NRRD; or a DICOM series.
 
 Files come from strangers: only a few decoders are allowed, a header's claims are checked before memory is allocated,
 checksums are verified to the end, and a file that programs show in different ways is refused, not guessed at.
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from edue_lightning.data.dicom_series import files_in, read_series, read_series_header
 from edue_lightning.data.geometry import closest_canonical, grid_of, largest_distance
 from edue_lightning.data.image_limits import (
     MOST_INFLATION,
@@ -128,11 +129,13 @@ def header_of(path: Path) -> nibabel.Nifti1Header:
 
 
 def affine_of(path: Path) -> NDArray[np.float64] | None:
-    """Return the affine `[4, 4]` in the header of a volume, or None for a picture.
+    """Return the affine `[4, 4]` of a volume, a file or the folder of a DICOM series, or None for a picture.
 
     Raises:
         ImageError: if the header is invalid.
     """
+    if path.is_dir():
+        return read_series_header(path).affine
     with _decoding(path):
         if not _is_volume(path):
             return None
@@ -140,7 +143,9 @@ def affine_of(path: Path) -> NDArray[np.float64] | None:
 
 
 def parts_of(path: Path) -> tuple[Path, ...]:
-    """Return the files that make up an image: the file itself and, if it is a header alone, that of its voxels."""
+    """Return the files that make up an image: its file, that of its voxels if they lie apart, or those of a series."""
+    if path.is_dir():
+        return files_in(path) or (path,)
     if not _is_itk(path):
         return (path,)
     try:
@@ -176,7 +181,7 @@ def canonical(image: ImageFile) -> ImageFile:
 
 
 def read_image(path: Path | BytesIO) -> ImageFile:
-    """Read an image file, or the content of a picture, such as a member of an archive.
+    """Read an image: a file, the folder of a DICOM series, or the content of a picture from an archive.
 
     Values of 1 to 8 bits are divided by their largest, those of 16 bits by 65535; all others, and those of volumes,
     stay as they are. Where a TIFF file says that 0 is white, values are inverted. Transparency is dropped, palettes
@@ -186,8 +191,12 @@ def read_image(path: Path | BytesIO) -> ImageFile:
     Raises:
         ImageError: if the file cannot be read, holds NaN or infinity, or is shown differently by different programs.
     """
-    with _decoding(path):
-        image = _read_volume(path, np.float32) if _is_volume(path) else ImageFile(_read_picture(path))
+    if isinstance(path, Path) and path.is_dir():
+        volume, series = read_series(path)
+        image = ImageFile(volume, series.spacing, series.affine)
+    else:
+        with _decoding(path):
+            image = _read_volume(path, np.float32) if _is_volume(path) else ImageFile(_read_picture(path))
     if not np.isfinite(image.array).all():
         raise ImageError("holds NaN or infinity; replace these values")
     return image

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edue_lightning.data.dicom_series import files_in, has_image, is_dicom
 from edue_lightning.data.geometry import slice_storage
 from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, parts_of, read_image
 from edue_lightning.data.itk_volumes import SEGMENTATION
@@ -50,7 +51,7 @@ class ImageCase:
 
     Attributes:
         case_id: name of the case, unique among the cases.
-        files: image files in the order of the channels.
+        files: image files, or folders of DICOM series, in the order of the channels.
         spacing: voxel size in mm along each axis from a table, or None to take the files'.
     """
 
@@ -75,12 +76,13 @@ class ImageCases:
 def find_images(place: Path, channels: int, leave_out: Path | None = None) -> ImageCases:
     """List the cases of an image file, a folder or a table.
 
-    In a folder each file is a case, named by its stem, without nnU-Net's `_0000` if all files have it. If the network
-    expects several channels, files that are named like those of a data set (`CASE__CT` and `CASE__PT`, of volumes
-    `CASE_0000` and `CASE_0001`, `CASE__1` and `CASE__2`) are one case, and other files beside them, such as labels, are
-    skipped with a warning. Images of other formats are problems; segmentations and files that are no images are skipped
-    with a warning, as are output folders of `predict`. A table has the columns `case_id, image[, image2...]` and
-    optionally `spacing`; further columns, such as those of a manifest, are not read.
+    In a folder each file is a case, named by its stem, without nnU-Net's `_0000` if all files have it; each folder with
+    slices of a DICOM series is a case of the folder's name. If the network expects several channels, files that are
+    named like those of a data set (`CASE__CT` and `CASE__PT`, of volumes `CASE_0000` and `CASE_0001`, `CASE__1` and
+    `CASE__2`) are one case, and other files beside them, such as labels, are skipped with a warning. Images of other
+    formats are problems; segmentations and files that are no images are skipped with a warning, as are output folders
+    of `predict`. A table has the columns `case_id, image[, image2...]` and optionally `spacing`; further columns, such
+    as those of a manifest, are not read.
 
     Args:
         place: path of an image, a folder or a table (CSV, Parquet).
@@ -100,6 +102,8 @@ def find_images(place: Path, channels: int, leave_out: Path | None = None) -> Im
         found = _in_table(place)
     elif _is_image(place):
         found = _of_file(place, channels)
+    elif is_dicom(place):
+        raise UserError(f"input={place}: is one file of a DICOM series; choose the folder of the series")
     else:
         endings = ", ".join((*PICTURES, *VOLUMES, *TABLES))
         raise UserError(f"input={place}: has none of the endings {endings}; choose an image, a folder or a table")
@@ -160,7 +164,7 @@ def _refusal(case: ImageCase) -> str | None:
     if not can_be_in_file_name(case.case_id):
         return "cannot be the name of a result; rename it, with fewer and plainer characters"
     # reading a pipe would block, and a device may have no end
-    if not all(path.is_file() for path in case.files):
+    if not all(path.is_file() or path.is_dir() for path in case.files):
         return "is no regular file; put the image itself there"
     return None
 
@@ -186,15 +190,22 @@ def _in_folder(folder: Path, channels: int, leave_out: Path | None) -> ImageCase
     files = [path for path in found_files if _is_image(path)]
     parts = {part for path in files for part in parts_of(path)}
     others = []
+    series: dict[Path, bool] = {}
     for path in found_files:
         if path in parts:
             continue
-        if path.name.lower().endswith(OTHER_IMAGES) or is_dicom(path):
+        if is_dicom(path):
+            if path.parent not in series:
+                series[path.parent] = has_image(files_in(path.parent))
+            if not series[path.parent]:
+                others.append(path.relative_to(problems.root).as_posix())
+        elif path.name.lower().endswith(OTHER_IMAGES):
             problems.add(path, f"is of a format that is not read; convert it to {_converted(path)}, or move it away")
         else:
             others.append(path.relative_to(problems.root).as_posix())
     if others:
         log.warning("%s: files that are no images are skipped: %s", folder, _first(others))
+    volumes = [((place,), place.name) for place, is_volume in series.items() if is_volume]
     listed = [(line.partition(": ")[0], line.partition(": ")[2]) for line in problems.lines]
     if channels > 1 and any(_channel_of(path) is not None for path in files):
         channel_files = [path for path in files if _channel_of(path) is not None]
@@ -202,9 +213,9 @@ def _in_folder(folder: Path, channels: int, leave_out: Path | None) -> ImageCase
             others = [path.name for path in files if path not in set(channel_files)]
             log.warning("%s: files without a channel in their names are skipped: %s", folder, _first(others))
         found = _grouped(channel_files, folder.resolve(), channels)
-        return ImageCases(found.cases, [*listed, *found.problems])
+        return ImageCases([*found.cases, *_named(volumes, folder.resolve())], [*listed, *found.problems])
     singles = [((path,), name) for path, name in zip(files, _single_names(files, files), strict=True)]
-    return ImageCases(_named(singles, folder.resolve()), listed)
+    return ImageCases(_named([*singles, *volumes], folder.resolve()), listed)
 
 
 def _single_names(paths: Sequence[Path], beside: Sequence[Path]) -> list[str]:
@@ -227,18 +238,6 @@ def _is_image(path: Path) -> bool:
 def _first(names: Sequence[str]) -> str:
     more = len(names) - _MOST_NAMED
     return one_line(", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else ""))
-
-
-def is_dicom(path: Path) -> bool:
-    """Return whether a file starts like a DICOM file, whatever its name."""
-    try:
-        # opening a pipe would block
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
 
 
 def _converted(path: Path) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edue_lightning.atomic import write_whole
-from edue_lightning.data.images import NIFTI, header_of
+from edue_lightning.data.images import NIFTI, affine_of, header_of
 from edue_lightning.data.itk_volumes import ITK_VOLUMES, itk_file
 from edue_lightning.data.new_images import ImageCase
 from edue_lightning.data.preparation import PreparedImage
@@ -37,9 +37,9 @@ def write_estimate(
     """Write mask, mean probability, disagreement map and overview picture of each structure.
 
     For volumes and NIfTI slices the files have the format of the case's own (first) file and the place in its header,
-    so that every viewer places them on it (`.mha` and `.nrrd` for `.mhd` and `.nhdr`). For pictures the mask is a PNG
-    file of 0 and 255, and the maps are TIFF files of floating-point numbers. With several structures, which may
-    overlap, each has its own files.
+    so that every viewer places them on it (`.mha` and `.nrrd` for `.mhd` and `.nhdr`, NIfTI for a DICOM series). For
+    pictures the mask is a PNG file of 0 and 255, and the maps are TIFF files of floating-point numbers. With several
+    structures, which may overlap, each has its own files.
 
     Args:
         folder: existing folder for the files.
@@ -82,6 +82,15 @@ def write_estimate(
 
 
 def _save(folder: Path, name: str, values: NDArray, like: Path) -> str:
+    if like.is_dir():
+        affine = affine_of(like)
+        image = nibabel.Nifti1Image(values, affine)
+        # both transformations, since viewers differ in which one they use
+        image.set_sform(affine, code="scanner")
+        image.set_qform(affine, code="scanner")
+        content = gzip.compress(image.to_bytes(), compresslevel=4, mtime=0)
+        write_whole(folder / f"{name}.nii.gz", lambda path: path.write_bytes(content))
+        return f"{name}.nii.gz"
     if like.name.lower().endswith(ITK_VOLUMES):
         content, ending = itk_file(values, like)
         write_whole(folder / f"{name}{ending}", lambda path: path.write_bytes(content))

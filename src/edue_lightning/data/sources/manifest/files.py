@@ -25,7 +25,7 @@ class NamedFiles:
         self.folder = folder.resolve()
 
     def locate(self, name: str) -> Path:
-        """Return the path of a file.
+        """Return the path of a file, or of a folder with a DICOM series.
 
         Raises:
             ImageError: if the path leaves the folder, or the file does not exist.
@@ -35,7 +35,7 @@ class NamedFiles:
         try:
             outside = bool(PureWindowsPath(name).drive) or ".." in named.parts
             outside = outside or (named.is_absolute() and not self._is_linked(path))
-            found = not outside and path.is_file()
+            found = not outside and (path.is_file() or path.is_dir())
             broken = not outside and path.is_symlink() and not path.exists()
         # a circle of links, a name too long or with characters that no name has
         except (OSError, RuntimeError, ValueError):

@@ -1,0 +1,271 @@
+"""A series of DICOM slices as one volume.
+
+A folder holds one series, one slice per file; names of files mean nothing, headers decide. What would make a wrong
+volume is refused: slices that are missing, repeated, tilted against their stack, or of several series.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from edue_lightning.data.image_limits import MOST_VOXELS, ImageError, checked_spacing, require_memory
+from edue_lightning.text import reason_of
+
+_UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+_DIRECTORY = "DICOMDIR"
+_PREAMBLE = 128
+_MOST_BYTES = 2**28
+_MOST_RESCALE = 1e9
+_UNIT = 1e-3
+"""Largest error of a unit vector; headers give the directions with few digits."""
+
+_EQUAL_STEPS = 0.01
+"""Largest difference between the distances of slices, relative to their median."""
+
+_LEAST_STEP = 1e-3  # mm
+_MOST_SHIFT = 0.1
+"""Share of a pixel by which the first pixels of two slices may lie beside each other."""
+
+_LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_MOST_LISTED = 4
+_HEADER = (
+    *("Modality", "SeriesInstanceUID", "SeriesDescription", "FrameOfReferenceUID", "SOPInstanceUID"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames"),
+    *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "RescaleSlope", "RescaleIntercept"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesHeader:
+    """Place of a series.
+
+    Attributes:
+        files: files of the slices, k = 0, 1, ...
+        shape: number of columns, rows and slices (i, j, k).
+        spacing: voxel size in mm along i, j and k.
+        affine: `[4, 4]`, from voxel indices to mm, RAS.
+        headers: header of each file, without pixels.
+    """
+
+    files: tuple[Path, ...]
+    shape: tuple[int, int, int]
+    spacing: tuple[float, ...]
+    affine: NDArray[np.float64]
+    headers: tuple[Dataset, ...]
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file starts like a DICOM file, whatever its name; the list of a medium (`DICOMDIR`) is none."""
+    try:
+        # opening a pipe would block
+        if not path.is_file() or path.name.upper() == _DIRECTORY:
+            return False
+        with path.open("rb") as file:
+            return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
+    except OSError:
+        return False
+
+
+def files_in(folder: Path) -> tuple[Path, ...]:
+    """Return the DICOM files of a folder itself, sorted by name."""
+    return tuple(path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and is_dicom(path))
+
+
+def has_image(files: Sequence[Path]) -> bool:
+    """Return whether one of several DICOM files is a picture with rows and columns, and no segmentation of one.
+
+    A file that cannot be read counts as one, so that reading the series reports it.
+    """
+    for path in files:
+        try:
+            if _is_image(_header(path)):
+                return True
+        except ImageError:
+            return True
+    return False
+
+
+def read_series_header(folder: Path) -> SeriesHeader:
+    """Sort the slices of the series in a folder by their position, and check that they make one volume.
+
+    Files that are no images, such as contours, are left out.
+
+    Raises:
+        ImageError: if there is not one series, or its slices do not make one volume.
+    """
+    files = files_in(folder)
+    if not files:
+        raise ImageError("is a folder without DICOM files; choose the folder of a series, or an image file")
+    series: defaultdict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
+    for path in files:
+        header = _header(path)
+        if _is_image(header):
+            series[str(header.get("SeriesInstanceUID"))].append((path, header))
+    if not series:
+        raise ImageError("holds DICOM files, but no slice of an image; choose the folder of the image series")
+    if len(series) > 1:
+        listed = [_described(uid, members) for uid, members in list(series.items())[:_MOST_LISTED]]
+        more = "; ..." * (len(series) > _MOST_LISTED)
+        raise ImageError(f"holds {len(series)} series: {'; '.join(listed)}{more}; give each its own folder")
+    return _volume(next(iter(series.values())))
+
+
+def read_series(folder: Path) -> tuple[NDArray[np.float32], SeriesHeader]:
+    """Read the series in a folder as `[1, I, J, K]`, its values through the slope and intercept of each slice.
+
+    Raises:
+        ImageError: if there is not one series, its slices do not make one volume, or a file cannot be read.
+    """
+    found = read_series_header(folder)
+    volume = np.empty(found.shape, dtype=np.float32)
+    for k, (path, header) in enumerate(zip(found.files, found.headers, strict=True)):
+        slope, intercept = (float(header.get(f"Rescale{name}", other)) for name, other in _RESCALE.items())
+        if not (0 < abs(slope) <= _MOST_RESCALE and abs(intercept) <= _MOST_RESCALE):
+            raise ImageError(f"{path.name}: its header claims value x {slope:g} {intercept:+g}; correct it")
+        with _decoding(path):
+            pixels = dcmread(path).pixel_array
+        if pixels.shape != found.shape[1::-1]:
+            raise ImageError(f"{path.name}: holds other pixels than its header claims; save it again")
+        volume[:, :, k] = pixels.T * slope + intercept
+    return volume[None], found
+
+
+_RESCALE = {"Slope": 1.0, "Intercept": 0.0}
+
+
+def _is_image(header: Dataset) -> bool:
+    return "Rows" in header and header.get("Modality") not in ("SEG", "RTDOSE")
+
+
+def _described(uid: str, members: Sequence[tuple[Path, Dataset]]) -> str:
+    header = members[0][1]
+    count = f"{len(members)} slice{'s' * (len(members) > 1)}"
+    name = str(header.get("SeriesDescription") or "").strip()
+    return f"{uid} ({', '.join([str(header.get('Modality')), *([name] if name else []), count])})"
+
+
+def _header(path: Path) -> Dataset:
+    """Read the header of a file, without pixels.
+
+    Raises:
+        ImageError: naming the file, if it cannot be read or is compressed.
+    """
+    with _decoding(path):
+        if path.stat().st_size > _MOST_BYTES:
+            raise ImageError(f"{path.name}: is larger than 256 MiB, unlike any slice; save one slice per file")
+        syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+        if syntax not in _UNCOMPRESSED:
+            named = getattr(syntax, "name", "no TransferSyntaxUID")
+            raise ImageError(f"{path.name}: is compressed ({named}); decompress it, for example with gdcmconv --raw")
+        return dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER))
+
+
+def _volume(members: Sequence[tuple[Path, Dataset]]) -> SeriesHeader:
+    """Return the place of a series, its slices sorted along their normal."""
+    for path, header in members:
+        _check_slice(path, header)
+    if len(members) < 2:
+        raise ImageError("holds a single slice; a volume has at least two: convert single slices to PNG or NIfTI")
+    first = members[0][1]
+    for path, header in members[1:]:
+        _require_same(path, header, members[0][0], first)
+    # along the rows, along the columns, and across the slices
+    directions = np.array(first.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
+    normal = np.cross(*directions)
+    ordered = sorted(members, key=lambda member: float(normal @ _position(member[1])))
+    positions = np.stack([_position(header) for _, header in ordered])
+    step = _step([path for path, _ in ordered], positions, normal)
+    row, column = (float(size) for size in first.PixelSpacing)
+    beside = np.abs((positions - positions[0]) @ directions.T).max()
+    if not beside <= _MOST_SHIFT * min(row, column):
+        raise ImageError(
+            f"its slices are shifted against each other by up to {beside:.3g} mm, as by a tilted gantry; resample "
+            "them to a straight volume, for example with dcm2niix"
+        )
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 2] = directions[0] * column, directions[1] * row, normal * step
+    affine[:3, 3] = positions[0]
+    affine = _LPS_OF_RAS @ affine
+    shape = (int(first.Columns), int(first.Rows), len(ordered))
+    if np.prod(shape) > MOST_VOXELS:
+        raise ImageError(f"claims {'x'.join(map(str, shape))} voxels, more than 2^31; cut it into parts")
+    require_memory(12 * int(np.prod(shape)))
+    files, headers = zip(*ordered, strict=True)
+    return SeriesHeader(files, shape, checked_spacing(affine, 3), affine, headers)
+
+
+def _check_slice(path: Path, header: Dataset) -> None:
+    """Check that a file is one grey slice with its place."""
+    frames, samples = int(header.get("NumberOfFrames") or 1), int(header.get("SamplesPerPixel") or 1)
+    if (frames, samples) != (1, 1):
+        raise ImageError(f"{path.name}: holds {frames} frames of {samples} channels; convert it to NIfTI")
+    meaning = header.get("PhotometricInterpretation")
+    if meaning != "MONOCHROME2":
+        raise ImageError(f"{path.name}: its pixels are {meaning}, not grey values (MONOCHROME2); convert it to NIfTI")
+    for name, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
+        numbers = np.array(header.get(name) if header.get(name) is not None else [], dtype=np.float64)
+        if numbers.shape != (count,) or not np.isfinite(numbers).all():
+            raise ImageError(f"{path.name}: its header gives no {name}; convert single pictures to PNG")
+    directions = np.array(header.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
+    if np.abs(directions @ directions.T - np.eye(2)).max() > _UNIT:
+        raise ImageError(f"{path.name}: its directions (ImageOrientationPatient) are no right angle; correct them")
+
+
+def _require_same(path: Path, header: Dataset, first_path: Path, first: Dataset) -> None:
+    for name, tolerance in (
+        ("Rows", 0.0),
+        ("Columns", 0.0),
+        ("PixelSpacing", 1e-4),
+        ("ImageOrientationPatient", _UNIT),
+    ):
+        values = [np.array(part.get(name), dtype=np.float64) for part in (header, first)]
+        if not np.allclose(*values, rtol=0, atol=tolerance):
+            raise ImageError(f"{path.name} and {first_path.name} differ in {name}; keep one kind of slices in a folder")
+    if header.get("FrameOfReferenceUID") != first.get("FrameOfReferenceUID"):
+        raise ImageError(f"{path.name} and {first_path.name} differ in FrameOfReferenceUID; give each its own folder")
+
+
+def _step(paths: Sequence[Path], positions: NDArray[np.float64], normal: NDArray[np.float64]) -> float:
+    """Return the distance between slices in mm, which must be equal."""
+    places = positions @ normal
+    steps = np.diff(places)
+    twice = int(steps.argmin())
+    if steps[twice] < _LEAST_STEP:
+        pair = f"{paths[twice].name} and {paths[twice + 1].name}"
+        raise ImageError(f"has two slices at one position, {places[twice]:g} mm: {pair}; remove one of them")
+    usual = float(np.median(steps))
+    odd = np.abs(steps - usual) > max(_EQUAL_STEPS * usual, _LEAST_STEP)
+    if odd.any():
+        at = int(odd.argmax())
+        between = f"{paths[at].name} and {paths[at + 1].name} lie {steps[at]:g} mm apart, others {usual:g} mm"
+        raise ImageError(f"lacks slices, or their distances differ: {between}; add the missing files, or resample it")
+    return float((places[-1] - places[0]) / len(steps))
+
+
+def _position(header: Dataset) -> NDArray[np.float64]:
+    return np.array(header.ImagePositionPatient, dtype=np.float64)
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Turn any error of the decoder into an `ImageError` that names the file."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except InvalidDicomError as error:
+        raise ImageError(f"{path.name}: is no DICOM file; remove it") from error
+    # the decoder raises all kinds of errors on damaged files: OSError, AttributeError, struct.error, ...
+    except Exception as error:
+        raise ImageError(f"{path.name}: cannot be read ({reason_of(error, path)}); save it again") from error
