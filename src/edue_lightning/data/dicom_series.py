@@ -229,8 +229,8 @@ def _require_same(path: Path, header: Dataset, first_path: Path, first: Dataset)
         ("PixelSpacing", 1e-4),
         ("ImageOrientationPatient", _UNIT),
     ):
-        values = [np.array(part.get(name), dtype=np.float64) for part in (header, first)]
-        if not np.allclose(*values, rtol=0, atol=tolerance):
+        own, other = (np.array(part.get(name), dtype=np.float64) for part in (header, first))
+        if not np.allclose(own, other, rtol=0, atol=tolerance):
             raise ImageError(f"{path.name} and {first_path.name} differ in {name}; keep one kind of slices in a folder")
     if header.get("FrameOfReferenceUID") != first.get("FrameOfReferenceUID"):
         raise ImageError(f"{path.name} and {first_path.name} differ in FrameOfReferenceUID; give each its own folder")

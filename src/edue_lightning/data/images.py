@@ -134,7 +134,7 @@ def affine_of(path: Path) -> NDArray[np.float64] | None:
     Raises:
         ImageError: if the header is invalid.
     """
-    if path.is_dir():
+    if _is_series(path):
         return read_series_header(path).affine
     with _decoding(path):
         if not _is_volume(path):
@@ -144,7 +144,7 @@ def affine_of(path: Path) -> NDArray[np.float64] | None:
 
 def parts_of(path: Path) -> tuple[Path, ...]:
     """Return the files that make up an image: its file, that of its voxels if they lie apart, or those of a series."""
-    if path.is_dir():
+    if _is_series(path):
         return files_in(path) or (path,)
     if not _is_itk(path):
         return (path,)
@@ -191,7 +191,7 @@ def read_image(path: Path | BytesIO) -> ImageFile:
     Raises:
         ImageError: if the file cannot be read, holds NaN or infinity, or is shown differently by different programs.
     """
-    if isinstance(path, Path) and path.is_dir():
+    if isinstance(path, Path) and _is_series(path):
         volume, series = read_series(path)
         image = ImageFile(volume, series.spacing, series.affine)
     else:
@@ -319,6 +319,11 @@ def _is_volume(path: Path | BytesIO) -> TypeGuard[Path]:
     if not name.endswith(PICTURES + VOLUMES):
         raise ImageError(f"has none of the endings {', '.join(PICTURES + VOLUMES)}; save it as one of these")
     return name.endswith(VOLUMES)
+
+
+def _is_series(path: Path) -> bool:
+    # a folder with the name of an image file is a mistake
+    return path.is_dir() and not path.name.lower().endswith(PICTURES + VOLUMES)
 
 
 def _is_itk(path: Path) -> bool:
