@@ -77,6 +77,11 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+def holds_dicom(folder: Path) -> bool:
+    """Return whether a path is a folder with at least one DICOM file."""
+    return folder.is_dir() and any(is_dicom(path) for path in folder.iterdir())
+
+
 def files_in(folder: Path) -> tuple[Path, ...]:
     """Return the DICOM files of a folder itself, sorted by name."""
     return tuple(path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and is_dicom(path))

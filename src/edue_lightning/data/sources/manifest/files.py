@@ -6,6 +6,7 @@ import os
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from edue_lightning.data.dicom_series import holds_dicom
 from edue_lightning.data.images import ImageError
 from edue_lightning.data.listing import DEEPEST
 
@@ -35,7 +36,7 @@ class NamedFiles:
         try:
             outside = bool(PureWindowsPath(name).drive) or ".." in named.parts
             outside = outside or (named.is_absolute() and not self._is_linked(path))
-            found = not outside and (path.is_file() or path.is_dir())
+            found = not outside and (path.is_file() or holds_dicom(path))
             broken = not outside and path.is_symlink() and not path.exists()
         # a circle of links, a name too long or with characters that no name has
         except (OSError, RuntimeError, ValueError):
