@@ -82,6 +82,16 @@ def holds_dicom(folder: Path) -> bool:
     return folder.is_dir() and any(is_dicom(path) for path in folder.iterdir())
 
 
+def frame_of(folder: Path) -> str | None:
+    """Return the frame of reference of the series in a folder, or None if it has none.
+
+    Raises:
+        ImageError: if there is not one series, or its slices do not make one volume.
+    """
+    frame = read_series_header(folder).headers[0].get("FrameOfReferenceUID")
+    return None if frame is None else str(frame)
+
+
 def files_in(folder: Path) -> tuple[Path, ...]:
     """Return the DICOM files of a folder itself, sorted by name."""
     return tuple(path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and is_dicom(path))

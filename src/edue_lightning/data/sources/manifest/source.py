@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edue_lightning.data.dicom_contours import read_contours
+from edue_lightning.data.dicom_series import frame_of, is_dicom
 from edue_lightning.data.file_source import (
     CaseError,
     CaseReading,
@@ -243,7 +245,7 @@ class ManifestSource(FileSource):
 
     def _is_label_map(self, case_id: str, rater: str, structure: str) -> bool:
         case = self._rows[case_id]
-        return (rater, structure) in case.labels or _has_segments(case.masks[rater, structure])
+        return (rater, structure) in case.labels or self._has_structures(case.masks[rater, structure])
 
     def _has_area(self, case_id: str, rater: str, structure: str) -> bool:
         traits = self.traits_of(case_id)
@@ -259,7 +261,9 @@ class ManifestSource(FileSource):
         images: Sequence[NamedImage | None],
     ) -> NamedImage | None:
         reader = self._reader(rows, structure)
-        if reader is not self._read_mask or not _has_segments(name):
+        if reader is self._read_mask and self._is_dicom(name):
+            return self._outlined(reading, name, rows, structure, images)
+        if reader is not self._read_mask or not name.lower().endswith(SEGMENTATION):
             return self._file(reading, name, reader)
         found = self._file(reading, name, partial(read_segment, name=structure))
         first = images[0].image.grid if images and images[0] is not None else None
@@ -271,6 +275,40 @@ class ManifestSource(FileSource):
             return found
         return NamedImage(name, ImageFile(placed, found.image.spacing, first.affine.numpy()))
 
+    def _outlined(
+        self,
+        reading: CaseReading,
+        name: str,
+        rows: ManifestCase,
+        structure: str,
+        images: Sequence[NamedImage | None],
+    ) -> NamedImage | None:
+        """Return the outlines of a structure in an RTSTRUCT file on the voxels of the case's first image."""
+        first = images[0].image if images and images[0] is not None else None
+        stored = None if first is None else first.origin or first.grid
+        if stored is None or len(stored.shape) != _VOLUME:
+            if first is not None:
+                reading.report(name, "is a set of outlines in space, but the image is no volume; save a mask file")
+            return None
+        series = self._files.locate(rows.images[0])
+
+        def read(path: Path) -> ImageFile:
+            frame = frame_of(series) if series.is_dir() else None
+            mask = read_contours(path, structure, stored, frame)
+            return ImageFile(mask, first.spacing, stored.affine.numpy())
+
+        return self._file(reading, name, read)
+
+    def _is_dicom(self, name: str) -> bool:
+        try:
+            return is_dicom(self._files.locate(name))
+        except ImageError:
+            return False
+
+    def _has_structures(self, name: str) -> bool:
+        """Return whether a mask file names its structures, so that several may be taken from it."""
+        return name.lower().endswith(SEGMENTATION) or self._is_dicom(name)
+
     def _file(self, reading: CaseReading, name: str, read: Callable[[Path], ImageFile]) -> NamedImage | None:
         try:
             path = self._files.locate(name)
@@ -279,7 +317,3 @@ class ManifestSource(FileSource):
             return None
         image = reading.file(path, read, name)
         return None if image is None else NamedImage(name, image)
-
-
-def _has_segments(name: str) -> bool:
-    return name.lower().endswith(SEGMENTATION)
