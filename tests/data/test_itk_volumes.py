@@ -40,11 +40,11 @@ def test_values_and_places_come_back(tmp_path: Path, name: str, packed: bool) ->
     assert parts_of(tmp_path / name) == (tmp_path / name, *others)
 
 
-@pytest.mark.parametrize("space", ["right-anterior-superior", "RAS", "left-anterior-superior"])
+@pytest.mark.parametrize("space", ["right-anterior-superior", "RAS", "left-posterior-superior", "LPS"])
 def test_a_nrrd_file_names_its_space(tmp_path: Path, space: str) -> None:
     write_nrrd(tmp_path / "a.nrrd", f"space: {space}")
-    left = -1 if space.startswith("left") else 1
-    expected = [[0.5 * left, 0, 0, 10 * left], [0, 2, 0, 20], [0, 0, 3, 30], [0, 0, 0, 1]]
+    sign = -1 if space in ("left-posterior-superior", "LPS") else 1
+    expected = [[0.5 * sign, 0, 0, 10 * sign], [0, 2 * sign, 0, 20 * sign], [0, 0, 3, 30], [0, 0, 0, 1]]
     np.testing.assert_allclose(read_image(tmp_path / "a.nrrd").affine, expected)
 
 
@@ -120,6 +120,7 @@ def test_a_damaged_file_is_never_read(
     [
         ("space dimension: 3", {}, "does not say which way its axes run"),
         ("space: scanner-xyz", {}, "run in the space 'scanner-xyz'"),
+        ("space: left-anterior-superior", {}, "save it in left-posterior-superior"),
         ("space: RAS", {"space_directions": ""}, "gives no voxel size"),
         ("space: RAS", {"encoding": "ascii"}, "in the encoding 'ascii'"),
         ("space: RAS", {"byte_skip": "2"}, "skips bytes"),

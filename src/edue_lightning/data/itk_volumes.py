@@ -39,11 +39,8 @@ SEGMENTATION = ".seg.nrrd"
 _MOST_HEADER_BYTES = 2**20
 _CHUNK = 2**20
 _LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-# those that ITK turns to its own axes, and their abbreviations
-_KNOWN_SPACES = (
-    *("right-anterior-superior", "left-anterior-superior", "left-posterior-superior"),
-    *("ras", "las", "lps"),
-)
+# of left-anterior-superior, ITK 5.4.0 turns the wrong axis
+_KNOWN_SPACES = ("right-anterior-superior", "ras", "left-posterior-superior", "lps")
 _RAW, _DEFLATED = ("raw",), ("gzip", "gz")
 _SKIPS = ("headersize", "line skip", "lineskip", "byte skip", "byteskip")
 _SEGMENT = re.compile(r"Segment(\d+)_Name")

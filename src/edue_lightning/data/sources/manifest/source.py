@@ -285,10 +285,11 @@ class ManifestSource(FileSource):
     ) -> NamedImage | None:
         """Return the outlines of a structure in an RTSTRUCT file on the voxels of the case's first image."""
         first = images[0].image if images and images[0] is not None else None
-        stored = None if first is None else first.origin or first.grid
+        if first is None:
+            return None
+        stored = first.origin or first.grid
         if stored is None or len(stored.shape) != _VOLUME:
-            if first is not None:
-                reading.report(name, "is a set of outlines in space, but the image is no volume; save a mask file")
+            reading.report(name, "is a set of outlines in space, but the image is no volume; save a mask file")
             return None
         series = self._files.locate(rows.images[0])
 
