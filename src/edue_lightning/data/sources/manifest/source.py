@@ -24,7 +24,7 @@ from edue_lightning.data.file_source import (
     problem_line,
     stack_case,
 )
-from edue_lightning.data.geometry import within
+from edue_lightning.data.geometry import grid_spacing, within
 from edue_lightning.data.identity import content_digest
 from edue_lightning.data.images import ImageError, ImageFile, parts_of, read_image, read_mask, read_segment
 from edue_lightning.data.itk_volumes import SEGMENTATION
@@ -296,7 +296,7 @@ class ManifestSource(FileSource):
         def read(path: Path) -> ImageFile:
             frame = frame_of(series) if series.is_dir() else None
             mask = read_contours(path, structure, stored, frame)
-            return ImageFile(mask, first.spacing, stored.affine.numpy())
+            return ImageFile(mask, grid_spacing(stored), stored.affine.numpy())
 
         return self._file(reading, name, read)
 
