@@ -165,8 +165,8 @@ def test_problems_of_files_are_named(tmp_path: Path) -> None:
         (json.dumps({**VERSION_2, "labels": {"liver": "one"}}), "labels are names on both sides"),
         (json.dumps({**VERSION_1, "labels": {"1": "liver", "2": "liver"}}), "labels have liver twice"),
         (
-            json.dumps({**VERSION_2, "file_ending": ".mha"}),
-            "file_ending .mha is not read; convert the files to .nii.gz",
+            json.dumps({**VERSION_2, "file_ending": ".mgz"}),
+            "file_ending .mgz is not read; convert the files to .nii.gz",
         ),
     ],
 )
