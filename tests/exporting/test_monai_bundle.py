@@ -30,7 +30,7 @@ GREY = ImageFormat(2, 1, ("disc",))
 
 def read_by_bundle(folder: Path, preparation: Preparation, image_format: ImageFormat) -> dict[str, torch.Tensor]:
     """Return the prepared images of a folder by case, without any network."""
-    parser = ConfigParser(bundle_configuration(preparation, Inference(), image_format, 1))
+    parser = ConfigParser(bundle_configuration(preparation, Inference(), image_format, 1, [0.5]))
     parser["dataset_dir"] = str(folder)
     parser["output_dir"] = str(folder / "output")
     parser.get_parsed_content("initialize")
@@ -232,4 +232,4 @@ def test_a_wrong_checksum_is_not_read(tmp_path: Path) -> None:
 
 def test_models_of_slices_have_no_bundle() -> None:
     with pytest.raises(UserError, match="format=monai_bundle: the model was trained on NIfTI slices"):
-        bundle_configuration(Stacked(), Inference(), ImageFormat(2, 1, ("a",), "NIfTI slice LP"), 1)
+        bundle_configuration(Stacked(), Inference(), ImageFormat(2, 1, ("a",), "NIfTI slice LP"), 1, [0.5])
