@@ -17,9 +17,10 @@ from edue_lightning.data.itk_volumes import ITK_VOLUMES, itk_file
 from edue_lightning.data.new_images import ImageCase
 from edue_lightning.data.preparation import PreparedImage
 from edue_lightning.errors import UserError
+from edue_lightning.prediction.case_maps import CaseMaps
 from edue_lightning.prediction.estimate import Estimate
+from edue_lightning.prediction.triage_page import layers_name, layers_script
 from edue_lightning.reporting.overlay import Overlay, overlay_figure
-from edue_lightning.reporting.panels import displayable, most_disputed_slice, radiological, radiological_spacing
 from edue_lightning.uncertainty import reached
 
 MASK, PROBABILITY, OVERLAY = "mask", "probability", "overlay"
@@ -34,7 +35,7 @@ def write_estimate(
     structures: Sequence[str],
     titles: Mapping[str, str],
 ) -> list[str]:
-    """Write mask, mean probability, disagreement map and overview picture of each structure.
+    """Write mask, mean probability, disagreement map, overview picture and layers for the page of each structure.
 
     For volumes and NIfTI slices the files have the format of the case's own (first) file and the place in its header,
     so that every viewer places them on it (`.mha` and `.nrrd` for `.mhd` and `.nhdr`, NIfTI for a DICOM series). For
@@ -69,12 +70,16 @@ def write_estimate(
                 (variance, np.maximum(disagreement, 0)),
             ):
                 written.append(_save(folder, f"{case.case_id}__{name}{ending}", values, case.files[0]))
-            figure = overlay_figure(
-                _overlay(prepared, estimate, k), f"{case.case_id}, {structure}: {titles[structure]}", variance
-            )
+            maps = CaseMaps.of(prepared, estimate, k)
+            title = f"{case.case_id}, {structure}: {titles[structure]}"
+            figure = overlay_figure(_overlay(maps), title, variance)
             picture = f"{case.case_id}__{OVERLAY}{ending}.png"
             write_whole(folder / picture, lambda path, figure=figure: figure.savefig(path, dpi=100, format="png"))  # type: ignore[misc]
             written.append(picture)
+            layers = layers_name(case.case_id, structure, len(structures))
+            script = layers_script(layers, maps, "disagreement" if estimate.has_disagreement else "p(1 - p)")
+            write_whole(folder / layers, lambda path, script=script: path.write_text(script))  # type: ignore[misc]
+            written.append(layers)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{folder}: cannot be written ({reason}); free some space or choose another output") from error
@@ -126,31 +131,13 @@ def _nifti(values: NDArray, like: Path) -> nibabel.Nifti1Image:
     return made(values.reshape(shape), None, header)
 
 
-def _overlay(prepared: PreparedImage, estimate: Estimate, structure: int) -> Overlay:
-    """Return the maps to draw: of a picture, or of the most disputed slice of a volume in radiological orientation."""
-    maps = {
-        "image": prepared.image.numpy(),
-        "probability": estimate.probability[structure].numpy(),
-        "disagreement": estimate.disagreement[structure].numpy(),
-        "decision": estimate.decision[structure].numpy(),
-    }
-    spacing = prepared.spacing or (1.0,) * (prepared.image.ndim - 1)
+def _overlay(maps: CaseMaps) -> Overlay:
+    """Return what to draw: a picture, or the most disputed slice of a volume."""
     where = ""
-    if len(spacing) == 3:
-        if prepared.grid is not None:
-            affine = prepared.grid.affine.numpy()
-            maps = {name: radiological(values, affine) for name, values in maps.items()}
-            spacing = radiological_spacing(spacing, affine)
-        shown = most_disputed_slice(maps["disagreement"])
-        where = f"slice {shown + 1} of {maps['disagreement'].shape[0]} from the feet, the most disputed one"
-        maps = {name: np.take(values, shown, axis=values.ndim - 3) for name, values in maps.items()}
-        spacing = spacing[1:]
+    if maps.slices:
+        shown = maps.most_disputed
+        where = f"slice {shown + 1} of {maps.slices} from the feet, the most disputed one"
+        maps = maps.slice(shown)
     return Overlay(
-        displayable(maps["image"]),
-        maps["probability"],
-        maps["disagreement"],
-        maps["decision"],
-        float(estimate.thresholds[structure]),
-        spacing[0] / spacing[1],
-        where,
+        maps.image, maps.probability, maps.disagreement, maps.decision, maps.threshold, maps.aspect, where
     )

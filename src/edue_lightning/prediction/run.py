@@ -26,6 +26,7 @@ from edue_lightning.data.new_images import ImageCase, find_images
 from edue_lightning.errors import UserError
 from edue_lightning.prediction.model import Model
 from edue_lightning.prediction.outputs import write_estimate
+from edue_lightning.prediction.triage_page import PAGE_FILE, triage_page
 from edue_lightning.prediction.triage_table import NEEDS_VOXEL_SIZE, triage_frame
 from edue_lightning.runs.folder import sole_writer
 from edue_lightning.runs.record import command_line
@@ -114,7 +115,15 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
         write_whole(folder / TRIAGE_FILE, lambda path: frame.to_csv(path, index=False))
         reasons = pd.DataFrame({"case": list(failed), "reason": list(failed.values())})
         write_whole(folder / FAILED_FILE, lambda path: reasons.to_csv(path, index=False))
+        _write_page(folder, frame, len(model.structures))
     return Predicted(frame, failed)
+
+
+def _write_page(folder: Path, frame: pd.DataFrame, structures: int) -> None:
+    """Write the page on which the cases of a folder are looked at."""
+    key = hashlib.sha256((folder / PREDICTION_FILE).read_bytes()).hexdigest()[:16]
+    content = triage_page(frame, structures, key)
+    write_whole(folder / PAGE_FILE, lambda path: path.write_text(content, encoding="utf-8"))
 
 
 class _Work:
@@ -224,7 +233,7 @@ def _begin(configuration: Mapping[str, Any], folder: Path) -> None:
 
 def _remove_earlier(folder: Path) -> None:
     """Remove the files of an earlier prediction: those that its records list, and its tables."""
-    for name in (TRIAGE_FILE, FAILED_FILE):
+    for name in (TRIAGE_FILE, FAILED_FILE, PAGE_FILE):
         (folder / name).unlink(missing_ok=True)
     for record in (folder / RECORDS).glob("*.json"):
         with suppress(ImageError):
