@@ -53,7 +53,8 @@ class CaseMaps:
         # rows of all slices below each other, so that the slices have one range of greys
         shown = displayable(image.reshape(len(image), -1, image.shape[-1]))
         picture = shown.reshape(*image.shape[1:], *shown.shape[2:])
-        return cls(picture, *maps, aspect=spacing[-2] / spacing[-1])
+        probability, disagreement, decision = maps
+        return cls(picture, probability, disagreement, decision, spacing[-2] / spacing[-1])
 
     @property
     def slices(self) -> int:
@@ -67,5 +68,10 @@ class CaseMaps:
 
     def slice(self, position: int) -> CaseMaps:
         """Return a slice of a volume, as maps of a picture."""
-        maps = (self.image, self.probability, self.disagreement, self.decision)
-        return CaseMaps(*(values[position] for values in maps), aspect=self.aspect)
+        return CaseMaps(
+            self.image[position],
+            self.probability[position],
+            self.disagreement[position],
+            self.decision[position],
+            self.aspect,
+        )

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -88,7 +88,7 @@ def triage_page(frame: pd.DataFrame, structures: int, key: str) -> str:
         structures: number of structures, K.
         key: text by which a browser tells what was noted on this prediction from others.
     """
-    rows = [_row(row, structures) for row in frame.to_dict("records")]
+    rows = [_row(row, structures) for row in cast(list[dict[str, Any]], frame.to_dict("records"))]
     data = {"key": key, "cases": frame["case"].nunique(), "caution": _CAUTION, "rows": rows}
     template = files("edue_lightning.prediction").joinpath("triage_page.html").read_text(encoding="utf-8")
     return template.replace("@DATA@", _json(data))
