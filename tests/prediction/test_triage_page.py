@@ -36,7 +36,7 @@ def maps_of(number: int, depth: int = 0, edge: int = 48) -> CaseMaps:
     probability = rng.random(shape, np.float32)
     decision = np.zeros(shape, np.float32)
     decision[..., 10:30, 12:40] = 1
-    return CaseMaps(rng.random(shape, np.float32), probability, probability * (1 - probability), decision, 1.0)
+    return CaseMaps(rng.random(shape, np.float32), probability, probability * (1 - probability), decision, 0.5, 1.0)
 
 
 def write_page(folder: Path, rows: list[dict[str, Any]], depth: int = 0, edge: int = 48) -> Path:

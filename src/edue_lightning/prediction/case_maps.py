@@ -54,7 +54,8 @@ class CaseMaps:
         shown = displayable(image.reshape(len(image), -1, image.shape[-1]))
         picture = shown.reshape(*image.shape[1:], *shown.shape[2:])
         probability, disagreement, decision = maps
-        return cls(picture, probability, disagreement, decision, spacing[-2] / spacing[-1])
+        threshold = float(estimate.thresholds[structure])
+        return cls(picture, probability, disagreement, decision, threshold, spacing[-2] / spacing[-1])
 
     @property
     def slices(self) -> int:
@@ -73,5 +74,6 @@ class CaseMaps:
             self.probability[position],
             self.disagreement[position],
             self.decision[position],
+            self.threshold,
             self.aspect,
         )

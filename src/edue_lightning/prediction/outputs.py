@@ -138,6 +138,4 @@ def _overlay(maps: CaseMaps) -> Overlay:
         shown = maps.most_disputed
         where = f"slice {shown + 1} of {maps.slices} from the feet, the most disputed one"
         maps = maps.slice(shown)
-    return Overlay(
-        maps.image, maps.probability, maps.disagreement, maps.decision, maps.threshold, maps.aspect, where
-    )
+    return Overlay(maps.image, maps.probability, maps.disagreement, maps.decision, maps.threshold, maps.aspect, where)

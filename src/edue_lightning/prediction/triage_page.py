@@ -18,7 +18,7 @@ from PIL import Image
 from edue_lightning.prediction.case_maps import CaseMaps
 from edue_lightning.prediction.triage_table import NEEDS_VOXEL_SIZE
 from edue_lightning.reporting.figures import LARGEST_VARIANCE
-from edue_lightning.uncertainty import foreground
+from edue_lightning.uncertainty import reached
 
 PAGE_FILE = "triage.html"
 
@@ -64,7 +64,7 @@ def layers_script(name: str, maps: CaseMaps, variance: str) -> str:
 
 def _stacked(maps: CaseMaps) -> NDArray[np.float32]:
     """Return three maps in [0, 1] as red, green and blue `[H, W, 3]`: probability, disagreement up to 1/4, and mask."""
-    shares = (maps.probability, maps.disagreement / LARGEST_VARIANCE, foreground(maps.decision))
+    shares = (maps.probability, maps.disagreement / LARGEST_VARIANCE, reached(maps.decision, maps.threshold))
     return np.stack(shares, axis=-1).astype(np.float32)
 
 
