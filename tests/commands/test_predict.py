@@ -409,7 +409,7 @@ def test_overwriting_removes_what_is_gone_or_fails_now(
     scans, output = grey(tmp_path / "scans", "gone", "fails", "stays"), tmp_path / "out"
     settings = asked(slices, scans, output)
     predict(settings, output)
-    assert len(list(output.glob("gone__*"))) == len(list(output.glob("fails__*"))) == 4
+    assert len(list(output.glob("gone__*"))) == len(list(output.glob("fails__*"))) == 5
     (output / "notes.txt").write_text("mine")
     (scans / "gone.png").unlink()
     (scans / "fails.png").write_bytes(b"no picture")

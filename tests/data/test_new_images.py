@@ -194,6 +194,9 @@ def test_names_of_nnunets_first_channel_lose_it_if_all_files_have_it(tmp_path: P
     touch(tmp_path, f"liver_1_0000.{ending}", f"liver_2_0000.{ending}")
     assert set(listed(find_images(tmp_path, channels))) == {"liver_1", "liver_2"}
     assert set(listed(find_images(tmp_path / f"liver_2_0000.{ending}", channels))) == {"liver_2"}
+    touch(tmp_path / "one", f"liver_1_0000.{ending}")
+    assert set(listed(find_images(tmp_path / "one", channels))) == {"liver_1_0000"}
+    (tmp_path / "one" / f"liver_1_0000.{ending}").unlink()
     touch(tmp_path, f"liver_3_0001.{ending}")
     assert f"liver_1_0000.{ending}" in {path[0] for path in listed(find_images(tmp_path, channels)).values()}
     assert "liver_1_0000" in listed(find_images(tmp_path, channels))

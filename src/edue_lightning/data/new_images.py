@@ -76,7 +76,7 @@ class ImageCases:
 def find_images(place: Path, channels: int, leave_out: Path | None = None) -> ImageCases:
     """List the cases of an image file, a folder or a table.
 
-    In a folder each file is a case, named by its stem, without nnU-Net's `_0000` if all files have it; each folder with
+    In a folder each file is a case, named by its stem, without nnU-Net's `_0000` if all of several files have it; each folder with
     slices of a DICOM series is a case of the folder's name. If the network expects several channels, files that are
     named like those of a data set (`CASE__CT` and `CASE__PT`, of volumes `CASE_0000` and `CASE_0001`, `CASE__1` and
     `CASE__2`) are one case, and other files beside them, such as labels, are skipped with a warning. Images of other
@@ -219,14 +219,15 @@ def _in_folder(folder: Path, channels: int, leave_out: Path | None) -> ImageCase
 
 
 def _single_names(paths: Sequence[Path], beside: Sequence[Path]) -> list[str]:
-    """Return the names of cases of one file each, without nnU-Net's `_0000` where all files of the folder have it.
+    """Return the names of cases of one file each, without nnU-Net's `_0000` where all of several files have it.
 
     Args:
         paths: files of the cases.
         beside: all images of the folder. Other numbers among them count the cases.
     """
     named = [_NUMBERED.fullmatch(stem_of(path, _IMAGES)) for path in beside]
-    are_first = all(match is not None and match["channel"] == _FIRST_CHANNEL for match in named)
+    # a single image may be the first of numbered ones
+    are_first = len(named) > 1 and all(match is not None and match["channel"] == _FIRST_CHANNEL for match in named)
     return [stem_of(path, _IMAGES).removesuffix(f"_{_FIRST_CHANNEL}" if are_first else "") for path in paths]
 
 

@@ -85,8 +85,9 @@ def test_magrabia_is_tested_on_and_the_others_are_divided_by_origin(tmp_path: Pa
     assert data.source.structures == ("cup",)
     names = {split: [record.case_id for record in data.records(split)] for split in ("train", "val", "test")}
     assert names["test"] == ["MagrabiFemale_image1", "MagrabiFemale_image2", "MagrabiFemale_image10"]
-    assert len(names["val"]) == 1
-    assert len(names["train"]) == 8
+    # by the hashes of nine cases: 0.15 / 0.75 of them on average
+    assert len(names["val"]) == 2
+    assert len(names["train"]) == 7
     assert {record.stratum for record in data.splits["all"]} == {"BinRushed", "Magrabia", "MESSIDOR"}
 
 
