@@ -76,13 +76,13 @@ class ImageCases:
 def find_images(place: Path, channels: int, leave_out: Path | None = None) -> ImageCases:
     """List the cases of an image file, a folder or a table.
 
-    In a folder each file is a case, named by its stem, without nnU-Net's `_0000` if all of several files have it; each folder with
-    slices of a DICOM series is a case of the folder's name. If the network expects several channels, files that are
-    named like those of a data set (`CASE__CT` and `CASE__PT`, of volumes `CASE_0000` and `CASE_0001`, `CASE__1` and
-    `CASE__2`) are one case, and other files beside them, such as labels, are skipped with a warning. Images of other
-    formats are problems; segmentations and files that are no images are skipped with a warning, as are output folders
-    of `predict`. A table has the columns `case_id, image[, image2...]` and optionally `spacing`; further columns, such
-    as those of a manifest, are not read.
+    In a folder each file is a case, named by its stem, without nnU-Net's `_0000` if all of several files have it; each
+    folder with slices of a DICOM series is a case of the folder's name. If the network expects several channels, files
+    that are named like those of a data set (`CASE__CT` and `CASE__PT`, of volumes `CASE_0000` and `CASE_0001`,
+    `CASE__1` and `CASE__2`) are one case, and other files beside them, such as labels, are skipped with a warning.
+    Images of other formats are problems; segmentations and files that are no images are skipped with a warning, as are
+    output folders of `predict`. A table has the columns `case_id, image[, image2...]` and optionally `spacing`; further
+    columns, such as those of a manifest, are not read.
 
     Args:
         place: path of an image, a folder or a table (CSV, Parquet).
