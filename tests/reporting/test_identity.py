@@ -434,6 +434,34 @@ def test_evaluations_in_another_precision_or_preparation_are_no_seeds_of_each_ot
     assert {method for method, _ in names([read_run(trained.folder), runs[0]])} == {"edue"}
 
 
+def test_the_usual_rule_for_masks_is_that_of_runs_without_one(tmp_path: Path) -> None:
+    half = {"_target_": "edue_lightning.uncertainty.MaskRule", "rule": "half"}
+    runs = [
+        run(tmp_path / "a"),
+        run(tmp_path / "b", 1, mask=half),
+        run(tmp_path / "c", 2, mask=half | {"rule": "raters"}),
+    ]
+    names = [one.method for one in distinguish(runs)]
+    assert names[0] == names[1] != names[2]
+
+
+def test_evaluations_by_another_rule_for_masks_are_no_seeds(tmp_path: Path) -> None:
+    rule = {"_target_": "edue_lightning.uncertainty.MaskRule", "rule": "raters"}
+    first = run(tmp_path / "a")
+    for folder, seed, mask in (("b", 1, None), ("c", 2, rule)):
+        path = tmp_path / folder
+        run(path, seed)
+        record = yaml.safe_load((path / "config.yaml").read_text())
+        record = {
+            **{key: record[key] for key in ("label", "metrics", "data") if key in record},
+            "mask": mask,
+            "training": record,
+        }
+        (path / "config.yaml").write_text(yaml.safe_dump(record))
+    names = [one.method for one in distinguish([first, read_run(tmp_path / "b"), read_run(tmp_path / "c")])]
+    assert names[0] == names[1] != names[2]
+
+
 def test_an_evaluation_without_windows_is_no_seed_of_one_with_them(tmp_path: Path) -> None:
     runs = []
     for seed, window in enumerate(([96, 96], None)):

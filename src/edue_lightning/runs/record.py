@@ -63,6 +63,9 @@ _NOT_OF_THE_METHOD_BELOW = {
 }
 _ROOTS = ("data.root", "data.source.root")
 
+USUAL_RULE = "half"
+"""Rule for masks if a configuration names none: the decision map at one half."""
+
 _SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 PARTLY_KNOWN = (TRAINING_CASES, TRAINING_CONTENT, *_ROOTS)
@@ -126,8 +129,8 @@ def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
 
     These are all of the resolved configuration but the seed, keys of a start alone, outputs, caches, the settings of
     the metrics (see `metric_settings`) and, where the training cases are recorded or it is an evaluation, the place of
-    the data. An evaluation has the settings of its checkpoint's training and, where its precision or the preparation of
-    its images is another one, these too, as `evaluation.precision`.
+    the data. An evaluation has the settings of its checkpoint's training, but for its own windows and rule for masks,
+    and, where its precision or the preparation of its images is another one, these too, as `evaluation.precision`.
 
     Args:
         record: content of `config.yaml`.
@@ -136,6 +139,7 @@ def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {key: trained[key] for key in trained if key not in _NOT_OF_THE_METHOD}
     if trained is not record and record.get("inference") is not None:
         chosen["inference"] = record["inference"]
+    chosen["mask"] = _mask_rule(record, trained)
     settings = _flat(with_current_targets(chosen))
     if "trainer.precision" in settings:
         settings["trainer.precision"] = _precision(settings["trainer.precision"])
@@ -146,6 +150,12 @@ def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
         settings["trainer.devices"] = 1
     ignored = {*_NOT_OF_THE_METHOD_BELOW, *(_ROOTS if TRAINING_CASES in trained or trained is not record else ())}
     return {key: value for key, value in settings.items() if key not in ignored}
+
+
+def _mask_rule(record: Mapping[str, Any], trained: Mapping[str, Any]) -> Any:
+    """Return the rule for masks of a training or evaluation; None for the usual one, as runs before there were others."""
+    rule = record.get("mask") or trained.get("mask")
+    return None if rule is None or rule.get("rule", USUAL_RULE) == USUAL_RULE else rule
 
 
 def _of_the_evaluation(record: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
