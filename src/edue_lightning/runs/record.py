@@ -153,7 +153,7 @@ def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mask_rule(record: Mapping[str, Any], trained: Mapping[str, Any]) -> Any:
-    """Return the rule for masks of a training or evaluation; None for the usual one, as runs before there were others."""
+    """Return the rule for masks of a training or evaluation; None for the usual one, as of runs that name none."""
     rule = record.get("mask") or trained.get("mask")
     return None if rule is None or rule.get("rule", USUAL_RULE) == USUAL_RULE else rule
 
