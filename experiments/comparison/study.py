@@ -30,7 +30,7 @@ from edue_lightning.runs.files import METRICS_COLUMNS, METRICS_FILE, VALIDATION_
 HERE = Path(__file__).resolve().parent
 CONFIGURATION = HERE / "conf"
 SEARCHED = HERE / "results" / "search.csv"
-CANDIDATE = "edue_levels"
+CANDIDATE = "edue_levels_mask"
 SEARCHED_ON, SEARCH_EPOCHS = "lidc_four", 16
 VARIED_ON = {"ablation": "lidc", "raters": "fundus"}
 QUICK_EPOCHS, QUICK_BATCHES = 2, 4
