@@ -141,6 +141,8 @@ def test_the_best_baseline_is_chosen_on_validation_data(tmp_path: Path) -> None:
         run(tmp_path, "single", {"nll": 0.030}, {"nll": 0.06}),
         # a variant of the candidate is no baseline
         run(tmp_path, "edue_unguided", {"nll": 0.010}, {"nll": 0.01}),
+        # nor is an ensemble of its own networks
+        run(tmp_path, "deep_ensemble_levels_mask", {"nll": 0.010}, {"nll": 0.01}),
     ]
     found = of(judge(runs, "edue"), "nll")
     assert (found.baseline, found.value, found.baseline_value) == ("layer_ensemble", 0.049, 0.055)
