@@ -158,7 +158,7 @@ def test_real_data_must_be_given(tmp_path: Path) -> None:
 
 def test_a_small_comparison_runs_reports_and_resumes(tmp_path: Path) -> None:
     command = [sys.executable, str(STUDY / "study.py"), "compare", "--seeds", "1", "--quick", "--only", "fundus"]
-    command += ["--methods", "edue_levels", "single_soft_majority", "--folder", str(tmp_path)]
+    command += ["--methods", "edue_levels_mask", "single_soft_majority", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("2 of 2 jobs to do, about ")
@@ -172,7 +172,7 @@ def test_a_small_comparison_runs_reports_and_resumes(tmp_path: Path) -> None:
     assert (tmp_path / "report" / "learning_curves.png").is_file()
     curves = pd.read_csv(tmp_path / "report" / "learning_curves.csv")
     assert curves.groupby("run")["epoch"].apply(list).to_dict() == {
-        "fundus_edue_levels_0": [0, 1],
+        "fundus_edue_levels_mask_0": [0, 1],
         "fundus_single_soft_majority_0": [0, 1],
     }
     # the results travel without checkpoints, and another study leaves their jobs out
@@ -187,10 +187,10 @@ def test_a_small_comparison_runs_reports_and_resumes(tmp_path: Path) -> None:
     (tmp_path / "later").mkdir()
     shutil.copy(tmp_path / "packed" / "finished.txt", tmp_path / "later")
     setup = study.Setup(tmp_path / "later", quick=True)
-    jobs = study.comparison(setup, [0], ["fundus"], ["edue_levels", "single_soft_majority", "mc_dropout"])
+    jobs = study.comparison(setup, [0], ["fundus"], ["edue_levels_mask", "single_soft_majority", "mc_dropout"])
     assert len(Pool(tmp_path / "later", 1).finished(jobs)) == 2
     # short trainings do not pass for whole ones
-    whole = study.comparison(study.Setup(tmp_path), [0], ["fundus"], ["edue_levels", "single_soft_majority"])
+    whole = study.comparison(study.Setup(tmp_path), [0], ["fundus"], ["edue_levels_mask", "single_soft_majority"])
     assert Pool(tmp_path, 1).finished(whole) == []
     assert len(study.pack(tmp_path / "later", tmp_path / "again")) == 1
     assert (tmp_path / "again" / "finished.txt").read_text() == (tmp_path / "packed" / "finished.txt").read_text()

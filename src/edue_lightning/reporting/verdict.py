@@ -32,7 +32,7 @@ FAMILY = "edue"
 """Label of EDUE, and with `_` after it the beginning of its variants' labels."""
 
 CEILING = "deep_ensemble_levels"
-"""Beginning of the labels of ensembles of EDUE's own networks: what it could reach in five passes, no baseline of it."""
+"""Beginning of the labels of ensembles of EDUE's own networks: what five passes could reach, no baseline of it."""
 
 USUAL = ("layer_ensemble", "deep_ensemble")
 USUAL_TARGETS = {"image_pearson": 0.55, "pixel_pearson": 0.23}
