@@ -80,6 +80,13 @@ def test_two_methods_are_compared_on_the_cases_that_define_both(
     assert (found.ci_low, found.ci_high) == pytest.approx(np.quantile(differences, [0.025, 0.975]))
 
 
+def test_settings_that_name_structures_fit_one_of_them(tmp_path: Path) -> None:
+    named = {"metrics": {"_target_": "edue_lightning.metrics.MetricSettings", "poor_dice": {"disc": 0.8, "cup": 0.6}}}
+    runs = [measured(tmp_path, name, 3, {"disc": [at], "cup": []}) for at, name in enumerate(("edue", "other"))]
+    runs = [replace(run, configuration={**run.configuration, **named}) for run in runs]
+    assert paired_difference([runs[0]], [runs[1]], "disc", METRIC) is not None
+
+
 def test_methods_with_the_same_cases_stay_as_they_are_measured(tmp_path: Path) -> None:
     methods = [([measured(tmp_path, name, 3, {"disc": [4]})], METRIC) for name in ("edue", "other")]
     assert on_shared_cases(methods, "disc") == [runs for runs, _ in methods]

@@ -97,7 +97,7 @@ def _restricted(run: Run, structure: str, metric: str, shared: Mapping[str, froz
     resamples = len(run.replicates.arrays.get((structure, metric), ()))
     weights = np.concatenate([np.ones((1, len(ids))), resample_counts(len(ids), resamples, groups=groups)])
     numbers = group_numbers(groups or range(len(ids)))
-    settings = _settings(run, list(shared))
+    settings = _settings(run)
     estimate = METRICS[metric].estimate if metric in METRICS else mean_estimate(metric)
     needed = list(METRICS[metric].needs) if metric in METRICS else [metric]
     estimates = []
@@ -120,11 +120,12 @@ def _restricted(run: Run, structure: str, metric: str, shared: Mapping[str, froz
     )
 
 
-def _settings(run: Run, structures: Sequence[str]) -> MetricSettings:
+def _settings(run: Run) -> MetricSettings:
     """Return the settings of the run's metrics without those from outside, whose code is not needed here."""
     trained = run.configuration.get(TRAINING) or {}
     node = run.configuration.get("metrics") or trained.get("metrics")
     if node is not None:
         node = {key: value for key, value in node.items() if key != "extra"}
         check_only_ours(node, f"{run.folder}: metrics")
-    return build_metric_settings(node, structures)
+    # settings that name structures name all of the run's, whichever is compared
+    return build_metric_settings(node, list(run.cases["structure"].unique()))
