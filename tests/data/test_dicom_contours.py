@@ -77,6 +77,27 @@ def save_manifest(folder: Path, *raters: str, structures: tuple[str, ...] = ("GT
     (folder / "manifest.csv").write_text("\n".join(["case_id,image,mask,rater,structure", *rows]))
 
 
+@pytest.mark.parametrize("decimals", [2, 3, 6])
+def test_an_outline_through_centres_of_voxels_keeps_them(tmp_path: Path, decimals: int) -> None:
+    save_series(tmp_path / "ct")
+    item = contour(box((4, 5), (9, 10)), 2)
+    item.ContourData = [f"{float(value):.{decimals}f}" for value in item.ContourData]
+    write(structure_set({"GTV": [item]}), tmp_path / "ann.dcm")
+    save_manifest(tmp_path, "ann", structures=("GTV",))
+    masks = ManifestSource(str(tmp_path)).load("one").masks
+    assert int(masks.sum()) == 36
+
+
+def test_the_same_outline_twice_is_refused(tmp_path: Path) -> None:
+    save_series(tmp_path / "ct")
+    item = contour(box((4, 5), (9, 10)), 2)
+    write(structure_set({"GTV": [item, item]}), tmp_path / "ann.dcm")
+    save_manifest(tmp_path, "ann", structures=("GTV",))
+    assert "has the same outline of 'GTV' twice on a slice" in " ".join(
+        map(str, ManifestSource(str(tmp_path)).problems)
+    )
+
+
 def test_outlines_of_two_observers_lie_on_the_voxels_of_the_series(tmp_path: Path) -> None:
     save_series(tmp_path / "ct")
     outer, hole = box((2.5, 3.5), (12.5, 10.5)), box((5.5, 5.5), (8.5, 7.5))

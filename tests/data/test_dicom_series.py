@@ -69,7 +69,9 @@ def test_each_slice_has_its_own_rescaling(tmp_path: Path) -> None:
     made = slices()
     for k, dataset in enumerate(made):
         dataset.RescaleSlope, dataset.RescaleIntercept = k + 1, -k
-    del made[0].RescaleSlope, made[0].RescaleIntercept
+    # absent, and without a value
+    del made[0].RescaleSlope
+    made[0].RescaleIntercept = None
     found = read_image(save(tmp_path, made)).array[0]
     for k, pixels in enumerate(PIXELS):
         np.testing.assert_array_equal(found[:, :, k], pixels.T.astype(np.float32) * (k + 1) - k)

@@ -179,6 +179,14 @@ def test_a_palette_from_black_on_lists_labels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(tmp_path / "white.png").array, [[1, 0], [0, 1]])
 
 
+def test_a_palette_of_greys_is_grey(tmp_path: Path) -> None:
+    values = np.array([[0, 2, 5], [5, 2, 0]], dtype=np.uint8)
+    # GIF drops the greys between
+    Image.fromarray(values).save(tmp_path / "grey.gif")
+    assert Image.open(tmp_path / "grey.gif").mode in ("P", "L")
+    np.testing.assert_array_equal(read_mask(tmp_path / "grey.gif", threshold=4).array, values >= 4)
+
+
 def test_a_jpeg_of_two_values_is_a_mask(tmp_path: Path) -> None:
     blocks = np.kron(np.eye(2, dtype=np.uint8), np.full((8, 8), 255, dtype=np.uint8))
     path = write_picture(tmp_path / "mask.jpg", blocks, quality=100)

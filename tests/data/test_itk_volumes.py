@@ -48,6 +48,14 @@ def test_a_nrrd_file_names_its_space(tmp_path: Path, space: str) -> None:
     np.testing.assert_allclose(read_image(tmp_path / "a.nrrd").affine, expected)
 
 
+def test_other_units_than_mm_are_refused(tmp_path: Path) -> None:
+    write_nrrd(tmp_path / "a.nrrd", "space: LPS", space_units='"mm" "mm" "mm"')
+    assert read_image(tmp_path / "a.nrrd").spacing == SIZE
+    write_nrrd(tmp_path / "b.nrrd", "space: LPS", space_units='"um" "um" "um"')
+    with pytest.raises(ImageError, match="gives its place in um; save it in mm"):
+        read_image(tmp_path / "b.nrrd")
+
+
 def write_nrrd(path: Path, space: str, **other: str) -> None:
     fields = {
         "type": "short",

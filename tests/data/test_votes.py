@@ -120,6 +120,16 @@ def test_numbers_and_shares_are_read(tmp_path: Path, stored: np.ndarray, raters:
     np.testing.assert_array_equal(read_votes(tmp_path / "votes.png", raters).array, votes(raters=raters))
 
 
+@pytest.mark.parametrize(("value", "raters"), [(16, 16), (13, 20), (16, 32)])
+def test_few_votes_of_many_raters_are_not_taken_for_numbers(tmp_path: Path, value: int, raters: int) -> None:
+    Image.fromarray(np.array([[0, value]], dtype=np.uint8)).save(tmp_path / "votes.png")
+    with pytest.raises(ImageError, match=f"may be numbers of raters or few of {raters} raters as shares of 255"):
+        read_votes(tmp_path / "votes.png", raters)
+    # numbers that are no shares
+    Image.fromarray(np.array([[0, 1, 2, 5]], dtype=np.uint8)).save(tmp_path / "votes.png")
+    assert read_votes(tmp_path / "votes.png", raters).array.max() == 5
+
+
 def test_votes_of_a_volume_are_read_as_shares(tmp_path: Path) -> None:
     expected = votes(size=(20, 18, 9), radius=7)
     nibabel.save(nibabel.Nifti1Image((expected / 4).astype(np.float32), np.diag([1, 1, 3, 1])), tmp_path / "v.nii.gz")

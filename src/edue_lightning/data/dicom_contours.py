@@ -19,6 +19,8 @@ from edue_lightning.text import reason_of
 
 _MOST_BYTES = 2**29
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+# hundredths of a voxel, of an outline's points
+_DECIMALS = 2
 _OFF_SLICE = 0.1
 """Share of the distance of two slices by which a point may lie beside the slice of its outline."""
 
@@ -73,10 +75,15 @@ def _mask(dataset: Dataset, name: str, grid: Grid, frame: str | None) -> NDArray
     if frame is not None and own_frame != frame:
         raise ImageError("was drawn in another frame of reference than the image's; choose the RTSTRUCT of this series")
     mask = np.zeros(grid.shape, dtype=bool)
+    drawn: set[tuple[float, ...]] = set()
     to_voxels = np.linalg.inv(grid.affine.numpy())
     for item in dataset.get("ROIContourSequence") or []:
         if int(item.ReferencedROINumber) == named[0]:
             for contour in item.get("ContourSequence") or []:
+                points = tuple(map(float, contour.ContourData))
+                if points in drawn:
+                    raise ImageError(f"has the same outline of {name!r} twice on a slice; remove one of them")
+                drawn.add(points)
                 _add(mask, contour, to_voxels)
     return mask
 
@@ -96,5 +103,7 @@ def _add(mask: NDArray[np.bool_], contour: Any, to_voxels: NDArray[np.float64]) 
         )
     if not ((points >= -_TO_FACE) & (points <= np.array(mask.shape) - 1 + _TO_FACE)).all():
         raise ImageError("has an outline beyond the image; choose the RTSTRUCT of this series")
-    inside = polygon(points[:, 0], points[:, 1], mask.shape[:2])
+    # a point at the centre of a voxel stays there, whatever the decimals of the file
+    corners = np.round(points[:, :2], _DECIMALS)
+    inside = polygon(corners[:, 0], corners[:, 1], mask.shape[:2])
     mask[:, :, k][inside] ^= True

@@ -145,7 +145,11 @@ def read_series(folder: Path) -> tuple[NDArray[np.float32], SeriesHeader]:
     found = read_series_header(folder)
     volume = np.empty(found.shape, dtype=np.float32)
     for k, (path, header) in enumerate(zip(found.files, found.headers, strict=True)):
-        slope, intercept = (float(header.get(f"Rescale{name}", other)) for name, other in _RESCALE.items())
+        # an element without a value counts as absent
+        slope, intercept = (
+            float(other if header.get(f"Rescale{name}") is None else header[f"Rescale{name}"].value)
+            for name, other in _RESCALE.items()
+        )
         if not (0 < abs(slope) <= _MOST_RESCALE and abs(intercept) <= _MOST_RESCALE):
             raise ImageError(f"{path.name}: its header claims value x {slope:g} {intercept:+g}; correct it")
         with _decoding(path):

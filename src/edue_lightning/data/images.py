@@ -436,7 +436,7 @@ def _read_labels(path: Path | BytesIO, blurred: bool = False) -> NDArray:
     """Return `[C, *S]` values of a mask as they are stored; `blurred` accepts the grey levels of a JPEG file."""
     with _open_picture(path) as picture:
         palette = picture.getpalette() or []
-        if picture.mode == "P" and not any(palette[:3]):
+        if picture.mode == "P" and not any(palette[:3]) and not _is_grey(picture):
             values = np.array(picture)[None]
             black = [value for value in np.unique(values) if value > 0 and not any(palette[3 * value : 3 * value + 3])]
             if black:
@@ -452,6 +452,19 @@ def _read_labels(path: Path | BytesIO, blurred: bool = False) -> NDArray:
         if alpha is not None and (values[:, alpha == 0] != 0).any():
             raise ImageError("marks pixels that are transparent; save the mask without transparency")
     return values
+
+
+def _is_grey(picture: Image.Image) -> bool:
+    """Return whether a picture with a palette shows greys whose order or distance differs from that of their positions.
+
+    Such a file was grey, as GIF files are that lack some greys; positions in a palette of colours are labels.
+    """
+    positions = np.unique(np.array(picture))
+    colours = np.array(picture.getpalette() or [], dtype=int).reshape(-1, 3)
+    if not len(positions) or positions.max() >= len(colours):
+        return False
+    shown = colours[positions]
+    return bool((shown == shown[:, :1]).all() and len(np.unique(shown[:, 0])) == len(positions))
 
 
 def _transparency(picture: Image.Image) -> NDArray[np.uint8] | None:

@@ -270,11 +270,19 @@ def _voxels(path: Path, fields: Mapping[str, str], begin: int) -> _Voxels:
     return _Voxels(data, 0, is_packed)
 
 
+_QUOTED = re.compile(r'"([^"]*)"')
+_MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres", ""}
+
+
 def _require_place(fields: Mapping[str, str], is_nrrd: bool, axes: int) -> None:
-    """Check that a header gives voxel sizes and, of a NRRD volume, the directions of the space's axes."""
+    """Check that a header gives voxel sizes in mm and, of a NRRD volume, the directions of the space's axes."""
     given = ("space directions", "spacings") if is_nrrd else ("elementspacing", "elementsize")
     if not any(key in fields for key in given):
         raise ImageError(f"its header gives no voxel size ({' or '.join(given)}); save it with its voxel size")
+    units = {unit.strip().lower() for unit in _QUOTED.findall(fields.get("space units", ""))}
+    units |= {fields[key].strip().lower() for key in ("distanceunits",) if key in fields}
+    if not units <= _MILLIMETRES:
+        raise ImageError(f"gives its place in {', '.join(sorted(units - _MILLIMETRES))}; save it in mm")
     space = fields.get("space")
     if is_nrrd and (space is None if axes == 3 else False):
         raise ImageError(

@@ -74,6 +74,12 @@ def _full_vote(values: NDArray[np.float64], whole: bool, raters: int) -> float:
     largest = float(values.max(initial=0))
     if whole:
         if largest <= raters:
+            shares = np.round(values * raters / 255)
+            if shares.any() and (np.abs(values - shares * 255 / raters) <= 1).all():
+                raise ImageError(
+                    f"holds values up to {largest:g}, which may be numbers of raters or few of {raters} raters as "
+                    "shares of 255; save the shares with 16 bits, or as floating-point numbers"
+                )
             return raters
         return 255.0 if largest <= 255 else 65535.0
     if largest > 1 + 1e-3:

@@ -15,6 +15,7 @@ from edue_lightning.data.file_source import (
     relative_name,
     stack_case,
 )
+from edue_lightning.data.identity import content_digest
 from edue_lightning.data.images import canonical, read_image
 from edue_lightning.data.label_maps import LabelMap
 from edue_lightning.data.preparation import Stacked
@@ -138,4 +139,5 @@ class CurvasSource(FileSource):
             spacing=image.spacing,
             affine=image.affine,
             origin=image.origin,
+            content=content_digest([image.array]),
         )

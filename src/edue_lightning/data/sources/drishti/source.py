@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from edue_lightning.data.file_source import CaseReading, FileCase, FileSource, stack_case
+from edue_lightning.data.identity import content_digest
 from edue_lightning.data.images import ImageError, ImageFile, read_colours
 from edue_lightning.data.patches import cut_square
 from edue_lightning.data.preparation import SquarePicture, resized
@@ -107,6 +108,7 @@ class DrishtiSource(FileSource):
                 reading.report(path, f"is {sizes[0]}, but its photograph is {sizes[1]}; replace one of them")
         reading.finish()
         assert photograph is not None, "a missing photograph was reported"
+        content = content_digest([np.moveaxis(photograph, -1, 0) / np.float32(255)])
         start, edge = self._square(votes["disc"], photograph.shape[0])
         image = self.preparation({"size": self.size}).channels(
             np.moveaxis(cut_square(photograph, start, edge).astype(np.float32), -1, 0)
@@ -120,7 +122,7 @@ class DrishtiSource(FileSource):
             for structure in self.structures
         }
         levels = [f"level {level}" for level in range(1, EXPERTS + 1)]
-        return stack_case(files.case_id, image / np.float32(255), masks, levels, self.structures)
+        return stack_case(files.case_id, image / np.float32(255), masks, levels, self.structures, content=content)
 
     def _square(self, disc: NDArray[np.uint8], height: int) -> tuple[list[int], int]:
         """Return the first row and column of the square to cut, and its edge."""

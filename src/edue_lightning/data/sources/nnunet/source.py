@@ -15,6 +15,7 @@ from edue_lightning.data.file_source import (
     relative_name,
     stack_case,
 )
+from edue_lightning.data.identity import content_digest
 from edue_lightning.data.images import ImageFile, read_image
 from edue_lightning.data.preparation import Stacked
 from edue_lightning.data.sample import RaterSample
@@ -139,6 +140,7 @@ class NnunetSource(FileSource):
             affine=found[0].affine,
             origin=found[0].origin,
             region=labels.region(found_maps.values()),
+            content=content_digest([image.array for image in found]),
         )
 
     def _named(self, path: Path, image: ImageFile | None) -> NamedImage | None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edue_lightning.data.file_source import CaseReading, FileCase, FileSource, stack_case
+from edue_lightning.data.identity import content_digest
 from edue_lightning.data.images import ImageError, read_image
 from edue_lightning.data.patches import cut_square
 from edue_lightning.data.preparation import Preparation, SquarePicture, Stacked, resized
@@ -100,6 +101,7 @@ class PapilaSource(FileSource):
         reading.finish()
         assert image is not None, "a missing image was reported"
         channels = image.array.astype(np.float32, copy=False)
+        content = content_digest([channels])
         if self._crop is not None:
             edge = round(self._crop * image.shape[0])
             column, row = np.mean(centres, axis=0)
@@ -109,4 +111,4 @@ class PapilaSource(FileSource):
                 key: resized(cut_square(mask, start, edge).astype(np.float32), channels.shape[1:]) >= 0.5
                 for key, mask in masks.items()
             }
-        return stack_case(case.record.case_id, channels, masks, EXPERTS, STRUCTURES)
+        return stack_case(case.record.case_id, channels, masks, EXPERTS, STRUCTURES, content=content)
