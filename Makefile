@@ -43,12 +43,12 @@ test-oldest:
 test-newest:
 	$(MAKE) test-fast VENV=.venv-newest CONSTRAINTS=/dev/null EXTRA=test
 
-# networks of libraries that want torchvision
+# networks of libraries that want torchvision, and other versions of timm than the benchmarks: without our constraints
 NETWORKS_VENV ?= .venv-networks
 test-networks:
 	$(PYTHON) -m venv $(NETWORKS_VENV)
-	$(NETWORKS_VENV)/bin/pip install --quiet --constraint $(CONSTRAINTS) torch
-	$(NETWORKS_VENV)/bin/pip install --quiet --constraint $(CONSTRAINTS) --editable ".[networks,test]"
+	$(NETWORKS_VENV)/bin/pip install --quiet "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(NETWORKS_VENV)/bin/pip install --quiet --editable ".[networks,test]"
 	PYTHONPATH=experiments/benchmarks $(TEST_ENV) $(NETWORKS_VENV)/bin/python -m pytest -p torchvision_operators \
 	  tests/networks tests/methods/test_methods_on_networks.py
 

@@ -126,6 +126,7 @@ def test_the_check_of_the_slices_finds_what_was_published(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_four_readers_agree_more_on_the_largest_slices(tmp_path: Path) -> None:
     chosen = ["data.source.readers=[4]", "data.source.readers_of=slice", "data.source.slices=largest"]
     found = summary_of(tmp_path, "data=lidc_slices", f"data.root={shared('lidc_slices.zip')}", *chosen)

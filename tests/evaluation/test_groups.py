@@ -31,6 +31,7 @@ def test_an_evaluation_draws_whole_patients(tmp_path: Path, monkeypatch: pytest.
         table.update(logits[part], masks[part], torch.ones(1, 3) > 0, case_index=torch.tensor([case]))
     records = [CaseRecord(f"case{case}", group=f"patient{case % PATIENTS}") for case in range(CASES)]
     data = SimpleNamespace(records=lambda _: records, name="slices", note=None)
+    monkeypatch.setattr(measure, "content_of", lambda _: "picture")
     found = measure._evaluation(table, data, Measurement("mine", "test", MetricSettings(), 50), None, lambda _: None)
     assert list(found.groups) == [record.group for record in records]
     counts = resample_counts(CASES, 50, groups=found.groups)

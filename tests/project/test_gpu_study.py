@@ -17,6 +17,7 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "comparison" / "gpu_study.s
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_part_returns_its_tables_and_the_next_part_leaves_its_jobs_out(tmp_path: Path) -> None:
     # the `python3` of this environment
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

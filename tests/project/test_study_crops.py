@@ -47,6 +47,7 @@ def test_unpacked_crops_hold_the_same_cases_with_the_same_values(tmp_path: Path,
 
 @pytest.mark.skipif(not REAL.is_file(), reason="the slices of LIDC-IDRI are not on this machine")
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_unpacked_crops_of_the_real_slices_are_the_same(tmp_path: Path) -> None:
     run("pack", str(REAL), str(tmp_path / "packed"))
     assert sum(path.stat().st_size for path in (tmp_path / "packed").iterdir()) < 40e6

@@ -56,24 +56,28 @@ class Augmentation:
                 raise ValueError(f"data.augmentation.{name} must be at least 0, not {getattr(self, name)}")
 
     def transform(self, spatial_dims: int) -> Compose:
-        """Build the transform for a dict with `image` `[C, *S]` and `masks` `[R * K, *S]`."""
-        both = ("image", "masks")
+        """Build the transform of a dict with `image` `[C, *S]`, `masks` `[R * K, *S]`, and maybe `region` `[1, *S]`."""
+        all_of = ("image", "masks", "region")
         steps: list[Transform] = [
-            RandFlipd(both, prob=self.flip, spatial_axis=axis) for axis in range(spatial_dims) if self.flip
+            RandFlipd(all_of, prob=self.flip, spatial_axis=axis, allow_missing_keys=True)
+            for axis in range(spatial_dims)
+            if self.flip
         ]
         if self.rotate90:
-            steps.append(_QuarterTurns(both, prob=self.rotate90, spatial_axes=(spatial_dims - 2, spatial_dims - 1)))
+            axes = (spatial_dims - 2, spatial_dims - 1)
+            steps.append(_QuarterTurns(all_of, prob=self.rotate90, spatial_axes=axes, allow_missing_keys=True))
         if self.rotation or self.scaling:
             rotations = 1 if spatial_dims == 2 else 3
             steps.append(
                 RandAffined(
-                    both,
+                    all_of,
                     prob=1.0,
                     rotate_range=[self.rotation] * rotations,
                     scale_range=[self.scaling] * spatial_dims,
-                    mode=("bilinear", "nearest"),
-                    # one rule for both: a structure that reaches the border goes on beyond it, as its image does
-                    padding_mode="border",
+                    mode=("bilinear", "nearest", "nearest"),
+                    # a structure that reaches the border goes on beyond it, as its image does; nothing there counts
+                    padding_mode=("border", "border", "zeros"),
+                    allow_missing_keys=True,
                 )
             )
         if self.intensity_scale:
@@ -113,15 +117,13 @@ def _untracked() -> Iterator[None]:
 def augment(sample: RaterSample, transform: Compose, key: int) -> RaterSample:
     """Apply a transform; all its random choices are determined by `key`."""
     transform.set_random_state(seed=key % 2**32)
-    masks = sample.masks.flatten(0, 1)
+    given = {"image": sample.image, "masks": sample.masks.flatten(0, 1)}
     if sample.region is not None:
-        masks = torch.cat([masks, sample.region[None].to(masks.dtype)])
+        given["region"] = sample.region[None].to(sample.masks.dtype)
     with _untracked():
-        changed = transform({"image": sample.image, "masks": masks})
-    image, masks = (torch.as_tensor(changed[name]).contiguous() for name in ("image", "masks"))
-    region = None
-    if sample.region is not None:
-        masks, region = masks[:-1], masks[-1] > 0
+        changed = {name: torch.as_tensor(values).contiguous() for name, values in transform(given).items()}
+    image, masks = changed["image"], changed["masks"]
+    region = None if sample.region is None else changed["region"][0] > 0
     return replace(
         sample,
         image=image.to(torch.float32),

@@ -328,7 +328,7 @@ def _nnunet_array(path: Path) -> str | None:
         # reading a pipe would block
         with zipfile.ZipFile(path if path.is_file() else io.BytesIO()) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return None
     found = [array for array in _NNUNET_ARRAYS if f"{array}.npy" in names]
     return found[0] if found and f"{ARRAY}.npy" not in names else None

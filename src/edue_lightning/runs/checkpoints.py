@@ -148,8 +148,8 @@ def _add_entry(path: Path, name: str, entry: Mapping[str, Any]) -> None:
 
 
 def add_mask_facts(path: Path, facts: Mapping[str, Any]) -> None:
-    """Add what the rules for masks need from the validation cases, see `config.build.build_mask_rule`."""
-    write_checkpoint({**read_checkpoint(path), _MASK: dict(facts)}, path)
+    """Add what the rules for masks need from the validation cases, see `config.build.build_mask_rule`, `add_triage`."""
+    _add_entry(path, _MASK, facts)
 
 
 def add_temperature(path: Path, temperature: Sequence[float]) -> None:
