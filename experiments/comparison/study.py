@@ -117,7 +117,7 @@ def fits(contender: str, data: str) -> bool:
 
 @dataclass(frozen=True)
 class Setup:
-    """What all jobs of a command share.
+    """Settings that all jobs of a command share.
 
     Attributes:
         folder: the study's folder, absolute.

@@ -1,4 +1,4 @@
-"""What a bundle reads: the channels that `predict` sees, or one line that says why not."""
+"""Input of a bundle: the channels that `predict` reads, or one line that says why not."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ import pytest
 from browser import accessibility_violations, needs_browser, opened
 from PIL import Image
 
-from edue_lightning.prediction.case_maps import CaseMaps
 from edue_lightning.prediction.triage_page import layers_name, layers_script, triage_page
 from edue_lightning.prediction.triage_table import COLUMNS
+from edue_lightning.reporting.overlay import CaseMaps
 
 CASES = 12
 

@@ -66,7 +66,7 @@ class SeriesHeader:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file starts like a DICOM file, whatever its name; the list of a medium (`DICOMDIR`) is none."""
+    """Return whether a file starts like a DICOM file, whatever its name; the list of a medium (`DICOMDIR`) does not."""
     try:
         # opening a pipe would block
         if not path.is_file() or path.name.upper() == _DIRECTORY:

@@ -11,9 +11,7 @@ from torch import nn
 
 from edue_lightning.errors import UserError
 from edue_lightning.networks.heads import HeadLayout
-from edue_lightning.networks.staged import StagedNetwork
-
-_MISSING = "the encoders are not installed ({}): pip install 'edue-lightning[networks]'"
+from edue_lightning.networks.staged import NOT_INSTALLED, StagedNetwork
 
 
 class EncoderUNet(StagedNetwork):
@@ -51,9 +49,7 @@ class EncoderUNet(StagedNetwork):
         try:
             import segmentation_models_pytorch as smp
         except ImportError as error:
-            raise ValueError(
-                f"the encoders are not installed ({error}): pip install 'edue-lightning[networks]'"
-            ) from error
+            raise ValueError(NOT_INSTALLED.format("the encoders", error)) from error
         file = Path(weights).expanduser() if weights is not None and Path(weights).suffix else None
 
         def network(in_channels: int, out_channels: int) -> nn.Module:

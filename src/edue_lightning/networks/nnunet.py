@@ -8,12 +8,11 @@ from typing import Any, Literal
 from torch import nn
 
 from edue_lightning.networks.heads import HeadLayout
-from edue_lightning.networks.staged import StagedNetwork
+from edue_lightning.networks.staged import NOT_INSTALLED, StagedNetwork
 
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 _NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _DROPOUT = {2: nn.Dropout2d, 3: nn.Dropout3d}
-_MISSING = "nnU-Net's networks are not installed ({}): pip install 'edue-lightning[networks]'"
 
 
 class NnUNet(StagedNetwork):
@@ -52,7 +51,7 @@ class NnUNet(StagedNetwork):
         try:
             from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
         except ImportError as error:
-            raise ValueError(_MISSING.format(error)) from error
+            raise ValueError(NOT_INSTALLED.format("nnU-Net's networks", error)) from error
         stages = len(features)
         per_stage = [blocks] * stages if isinstance(blocks, int) else list(blocks)
         if stages < 2 or len(per_stage) != stages:

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from edue_lightning.networks.heads import HeadLayout, set_foreground_prior, stack_heads
 
+NOT_INSTALLED = "{} are not installed ({}): pip install 'edue-lightning[networks]'"
+"""Message for a network whose library is missing: what is missing, and the error of its import."""
+
 _OUTPUT_NAMES = ("out_channels", "classes", "num_classes")
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

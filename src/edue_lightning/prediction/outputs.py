@@ -17,10 +17,10 @@ from edue_lightning.data.itk_volumes import ITK_VOLUMES, itk_file
 from edue_lightning.data.new_images import ImageCase
 from edue_lightning.data.preparation import PreparedImage
 from edue_lightning.errors import UserError
-from edue_lightning.prediction.case_maps import CaseMaps
+from edue_lightning.prediction.case_maps import case_maps
 from edue_lightning.prediction.estimate import Estimate
 from edue_lightning.prediction.triage_page import layers_name, layers_script
-from edue_lightning.reporting.overlay import Overlay, overlay_figure
+from edue_lightning.reporting.overlay import overlay_figure
 from edue_lightning.uncertainty import reached
 
 MASK, PROBABILITY, OVERLAY = "mask", "probability", "overlay"
@@ -70,9 +70,9 @@ def write_estimate(
                 (variance, np.maximum(disagreement, 0)),
             ):
                 written.append(_save(folder, f"{case.case_id}__{name}{ending}", values, case.files[0]))
-            maps = CaseMaps.of(prepared, estimate, k)
+            maps = case_maps(prepared, estimate, k)
             title = f"{case.case_id}, {structure}: {titles[structure]}"
-            figure = overlay_figure(_overlay(maps), title, variance)
+            figure = overlay_figure(maps, title, variance)
             picture = f"{case.case_id}__{OVERLAY}{ending}.png"
             write_whole(folder / picture, lambda path, figure=figure: figure.savefig(path, dpi=100, format="png"))  # type: ignore[misc]
             written.append(picture)
@@ -129,13 +129,3 @@ def _nifti(values: NDArray, like: Path) -> nibabel.Nifti1Image:
     header["pixdim"][: len(shape) + 1] = original["pixdim"][: len(shape) + 1]
     made = nibabel.Nifti2Image if isinstance(original, nibabel.Nifti2Header) else nibabel.Nifti1Image
     return made(values.reshape(shape), None, header)
-
-
-def _overlay(maps: CaseMaps) -> Overlay:
-    """Return what to draw: a picture, or the most disputed slice of a volume."""
-    where = ""
-    if maps.slices:
-        shown = maps.most_disputed
-        where = f"slice {shown + 1} of {maps.slices} from the feet, the most disputed one"
-        maps = maps.slice(shown)
-    return Overlay(maps.image, maps.probability, maps.disagreement, maps.decision, maps.threshold, maps.aspect, where)

@@ -15,9 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from edue_lightning.prediction.case_maps import CaseMaps
 from edue_lightning.prediction.triage_table import NEEDS_VOXEL_SIZE
 from edue_lightning.reporting.figures import LARGEST_VARIANCE
+from edue_lightning.reporting.overlay import CaseMaps
 from edue_lightning.uncertainty import reached
 
 PAGE_FILE = "triage.html"

@@ -1,4 +1,4 @@
-"""Picture of one prediction over its image."""
+"""Maps of one prediction, and their picture over the image."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from edue_lightning.reporting.figures import COLOURS, LARGEST_VARIANCE
+from edue_lightning.reporting.panels import most_disputed_slice
 from edue_lightning.uncertainty import reached
 
 _CELL = 3.6
@@ -16,17 +17,16 @@ _TITLES = {"disagreement": "variance between members", "total_variance": "p(1 - 
 
 
 @dataclass(frozen=True)
-class Overlay:
-    """A picture or a slice of a volume, with its prediction.
+class CaseMaps:
+    """A picture, or a volume in radiological orientation, with its prediction.
 
     Attributes:
-        image: `[H, W]` or `[H, W, 3]` in [0, 1].
-        probability: p, `[H, W]`.
-        disagreement: variance, `[H, W]`.
-        decision: map that the mask is taken from, `[H, W]`.
-        threshold: threshold of the decision.
+        image: `[H, W]` or `[H, W, 3]` in [0, 1]; of a volume `[D, H, W]` or `[D, H, W, 3]`, slices from the feet up.
+        probability: p, `[H, W]` or `[D, H, W]`.
+        disagreement: variance, likewise.
+        decision: map that the mask is taken from, likewise.
+        threshold: value from which on it is in the mask.
         aspect: height of a pixel over its width.
-        where: description of the slice; empty for a picture.
     """
 
     image: NDArray[np.float32]
@@ -35,17 +35,42 @@ class Overlay:
     decision: NDArray[np.float32]
     threshold: float
     aspect: float
-    where: str
+
+    @property
+    def slices(self) -> int:
+        """Number of slices of a volume; 0 for a picture."""
+        return len(self.probability) if self.probability.ndim == 3 else 0
+
+    @property
+    def most_disputed(self) -> int:
+        """Position of a volume's slice with the most disagreement."""
+        return most_disputed_slice(self.disagreement)
+
+    def slice(self, position: int) -> CaseMaps:
+        """Return a slice of a volume, as maps of a picture."""
+        return CaseMaps(
+            self.image[position],
+            self.probability[position],
+            self.disagreement[position],
+            self.decision[position],
+            self.threshold,
+            self.aspect,
+        )
 
 
-def overlay_figure(overlay: Overlay, title: str, variance: str) -> Figure:
+def overlay_figure(overlay: CaseMaps, title: str, variance: str) -> Figure:
     """Draw the image with the mask's outline, the mean probability, and the disagreement over the image.
 
     Args:
-        overlay: the picture or slice to draw.
+        overlay: the picture to draw, or the volume whose most disputed slice is drawn.
         title: line above the figure.
         variance: `disagreement` between members, or `total_variance` of a single network.
     """
+    where = ""
+    if overlay.slices:
+        shown_slice = overlay.most_disputed
+        where = f"slice {shown_slice + 1} of {overlay.slices} from the feet, the most disputed one"
+        overlay = overlay.slice(shown_slice)
     height, width = overlay.probability.shape
     edge = _CELL * min(max(height * overlay.aspect / width, 0.4), 2.5)
     figure = Figure(figsize=(3 * _CELL + 1.2, edge + 0.9), layout="constrained")
@@ -76,5 +101,5 @@ def overlay_figure(overlay: Overlay, title: str, variance: str) -> Figure:
         one.set_title(name, fontsize=9)
         figure.colorbar(drawn, ax=one, shrink=0.8)
     # a case id may hold characters of formulas, which are shown as they are
-    figure.suptitle(title + (f"\n{overlay.where}" if overlay.where else ""), fontsize=9, parse_math=False)
+    figure.suptitle(title + (f"\n{where}" if where else ""), fontsize=9, parse_math=False)
     return figure

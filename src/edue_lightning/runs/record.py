@@ -30,6 +30,7 @@ from edue_lightning.runs.files import (
     read_mapping,
     read_table,
 )
+from edue_lightning.uncertainty import MaskRule
 
 START_ONLY_KEYS = frozenset({"resume", "logger", "members_at_once", "checkpoint_every_steps", "figures"})
 """Top-level keys of the configuration that may differ between two starts of one run."""
@@ -62,9 +63,6 @@ _NOT_OF_THE_METHOD_BELOW = {
     "inference.batch_size",
 }
 _ROOTS = ("data.root", "data.source.root")
-
-USUAL_RULE = "half"
-"""Rule for masks if a configuration names none: the decision map at one half."""
 
 _SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -155,7 +153,7 @@ def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
 def _mask_rule(record: Mapping[str, Any], trained: Mapping[str, Any]) -> Any:
     """Return the rule for masks of a training or evaluation; None for the usual one, as of runs that name none."""
     rule = record.get("mask") or trained.get("mask")
-    return None if rule is None or rule.get("rule", USUAL_RULE) == USUAL_RULE else rule
+    return None if rule is None or rule.get("rule", MaskRule.rule) == MaskRule.rule else rule
 
 
 def _of_the_evaluation(record: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:

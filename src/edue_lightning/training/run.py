@@ -41,6 +41,7 @@ from edue_lightning.training.checks import check_numbers
 from edue_lightning.training.fit import Experiment, fit
 from edue_lightning.training.loggers import WandbSettings, wandb_must_not_matter
 from edue_lightning.training.temperature import calibrate
+from edue_lightning.uncertainty import MaskRule
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ def _run(
         if is_first_process():
             add_mask_facts(folder / CHECKPOINTS / BEST, facts)
         rule = build_mask_rule(configuration.get("mask"), method, facts)
-        if rule.rule != "half":
+        if rule.rule != MaskRule.rule:
             method.readout = replace(method.readout, mask=rule)
             validation = measure_method(method, data, of_validation, trainer)
         sensitivity = configuration["triage_sensitivity"]

@@ -1,4 +1,4 @@
-"""How the mask is taken from a prediction: a threshold per image and structure."""
+"""Rules by which a mask is taken from a prediction: a threshold per image and structure."""
 
 from __future__ import annotations
 

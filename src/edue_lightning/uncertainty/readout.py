@@ -1,4 +1,4 @@
-"""What a method hands over: members, and how probability, disagreement and decision are read from them."""
+"""Read-out of a prediction: probability, disagreement and decision from its members."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DECIMALS = 9
 
 @dataclass(frozen=True)
 class Readout:
-    """How the maps of a prediction are read from its channels: pure functions of each voxel.
+    """Read-out of a prediction's maps from its channels: pure functions of each voxel.
 
     A prediction has the channels `[B, M + n, K, *S]`: the M members, and then n maps of its own, in the order of
     `own_maps`. All channels are logits before, probabilities after the sigmoid; sliding windows average logits.
