@@ -12,7 +12,8 @@ from dicom_files import ct_slice, write
 from patients import tilted
 from PIL import Image
 from pydicom import Dataset
-from pydicom.uid import generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGLosslessSV1, JPEGLSLossless, RLELossless, generate_uid
 
 from edue_lightning.data.images import ImageError, affine_of, read_image
 from edue_lightning.data.new_images import find_images
@@ -118,6 +119,45 @@ def test_what_would_make_a_wrong_volume_is_refused(
     folder = save(tmp_path, change(slices()))
     with pytest.raises(ImageError, match=message) as caught:
         read_image(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_localizer_beside_the_series_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = slices()
+    for dataset in made:
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    # of a series of its own, and of that of the slices
+    scouts = [ct_slice(PIXELS[0][:3], 0.0, series=uid) for uid in ("1.9", made[0].SeriesInstanceUID)]
+    for number, scout in enumerate(scouts):
+        scout.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        write(scout, tmp_path / f"scout{number}.dcm")
+    found = read_image(save(tmp_path, made))
+    assert found.array.shape == (1, 6, 5, COUNT)
+    assert caplog.messages == [f"{tmp_path}: localizers are left out: scout0.dcm, scout1.dcm"]
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless])
+def test_compressed_slices_hold_the_values_of_plain_ones(tmp_path: Path, syntax: str) -> None:
+    made = slices()
+    for dataset, pixels in zip(made, PIXELS, strict=True):
+        # below zero too
+        dataset.PixelData = (pixels - 700).tobytes()
+    expected = read_image(save(tmp_path / "plain", made)).array
+    for dataset in made:
+        dataset.compress(syntax)
+    np.testing.assert_array_equal(read_image(save(tmp_path / "packed", made)).array, expected)
+    assert expected.min() < -1024
+
+
+def test_slices_without_a_decoder_are_refused_in_one_line(tmp_path: Path) -> None:
+    made = slices()
+    for dataset in made:
+        dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+        dataset.PixelData = encapsulate([dataset.PixelData])
+        dataset["PixelData"].is_undefined_length = True
+    message = r"is compressed \(JPEG Lossless.*\), and no decoder for it is installed; decompress it, for example"
+    with pytest.raises(ImageError, match=message) as caught:
+        read_image(save(tmp_path, made))
     assert "\n" not in str(caught.value)
 
 

@@ -1,13 +1,16 @@
-"""Writes CT slices as DICOM files."""
+"""Writes CT slices and segmentations as DICOM files."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import highdicom
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmwrite
 from pydicom.dataset import FileMetaDataset
+from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
 
 STUDY = "1.3.6.1.4.1.14519.5.2.1.6279.6001.298806137288633453246975630178"
@@ -56,3 +59,46 @@ def write(dataset: Dataset, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     dcmwrite(path, dataset, enforce_file_format=True)
     return path
+
+
+def segmentation(
+    slices: list[Dataset], masks: NDArray, labels: list[str], kind: str = "BINARY", creator: str = "", **options: Any
+) -> Dataset:
+    """Return a SEG object by highdicom.
+
+    Args:
+        slices: slices of the series, k = 0, 1, ...
+        masks: `[K, columns, rows, slices]`, boolean, or shares for fractional ones.
+        labels: names of the K segments.
+        kind: type of the segmentation.
+        creator: name of the person who drew it.
+        options: further arguments of highdicom.
+    """
+    described = [
+        highdicom.seg.SegmentDescription(
+            number, label, codes.SCT.SpatialAndRelationalConcept, codes.DCM.SelectedRegion, "MANUAL"
+        )
+        for number, label in enumerate(labels, 1)
+    ]
+    for dataset in slices:
+        for name in ("PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
+            setattr(dataset, name, dataset.get(name, ""))
+        dataset.StudyDate, dataset.StudyTime = dataset.get("StudyDate", ""), dataset.get("StudyTime", "")
+        dataset.SliceThickness = dataset.get("SliceThickness", "2.5")
+    frames = np.ascontiguousarray(np.moveaxis(masks, (0, 1, 2, 3), (3, 2, 1, 0)))
+    return highdicom.seg.Segmentation(
+        slices,
+        frames.astype(np.uint8) if kind != "FRACTIONAL" else frames.astype(float),
+        kind,
+        described,
+        generate_uid(),
+        9,
+        generate_uid(),
+        1,
+        manufacturer="nobody",
+        manufacturer_model_name="none",
+        software_versions="0",
+        device_serial_number="0",
+        content_creator_name=creator or None,
+        **options,
+    )

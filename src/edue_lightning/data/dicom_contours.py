@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,11 @@ import numpy as np
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from pydicom.filereader import read_file_meta_info
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 from skimage.draw import polygon
 
+from edue_lightning.data.dicom_objects import DicomMasks, ImagePlace, plain_errors
 from edue_lightning.data.image_limits import ImageError
-from edue_lightning.data.sample import Grid
-from edue_lightning.text import reason_of
 
-_MOST_BYTES = 2**29
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 # hundredths of a voxel, of an outline's points
 _DECIMALS = 2
@@ -28,64 +25,70 @@ _TO_FACE = 0.5
 """Voxels from the centre of the first and last ones to the outer faces of the image."""
 
 
-def read_contours(path: Path, name: str, grid: Grid, frame: str | None) -> NDArray[np.bool_]:
-    """Return one structure of an RTSTRUCT object as a mask `[I, J, K]`: voxels with their centre inside the outlines.
+class Outlines(DicomMasks):
+    """Structures of an RTSTRUCT object: voxels with their centre inside the outlines.
 
     Outlines on one slice are combined by exclusive or, so that one within another is a hole.
 
     Args:
         path: RTSTRUCT file.
-        name: name of the structure; upper and lower case and blanks at its ends do not count.
-        grid: grid of the image, its slices along the third axis.
-        frame: frame of reference of the image, or None if it is unknown.
 
     Raises:
-        ImageError: if the file cannot be read, has no such structure, or its outlines do not lie on the image's slices.
+        ImageError: if the file cannot be read.
     """
-    try:
-        return _mask(_opened(path), name, grid, frame)
-    except ImageError:
-        raise
-    # the decoder raises all kinds of errors on damaged files: OSError, AttributeError, struct.error, ...
-    except Exception as error:
-        raise ImageError(f"cannot be read ({reason_of(error, path)}); save it again") from error
 
+    kind = "structures"
 
-def _opened(path: Path) -> Dataset:
-    if path.stat().st_size > _MOST_BYTES:
-        raise ImageError("is larger than 512 MiB, unlike any set of outlines; save it again")
-    # it could be inflated to any size
-    if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        raise ImageError("is deflated; inflate it, for example with dcmconv +ti")
-    dataset = dcmread(path)
-    modality = dataset.get("Modality")
-    if modality != "RTSTRUCT":
-        raise ImageError(f"is a DICOM file of modality {modality}; masks are RTSTRUCT, NRRD, MetaImage or NIfTI files")
-    return dataset
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with plain_errors(path):
+            self._dataset = dcmread(path)
+            self._regions = {int(region.ROINumber): region for region in self._dataset.StructureSetROISequence}
+            self.labels = {number: str(region.get("ROIName") or "") for number, region in self._regions.items()}
+            self.series = frozenset(_series_of(self._dataset))
+            self.frames = frozenset(self._frame(number) for number in self._regions)
+            self.label = str(self._dataset.get("StructureSetLabel") or "").strip()
+            self.operator = _names(self._dataset.get("OperatorsName"))
 
-
-def _mask(dataset: Dataset, name: str, grid: Grid, frame: str | None) -> NDArray[np.bool_]:
-    regions = {int(region.ROINumber): region for region in dataset.StructureSetROISequence}
-    wanted = name.strip().casefold()
-    named = [number for number, region in regions.items() if str(region.ROIName).strip().casefold() == wanted]
-    if len(named) != 1:
-        listed = ", ".join(repr(str(region.ROIName)) for region in regions.values())
-        raise ImageError(f"has {len(named)} structures {name!r}, its structures: {listed}; give one of them this name")
-    own_frame = str(regions[named[0]].get("ReferencedFrameOfReferenceUID", ""))
-    if frame is not None and own_frame != frame:
-        raise ImageError("was drawn in another frame of reference than the image's; choose the RTSTRUCT of this series")
-    mask = np.zeros(grid.shape, dtype=bool)
-    drawn: set[tuple[float, ...]] = set()
-    to_voxels = np.linalg.inv(grid.affine.numpy())
-    for item in dataset.get("ROIContourSequence") or []:
-        if int(item.ReferencedROINumber) == named[0]:
-            for contour in item.get("ContourSequence") or []:
+    def mask(self, number: int, place: ImagePlace, threshold: float | None = None) -> NDArray[np.bool_]:  # noqa: ARG002
+        """Return a structure as a mask `[I, J, K]`, see `DicomMasks.mask`."""
+        with plain_errors(self._path):
+            if place.frame is not None and self._frame(number) != place.frame:
+                raise ImageError(
+                    "was drawn in another frame of reference than the image's; choose the RTSTRUCT of this series"
+                )
+            mask = np.zeros(place.grid.shape, dtype=bool)
+            drawn: set[tuple[float, ...]] = set()
+            to_voxels = np.linalg.inv(place.grid.affine.numpy())
+            for contour in self._contours(number):
                 points = tuple(map(float, contour.ContourData))
                 if points in drawn:
-                    raise ImageError(f"has the same outline of {name!r} twice on a slice; remove one of them")
+                    label = self.labels[number].strip()
+                    raise ImageError(f"has the same outline of {label!r} twice on a slice; remove one of them")
                 drawn.add(points)
                 _add(mask, contour, to_voxels)
-    return mask
+            return mask
+
+    def _frame(self, number: int) -> str:
+        return str(self._regions[number].get("ReferencedFrameOfReferenceUID", ""))
+
+    def _contours(self, number: int) -> Iterator[Dataset]:
+        for item in self._dataset.get("ROIContourSequence") or []:
+            if int(item.ReferencedROINumber) == number:
+                yield from item.get("ContourSequence") or []
+
+
+def _series_of(dataset: Dataset) -> Iterator[str]:
+    for frame in dataset.get("ReferencedFrameOfReferenceSequence") or []:
+        for study in frame.get("RTReferencedStudySequence") or []:
+            for series in study.get("RTReferencedSeriesSequence") or []:
+                yield str(series.SeriesInstanceUID)
+
+
+def _names(value: Any) -> str:
+    """Return the names of one or several people."""
+    people = [] if value is None else [value] if not hasattr(value, "__iter__") or isinstance(value, str) else value
+    return ", ".join(str(person).strip() for person in people if str(person).strip())
 
 
 def _add(mask: NDArray[np.bool_], contour: Any, to_voxels: NDArray[np.float64]) -> None:

@@ -1,15 +1,18 @@
 """A series of DICOM slices as one volume.
 
 A folder holds one series, one slice per file; names of files mean nothing, headers decide. What would make a wrong
-volume is refused: slices that are missing, repeated, tilted against their stack, or of several series.
+volume is refused: slices that are missing, repeated, tilted against their stack, or of several series. Localizers
+beside a series are left out.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +20,28 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.pixels import get_decoder
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    ParametricMapStorage,
+    RTDoseStorage,
+    SegmentationStorage,
+)
 
 from edue_lightning.data.image_limits import MOST_VOXELS, ImageError, checked_spacing, require_memory
-from edue_lightning.text import reason_of
+from edue_lightning.text import named, reason_of
+
+log = logging.getLogger(__name__)
 
 _UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+LABEL_MAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
+"""Class of segmentations stored as label maps, which pydicom does not name yet."""
+
+_MADE_FROM_IMAGES = (SegmentationStorage, LABEL_MAP_SEGMENTATION, ParametricMapStorage, RTDoseStorage)
+_LOCALIZER = "LOCALIZER"
 _DIRECTORY = "DICOMDIR"
 _PREAMBLE = 128
 _MOST_BYTES = 2**28
@@ -40,7 +59,8 @@ _MOST_SHIFT = 0.1
 _LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MOST_LISTED = 4
 _HEADER = (
-    *("Modality", "SeriesInstanceUID", "SeriesDescription", "FrameOfReferenceUID", "SOPInstanceUID"),
+    *("Modality", "SeriesInstanceUID", "SeriesDescription", "FrameOfReferenceUID", "SOPInstanceUID", "SOPClassUID"),
+    *("ImageType", "PatientID"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames"),
     *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "RescaleSlope", "RescaleIntercept"),
 )
@@ -56,6 +76,7 @@ class SeriesHeader:
         spacing: voxel size in mm along i, j and k.
         affine: `[4, 4]`, from voxel indices to mm, RAS.
         headers: header of each file, without pixels.
+        left_out: files of localizers beside the series.
     """
 
     files: tuple[Path, ...]
@@ -63,6 +84,18 @@ class SeriesHeader:
     spacing: tuple[float, ...]
     affine: NDArray[np.float64]
     headers: tuple[Dataset, ...]
+    left_out: tuple[Path, ...] = ()
+
+    @property
+    def uid(self) -> str:
+        """UID of the series."""
+        return str(self.headers[0].get("SeriesInstanceUID"))
+
+    @property
+    def frame(self) -> str | None:
+        """UID of the frame of reference, or None if the series has none."""
+        found = self.headers[0].get("FrameOfReferenceUID")
+        return None if found is None else str(found)
 
 
 def is_dicom(path: Path) -> bool:
@@ -82,39 +115,44 @@ def holds_dicom(folder: Path) -> bool:
     return folder.is_dir() and any(is_dicom(path) for path in folder.iterdir())
 
 
-def frame_of(folder: Path) -> str | None:
-    """Return the frame of reference of the series in a folder, or None if it has none.
-
-    Raises:
-        ImageError: if there is not one series, or its slices do not make one volume.
-    """
-    frame = read_series_header(folder).headers[0].get("FrameOfReferenceUID")
-    return None if frame is None else str(frame)
-
-
 def files_in(folder: Path) -> tuple[Path, ...]:
     """Return the DICOM files of a folder itself, sorted by name."""
     return tuple(path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and is_dicom(path))
 
 
 def has_image(files: Sequence[Path]) -> bool:
-    """Return whether one of several DICOM files is a picture with rows and columns, and no segmentation of one.
+    """Return whether one of several DICOM files is a picture with rows and columns, and nothing made from one.
 
     A file that cannot be read counts as one, so that reading the series reports it.
     """
     for path in files:
         try:
-            if _is_image(_header(path)):
+            if is_image(read_header(path)):
                 return True
         except ImageError:
             return True
     return False
 
 
+def is_image(header: Dataset) -> bool:
+    """Return whether a header is that of a picture, and not of a segmentation, a map or a dose on one."""
+    return (
+        "Rows" in header
+        and header.get("Modality") not in ("SEG", "RTDOSE")
+        and header.get("SOPClassUID") not in _MADE_FROM_IMAGES
+    )
+
+
+def is_localizer(header: Dataset) -> bool:
+    """Return whether a header is that of a localizer, on which a scan is planned."""
+    kinds = header.get("ImageType") or []
+    return _LOCALIZER in ([kinds] if isinstance(kinds, str) else kinds)
+
+
 def read_series_header(folder: Path) -> SeriesHeader:
     """Sort the slices of the series in a folder by their position, and check that they make one volume.
 
-    Files that are no images, such as contours, are left out.
+    Files that are no images, such as contours, are left out, as are localizers beside a series.
 
     Raises:
         ImageError: if there is not one series, or its slices do not make one volume.
@@ -122,29 +160,58 @@ def read_series_header(folder: Path) -> SeriesHeader:
     files = files_in(folder)
     if not files:
         raise ImageError("is a folder without DICOM files; choose the folder of a series, or an image file")
+    return series_header([(path, read_header(path)) for path in files])
+
+
+def series_header(files: Sequence[tuple[Path, Dataset]]) -> SeriesHeader:
+    """Return the place of the series in several files, see `read_series_header`.
+
+    Args:
+        files: DICOM files with their headers, see `read_header`.
+
+    Raises:
+        ImageError: if there is not one series, or its slices do not make one volume.
+    """
+    images = [(path, header) for path, header in files if is_image(header)]
+    slices = [(path, header) for path, header in images if not is_localizer(header)] or images
     series: defaultdict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
-    for path in files:
-        header = _header(path)
-        if _is_image(header):
-            series[str(header.get("SeriesInstanceUID"))].append((path, header))
+    for path, header in slices:
+        series[str(header.get("SeriesInstanceUID"))].append((path, header))
     if not series:
         raise ImageError("holds DICOM files, but no slice of an image; choose the folder of the image series")
     if len(series) > 1:
-        listed = [_described(uid, members) for uid, members in list(series.items())[:_MOST_LISTED]]
+        listed = [described(members) for members in list(series.values())[:_MOST_LISTED]]
         more = "; ..." * (len(series) > _MOST_LISTED)
         raise ImageError(f"holds {len(series)} series: {'; '.join(listed)}{more}; give each its own folder")
-    return _volume(next(iter(series.values())))
+    kept = {path for path, _ in slices}
+    return _volume(next(iter(series.values())), tuple(path for path, _ in images if path not in kept))
 
 
 def read_series(folder: Path) -> tuple[NDArray[np.float32], SeriesHeader]:
-    """Read the series in a folder as `[1, I, J, K]`, its values through the slope and intercept of each slice.
+    """Read the series in a folder, see `read_voxels`; localizers that are left out are named in the log.
 
     Raises:
         ImageError: if there is not one series, its slices do not make one volume, or a file cannot be read.
     """
     found = read_series_header(folder)
-    volume = np.empty(found.shape, dtype=np.float32)
-    for k, (path, header) in enumerate(zip(found.files, found.headers, strict=True)):
+    if found.left_out:
+        _name_once(folder, found.left_out)
+    return read_voxels(found), found
+
+
+@cache
+def _name_once(folder: Path, left_out: tuple[Path, ...]) -> None:
+    log.warning("%s: localizers are left out: %s", folder, named([path.name for path in left_out]))
+
+
+def read_voxels(series: SeriesHeader) -> NDArray[np.float32]:
+    """Read a series as `[1, I, J, K]`, its values through the slope and intercept of each slice.
+
+    Raises:
+        ImageError: if a file cannot be read.
+    """
+    volume = np.empty(series.shape, dtype=np.float32)
+    for k, (path, header) in enumerate(zip(series.files, series.headers, strict=True)):
         # an element without a value counts as absent
         slope, intercept = (
             float(other if header.get(f"Rescale{name}") is None else header[f"Rescale{name}"].value)
@@ -154,43 +221,56 @@ def read_series(folder: Path) -> tuple[NDArray[np.float32], SeriesHeader]:
             raise ImageError(f"{path.name}: its header claims value x {slope:g} {intercept:+g}; correct it")
         with _decoding(path):
             pixels = dcmread(path).pixel_array
-        if pixels.shape != found.shape[1::-1]:
+        if pixels.shape != series.shape[1::-1]:
             raise ImageError(f"{path.name}: holds other pixels than its header claims; save it again")
         volume[:, :, k] = pixels.T * slope + intercept
-    return volume[None], found
+    return volume[None]
 
 
 _RESCALE = {"Slope": 1.0, "Intercept": 0.0}
 
 
-def _is_image(header: Dataset) -> bool:
-    return "Rows" in header and header.get("Modality") not in ("SEG", "RTDOSE")
-
-
-def _described(uid: str, members: Sequence[tuple[Path, Dataset]]) -> str:
+def described(members: Sequence[tuple[Path, Dataset]]) -> str:
+    """Return the UID, the modality, the description and the number of slices of a series."""
     header = members[0][1]
     count = f"{len(members)} slice{'s' * (len(members) > 1)}"
     name = str(header.get("SeriesDescription") or "").strip()
-    return f"{uid} ({', '.join([str(header.get('Modality')), *([name] if name else []), count])})"
+    parts = ", ".join([str(header.get("Modality")), *([name] if name else []), count])
+    return f"{header.get('SeriesInstanceUID')} ({parts})"
 
 
-def _header(path: Path) -> Dataset:
-    """Read the header of a file, without pixels.
+def read_header(path: Path) -> Dataset:
+    """Read what places a file, without pixels.
 
     Raises:
-        ImageError: naming the file, if it cannot be read or is compressed.
+        ImageError: naming the file, if it cannot be read, or is compressed and there is no decoder for it.
     """
     with _decoding(path):
         if path.stat().st_size > _MOST_BYTES:
             raise ImageError(f"{path.name}: is larger than 256 MiB, unlike any slice; save one slice per file")
         syntax = read_file_meta_info(path).get("TransferSyntaxUID")
-        if syntax not in _UNCOMPRESSED:
-            named = getattr(syntax, "name", "no TransferSyntaxUID")
-            raise ImageError(f"{path.name}: is compressed ({named}); decompress it, for example with gdcmconv --raw")
+        if not is_decoded(syntax):
+            raise ImageError(
+                f"{path.name}: is compressed ({getattr(syntax, 'name', 'no TransferSyntaxUID')}), and no decoder for "
+                "it is installed; decompress it, for example with gdcmconv --raw"
+            )
         return dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER))
 
 
-def _volume(members: Sequence[tuple[Path, Dataset]]) -> SeriesHeader:
+def is_decoded(syntax: str | None) -> bool:
+    """Return whether pixels stored in a transfer syntax can be decoded by what is installed."""
+    if syntax in _UNCOMPRESSED:
+        return True
+    # a whole file that could be inflated to any size
+    if syntax is None or syntax == DeflatedExplicitVRLittleEndian:
+        return False
+    try:
+        return bool(get_decoder(syntax).is_available)
+    except NotImplementedError:
+        return False
+
+
+def _volume(members: Sequence[tuple[Path, Dataset]], left_out: tuple[Path, ...]) -> SeriesHeader:
     """Return the place of a series, its slices sorted along their normal."""
     for path, header in members:
         _check_slice(path, header)
@@ -221,7 +301,7 @@ def _volume(members: Sequence[tuple[Path, Dataset]]) -> SeriesHeader:
         raise ImageError(f"claims {'x'.join(map(str, shape))} voxels, more than 2^31; cut it into parts")
     require_memory(12 * int(np.prod(shape)))
     files, headers = zip(*ordered, strict=True)
-    return SeriesHeader(files, shape, checked_spacing(affine, 3), affine, headers)
+    return SeriesHeader(files, shape, checked_spacing(affine, 3), affine, headers, left_out)
 
 
 def _check_slice(path: Path, header: Dataset) -> None:

@@ -30,7 +30,7 @@ def keep_freed_memory() -> None:
 
 def quiet_libraries() -> None:
     """Silence messages that libraries print on every start and users cannot act on."""
-    for library in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+    for library in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric", "highdicom"):
         logging.getLogger(library).setLevel(logging.WARNING)
     # cases are loaded once and kept in memory, so more workers would not help
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

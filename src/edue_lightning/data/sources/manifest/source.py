@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edue_lightning.data.dicom_contours import read_contours
-from edue_lightning.data.dicom_series import frame_of, is_dicom
+from edue_lightning.data.dicom_masks import open_masks
+from edue_lightning.data.dicom_objects import ImagePlace
+from edue_lightning.data.dicom_series import is_dicom, read_series_header
 from edue_lightning.data.file_source import (
     CaseError,
     CaseReading,
@@ -45,15 +46,16 @@ class ManifestSource(FileSource):
     """A folder with a table of one row per mask; all of it is checked before the first case is used.
 
     The columns are `case_id, image[, image2...], mask, rater, structure` and, as far as needed, `split`, `patient`,
-    `spacing`, `region`, `label`, `rater_position`; files are named by their paths from the manifest, see `NamedFiles`.
-    The images of a case are stacked as channels. An empty mask field means that the rater looked and outlined nothing.
-    A mask file of 3D Slicer (`.seg.nrrd`) holds the segment with the structure's name. `region` names a mask of the
-    voxels that count, such as the field of view; an empty field means all. `label` gives the numbers of the structure
-    in its mask file, if that is a label map. A table of votes has the columns `votes`, a file with the number or share
-    of raters who marked each voxel, and `n_raters` in place of `mask` and `rater`, see `data.votes`. The rater axis has
-    one place per name in the manifest, ordered by `rater_position`, or without it in natural order (`rater 2` before
-    `rater 10`); a rater without rows for a case is invalid there. Cases without `split` are drawn for all three splits,
-    those of one patient together.
+    `spacing`, `region`, `label`, `segment`, `rater_position`; files are named by their paths from the manifest, see
+    `NamedFiles`. The images of a case are stacked as channels. An empty mask field means that the rater looked and
+    outlined nothing. A mask file of 3D Slicer (`.seg.nrrd`) or DICOM (RTSTRUCT, SEG) holds the segment with the
+    structure's name, or with the name or number in `segment`. `region` names a mask of the voxels that count, such as
+    the field of view; an empty field means all. `label` gives the numbers of the structure in its mask file, if that is
+    a label map. A table of votes has the columns `votes`, a file with the number or share of raters who marked each
+    voxel, and `n_raters` in place of `mask` and `rater`, see `data.votes`. The rater axis has one place per name in the
+    manifest, ordered by `rater_position`, or without it in natural order (`rater 2` before `rater 10`); a rater without
+    rows for a case is invalid there. Cases without `split` are drawn for all three splits, those of one patient
+    together.
 
     Args:
         root: folder with the manifest.
@@ -68,7 +70,8 @@ class ManifestSource(FileSource):
         ignore: number of voxels in label maps that count nowhere: the region of a case is where no rater has it. None
             if there is none.
         threshold: value as the files store it, above which a voxel is marked, for masks with grey levels, such as 127
-            for anti-aliased pictures; None to refuse such masks. Label maps have no threshold.
+            for anti-aliased pictures and fractional segmentations of DICOM; None to refuse such masks. Label maps have
+            no threshold.
         cache: see `FileSource`.
 
     Raises:
@@ -100,6 +103,7 @@ class ManifestSource(FileSource):
             )
         self._label_map = LabelMap.of(table.labels or {"": 1}, ignore, "column label")
         self._numbers = table.labels
+        self._threshold = threshold
         self._read_mask = partial(read_mask, threshold=threshold)
         self._files = NamedFiles(self.root)
         self._stacked = self.preparation({"standardise": standardise})
@@ -148,6 +152,8 @@ class ManifestSource(FileSource):
         }
         if case.region:
             details["region"] = case.region
+        if case.segments:
+            details["segments"] = [[*key, name] for key, name in case.segments.items()]
         if case.labels:
             details["labels"] = [[*key, *numbers] for key, numbers in case.labels.items()]
         files = {}
@@ -168,7 +174,7 @@ class ManifestSource(FileSource):
             for name in dict.fromkeys(name for key, name in rows.masks.items() if name and key in rows.labels)
         }
         masks = {
-            key: self._mask(reading, name, rows, key[1], images) if name and key not in rows.labels else maps.get(name)
+            key: self._mask(reading, name, rows, key, images) if name and key not in rows.labels else maps.get(name)
             for key, name in rows.masks.items()
         }
         view = self._file(reading, rows.region, read_mask) if rows.region else None
@@ -230,6 +236,8 @@ class ManifestSource(FileSource):
             if self.votes:
                 # all levels are in one file
                 unlike = len({(user[0], user[2]) for user in users}) > 1
+            elif self._has_structures(users[0][3]) and len({user[0] for user in users}) == 1:
+                unlike = len({self._segment(*user[:3]) for user in users}) < len(users)
             if len(users) > 1 and unlike and self._has_area(*users[0][:3]):
                 (case_id, rater, structure, name), *others = users
                 shown = [f"case {other[0]!r}, rater {other[1]!r}, {other[2]}" for other in others[:_MOST_NAMED]]
@@ -247,6 +255,10 @@ class ManifestSource(FileSource):
         case = self._rows[case_id]
         return (rater, structure) in case.labels or self._has_structures(case.masks[rater, structure])
 
+    def _segment(self, case_id: str, rater: str, structure: str) -> str:
+        """Return the name or number of a row's segment in a mask file that names its structures."""
+        return self._rows[case_id].segments.get((rater, structure), structure).strip().casefold()
+
     def _has_area(self, case_id: str, rater: str, structure: str) -> bool:
         traits = self.traits_of(case_id)
         masks = None if traits is None else traits.masks[self._names.index(rater)]
@@ -257,15 +269,18 @@ class ManifestSource(FileSource):
         reading: CaseReading,
         name: str,
         rows: ManifestCase,
-        structure: str,
+        key: tuple[str, str],
         images: Sequence[NamedImage | None],
     ) -> NamedImage | None:
-        reader = self._reader(rows, structure)
+        reader = self._reader(rows, key[1])
+        segment = rows.segments.get(key, key[1])
         if reader is self._read_mask and self._is_dicom(name):
-            return self._outlined(reading, name, rows, structure, images)
+            return self._in_dicom(reading, name, rows, segment, images)
         if reader is not self._read_mask or not name.lower().endswith(SEGMENTATION):
+            if key in rows.segments:
+                reading.report(name, f"names no segments, so there is no {segment!r}; leave the column segment empty")
             return self._file(reading, name, reader)
-        found = self._file(reading, name, partial(read_segment, name=structure))
+        found = self._file(reading, name, partial(read_segment, name=segment))
         first = images[0].image.grid if images and images[0] is not None else None
         if found is None or first is None or found.image.affine is None or len(first.shape) != len(found.image.shape):
             return found
@@ -275,27 +290,28 @@ class ManifestSource(FileSource):
             return found
         return NamedImage(name, ImageFile(placed, found.image.spacing, first.affine.numpy()))
 
-    def _outlined(
+    def _in_dicom(
         self,
         reading: CaseReading,
         name: str,
         rows: ManifestCase,
-        structure: str,
+        segment: str,
         images: Sequence[NamedImage | None],
     ) -> NamedImage | None:
-        """Return the outlines of a structure in an RTSTRUCT file on the voxels of the case's first image."""
+        """Return a structure of an RTSTRUCT or SEG file on the voxels of the case's first image."""
         first = images[0].image if images and images[0] is not None else None
         if first is None:
             return None
         stored = first.origin or first.grid
         if stored is None or len(stored.shape) != _VOLUME:
-            reading.report(name, "is a set of outlines in space, but the image is no volume; save a mask file")
+            reading.report(name, "holds masks in space, but the image is no volume; save a mask file")
             return None
         series = self._files.locate(rows.images[0])
 
         def read(path: Path) -> ImageFile:
-            frame = frame_of(series) if series.is_dir() else None
-            mask = read_contours(path, structure, stored, frame)
+            place = ImagePlace.of_series(read_series_header(series)) if series.is_dir() else ImagePlace(stored)
+            masks = open_masks(path)
+            mask = masks.mask(masks.number_of(segment), place, self._threshold)
             return ImageFile(mask, grid_spacing(stored), stored.affine.numpy())
 
         return self._file(reading, name, read)

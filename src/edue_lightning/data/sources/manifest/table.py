@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 REQUIRED = ("case_id", "image", "mask", "rater", "structure")
 VOTES = ("case_id", "image", "votes", "n_raters", "structure")
 """Required columns of a table of votes, which has no masks of single raters."""
-OPTIONAL = ("split", "patient", "spacing", "region", "label", "rater_position")
+OPTIONAL = ("split", "patient", "spacing", "region", "label", "segment", "rater_position")
 PARQUET = ".parquet"
 TABLES = (".csv", PARQUET)
 _FILE_NAME = re.compile(r"[\w\- ][\w.\- ]*")
@@ -46,6 +46,8 @@ class ManifestCase:
         spacing: voxel size in mm along each spatial axis, or None if the manifest has none.
         region: mask file of the voxels that count, the empty string if all do.
         labels: for each mask file that is a label map, the numbers of the structure in it.
+        segments: for mask files that name their structures, the name or number of the segment, if it is not the
+            structure's name.
     """
 
     record: CaseRecord
@@ -54,6 +56,7 @@ class ManifestCase:
     spacing: tuple[float, ...] | None
     region: str = ""
     labels: Mapping[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
+    segments: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,9 @@ def _numbers(rows: Sequence[_Row], problems: _Problems) -> dict[str, tuple[int, 
         if not row["label"]:
             continue
         numbers = parse_label(row["label"])
-        if numbers is None:
+        if row["segment"]:
+            problems.add(f"line {row.line}: has a label and a segment; remove one", row["case_id"])
+        elif numbers is None:
             problems.add(
                 f"line {row.line}: label {row['label']!r} is no list of whole numbers from 1 to 255, such as 2 or 1 2; "
                 "correct it",
@@ -492,6 +497,7 @@ def _case(
             for row in rows
             if row["label"] and (numbers := parse_label(row["label"])) is not None
         },
+        segments={(row["rater"], row["structure"]): row["segment"] for row in rows if row["segment"]},
     )
 
 

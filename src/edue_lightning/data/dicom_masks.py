@@ -1,0 +1,53 @@
+"""RTSTRUCT and SEG files, opened as masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import RTStructureSetStorage, SegmentationStorage
+
+from edue_lightning.data.dicom_contours import Outlines
+from edue_lightning.data.dicom_objects import DicomMasks, plain_errors
+from edue_lightning.data.dicom_segmentation import Segments
+from edue_lightning.data.dicom_series import LABEL_MAP_SEGMENTATION, is_decoded
+from edue_lightning.data.image_limits import ImageError
+
+_MOST_BYTES = 2**30
+_KINDS: dict[str, type[Outlines | Segments]] = {
+    RTStructureSetStorage: Outlines,
+    SegmentationStorage: Segments,
+    LABEL_MAP_SEGMENTATION: Segments,
+}
+
+
+def is_masks(sop_class: str | None) -> bool:
+    """Return whether a class of DICOM objects holds masks that can be read."""
+    return sop_class in _KINDS
+
+
+def open_masks(path: Path) -> DicomMasks:
+    """Open an RTSTRUCT or SEG file.
+
+    Raises:
+        ImageError: if it is neither, or cannot be read.
+    """
+    with plain_errors(path):
+        if path.stat().st_size > _MOST_BYTES:
+            raise ImageError("is larger than 1 GiB, unlike any set of masks; save it again")
+        syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+        if not is_decoded(syntax):
+            named = getattr(syntax, "name", "no TransferSyntaxUID")
+            raise ImageError(
+                f"is compressed ({named}), and no decoder for it is installed; decompress it, for example with "
+                "gdcmconv --raw, or a deflated file with dcmconv +ti"
+            )
+        header = dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "Modality"])
+        kind = _KINDS.get(str(header.get("SOPClassUID")))
+        if kind is None:
+            raise ImageError(
+                f"is a DICOM file of modality {header.get('Modality')}; masks are RTSTRUCT, SEG, NRRD, MetaImage or "
+                "NIfTI files"
+            )
+    return kind(path)
