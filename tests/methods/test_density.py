@@ -60,8 +60,8 @@ def test_every_method_has_a_density_whatever_the_batch(name: str) -> None:
     assert found.dtype == torch.float64
     torch.testing.assert_close(torch.cat([density(method, image[None]) for image in new]), found, rtol=1e-4, atol=0)
     # as many sigmas away as no training image
-    assert (density(method, 5 * new) > density.largest).all()
-    assert (density(method, images(12)) <= density.largest + 1e-4).all()
+    assert (density(method, 5 * new) > density.limit).all()
+    assert (density(method, images(12)) <= density.limit + 1e-4).all()
 
 
 def test_of_an_ensemble_it_is_the_mean_over_the_networks() -> None:
@@ -105,7 +105,7 @@ def test_it_can_be_stored_as_tensors_and_plain_values(tmp_path: Path) -> None:
     density = fitted(method)
     torch.save(density.as_dict(), tmp_path / "density.pt")
     found = Density.from_dict(torch.load(tmp_path / "density.pt", weights_only=True))
-    assert found.largest == density.largest
+    assert (found.limit, found.false_alarms) == (density.limit, density.false_alarms)
     torch.testing.assert_close(found(method, images(3)), density(method, images(3)), rtol=0, atol=0)
 
 
@@ -124,7 +124,14 @@ def test_damaged_values_are_refused(change: object) -> None:
         Density.from_dict({**stored, "gaussians": [change(one) for one in stored["gaussians"]]})
 
 
-def test_a_distance_well_beyond_the_largest_is_put_in_words() -> None:
+def test_a_distance_beyond_the_limit_is_put_in_words() -> None:
     density = Density([], 10.0)
-    assert density.outside(10.9) == []
-    assert density.outside(11.5) == ["density 11.5 outside 0 to 10"]
+    assert density.outside(10.0) == []
+    assert density.outside(10.9) == ["density 10.9 outside 0 to 10"]
+
+
+def test_of_an_earlier_version_the_largest_known_distance_and_a_tenth_are_the_limit() -> None:
+    found = Density.from_dict({"gaussians": [], "largest": 10.0})
+    assert found.false_alarms is None
+    assert found.outside(10.9) == []
+    assert found.outside(11.5) == ["density 11.5 outside 0 to 11"]

@@ -110,9 +110,9 @@ def test_the_dice_that_the_scores_let_expect_is_a_score() -> None:
     assert known.uncertainty({**scores, "predicted_area": 0.0, "layer_agreement": math.nan}) == math.inf
 
 
-def test_what_lies_a_little_outside_is_not_told() -> None:
+def test_what_lies_outside_is_put_in_words() -> None:
     known = structure([0.5], [1.0], sv=(10.0, 20.0), predicted_area=(0.0, 0.0))
-    inside = {"sv": 20.9, "predicted_area": 0.0}
+    inside = {"sv": 20.0, "predicted_area": 0.0}
     assert known.outside(inside) == []
     assert known.outside({**inside, "sv": 21.1}) == ["sv 21.1 outside 10 to 20"]
     assert known.outside({**inside, "sv": 8.9, "predicted_area": 1.0}) == [
@@ -122,6 +122,27 @@ def test_what_lies_a_little_outside_is_not_told() -> None:
     assert known.outside({"sv": math.nan, "predicted_area": 0.0}) == []
 
 
+def test_in_a_checkpoint_of_an_earlier_version_a_tenth_of_the_range_is_allowed_beyond_it() -> None:
+    stored = whole().as_dict()
+    del stored["false_alarms"]
+    found = Triage.from_dict(stored, "x.ckpt")
+    assert found.false_alarms is None
+    assert found.structures["disc"].ranges == {"sv": pytest.approx((0.9, 2.1))}
+    assert found.intensities == {"percentile 1 of channel 1": pytest.approx((-0.1, 1.1))}
+
+
+@pytest.mark.parametrize(
+    ("score", "value", "reason"),
+    [
+        ("sv", 3.0, "sv 3 is at least 2"),
+        ("layer_agreement", -3.0, "layer_agreement -3 is at most -2"),
+        ("sv_normalised", math.nan, "sv_normalised is undefined, as for an empty mask"),
+    ],
+)
+def test_why_a_case_is_flagged_is_put_in_words(score: str, value: float, reason: str) -> None:
+    assert structure([0.5], [1.0], score).reason({score: value}, 2.0) == reason
+
+
 def test_intensities_are_percentiles_of_each_channel() -> None:
     image = torch.randn(2, 8, 9, generator=torch.Generator().manual_seed(0))
     found = intensities_of(image)
@@ -129,13 +150,10 @@ def test_intensities_are_percentiles_of_each_channel() -> None:
     assert found["percentile 50 of channel 2"] == pytest.approx(float(image[1].median()), abs=0.1)
 
 
-def test_an_unknown_voxel_size_is_reported() -> None:
-    inside = torch.full((1, 4, 4), 0.5)
-    assert whole().outside(inside, spaced=True) == []
-    (line,) = whole().outside(inside, spaced=False)
-    assert line == "voxel size unknown, in training it was known: sizes cannot be compared"
-    # then everything is measured in pixels
-    assert replace(whole(), spaced=False).outside(inside, spaced=True) == []
+def test_an_image_outside_of_the_range_of_intensities_is_reported() -> None:
+    assert whole().outside(torch.full((1, 4, 4), 0.5)) == []
+    (line,) = whole().outside(torch.full((1, 4, 4), -0.5))
+    assert line == "percentile 1 of channel 1 -0.5 outside 0 to 1"
 
 
 @pytest.mark.parametrize(
@@ -161,7 +179,8 @@ def whole() -> Triage:
         0.1, {"layer_agreement": Term(0.5, 0.0, 0.9), "log(predicted_area)": Term(-0.1, 1.0, 2.0)}
     )
     other = replace(one, score="expected_dice", expected_dice=regression)
-    return Triage(0.9, {"disc": one, "cup": other}, {"percentile 1 of channel 1": (0.0, 1.0)}, 7, spaced=True)
+    intensities = {"percentile 1 of channel 1": (0.0, 1.0)}
+    return Triage(0.9, {"disc": one, "cup": other}, intensities, 7, spaced=True, false_alarms=0.05)
 
 
 def test_what_is_stored_comes_back() -> None:
@@ -169,6 +188,7 @@ def test_what_is_stored_comes_back() -> None:
     assert again.sensitivity == 0.9
     assert again.training_cases == 7
     assert again.intensities == whole().intensities
+    assert again.false_alarms == 0.05
     for name, one in whole().structures.items():
         found = again.structures[name]
         assert (found.score, found.poor_dice, found.ranges) == (one.score, one.poor_dice, one.ranges)

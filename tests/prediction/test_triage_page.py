@@ -26,8 +26,16 @@ def row_of(number: int, structure: str = "node", **values: Any) -> dict[str, Any
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row |= {"case": f"case {number:02}", "structure": structure, "score": "sv", "score_value": 10.0 - number}
     row |= {"flagged": number < 3, "uncertainty": 100.0 - number, "threshold": 7.5, "unit": "pixels"}
-    row |= {"volume": 50.0, "volume_low": 40.0, "volume_high": 60.0, "out_of_distribution": ""}
+    row |= {"volume": 50.0, "volume_low": 40.0, "volume_high": 60.0, "out_of_distribution": "", "voxel_size": "unknown"}
+    row["flag_reason"] = "sv 10 is at least 7.5" if number < 3 else ""
     return row | values
+
+
+def outside(number: int, **values: Any) -> dict[str, Any]:
+    """Return the row of a case outside of the training's range."""
+    reason = "outside of the training's range: density"
+    row = row_of(number, flagged=True, flag_reason=reason, uncertainty=None, score="expected_dice", score_value=None)
+    return row | {"out_of_distribution": "density 32.5 outside 0 to 14.9"} | values
 
 
 def maps_of(number: int, depth: int = 0, edge: int = 48) -> CaseMaps:
@@ -45,7 +53,9 @@ def write_page(folder: Path, rows: list[dict[str, Any]], depth: int = 0, edge: i
     for number, row in enumerate(rows):
         name = layers_name(row["case"], row["structure"], structures)
         (folder / name).write_text(layers_script(name, maps_of(number, depth, edge), "disagreement"))
-    (folder / "triage.html").write_text(triage_page(frame, structures, "key"), encoding="utf-8")
+    (folder / "triage.html").write_text(
+        triage_page(frame, structures, "key", "At most 1.6 % of such cases."), encoding="utf-8"
+    )
     return folder / "triage.html"
 
 
@@ -85,7 +95,7 @@ def test_a_long_volume_keeps_the_most_disputed_slice() -> None:
 
 
 def test_texts_of_a_case_are_no_markup_and_no_script() -> None:
-    rows = [row_of(0, case="</script><script>alert(1)</script>", out_of_distribution="<img src=x>")]
+    rows = [outside(0, case="</script><script>alert(1)</script>", out_of_distribution="<img src=x>")]
     page = triage_page(pd.DataFrame(rows, columns=list(COLUMNS)), 1, "key")
     assert "alert(1)</script>" not in page
     assert "<img" not in page
@@ -100,21 +110,25 @@ def test_undefined_and_infinite_numbers_are_left_out() -> None:
 
 @needs_browser
 def test_the_list_is_sorted_filtered_and_read_by_keys(tmp_path: Path) -> None:
-    rows = [row_of(n, out_of_distribution="size above all training cases" if n == 7 else "") for n in range(CASES)]
+    rows = [outside(n) if n == 7 else row_of(n) for n in range(CASES)]
     with opened(write_page(tmp_path, rows)) as window:
         assert shown(window) == [f"case {n:02}" for n in range(CASES)]
         drawn(window, "case 00")
         window.click("th:nth-child(4) button")
         assert shown(window)[0] == "case 11"
         window.click("th:nth-child(4) button")
-        assert shown(window)[0] == "case 00"
+        assert shown(window)[:2] == ["case 07", "case 00"]
         window.check("#flagged")
-        assert shown(window) == ["case 00", "case 01", "case 02"]
+        assert shown(window) == ["case 07", "case 00", "case 01", "case 02"]
+        assert window.inner_text("#reasons") == "Flagged: sv 10 is at least 7.5"
         window.uncheck("#flagged")
         window.check("#unusual")
         assert shown(window) == ["case 07"]
         window.click("tbody tr")
-        assert window.inner_text("#reasons") == "size above all training cases"
+        assert window.inner_text("#reasons") == (
+            "Flagged: outside of the training's range: density 32.5 outside 0 to 14.9"
+        )
+        assert "expected_dice outside of the training's range" in window.inner_text("#values")
         window.uncheck("#unusual")
         window.fill("#search", "1")
         assert shown(window) == ["case 01", "case 10", "case 11"]
@@ -123,10 +137,12 @@ def test_the_list_is_sorted_filtered_and_read_by_keys(tmp_path: Path) -> None:
         assert window.inner_text("#name") == "case 07, node"
         window.fill("#search", "")
         window.click("#name")
-        for key, case in (("j", "case 08"), ("j", "case 09"), ("k", "case 08")):
+        for key, case in (("j", "case 00"), ("j", "case 01"), ("k", "case 00")):
             window.keyboard.press(key)
             drawn(window, case)
-        assert "12 cases; 3 of 12 rows flagged, 1 out of distribution, 0 looked at" in window.inner_text("#summary")
+        summary = window.inner_text("#summary")
+        assert "12 cases; 4 of 12 rows flagged, 1 outside of the training's range, 0 looked at" in summary
+        assert summary.endswith("At most 1.6 % of such cases.")
 
 
 @needs_browser
@@ -185,7 +201,7 @@ def test_what_is_noted_is_kept_and_exported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("width", "dark"), [(1400, False), (1400, True), (390, False), (390, True)])
 def test_the_page_is_accessible_and_fits_the_window(tmp_path: Path, width: int, dark: bool) -> None:
     rows = [
-        row_of(n, structure=name, out_of_distribution="unusual" * (n == 1))
+        outside(n, structure=name) if n == 1 else row_of(n, structure=name)
         for n in range(4)
         for name in ("disc", "cup")
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from edue_lightning.config.build import build_data
 from edue_lightning.data.preparation import PreparedImage
 from edue_lightning.prediction.estimate import Estimate
+from edue_lightning.prediction.expected_dice import ExpectedDice, Term
 from edue_lightning.prediction.model import Model
 from edue_lightning.prediction.triage import RANGE_SCORES, StructureTriage, Triage
 from edue_lightning.prediction.triage_table import triage_frame, triage_rows
@@ -34,10 +37,12 @@ def triage(score: str, uncertainties: list[float], spaced: bool = True) -> Triag
     return Triage(1.0, {"a": one}, {}, 5, spaced)
 
 
-def row(known: Triage | None, prepared: object, estimate: object) -> dict[str, object]:
+def row(
+    known: Triage | None, prepared: object, estimate: object, unusual: Sequence[str] | None = None
+) -> dict[str, object]:
     assert isinstance(prepared, PreparedImage)
     assert isinstance(estimate, Estimate)
-    (one,) = triage_rows("case", prepared, estimate, ["a"], known, None if known is None else 1.0)
+    (one,) = triage_rows("case", prepared, estimate, ["a"], known, None if known is None else 1.0, unusual)
     return one
 
 
@@ -57,10 +62,62 @@ def test_a_size_of_unknown_unit_is_neither_flagged_nor_cleared(sv_total: float) 
     assert found["uncertainty"] is None
     assert found["unit"] == "mm2"
     assert all(math.isnan(float(str(found[name]))) for name in ("sv_total", "entropy", "volume", "volume_low"))
-    assert found["out_of_distribution"] == (
-        "voxel size unknown, in training it was known: sizes cannot be compared; "
-        "not flagged: sv_total needs the voxel size"
-    )
+    # a column of its own, since it may be true of all rows and would bury the reasons
+    assert (found["voxel_size"], found["out_of_distribution"], found["flag_reason"]) == ("unknown", "", "")
+
+
+@pytest.mark.parametrize(
+    ("spacing", "expected"), [(None, "unknown"), ((2.0, 3.0), "1x1.5"), ((0.7031, 0.70312501), "0.3515x0.3516")]
+)
+def test_the_voxel_size_of_the_file_has_a_column(spacing: tuple[float, ...] | None, expected: str) -> None:
+    found = row(triage("model_agreement", [-0.5, -0.9]), *case(spacing, size=8, file=16))
+    assert found["voxel_size"] == expected
+
+
+OUTSIDE_OF_THE_IMAGE = ["density 32.5 outside 0 to 14.9"]
+
+
+@pytest.mark.parametrize("known", [None, triage("sv_total", [8.0, 2.0]), triage("sv_total", [math.inf, 2.0])])
+@pytest.mark.parametrize("spacing", [None, (1.0, 1.0)])
+@pytest.mark.parametrize("sv_total", [0.0, 1e6, math.nan])
+def test_a_case_outside_of_the_range_is_flagged_whatever_its_score(
+    known: Triage | None, spacing: tuple[float, ...] | None, sv_total: float
+) -> None:
+    found = row(known, *case(spacing, sv_total=sv_total), unusual=OUTSIDE_OF_THE_IMAGE)
+    assert found["flagged"] is True
+    assert found["flag_reason"] == "outside of the training's range: density"
+    assert found["out_of_distribution"] == OUTSIDE_OF_THE_IMAGE[0]
+    assert found["uncertainty"] is None
+    inside = row(known, *case(spacing, sv_total=sv_total), unusual=[])
+    assert inside["out_of_distribution"] == ""
+    assert inside["flagged"] is not True or "sv_total" in str(inside["flag_reason"])
+
+
+def test_without_a_poor_validation_case_only_cases_outside_of_the_range_are_flagged() -> None:
+    none_poor = StructureTriage("sv", 0.4, np.array([0.5, 0.9]), np.array([1.0, 2.0]), {"predicted_area": (2.0, 9.0)})
+    known = Triage(1.0, {"a": none_poor}, {"percentile 50 of channel 1": (-1.0, 1.0)}, 5, spaced=False)
+    assert row(known, *case(None, predicted_area=3.0))["flagged"] is None
+    empty = row(known, *case(None, predicted_area=0.0))
+    assert (empty["flagged"], empty["out_of_distribution"]) == (True, "predicted_area 0 outside 2 to 9")
+    prepared, estimate = case(None, predicted_area=0.0)
+    assert isinstance(prepared, PreparedImage)
+    bright = row(known, replace(prepared, image=prepared.image + 5), estimate)
+    assert bright["flag_reason"] == "outside of the training's range: percentile 50 of channel 1, predicted_area"
+
+
+def test_the_expected_dice_is_withheld_outside_of_the_range(tmp_path: Path) -> None:
+    dice = ExpectedDice(0.2, {"layer_agreement": Term(0.5, 0.0, 1.0)})
+    one = StructureTriage("expected_dice", 0.8, np.array([0.5, 0.9]), np.array([-0.5, -0.9]), {}, dice)
+    known = Triage(1.0, {"a": one}, {}, 5, spaced=True)
+    inside = row(known, *case((1.0, 1.0)), unusual=[])
+    assert inside["score_value"] == pytest.approx(0.7)
+    assert inside["flag_reason"] == "expected_dice 0.7 is at most 0.7" if inside["flagged"] else True
+    outside = row(known, *case((1.0, 1.0)), unusual=OUTSIDE_OF_THE_IMAGE)
+    assert (outside["score"], outside["score_value"], outside["uncertainty"]) == ("expected_dice", None, None)
+    frame = triage_frame([inside, {**outside, "case": "other"}])
+    assert frame["case"].tolist() == ["other", "case"]
+    frame.to_csv(tmp_path / "triage.csv", index=False)
+    assert not {"nan", "inf", "-inf", "None"} & set((tmp_path / "triage.csv").read_text().replace("\n", ",").split(","))
 
 
 def test_a_score_without_unit_is_flagged_at_any_spacing() -> None:

@@ -133,6 +133,7 @@ def _plain(triage: Triage) -> dict[str, Any]:
         "training_cases": triage.training_cases,
         "spaced": triage.spaced,
         "structures": structures,
+        "false_alarms": triage.false_alarms,
         "intensities": {name: _finite(list(ends)) for name, ends in triage.intensities.items()},
     }
 

@@ -13,7 +13,7 @@ from edue_lightning.methods.base import SegmentationMethod
 from edue_lightning.networks.first_features import ChannelMoments, first_features
 from edue_lightning.uncertainty.density import Gaussian
 
-_MARGIN = 0.1
+_EARLIER_MARGIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,14 @@ class Density:
 
     Attributes:
         gaussians: Gaussian of each network.
-        largest: largest distance of a training or validation image.
+        limit: distance beyond which an image is unlike the training images.
+        false_alarms: probability that an image like them lies beyond it, at most; None in checkpoints of earlier
+            versions.
     """
 
     gaussians: Sequence[Gaussian]
-    largest: float
+    limit: float
+    false_alarms: float | None = None
 
     def __call__(self, method: SegmentationMethod, image: Tensor) -> Tensor:
         """Return the distance of each image, mean over the networks, `[B]` float64 on the CPU.
@@ -49,18 +52,13 @@ class Density:
         return torch.stack(distances).mean(dim=0)
 
     def outside(self, distance: float) -> list[str]:
-        """Return in words that a distance lies outside those of training and validation images; empty if it does not.
-
-        As for other properties of an image, a tenth of their range is allowed beyond it.
-        """
-        if distance <= (1 + _MARGIN) * self.largest:
-            return []
-        return [f"density {distance:.4g} outside 0 to {self.largest:.4g}"]
+        """Return in words that a distance lies beyond the limit; empty if it does not."""
+        return [f"density {distance:.4g} outside 0 to {self.limit:.4g}"] if distance > self.limit else []
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values and tensors."""
         gaussians = [{"mean": one.mean, "whitening": one.whitening} for one in self.gaussians]
-        return {"gaussians": gaussians, "largest": self.largest}
+        return {"gaussians": gaussians, "limit": self.limit, "false_alarms": self.false_alarms}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Density:
@@ -76,7 +74,14 @@ class Density:
             parts = ((gaussian.mean, (count,)), (gaussian.whitening, (count, count)))
             if not all(part.shape == shape and part.is_contiguous() and part.isfinite().all() for part, shape in parts):
                 raise ValueError("its density is damaged")
-        return cls([Gaussian(one.mean.double(), one.whitening.double()) for one in gaussians], float(stored["largest"]))
+        # earlier versions stored the largest distance of a training or validation image
+        limit = stored["limit"] if "limit" in stored else (1 + _EARLIER_MARGIN) * stored["largest"]
+        rate = stored.get("false_alarms")
+        return cls(
+            [Gaussian(one.mean.double(), one.whitening.double()) for one in gaussians],
+            float(limit),
+            None if rate is None else float(rate),
+        )
 
 
 def networks(method: SegmentationMethod) -> list[nn.Module]:

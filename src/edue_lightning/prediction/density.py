@@ -12,6 +12,7 @@ from edue_lightning.data import RaterDataModule
 from edue_lightning.data.source import Subset
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.methods.density import Density, image_features
+from edue_lightning.prediction.limits import FALSE_ALARMS, ROUNDING, upper_limit
 from edue_lightning.runtime.devices import on_device
 from edue_lightning.runtime.processes import is_first_process, merged, own_share
 from edue_lightning.uncertainty.density import fit_gaussian
@@ -22,7 +23,9 @@ FEWEST_IMAGES = 2
 
 
 def fit_density(method: SegmentationMethod, data: RaterDataModule, trainer: pl.Trainer) -> Density | None:
-    """Fit the density to the training images, whole and without augmentation.
+    """Fit the density to the training images, whole and without augmentation, and set its limit.
+
+    The limit is set on the validation images, which the density has not seen, see `limits.upper_limit`.
 
     In a distributed run every process takes part and gets the result.
 
@@ -49,9 +52,15 @@ def fit_density(method: SegmentationMethod, data: RaterDataModule, trainer: pl.T
             log.warning("no density score for unusual images: %s", reason)
         return None
     gaussians = [fit_gaussian(features) for features in training]
-    known = [torch.cat(parts) for parts in zip(training, validation, strict=True)]
-    distances = torch.stack([one.distance(features) for one, features in zip(gaussians, known, strict=True)])
-    return Density(gaussians, float(distances.mean(dim=0).max()))
+    known, unseen = (
+        torch.stack([one.distance(part) for one, part in zip(gaussians, features, strict=True)]).mean(dim=0).numpy()
+        for features in (training, validation)
+    )
+    # half of the false alarms, see `triage.fit_triage` for the other half
+    limit, false_alarms = upper_limit(unseen, FALSE_ALARMS / 2)
+    # few validation images may all lie closer than many of the training images
+    limit = max(limit, upper_limit(known, FALSE_ALARMS / 2).value) * (1 + ROUNDING)
+    return Density(gaussians, limit, false_alarms)
 
 
 def _features(method: SegmentationMethod, data: RaterDataModule, split: Subset) -> list[Tensor] | None:

@@ -108,6 +108,12 @@ class Model:
         """Names of the K structures."""
         return self.image_format.structures
 
+    @property
+    def false_alarms(self) -> float | None:
+        """Probability that a case like those of the training lies outside of its range, at most; None if unknown."""
+        parts = [part.false_alarms for part in (self.density, self.triage) if part is not None]
+        return sum(part for part in parts if part is not None) if parts and None not in parts else None
+
     def predict(
         self, image: ArrayLike, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None
     ) -> Prediction:

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,10 +25,11 @@ from edue_lightning.data.images import ImageError, parts_of
 from edue_lightning.data.listing import PREDICTION_FILE, RECORDS
 from edue_lightning.data.new_images import ImageCase, find_images
 from edue_lightning.errors import UserError
+from edue_lightning.prediction.limits import rate_in_words
 from edue_lightning.prediction.model import Model
 from edue_lightning.prediction.outputs import write_estimate
 from edue_lightning.prediction.triage_page import PAGE_FILE, triage_page
-from edue_lightning.prediction.triage_table import NEEDS_VOXEL_SIZE, triage_frame
+from edue_lightning.prediction.triage_table import OUTSIDE, UNKNOWN, properties_of, triage_frame
 from edue_lightning.runs.folder import sole_writer
 from edue_lightning.runs.record import command_line
 from edue_lightning.text import named
@@ -36,7 +38,7 @@ log = logging.getLogger(__name__)
 
 TRIAGE_FILE, FAILED_FILE = "triage.csv", "failed.csv"
 _SECONDS_BETWEEN_LINES = 20.0
-_FORMAT = 2
+_FORMAT = 3
 """Number of the code's version that made a prediction, raised whenever its results change for the same settings."""
 
 
@@ -111,18 +113,19 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
         rows = [row for case in found.cases for row in work.rows.get(case.case_id, [])]
         _warn_of_others(folder, set(work.rows))
         _warn_of_units(rows)
+        _warn_of_range(rows, model)
         frame = triage_frame(rows)
         write_whole(folder / TRIAGE_FILE, lambda path: frame.to_csv(path, index=False))
         reasons = pd.DataFrame({"case": list(failed), "reason": list(failed.values())})
         write_whole(folder / FAILED_FILE, lambda path: reasons.to_csv(path, index=False))
-        _write_page(folder, frame, len(model.structures))
+        _write_page(folder, frame, model)
     return Predicted(frame, failed)
 
 
-def _write_page(folder: Path, frame: pd.DataFrame, structures: int) -> None:
+def _write_page(folder: Path, frame: pd.DataFrame, model: Model) -> None:
     """Write the page on which the cases of a folder are looked at."""
     key = hashlib.sha256((folder / PREDICTION_FILE).read_bytes()).hexdigest()[:16]
-    content = triage_page(frame, structures, key)
+    content = triage_page(frame, len(model.structures), key, _rate(model))
     write_whole(folder / PAGE_FILE, lambda path: path.write_text(content, encoding="utf-8"))
 
 
@@ -255,13 +258,34 @@ def _warn_of_others(folder: Path, cases: Set[str]) -> None:
 
 
 def _warn_of_units(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Warn of cases that are not flagged since their voxel size is unknown."""
-    cases = {row["case"] for row in rows if NEEDS_VOXEL_SIZE in (row["out_of_distribution"] or "")}
+    """Warn of cases whose score cannot be compared, since their voxel size is unknown."""
+    cases = {row["case"] for row in rows if _needs_voxel_size(row)}
     if cases:
         log.warning(
             "%d cases are not flagged, since their voxel size is unknown: give it in the column spacing of a table",
             len(cases),
         )
+
+
+def _warn_of_range(rows: Sequence[Mapping[str, Any]], model: Model) -> None:
+    """Warn of cases outside of the training's range, with what they differ in most often."""
+    outside = {row["case"]: row["out_of_distribution"] for row in rows if row["out_of_distribution"]}
+    if outside:
+        names = Counter(name for text in outside.values() for name in properties_of(text))
+        shown = ", ".join(f"{name}: {count}" for name, count in names.most_common(3))
+        rate = _rate(model)
+        log.warning(
+            "%d of %d cases lie %s (%s): they are flagged, and the Dice expected of them is withheld. %s",
+            len(outside),
+            len({row["case"] for row in rows}),
+            OUTSIDE,
+            shown,
+            rate,
+        )
+
+
+def _rate(model: Model) -> str:
+    return rate_in_words(model.false_alarms, None if model.triage is None else model.triage.validation_cases)
 
 
 def _with_progress(cases: Sequence[ImageCase]) -> Iterator[ImageCase]:
@@ -275,8 +299,18 @@ def _with_progress(cases: Sequence[ImageCase]) -> Iterator[ImageCase]:
 
 
 def _title(row: Mapping[str, Any]) -> str:
-    flag = {True: "review", False: "no flag", None: "no threshold"}[row["flagged"]]
+    if row["flagged"]:
+        return f"review: {row['flag_reason']}"
+    if _needs_voxel_size(row):
+        return f"not compared, since the voxel size is unknown: {row['score']}"
+    flag = "no threshold" if row["flagged"] is None else "no flag"
     return f"{flag}, {row['score']} {row['score_value']:.4g}"
+
+
+def _needs_voxel_size(row: Mapping[str, Any]) -> bool:
+    """Return whether a case's score cannot be compared with the threshold, since its voxel size is unknown."""
+    known = row["flagged"] is not None or row["uncertainty"] is not None
+    return not known and row["threshold"] is not None and row["voxel_size"] == UNKNOWN
 
 
 def _digest(files: Sequence[Path]) -> str:

@@ -31,6 +31,7 @@ from edue_lightning.metrics import SCORES, MetricSettings, case_statistics
 from edue_lightning.metrics.selective import risk_coverage
 from edue_lightning.prediction.estimate import Estimate, estimate
 from edue_lightning.prediction.expected_dice import SIZE_FEATURE, ExpectedDice, fit_expected_dice
+from edue_lightning.prediction.limits import FALSE_ALARMS, Range, fit_ranges
 from edue_lightning.runtime.devices import on_device
 from edue_lightning.runtime.processes import merged, own_share
 from edue_lightning.text import reason_of
@@ -52,20 +53,14 @@ RANGE_SCORES = (*MEASURED, "predicted_area")
 SIZE_SCORES = (*VARIANCE_SCORES, "predicted_area")
 """Scores measured in mm² or mm³, or in pixels or voxels."""
 
-RANGED_SCORES = (
-    *("sv", "sv_total", "sv_normalised", "entropy", "aula", "model_agreement", "layer_agreement", "predicted_area"),
-)
-"""Scores whose range among the training cases new images are compared with; more would raise more false alarms."""
-
 INTENSITY_PERCENTILES = (1, 50, 99)
-MARGIN = 0.1
-"""Share of the training cases' range by which a value may lie beyond it before it counts as outside."""
+_EARLIER_MARGIN = 0.1
+"""Share of the range by which a value could lie beyond it in checkpoints of earlier versions."""
 
 # by which a score may differ between two computations of one case, relative to its value
 _ROUNDING = 1e-5
 _SMALLEST = float(np.finfo(np.float32).tiny)
-
-Range = tuple[float, float]
+_LARGEST_LOGARITHM = 700.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,8 @@ class StructureTriage:
         dice: Dice of the N validation cases, `[N]`.
         uncertainties: uncertainty of the same cases, `[N]`; high for poor ones, infinite where the score is undefined,
             as for an empty mask.
-        ranges: smallest and largest value of each score among the training cases.
+        ranges: smallest and largest value of a score that count as within the training's range, by the score's name:
+            the size of the mask, in checkpoints of earlier versions also scores of uncertainty.
         expected_dice: regression behind the score of that name, None for other scores.
     """
 
@@ -159,6 +155,14 @@ class StructureTriage:
         """Return the scores outside of the training cases' range, in words."""
         return _outside(scores, self.ranges)
 
+    def reason(self, scores: Mapping[str, float], threshold: float) -> str:
+        """Return in words why a case is flagged whose uncertainty reaches the threshold, see `Threshold.value`."""
+        value = self.value(scores)
+        if math.isnan(value):
+            return f"{self.score} is undefined, as for an empty mask"
+        side = "at least" if CANDIDATES[self.score] > 0 else "at most"
+        return f"{self.score} {value:.4g} is {side} {self.measured(threshold):.4g}"
+
 
 @dataclass(frozen=True)
 class Triage:
@@ -167,9 +171,12 @@ class Triage:
     Attributes:
         sensitivity: share of the poor cases to flag unless another is requested.
         structures: results by structure.
-        intensities: range of the percentiles of each channel among the training cases, by name, see `intensities_of`.
+        intensities: smallest and largest value of the percentiles of each channel that count as within the training's
+            range, by name, see `intensities_of`.
         training_cases: number of training cases.
         spaced: whether sums and sizes are in mm² or mm³, since all voxel sizes were known; in pixels or voxels if not.
+        false_alarms: probability that a case like those of the training lies outside of the range of intensities or
+            sizes, at most; None in checkpoints of earlier versions.
     """
 
     sensitivity: float
@@ -177,18 +184,16 @@ class Triage:
     intensities: Mapping[str, Range]
     training_cases: int
     spaced: bool
+    false_alarms: float | None = None
 
-    def outside(self, image: Tensor, spaced: bool) -> list[str]:
-        """Return the properties of an image outside of the training cases' range, in words.
+    @property
+    def validation_cases(self) -> int:
+        """Number of validation cases."""
+        return max((len(one.dice) for one in self.structures.values()), default=0)
 
-        Args:
-            image: prepared image `[C, *S]`.
-            spaced: whether its voxel size is known.
-        """
-        lines = _outside(intensities_of(image), self.intensities)
-        if self.spaced and not spaced:
-            lines.append("voxel size unknown, in training it was known: sizes cannot be compared")
-        return lines
+    def outside(self, image: Tensor) -> list[str]:
+        """Return the properties of a prepared image `[C, *S]` outside of the training cases' range, in words."""
+        return _outside(intensities_of(image), self.intensities)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values and tensors for a checkpoint."""
@@ -196,6 +201,7 @@ class Triage:
             "sensitivity": self.sensitivity,
             "training_cases": self.training_cases,
             "spaced": self.spaced,
+            "false_alarms": self.false_alarms,
             "intensities": {name: list(ends) for name, ends in self.intensities.items()},
             "structures": {
                 name: {
@@ -222,13 +228,15 @@ class Triage:
             UserError: if the entry is damaged.
         """
         try:
+            # earlier versions stored the values of the training cases themselves
+            margin = 0.0 if "false_alarms" in stored else _EARLIER_MARGIN
             structures = {
                 str(name): StructureTriage(
                     str(one["score"]),
                     float(one["poor_dice"]),
                     _column(one["dice"]),
                     _column(one["uncertainties"]),
-                    _ranges(one["ranges"]),
+                    _ranges(one["ranges"], margin),
                     None if one.get("expected_dice") is None else ExpectedDice.from_dict(one["expected_dice"]),
                 )
                 for name, one in stored["structures"].items()
@@ -241,11 +249,19 @@ class Triage:
                     raise ValueError(f"score {one.score!r} and its regression")
                 if len(one.dice) != len(one.uncertainties):
                     raise ValueError(f"{len(one.dice)} Dice for {len(one.uncertainties)} cases")
-            ranges = _ranges(stored["intensities"])
+            ranges = _ranges(stored["intensities"], margin)
+            rate = stored.get("false_alarms")
             sensitivity = float(stored["sensitivity"])
             if not 0 < sensitivity <= 1:
                 raise ValueError(f"sensitivity {sensitivity}")
-            return cls(sensitivity, structures, ranges, int(stored["training_cases"]), bool(stored.get("spaced", True)))
+            return cls(
+                sensitivity,
+                structures,
+                ranges,
+                int(stored["training_cases"]),
+                bool(stored.get("spaced", True)),
+                None if rate is None else float(rate),
+            )
         # damaged values raise errors of any type
         except Exception as error:
             raise UserError(
@@ -260,7 +276,11 @@ def fit_triage(
     sensitivity: float,
     trainer: pl.Trainer,
 ) -> Triage:
-    """Choose each structure's score on the validation cases, and record the range of the training cases.
+    """Choose each structure's score and the range of the training's cases on the validation cases.
+
+    The range of a property is that of the training cases, widened by a common share of its width, so small that a case
+    like the validation cases lies outside with a probability of at most half of `FALSE_ALARMS`, see
+    `limits.fit_ranges`. The density of the images has the other half.
 
     In a distributed run every process takes part and gets the result.
 
@@ -277,13 +297,11 @@ def fit_triage(
         training = _measured(method, data, "train", settings)
     # one unit for all cases: mm² or mm³ if every voxel size is known
     spaced = all(case.voxel_size is not None for case in (*measured, *training))
+    intensities, sizes, false_alarms = _fitted_ranges(training, measured, len(method.structures), spaced)
     structures = {}
     for k, name in enumerate(method.structures):
         dice = np.array([case.dice[k] for case in measured])
-        columns, ranges = (
-            {score: np.array([case.score(score, k, spaced) for case in cases]) for score in RANGE_SCORES}
-            for cases in (measured, training)
-        )
+        columns = {score: np.array([case.score(score, k, spaced) for case in measured]) for score in RANGE_SCORES}
         uncertainties = {score: _uncertainty(columns[score], score) for score in MEASURED}
         fitted = fit_expected_dice(columns, dice)
         if fitted is not None:
@@ -298,12 +316,10 @@ def fit_triage(
             settings.poor_dice_of(name),
             dice,
             chosen,
-            _finite({one: _range(ranges[one]) for one in RANGED_SCORES}),
+            {"predicted_area": sizes[k]},
             fitted.expected_dice if fitted is not None and score == EXPECTED_DICE else None,
         )
-    percentiles = [case.intensities for case in training]
-    intensities = {name: _range(np.array([one[name] for one in percentiles])) for name in percentiles[0]}
-    return Triage(sensitivity, structures, intensities, len(training), spaced)
+    return Triage(sensitivity, structures, intensities, len(training), spaced, false_alarms)
 
 
 @dataclass(frozen=True)
@@ -390,17 +406,46 @@ def _uncertainty(values: Array, score: str) -> Array:
     return np.where(np.isnan(values), np.inf, CANDIDATES[score] * values)
 
 
-def _range(values: Array) -> Range:
-    defined = values[np.isfinite(values)]
-    return (float(defined.min()), float(defined.max())) if len(defined) else (math.nan, math.nan)
+def _fitted_ranges(
+    training: Sequence[_MeasuredCase], validation: Sequence[_MeasuredCase], structures: int, spaced: bool
+) -> tuple[dict[str, Range], list[Range], float]:
+    """Return the range of each intensity by name, of each structure's size, and their `Triage.false_alarms`.
+
+    Intensities are measured in the span of their channel's values among the training cases, and sizes in the width of
+    their logarithm's range, at least a factor of two. An empty mask counts as half of the smallest voxel.
+    """
+    half_a_voxel = 0.5 * (min(case.voxel_size or 1.0 for case in (*training, *validation)) if spaced else 1.0)
+    sizes = [f"size of structure {k}" for k in range(structures)]
+    known, unseen = (
+        {
+            **{name: np.array([case.intensities[name] for case in cases]) for name in cases[0].intensities},
+            **{
+                name: np.log([max(case.score("predicted_area", k, spaced), half_a_voxel) for case in cases])
+                for k, name in enumerate(sizes)
+            },
+        }
+        for cases in (training, validation)
+    )
+    units = {name: max(float(np.ptp(known[name])), math.log(2)) for name in sizes}
+    names = [*training[0].intensities]
+    for channel in zip(*[iter(names)] * len(INTENSITY_PERCENTILES), strict=True):
+        values = np.concatenate([known[name] for name in channel])
+        # images of a single value differ by rounding alone
+        units |= dict.fromkeys(channel, max(float(np.ptp(values)), 1e-3 * float(np.abs(values).max()), 1e-6))
+    ranges, false_alarms = fit_ranges(known, unseen, units, FALSE_ALARMS / 2)
+    of_sizes = [np.exp(np.minimum(ranges[name], _LARGEST_LOGARITHM)).tolist() for name in sizes]
+    return (
+        {name: ranges[name] for name in names},
+        # empty masks are within a range from half a voxel on
+        [(0.0 if low <= half_a_voxel else low, high) for low, high in of_sizes],
+        false_alarms,
+    )
 
 
-def _finite(ranges: Mapping[str, Range]) -> dict[str, Range]:
-    return {name: ends for name, ends in ranges.items() if all(map(math.isfinite, ends))}
-
-
-def _ranges(stored: Mapping[str, Sequence[float]]) -> dict[str, Range]:
-    return {str(name): (float(low), float(high)) for name, (low, high) in stored.items()}
+def _ranges(stored: Mapping[str, Sequence[float]], margin: float) -> dict[str, Range]:
+    """Return stored ranges, widened by a share of their width on both sides."""
+    ends = {str(name): (float(low), float(high)) for name, (low, high) in stored.items()}
+    return {name: (low - margin * (high - low), high + margin * (high - low)) for name, (low, high) in ends.items()}
 
 
 def _column(stored: Tensor) -> Array:
@@ -413,9 +458,8 @@ def _column(stored: Tensor) -> Array:
 def _outside(values: Mapping[str, float], ranges: Mapping[str, Range]) -> list[str]:
     lines = []
     for name, (low, high) in ranges.items():
-        margin = MARGIN * (high - low)
-        # an undefined score, as for an empty mask, is reported by other scores
+        # an undefined size, as where the voxel size is unknown, cannot be compared
         value = values.get(name, math.nan)
-        if value < low - margin or value > high + margin:
+        if value < low or value > high:
             lines.append(f"{name} {value:.4g} outside {low:.4g} to {high:.4g}")
     return lines

@@ -15,7 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from edue_lightning.prediction.triage_table import NEEDS_VOXEL_SIZE
+from edue_lightning.prediction.triage import EXPECTED_DICE
+from edue_lightning.prediction.triage_table import OUTSIDE, UNKNOWN
 from edue_lightning.reporting.figures import LARGEST_VARIANCE
 from edue_lightning.reporting.overlay import CaseMaps
 from edue_lightning.uncertainty import reached
@@ -80,27 +81,33 @@ def _encoded(values: NDArray[np.float32]) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def triage_page(frame: pd.DataFrame, structures: int, key: str) -> str:
+def triage_page(frame: pd.DataFrame, structures: int, key: str, rate: str = "") -> str:
     """Return the page: a list of the cases and a viewer, without references to anything but the pictures' scripts.
 
     Args:
         frame: content of `triage.csv`.
         structures: number of structures, K.
         key: text by which a browser tells what was noted on this prediction from others.
+        rate: share of cases like those of the training that lie outside of its range, in words, see
+            `limits.rate_in_words`.
     """
     rows = [_row(row, structures) for row in cast(list[dict[str, Any]], frame.to_dict("records"))]
-    data = {"key": key, "cases": frame["case"].nunique(), "caution": _CAUTION, "rows": rows}
+    data = {"key": key, "cases": frame["case"].nunique(), "caution": _CAUTION, "rate": rate, "rows": rows}
     template = files("edue_lightning.prediction").joinpath("triage_page.html").read_text(encoding="utf-8")
     return template.replace("@DATA@", _json(data))
 
 
 def _row(row: Mapping[str, Any], structures: int) -> dict[str, Any]:
-    reasons = [reason for reason in str(_known(row["out_of_distribution"]) or "").split("; ") if reason]
+    outside = str(_known(row["out_of_distribution"]) or "")
+    # details of what lies outside of the range, without its short names
+    reason = f"{OUTSIDE}: {outside}" if outside else str(_known(row["flag_reason"]) or "")
+    withheld = OUTSIDE if outside and row["score"] == EXPECTED_DICE else ""
     size = _text(row["volume"]), _text(row["volume_low"]), _text(row["volume_high"])
     values = [
-        ("Score", f"{row['score']} {_text(row['score_value'])}"),
+        ("Score", f"{row['score']} {withheld or _text(row['score_value'])}"),
         ("Flagged from", _text(row["threshold"])),
         ("Size of the mask", f"{size[0]} {row['unit']}, members {size[1]} to {size[2]}" if size[0] else ""),
+        ("Voxel size", _in_mm(row["voxel_size"])),
         *((name, _text(row[name])) for name in ("sv", "sv_total", "model_agreement", "entropy")),
     ]
     flagged, uncertainty = _known(row["flagged"]), _known(row["uncertainty"])
@@ -109,8 +116,8 @@ def _row(row: Mapping[str, Any], structures: int) -> dict[str, Any]:
         "structure": str(row["structure"]),
         "flagged": None if flagged is None else bool(flagged),
         "uncertainty": None if uncertainty is None else float(uncertainty),
-        "unusual": any(NEEDS_VOXEL_SIZE not in reason for reason in reasons),
-        "reasons": reasons,
+        "unusual": bool(outside),
+        "reason": reason,
         "values": [(name, value) for name, value in values if value],
         "layers": layers_name(str(row["case"]), str(row["structure"]), structures),
     }
@@ -121,6 +128,11 @@ def _known(value: Any) -> Any:
     if value is None or value is pd.NA:
         return None
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _in_mm(voxel_size: Any) -> str:
+    known = str(_known(voxel_size) or "")
+    return known if known in ("", UNKNOWN) else f"{known} mm"
 
 
 def _text(value: Any) -> str:

@@ -7,19 +7,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from nibabel.affines import voxel_sizes
 
 from edue_lightning.data.preparation import PreparedImage
 from edue_lightning.prediction.estimate import Estimate
-from edue_lightning.prediction.triage import CANDIDATES, SIZE_SCORES, Triage, scores_of
+from edue_lightning.prediction.triage import (
+    CANDIDATES,
+    EXPECTED_DICE,
+    SIZE_SCORES,
+    StructureTriage,
+    Triage,
+    scores_of,
+)
 
 COLUMNS = (
-    *("case", "structure", "flagged", "uncertainty", "score", "score_value", "threshold"),
-    *("out_of_distribution", "sv", "sv_total", "sv_normalised"),
+    *("case", "structure", "flagged", "flag_reason", "uncertainty", "score", "score_value", "threshold"),
+    *("out_of_distribution", "voxel_size", "sv", "sv_total", "sv_normalised"),
     *("layer_agreement", "aula", "model_agreement", "entropy"),
     *("volume", "volume_low", "volume_high", "unit"),
 )
-NEEDS_VOXEL_SIZE = "needs the voxel size"
+OUTSIDE = "outside of the training's range"
+UNKNOWN = "unknown"
 _WITHOUT_TRIAGE = "sv_total"
+_SEPARATOR = "; "
 
 
 def triage_rows(
@@ -33,14 +43,18 @@ def triage_rows(
 ) -> list[dict[str, Any]]:
     """Return one row per structure of a case, plain values by `COLUMNS`.
 
-    - `flagged`: whether the score reaches the threshold that flags `sensitivity` of the poor segmentations among the
-      validation cases; None if there is no threshold, or the score cannot be compared with it, since it is a size and
-      the voxel size of this image is unknown.
+    - `flagged`: true if the case lies outside of the training's range, whatever its score; else whether the score
+      reaches the threshold that flags `sensitivity` of the poor segmentations among the validation cases; None if there
+      is no threshold, or the score cannot be compared with it, since it is a size and the voxel size of this image is
+      unknown.
+    - `flag_reason`: why it is flagged, an empty text if it is not.
     - `uncertainty`: the share of the validation cases that are surer, in per cent; None without `triage`.
     - `score`, `score_value`, `threshold`: name and value of the score, and the value from which on a case is flagged;
       None for an infinite one, which only an undefined score reaches.
-    - `out_of_distribution`: properties outside the range of the training cases, an empty text if there are none; None
-      without `triage` and `unusual`.
+    - `out_of_distribution`: properties outside of the training's range, an empty text if there are none; None without
+      `triage` and `unusual`. Then `uncertainty` is None, and so is the value of a score that is an estimate, the
+      expected Dice, since both hold within the range alone.
+    - `voxel_size`: of the file in mm along each axis, such as `0.7x0.7x2.5`, or `unknown`.
     - `volume`: volume of the mask, with the smallest and largest volume of the members' masks; area for a picture.
     - `unit`: unit of volumes and sums, the same in all rows of a model: mm² or mm³ if it was trained on images of known
       voxel size, else pixels or voxels (of the file for volumes, of the image that the network saw for sums).
@@ -60,7 +74,7 @@ def triage_rows(
     unit = f"mm{prepared.image.ndim - 1}" if spaced else {2: "pixels", 3: "voxels"}[prepared.image.ndim - 1]
     # without spacing, volumes count the voxels of the file, as the mask that is written does
     on_file = 1.0 if spaced else math.prod(prepared.file) / math.prod(prepared.image.shape[1:])
-    intensities = [] if triage is None else triage.outside(prepared.image, prepared.spacing is not None)
+    of_image = [*(unusual or ()), *([] if triage is None else triage.outside(prepared.image))]
     rows = []
     for k, structure in enumerate(structures):
         scores = {
@@ -68,23 +82,24 @@ def triage_rows(
         }
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
         row |= {"case": case_id, "structure": structure, **{name: scores[name] for name in COLUMNS if name in scores}}
+        row |= {"flag_reason": "", "voxel_size": _voxel_size(prepared)}
+        outside = list(of_image)
         if triage is None or sensitivity is None:
             row |= {"score": _WITHOUT_TRIAGE, "score_value": scores[_WITHOUT_TRIAGE]}
-            row["out_of_distribution"] = None if unusual is None else "; ".join(unusual)
         else:
             known = triage.structures[structure]
-            threshold = known.threshold(sensitivity).value
-            row |= {"score": known.score, "score_value": known.value(scores)}
-            if threshold is not None and math.isfinite(threshold):
-                row["threshold"] = known.measured(threshold)
-            outside = [*(unusual or ()), *intensities, *known.outside(scores)]
-            if known.needs_unit and math.isnan(voxel_size):
-                outside.append(f"not flagged: {known.score} {NEEDS_VOXEL_SIZE}")
-            else:
-                uncertainty = known.uncertainty(scores)
-                row["uncertainty"] = known.percentile(uncertainty)
-                row["flagged"] = None if threshold is None else uncertainty >= threshold
-            row["out_of_distribution"] = "; ".join(outside)
+            outside += known.outside(scores)
+            row |= _compared(known, scores, sensitivity, comparable=not (known.needs_unit and math.isnan(voxel_size)))
+        if triage is not None or unusual is not None:
+            row["out_of_distribution"] = _SEPARATOR.join(outside)
+        if outside:
+            row |= {
+                "flagged": True,
+                "flag_reason": f"{OUTSIDE}: {', '.join(properties_of(row['out_of_distribution']))}",
+                "uncertainty": None,
+            }
+            if row["score"] == EXPECTED_DICE:
+                row["score_value"] = None
         members = estimate.member_areas[:, k] * voxel_size * on_file
         row |= {
             "volume": scores["predicted_area"] * on_file,
@@ -96,11 +111,53 @@ def triage_rows(
     return rows
 
 
+def _compared(
+    known: StructureTriage, scores: Mapping[str, float], sensitivity: float, comparable: bool
+) -> dict[str, Any]:
+    """Return the columns that compare a case's score with those of the validation cases.
+
+    Args:
+        known: results of the validation cases.
+        scores: scores of the case by name.
+        sensitivity: share of the poor cases to flag.
+        comparable: whether the score has the unit of the validation cases'.
+    """
+    threshold = known.threshold(sensitivity).value
+    row: dict[str, Any] = {"score": known.score, "score_value": known.value(scores)}
+    if threshold is not None and math.isfinite(threshold):
+        row["threshold"] = known.measured(threshold)
+    if comparable:
+        uncertainty = known.uncertainty(scores)
+        row["uncertainty"] = known.percentile(uncertainty)
+        if threshold is not None:
+            row["flagged"] = uncertainty >= threshold
+            row["flag_reason"] = known.reason(scores, threshold) if row["flagged"] else ""
+    return row
+
+
+def properties_of(outside: str) -> list[str]:
+    """Return the names of the properties in `out_of_distribution`, without their values."""
+    return [one.partition(" outside ")[0].rpartition(" ")[0] for one in outside.split(_SEPARATOR)]
+
+
+def _voxel_size(prepared: PreparedImage) -> str:
+    """Return the voxel size of a case's file in words."""
+    if prepared.spacing is None:
+        return UNKNOWN
+    if prepared.file_grid is not None:
+        sizes = voxel_sizes(prepared.file_grid.affine.numpy()).tolist()
+    else:
+        lengths = zip(prepared.spacing, prepared.image.shape[1:], prepared.file, strict=True)
+        sizes = [size * own / file for size, own, file in lengths]
+    return "x".join(f"{size:.4g}" for size in sizes)
+
+
 def triage_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return the content of `triage.csv`: the cases by their largest uncertainty, the least sure first.
 
-    Cases that could not be compared with the validation cases come first. Among cases of equal uncertainty, as of those
-    less sure than all validation cases, the order is that of their scores among the rows.
+    Cases that could not be compared with the validation cases come first, such as those outside of the training's
+    range. Among cases of equal uncertainty, as of those less sure than all validation cases, the order is that of their
+    scores among the rows.
     """
     frame = pd.DataFrame([dict(row) for row in rows], columns=list(COLUMNS))
     order = pd.DataFrame({"case": frame["case"], "own": frame["uncertainty"].astype(float)})
