@@ -498,8 +498,8 @@ def test_the_command_lists_every_problem_of_a_folder(tmp_path: Path) -> None:
 
 
 DATA_SETS = (
-    "curvas, drishti, hecktor, lidc, lidc_dicom, lidc_slices, manifest, nnunet, papila, qubiq, retinal_vessels, riga, "
-    "synthetic, synthetic_petct"
+    "curvas, dicom, drishti, hecktor, lidc, lidc_dicom, lidc_slices, manifest, nnunet, papila, qubiq, retinal_vessels, "
+    "riga, synthetic, synthetic_petct"
 )
 
 

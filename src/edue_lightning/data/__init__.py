@@ -6,6 +6,7 @@ from edue_lightning.data.patches import PatchSampling
 from edue_lightning.data.sample import Grid, RaterBatch, RaterSample, collate_samples
 from edue_lightning.data.source import CaseRecord, CaseSource
 from edue_lightning.data.sources.curvas.source import CurvasSource
+from edue_lightning.data.sources.dicom.source import DicomSource
 from edue_lightning.data.sources.drishti.source import DrishtiSource
 from edue_lightning.data.sources.hecktor import HecktorSource
 from edue_lightning.data.sources.lidc import LidcContours, LidcScans
@@ -24,6 +25,7 @@ __all__ = [
     "CaseRecord",
     "CaseSource",
     "CurvasSource",
+    "DicomSource",
     "DrishtiSource",
     "Grid",
     "HecktorSource",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from skimage.draw import polygon
 
-from edue_lightning.data.dicom_objects import DicomMasks, ImagePlace, plain_errors
+from edue_lightning.data.dicom_objects import DicomMasks, ImagePlace, MasksHeader, names_of, plain_errors
 from edue_lightning.data.image_limits import ImageError
 
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
@@ -37,23 +37,17 @@ class Outlines(DicomMasks):
         ImageError: if the file cannot be read.
     """
 
-    kind = "structures"
-
     def __init__(self, path: Path) -> None:
         self._path = path
         with plain_errors(path):
             self._dataset = dcmread(path)
-            self._regions = {int(region.ROINumber): region for region in self._dataset.StructureSetROISequence}
-            self.labels = {number: str(region.get("ROIName") or "") for number, region in self._regions.items()}
-            self.series = frozenset(_series_of(self._dataset))
-            self.frames = frozenset(self._frame(number) for number in self._regions)
-            self.label = str(self._dataset.get("StructureSetLabel") or "").strip()
-            self.operator = _names(self._dataset.get("OperatorsName"))
+            self._frames = {int(region.ROINumber): _frame(region) for region in self._dataset.StructureSetROISequence}
+            self.header = outlines_header(self._dataset)
 
     def mask(self, number: int, place: ImagePlace, threshold: float | None = None) -> NDArray[np.bool_]:  # noqa: ARG002
         """Return a structure as a mask `[I, J, K]`, see `DicomMasks.mask`."""
         with plain_errors(self._path):
-            if place.frame is not None and self._frame(number) != place.frame:
+            if place.frame is not None and self._frames[number] != place.frame:
                 raise ImageError(
                     "was drawn in another frame of reference than the image's; choose the RTSTRUCT of this series"
                 )
@@ -63,14 +57,11 @@ class Outlines(DicomMasks):
             for contour in self._contours(number):
                 points = tuple(map(float, contour.ContourData))
                 if points in drawn:
-                    label = self.labels[number].strip()
+                    label = self.header.labels[number].strip()
                     raise ImageError(f"has the same outline of {label!r} twice on a slice; remove one of them")
                 drawn.add(points)
                 _add(mask, contour, to_voxels)
             return mask
-
-    def _frame(self, number: int) -> str:
-        return str(self._regions[number].get("ReferencedFrameOfReferenceUID", ""))
 
     def _contours(self, number: int) -> Iterator[Dataset]:
         for item in self._dataset.get("ROIContourSequence") or []:
@@ -78,17 +69,32 @@ class Outlines(DicomMasks):
                 yield from item.get("ContourSequence") or []
 
 
+OUTLINES_TAGS = ("StructureSetROISequence", "ReferencedFrameOfReferenceSequence", "StructureSetLabel", "OperatorsName")
+"""Elements that `outlines_header` reads."""
+
+
+def outlines_header(dataset: Dataset) -> MasksHeader:
+    """Return the structures of an RTSTRUCT object and what they refer to."""
+    regions = dataset.StructureSetROISequence
+    return MasksHeader(
+        "structures",
+        {int(region.ROINumber): str(region.get("ROIName") or "") for region in regions},
+        frozenset(_series_of(dataset)),
+        frozenset(_frame(region) for region in regions),
+        str(dataset.get("StructureSetLabel") or "").strip(),
+        names_of(dataset.get("OperatorsName")),
+    )
+
+
+def _frame(region: Dataset) -> str:
+    return str(region.get("ReferencedFrameOfReferenceUID", ""))
+
+
 def _series_of(dataset: Dataset) -> Iterator[str]:
     for frame in dataset.get("ReferencedFrameOfReferenceSequence") or []:
         for study in frame.get("RTReferencedStudySequence") or []:
             for series in study.get("RTReferencedSeriesSequence") or []:
                 yield str(series.SeriesInstanceUID)
-
-
-def _names(value: Any) -> str:
-    """Return the names of one or several people."""
-    people = [] if value is None else [value] if not hasattr(value, "__iter__") or isinstance(value, str) else value
-    return ", ".join(str(person).strip() for person in people if str(person).strip())
 
 
 def _add(mask: NDArray[np.bool_], contour: Any, to_voxels: NDArray[np.float64]) -> None:
@@ -104,9 +110,10 @@ def _add(mask: NDArray[np.bool_], contour: Any, to_voxels: NDArray[np.float64]) 
         raise ImageError(
             f"has an outline {off:.2g} slices beside the nearest slice of the image; redraw it on the image"
         )
+    # a point at the centre or on the face of a voxel stays there, whatever the decimals of the file
+    points = np.round(points, _DECIMALS)
     if not ((points >= -_TO_FACE) & (points <= np.array(mask.shape) - 1 + _TO_FACE)).all():
         raise ImageError("has an outline beyond the image; choose the RTSTRUCT of this series")
-    # a point at the centre of a voxel stays there, whatever the decimals of the file
-    corners = np.round(points[:, :2], _DECIMALS)
+    corners = points[:, :2]
     inside = polygon(corners[:, 0], corners[:, 1], mask.shape[:2])
     mask[:, :, k][inside] ^= True

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.multival import MultiValue
 
 from edue_lightning.data.dicom_series import SeriesHeader
 from edue_lightning.data.geometry import grid_of
@@ -41,10 +43,12 @@ class ImagePlace:
         return cls(grid_of(header.shape, header.affine), header.frame, header.uid, slices)
 
 
-class DicomMasks(ABC):
-    """Structures of a DICOM object as masks.
+@dataclass(frozen=True)
+class MasksHeader:
+    """Content of a DICOM object with masks, without the masks.
 
     Attributes:
+        kind: word for its structures.
         labels: name of each structure by its number in the object.
         series: UIDs of the series to which the object refers; empty if it names none.
         frames: UIDs of the frames of reference in which it was drawn.
@@ -52,7 +56,7 @@ class DicomMasks(ABC):
         operator: name of the person who made it, empty if it is not given.
     """
 
-    kind = "structures"
+    kind: str
     labels: Mapping[int, str]
     series: frozenset[str]
     frames: frozenset[str]
@@ -80,6 +84,16 @@ class DicomMasks(ABC):
             )
         return found[0]
 
+
+class DicomMasks(ABC):
+    """Structures of a DICOM object as masks.
+
+    Attributes:
+        header: the structures and what they refer to.
+    """
+
+    header: MasksHeader
+
     @abstractmethod
     def mask(self, number: int, place: ImagePlace, threshold: float | None = None) -> NDArray[np.bool_]:
         """Return a structure as a mask `[I, J, K]` on the voxels of an image.
@@ -92,6 +106,12 @@ class DicomMasks(ABC):
         Raises:
             ImageError: if the object does not belong to the image, or does not lie on its voxels.
         """
+
+
+def names_of(value: Any) -> str:
+    """Return one or several names of people, as an element of DICOM holds them, as one text."""
+    people = [] if value is None else value if isinstance(value, MultiValue) else [value]
+    return ", ".join(str(person).strip() for person in people if str(person).strip())
 
 
 @contextmanager

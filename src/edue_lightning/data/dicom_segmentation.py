@@ -10,7 +10,7 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from edue_lightning.data.dicom_objects import DicomMasks, ImagePlace, plain_errors
+from edue_lightning.data.dicom_objects import DicomMasks, ImagePlace, MasksHeader, names_of, plain_errors
 from edue_lightning.data.image_limits import ImageError
 
 _LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -34,8 +34,6 @@ class Segments(DicomMasks):
         ImageError: if the file cannot be read.
     """
 
-    kind = "segments"
-
     def __init__(self, path: Path) -> None:
         # takes long to import
         from highdicom.seg import segread
@@ -43,17 +41,7 @@ class Segments(DicomMasks):
         self._path = path
         with plain_errors(path):
             self._object = segread(path)
-            described = self._object.SegmentSequence
-            self.labels = {int(one.SegmentNumber): str(one.get("SegmentLabel") or "") for one in described}
-            # a label map describes its background
-            if self._object.SegmentationType == _LABEL_MAP:
-                self.labels.pop(0, None)
-            referenced = self._object.get("ReferencedSeriesSequence") or []
-            self.series = frozenset(str(one.SeriesInstanceUID) for one in referenced)
-            frame = self._object.get("FrameOfReferenceUID")
-            self.frames = frozenset() if frame is None else frozenset([str(frame)])
-            self.label = str(self._object.get("ContentLabel") or "").strip()
-            self.operator = str(self._object.get("ContentCreatorName") or "").strip()
+            self.header = segments_header(self._object)
 
     def mask(self, number: int, place: ImagePlace, threshold: float | None = None) -> NDArray[np.bool_]:
         """Return a segment as a mask `[I, J, K]`, see `DicomMasks.mask`."""
@@ -67,7 +55,7 @@ class Segments(DicomMasks):
                     continue
                 k, to_voxels = self._slice(position, place)
                 if k in filled:
-                    label = self.labels[number].strip()
+                    label = self.header.labels[number].strip()
                     raise ImageError(f"has two frames of {label!r} on one slice; save one frame per slice")
                 filled.add(k)
                 stored = self._object.get_stored_frame(position, as_index=True)
@@ -76,9 +64,11 @@ class Segments(DicomMasks):
             return mask
 
     def _require_series(self, place: ImagePlace) -> None:
-        if place.series is not None and self.series and place.series not in self.series:
-            raise ImageError(f"refers to the series {', '.join(sorted(self.series))}, not to the image's; {CHOOSE}")
-        if place.frame is not None and self.frames != {place.frame}:
+        if place.series is not None and self.header.series and place.series not in self.header.series:
+            raise ImageError(
+                f"refers to the series {', '.join(sorted(self.header.series))}, not to the image's; {CHOOSE}"
+            )
+        if place.frame is not None and self.header.frames != {place.frame}:
             raise ImageError(f"was drawn in another frame of reference than the image's; {CHOOSE}")
 
     def _segment_of(self, position: int) -> int:
@@ -149,6 +139,30 @@ class Segments(DicomMasks):
                 )
             threshold = 0
         return np.asarray(stored > threshold)
+
+
+SEGMENTS_TAGS = (
+    *("SegmentSequence", "SegmentationType", "ReferencedSeriesSequence", "FrameOfReferenceUID"),
+    *("ContentLabel", "ContentCreatorName"),
+)
+"""Elements that `segments_header` reads."""
+
+
+def segments_header(dataset: Dataset) -> MasksHeader:
+    """Return the segments of a SEG object and what they refer to."""
+    labels = {int(one.SegmentNumber): str(one.get("SegmentLabel") or "") for one in dataset.SegmentSequence}
+    # a label map describes its background
+    if dataset.SegmentationType == _LABEL_MAP:
+        labels.pop(0, None)
+    frame = dataset.get("FrameOfReferenceUID")
+    return MasksHeader(
+        "segments",
+        labels,
+        frozenset(str(one.SeriesInstanceUID) for one in dataset.get("ReferencedSeriesSequence") or []),
+        frozenset() if frame is None else frozenset([str(frame)]),
+        str(dataset.get("ContentLabel") or "").strip(),
+        names_of(dataset.get("ContentCreatorName")),
+    )
 
 
 def _mark(mask: NDArray[np.bool_], marked: NDArray[np.bool_], k: int, to_voxels: NDArray[np.float64]) -> None:

@@ -311,7 +311,7 @@ class ManifestSource(FileSource):
         def read(path: Path) -> ImageFile:
             place = ImagePlace.of_series(read_series_header(series)) if series.is_dir() else ImagePlace(stored)
             masks = open_masks(path)
-            mask = masks.mask(masks.number_of(segment), place, self._threshold)
+            mask = masks.mask(masks.header.number_of(segment), place, self._threshold)
             return ImageFile(mask, grid_spacing(stored), stored.affine.numpy())
 
         return self._file(reading, name, read)

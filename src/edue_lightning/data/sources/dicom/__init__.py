@@ -1,0 +1,1 @@
+"""Folders of patients with a DICOM series and its outlines or segmentations."""
