@@ -3,7 +3,7 @@
     python experiments/wandb/dashboard.py --entity E --project P
     python experiments/wandb/dashboard.py --entity E --project P --dry-run
 
-All keys come from `edue_lightning.evaluation.wandb_results`, which logs them.
+All keys come from `edue_lightning.evaluation`, `summary_values` and `wandb_results`, which log them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces.reports.v2.interface import PanelTypes
 
+from edue_lightning.evaluation.summary_values import cost_key, detection_key, metric_key
 from edue_lightning.evaluation.wandb_results import (
     BOX,
     BOX_GROUPS,
@@ -32,10 +33,7 @@ from edue_lightning.evaluation.wandb_results import (
     QUALITY_CONTROL_TABLE,
     RELIABILITY_TABLE,
     Curve,
-    cost_key,
-    detection_key,
     media_key,
-    metric_key,
 )
 from edue_lightning.metrics import SCORES
 from edue_lightning.metrics.summary import MEAN_STRUCTURE

@@ -26,11 +26,11 @@ from wandb.proto import wandb_internal_pb2
 
 from edue_lightning.config.schema import configuration_folder
 from edue_lightning.evaluation.result import Evaluation
-from edue_lightning.evaluation.wandb_results import distortion_boxes, log_results
+from edue_lightning.evaluation.wandb_results import distortion_boxes
 from edue_lightning.metrics import SCORES, MetricSettings, case_statistics, summarise
 from edue_lightning.reporting.panels import Panel
 from edue_lightning.runs.files import DISTORTION_SCORES
-from edue_lightning.training.loggers import WandbSettings
+from edue_lightning.training.trackers import WandbSettings
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "wandb"
 COST = {
@@ -203,14 +203,14 @@ def detection(structures: tuple[str, ...]) -> pd.DataFrame:
 
 
 def logged(found: Evaluation, folder: Path, *, distorted: bool = True) -> LoggedRun:
-    run = WandbSettings().start("edue-synthetic-0", folder, {"label": "edue", "data": {"name": "synthetic"}})
-    assert run is not None
+    tracker = WandbSettings().start("edue-synthetic-0", folder, {"label": "edue", "data": {"name": "synthetic"}})
+    assert tracker is not None
     # what a training leaves in the history before
-    run.log({"val/nll": 0.3, "trainer/global_step": 5})
+    tracker.run.log({"val/nll": 0.3, "trainer/global_step": 5})
     names = tuple(found.structures)
     frames = (detection(names), distorted_cases(names)) if distorted else (None, None)
-    log_results(run, found, *frames, COST)
-    run.finish()
+    tracker.log_results(found, *frames, COST)
+    tracker.finish(failed=False)
     return read_run(folder)
 
 

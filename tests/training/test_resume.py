@@ -108,8 +108,13 @@ def kill_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         ["method=single", "network.dropout=0.3", "trainer.accumulate_grad_batches=2", "optimizer.schedule=constant"],
         ["method=edue_moments", "trainer.precision=bf16-mixed", *PATCHES],
         ["method=deep_ensemble", "method.members=2", "network.dropout=0.2", "trainer.max_epochs=2"],
+        # stops after the second of three epochs, where the second kill is
+        [
+            *("method=single", "callbacks=[early_stopping,weight_averaging]", "callbacks.weight_averaging.decay=0.5"),
+            *("callbacks.early_stopping.patience=1", "+callbacks.early_stopping.min_delta=1000"),
+        ],
     ],
-    ids=lambda overrides: overrides[0].removeprefix("method="),
+    ids=lambda overrides: " ".join(overrides[:2]).replace("method=", ""),
 )
 def test_a_killed_training_ends_with_the_weights_of_one_never_killed(
     tmp_path: Path, kill_after: Callable[[int], None], overrides: list[str]

@@ -25,7 +25,10 @@ from edue_lightning.errors import UserError
 _DIRECTIVES = {"_target_", "_partial_"}
 _OWN_PACKAGE = "edue_lightning"
 
-MOVED_TARGETS = {"edue_lightning.loggers.WandbSettings": "edue_lightning.training.loggers.WandbSettings"}
+MOVED_TARGETS = {
+    "edue_lightning.loggers.WandbSettings": "edue_lightning.training.trackers.WandbSettings",
+    "edue_lightning.training.loggers.WandbSettings": "edue_lightning.training.trackers.WandbSettings",
+}
 """Names of moved classes in earlier configurations and checkpoints, and their names today."""
 
 REFERENCE_KEYS = {"data": frozenset({"root", "cache"})}
@@ -164,7 +167,11 @@ def _call_problems(node: Mapping[str, Any], path: str) -> list[str]:
         target = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError):
         return [f"{path}._target_={node['_target_']!r}: no such class"]
-    parameters = inspect.signature(target).parameters
+    try:
+        parameters = inspect.signature(target).parameters
+    # neither a class nor a function, or one of Python's own that does not tell its arguments
+    except (TypeError, ValueError):
+        return [f"{path}._target_={node['_target_']!r}: cannot be configured; name a class with known arguments"]
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     problems = []

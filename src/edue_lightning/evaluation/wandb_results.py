@@ -13,9 +13,9 @@ import pandas as pd
 import wandb
 
 from edue_lightning.evaluation.result import Evaluation
-from edue_lightning.metrics.summary import MEAN_STRUCTURE
+from edue_lightning.evaluation.summary_values import summary_values
 from edue_lightning.reporting.figures import panel_figure
-from edue_lightning.runs.files import DISTORTION_SCORES, IDENTITY, POOLED_KINDS, POOLED_SEVERITY
+from edue_lightning.runs.files import DISTORTION_SCORES, IDENTITY
 
 RELIABILITY_TABLE = "reliability"
 QUALITY_CONTROL_TABLE = "quality_control"
@@ -64,21 +64,6 @@ CALIBRATION = Curve("calibration", ("structure",), "mean_probability", "frequenc
 QUALITY_CONTROL = Curve("quality_control", ("structure", "score"), "flagged", "missed")
 
 
-def metric_key(split: str, structure: str, metric: str) -> str:
-    """Return the key of a metric in the run's summary."""
-    return f"{split}/{structure}/{metric}"
-
-
-def detection_key(split: str, structure: str, score: str) -> str:
-    """Return the key in the run's summary of how well a score separates distorted from clean images."""
-    return f"{split}/{structure}/ood_auroc/{score}"
-
-
-def cost_key(name: str) -> str:
-    """Return the key of a cost in the run's summary."""
-    return f"cost/{name}"
-
-
 def media_key(split: str, name: str) -> str:
     """Return the key of a table or of the panels."""
     return f"{split}/{name}"
@@ -93,8 +78,7 @@ def log_results(
 ) -> None:
     """Log summary, tables, curves and panels.
 
-    Values in the summary may be NaN, as in the tables; undefined points of a curve are left out. The structure `mean`
-    exists in every run, also with a single structure, so that a dashboard has one key for all data.
+    Undefined values of the summary are NaN, as in the tables; undefined points of a curve are left out.
 
     Args:
         run: run to log to.
@@ -104,12 +88,10 @@ def log_results(
         cost: content of `model.json`.
     """
     split = evaluation.split
-    run.summary.update(_metrics(evaluation))
-    run.summary.update({cost_key(name): value for name, value in cost.items()})
+    run.summary.update(summary_values(evaluation, detection, cost))
     reliability, quality_control = evaluation.reliability_frame(), evaluation.quality_control_frame()
     tables = {RELIABILITY_TABLE: reliability, QUALITY_CONTROL_TABLE: quality_control}
     if detection is not None:
-        run.summary.update(_detection(split, detection))
         tables[DETECTION_TABLE] = detection
     if distorted_cases is not None:
         tables[DISTORTED_CASES_TABLE] = distorted_cases
@@ -153,25 +135,6 @@ def distortion_boxes(distorted_cases: pd.DataFrame, run_name: str) -> pd.DataFra
     boxes = boxes.reset_index()
     boxes.insert(0, "run", run_name)
     return boxes
-
-
-def _metrics(evaluation: Evaluation) -> dict[str, float]:
-    split, summary = evaluation.split, evaluation.summary
-    own = {metric_key(split, row.structure, row.metric): row.value for row in summary.rows}
-    return own | {metric_key(split, MEAN_STRUCTURE, metric): value for metric, value in summary.means().items()}
-
-
-def _detection(split: str, detection: pd.DataFrame) -> dict[str, float]:
-    pooled = detection[(detection["distortion"] == POOLED_KINDS) & (detection["severity"] == POOLED_SEVERITY)]
-    areas = pooled.pivot_table(index="structure", columns="score", values="auroc", dropna=False)
-    if MEAN_STRUCTURE not in areas.index:
-        # as in the table of metrics, undefined if one structure's is
-        areas.loc[MEAN_STRUCTURE] = areas.mean(skipna=False)
-    return {
-        detection_key(split, str(structure), str(score)): float(area)
-        for structure, row in areas.iterrows()
-        for score, area in row.items()
-    }
 
 
 def _log_curve(run: wandb.Run, split: str, curve: Curve, points: pd.DataFrame) -> None:

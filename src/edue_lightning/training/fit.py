@@ -27,10 +27,12 @@ from edue_lightning.runs.trainer import build_trainer
 from edue_lightning.runtime.processes import is_first_process, process_number, run_processes
 from edue_lightning.runtime.signals import StopSignals
 from edue_lightning.text import named
+from edue_lightning.training.callbacks import build_callbacks
 from edue_lightning.training.checks import check_raters, check_sizes, check_validated
-from edue_lightning.training.loggers import log_curves, training_loggers, wandb_must_not_matter
+from edue_lightning.training.loggers import log_curves, training_loggers
 from edue_lightning.training.progress import EpochLines
-from edue_lightning.training.resume import BestCheckpoint, ResumePoint
+from edue_lightning.training.resume import BestCheckpoint, ResumePoint, resume_state
+from edue_lightning.training.trackers import Tracker
 from edue_lightning.training.validation import ValidationMetrics
 
 log = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ class Experiment:
 
 
 def fit(
-    experiment: Experiment, trainer: Mapping[str, Any], folder: Path, signals: StopSignals, wandb_run: Any
+    experiment: Experiment, trainer: Mapping[str, Any], folder: Path, signals: StopSignals, tracker: Tracker | None
 ) -> float:
     """Fit every trainee, resuming from its last checkpoint, and leave the method with its best weights.
 
@@ -91,7 +93,7 @@ def fit(
         trainer: node of the configuration, with the devices to use.
         folder: folder of the run.
         signals: signals to stop.
-        wandb_run: Weights & Biases run, or None.
+        tracker: tracker of the run, or None.
 
     Returns:
         seconds of training, summed over the trainees.
@@ -104,13 +106,13 @@ def fit(
     at_once = min(configuration["members_at_once"], len(trainees))
     if at_once > 1:
         run_processes(_fit_share, at_once, at_once, dict(configuration), dict(trainer), folder, experiment.cases)
-        if wandb_run is not None:
-            with wandb_must_not_matter("log the members' curves"):
+        if tracker is not None:
+            with tracker.must_not_matter("log the members' curves"):
                 for position in range(len(trainees)):
-                    log_curves(folder, wandb_run, position)
+                    log_curves(folder, tracker, position)
     else:
         for position in range(len(trainees)):
-            _fit_trainee(experiment, position, trainer, folder, signals, wandb_run)
+            _fit_trainee(experiment, position, trainer, folder, signals, tracker)
     seconds = 0.0
     states: dict[str, list[Mapping[str, Any]]] = {BEST: [], LAST: []}
     for position in range(len(trainees)):
@@ -118,7 +120,7 @@ def fit(
             checkpoint = read_checkpoint(_folder(experiment, position, folder) / name)
             found.append(checkpoint["state_dict"])
             if name == LAST:
-                seconds += checkpoint["callbacks"][ResumePoint.__qualname__]["seconds"]
+                seconds += resume_state(checkpoint)["seconds"]
     # the best weights last, since the method keeps them
     for name in (LAST, BEST):
         for trainee, state in zip(trainees, states[name], strict=True):
@@ -158,7 +160,7 @@ def _fit_trainee(
     trainer_node: Mapping[str, Any],
     folder: Path,
     signals: StopSignals,
-    wandb_run: Any,
+    tracker: Tracker | None,
 ) -> None:
     """Fit one trainee to its end, from its last checkpoint if it has one."""
     configuration, data = experiment.configuration, experiment.data
@@ -181,6 +183,8 @@ def _fit_trainee(
     if last.is_file():
         checkpoint = read_checkpoint(last)
         _require_same_cases(checkpoint, experiment.cases, last)
+        if resume_state(checkpoint)["ended"]:
+            return
         steps = int(checkpoint["global_step"])
         log.info("%s: resumes after %d steps", last, steps)
     else:
@@ -190,7 +194,7 @@ def _fit_trainee(
     trainer = build_trainer(
         trainer_node,
         experiment.checkpoint_entries(member),
-        logger=training_loggers(folder, wandb_run, member, steps),
+        logger=training_loggers(folder, tracker, member, steps),
         callbacks=[
             ValidationMetrics(
                 CaseTable(trainee.structures, VALIDATION_METRICS, experiment.metric_settings, readout=trainee.readout)
@@ -198,6 +202,7 @@ def _fit_trainee(
             keeper,
             ResumePoint(last, signals, configuration["checkpoint_every_steps"]),
             EpochLines(),
+            *build_callbacks(configuration.get("callbacks")),
         ],
         default_root_dir=folder,
         enable_progress_bar=sys.stderr.isatty(),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from torch import distributed
 
 from edue_lightning.errors import UserError
@@ -40,6 +41,21 @@ class BestCheckpoint(ModelCheckpoint):
             # replace the file of a killed process
             enable_version_counter=False,
         )
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        """Write the weights that were validated: with averages of weights, these.
+
+        Lightning gives `WeightAveraging` no hook for a checkpoint of weights alone.
+        """
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        averages = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
+        for callback in averages:
+            callback.on_validation_epoch_start(trainer, trainer.lightning_module)
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        finally:
+            for callback in averages:
+                callback.on_validation_epoch_end(trainer, trainer.lightning_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best value so far, in the present folder."""
@@ -71,14 +87,16 @@ class ResumePoint(Checkpoint):
         self._earlier_seconds = 0.0
         self._start = time.monotonic()
         self._to_restore: list[dict[str, Any]] = []
+        self._ended = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the random states of all processes, and the seconds of training so far."""
+        """Return the random states of all processes, the seconds of training so far, and whether it ended early."""
         states: list[Any] = [_random_state()]
         if distributed.is_available() and distributed.is_initialized():
             states = [None] * distributed.get_world_size()
             distributed.all_gather_object(states, _random_state())
-        return {"random": states, "seconds": self._earlier_seconds + time.monotonic() - self._start}
+        seconds = self._earlier_seconds + time.monotonic() - self._start
+        return {"random": states, "seconds": seconds, "ended": self._ended}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the seconds now; the random states follow before the first step."""
@@ -132,7 +150,9 @@ class ResumePoint(Checkpoint):
         self._save_or_end(trainer, due)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Write the checkpoint of the epoch."""
+        """Write the checkpoint of the epoch; callbacks of the configuration have decided by then to stop early."""
+        enough_epochs = trainer.current_epoch + 1 >= (trainer.min_epochs or 0)
+        self._ended = trainer.should_stop and enough_epochs and trainer.global_step >= (trainer.min_steps or 0)
         self._save_or_end(trainer, due=True)
 
     def _save_or_end(self, trainer: pl.Trainer, due: bool) -> None:
@@ -143,6 +163,12 @@ class ResumePoint(Checkpoint):
         if stop:
             log.warning("received a signal to stop; %s is written, resume with resume=auto or resume=PATH", self.path)
             self.signals.end()
+
+
+def resume_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of `ResumePoint` in a read checkpoint, also of an earlier version."""
+    stored: dict[str, Any] = checkpoint["callbacks"][ResumePoint.__qualname__]
+    return {"ended": False, **stored}
 
 
 def _random_state() -> dict[str, Any]:

@@ -37,10 +37,11 @@ from edue_lightning.runs.trainer import build_test_trainer, check_trainer
 from edue_lightning.runtime.devices import device_name, on_device, with_free_device
 from edue_lightning.runtime.processes import is_first_process, quiet_unless_first
 from edue_lightning.runtime.signals import StopSignals
+from edue_lightning.training.callbacks import build_callbacks
 from edue_lightning.training.checks import check_numbers
 from edue_lightning.training.fit import Experiment, fit
-from edue_lightning.training.loggers import WandbSettings, wandb_must_not_matter
 from edue_lightning.training.temperature import calibrate
+from edue_lightning.training.trackers import TrackerSettings
 from edue_lightning.uncertainty import MaskRule
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class TrainConfiguration:
     mask: dict[str, Any] | None = None
     figures: bool = True
     temperature: Literal["validation"] | None = None
+    callbacks: dict[str, Any] | None = None
 
 
 # the plain U-Net, the reference for the cost of every method
@@ -111,7 +113,7 @@ def train(configuration: Mapping[str, Any], folder: Path) -> float:
             log.info("%s: is already finished, and is not run again", folder)
             return found
     with with_free_device(configuration["trainer"]) as trainer:
-        settings: WandbSettings = build(configuration["logger"], "logger")
+        settings: TrackerSettings = build(configuration["logger"], "logger")
         distortions = build_distortions(configuration.get("distortions"))
         experiment = Experiment.of(configuration)
         with sole_writer(folder, folder / CHECKPOINTS):
@@ -129,6 +131,7 @@ def check_training(configuration: Mapping[str, Any]) -> None:
         known = ", ".join(VALIDATION_METRICS)
         raise UserError(f"select_by={configuration['select_by']}: not a validation metric; known: {known}")
     check_trainer(configuration["trainer"])
+    build_callbacks(configuration.get("callbacks"))
     check_numbers(configuration)
     sensitivity = configuration["triage_sensitivity"]
     if sensitivity is not None and not 0 < sensitivity <= 1:
@@ -163,7 +166,7 @@ def _run(
     experiment: Experiment,
     trainer_node: Mapping[str, Any],
     distortions: Distortions | None,
-    settings: WandbSettings,
+    settings: TrackerSettings,
     folder: Path,
     signals: StopSignals,
     resuming: bool,
@@ -173,11 +176,9 @@ def _run(
     label = configuration["label"] or method.label
     if is_first_process() and not resuming:
         write_configuration(configuration, label, data.note, folder, experiment.cases)
-    wandb_run = settings.start(
-        f"{label}-{data.name}-{configuration['seed']}", folder, {**configuration, "label": label}
-    )
+    tracker = settings.start(f"{label}-{data.name}-{configuration['seed']}", folder, {**configuration, "label": label})
     try:
-        seconds = fit(experiment, trainer_node, folder, signals, wandb_run)
+        seconds = fit(experiment, trainer_node, folder, signals, tracker)
         trainer = build_test_trainer(trainer_node)
         if configuration.get("temperature") == "validation":
             calibrate(method, data, trainer, folder / CHECKPOINTS / BEST)
@@ -217,11 +218,9 @@ def _run(
                 shift.write(folder)
                 detection, distorted_cases = shift.detection_frame(), shift.cases_frame()
             evaluation.write(folder, figures)
-            if wandb_run is not None:
-                from edue_lightning.evaluation.wandb_results import log_results
-
-                with wandb_must_not_matter("log the evaluation"):
-                    log_results(wandb_run, evaluation, detection, distorted_cases, cost)
+            if tracker is not None:
+                with tracker.must_not_matter("log the evaluation"):
+                    tracker.log_results(evaluation, detection, distorted_cases, cost)
             log.info("%s\n%s", folder, evaluation.headline())
         measured, table_file = (evaluation, METRICS_FILE) if configuration["test"] else (validation, VALIDATION_FILE)
         lines = (measured.undefined_line(table_file), measured.missing_intervals_line(table_file))
@@ -232,10 +231,10 @@ def _run(
             table = validation.metrics_frame()
             write_whole(folder / VALIDATION_FILE, lambda path: write_table(table, METRICS_COLUMNS, path))
     finally:
-        if wandb_run is not None:
+        if tracker is not None:
             failed = sys.exc_info()[0] is not None
-            with wandb_must_not_matter("finish"):
-                wandb_run.finish(exit_code=int(failed))
+            with tracker.must_not_matter("finish"):
+                tracker.finish(failed)
     return validation.summary.means()[configuration["select_by"]]
 
 
