@@ -76,6 +76,7 @@ DATA = {
     "lidc_four": DataSet({"cpu": (240, 60), "gpu": (48, 28)}, "lidc_slices.zip", identified=False),
     "lidc_all": DataSet({"cpu": (3600, 300), "gpu": (270, 120)}, "lidc_slices.zip", identified=False),
     "bu_bil": DataSet({"cpu": (900, 60), "gpu": (50, 30)}, "bu_bil", folds=5),
+    "bu_bil_half": DataSet({"cpu": (150, 30), "gpu": (15, 15)}, "bu_bil_half", folds=5),
     "fundus": DataSet({"cpu": (40, 40), "gpu": (15, 30)}),
     "petct": DataSet({"cpu": (80, 40), "gpu": (30, 30)}),
     "chase_db1": DataSet({"cpu": (1800, 60), "gpu": (60, 40)}, "chase_db1", folds=4),
@@ -342,13 +343,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["search", "compare", "ablate", "report", "pack"])
     parser.add_argument("--folder", type=Path, default=Path("outputs/study"))
-    parser.add_argument("--data", type=Path, help="folder with lidc_slices.zip, bu_bil and chase_db1")
+    parser.add_argument("--data", type=Path, help="folder with lidc_slices.zip, bu_bil, bu_bil_half, chase_db1")
     parser.add_argument(
         "--only",
         nargs="+",
         choices=DATA,
         metavar="DATASET",
-        help="all but chase_db1; without --data the synthetic ones",
+        help="all but bu_bil_half and chase_db1; without --data the synthetic ones",
     )
     parser.add_argument(
         "--methods", nargs="+", choices=contenders(), metavar="METHOD", help="to compare or search; all"

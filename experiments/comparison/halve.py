@@ -1,0 +1,65 @@
+"""Photographs of cells at half their resolution, so that a machine without a GPU trains on them.
+
+python experiments/comparison/halve.py bu_bil bu_bil_half
+
+Copies a folder with `manifest.csv`: a pixel of an image is the mean of 2x2 pixels, a pixel of a mask is marked if at least
+two of its four are. A last odd row or column is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+MANIFEST = "manifest.csv"
+
+
+def halve(folder: Path, target: Path) -> int:
+    """Write images and masks at half their resolution, with the manifest, and return the number of images.
+
+    Args:
+        folder: folder with the manifest and images of 8 or 16 bits.
+        target: folder for the copy.
+    """
+    manifest = pd.read_csv(folder / MANIFEST)
+    images = sorted(set(manifest["image"]))
+    for name in images:
+        pixels = _pixels(folder / name)
+        _write(np.rint(_means(pixels)).astype(pixels.dtype), target / name)
+    for name in sorted(set(manifest["mask"])):
+        marked = _means((_pixels(folder / name) > 0).astype(np.uint8)) >= 0.5
+        _write(255 * marked.astype(np.uint8), target / name)
+    manifest.to_csv(target / MANIFEST, index=False)
+    return len(images)
+
+
+def _pixels(file: Path) -> NDArray[np.uint8 | np.uint16]:
+    return np.asarray(Image.open(file))
+
+
+def _means(pixels: NDArray[np.uint8 | np.uint16]) -> NDArray[np.float64]:
+    rows, columns = (length // 2 for length in pixels.shape)
+    return pixels[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2).mean((1, 3))
+
+
+def _write(pixels: NDArray[np.uint8 | np.uint16], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    asked = parser.parse_args()
+    print(f"{halve(asked.source, asked.target)} images: {asked.target}")
+
+
+if __name__ == "__main__":
+    main()
