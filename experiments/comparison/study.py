@@ -77,7 +77,7 @@ DATA = {
     "lidc_all": DataSet({"cpu": (3600, 300), "gpu": (270, 120)}, "lidc_slices.zip", identified=False),
     "bu_bil": DataSet({"cpu": (900, 60), "gpu": (50, 30)}, "bu_bil", folds=5),
     "bu_bil_half": DataSet({"cpu": (150, 30), "gpu": (15, 15)}, "bu_bil_half", folds=5),
-    "fundus": DataSet({"cpu": (40, 40), "gpu": (15, 30)}),
+    "fundus": DataSet({"cpu": (200, 40), "gpu": (75, 30)}),
     "petct": DataSet({"cpu": (80, 40), "gpu": (30, 30)}),
     "chase_db1": DataSet({"cpu": (1800, 60), "gpu": (60, 40)}, "chase_db1", folds=4),
 }
