@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 # EDUE against layer and deep ensembles on the contours of four radiologists
 demo: install
 	$(BIN)/python -m edue_lightning.train -m experiment=demo hydra.sweep.dir=$(DEMO) \
-	  method=edue,edue_unguided,layer_ensemble,deep_ensemble,deep_ensemble_rater_per_member
+	  method=edue,edue_levels_mask,edue_unguided,layer_ensemble,deep_ensemble,deep_ensemble_rater_per_member
 	$(BIN)/python -m edue_lightning.report runs=$(DEMO)
 
 test: install

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from edue_lightning.networks import DiagonalGaussian, GaussianEncoder
+from edue_lightning.networks.gaussian_encoder import BEYOND, USUAL, bounded
 
 
 def gaussian(*shape: int) -> DiagonalGaussian:
@@ -71,3 +72,37 @@ def test_mixed_precision_ends_before_the_moments() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mean, log_deviation = encoder(torch.rand(2, 1, 8, 8))
     assert mean.dtype == log_deviation.dtype == torch.float32
+
+
+def test_log_deviations_are_unchanged_where_they_are_usual_and_bounded_elsewhere() -> None:
+    usual = torch.linspace(-USUAL, USUAL, 41)
+    assert torch.equal(bounded(usual), usual)
+    large = torch.tensor([-1e30, -1e3, -5.001, 5.001, 8.0, 1e3, 1e30])
+    assert (bounded(large).abs() <= USUAL + BEYOND).all()
+    assert torch.equal(bounded(large).sort().values, bounded(large))
+    torch.testing.assert_close(bounded(large)[2:4], large[2:4], atol=1e-6, rtol=0)
+
+
+def test_the_bound_has_a_gradient_everywhere() -> None:
+    values = torch.tensor([-400.0, -20.0, -5.5, -1.0, 0.0, 4.9, 6.0, 400.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(bounded, values)
+    (gradient,) = torch.autograd.grad(bounded(values).sum(), values)
+    assert (gradient > 0).all()
+    assert torch.equal(gradient[3:6], torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("moment", [-200.0, 200.0])
+def test_the_divergence_of_encoders_that_ran_away_and_its_gradients_are_finite(moment: float) -> None:
+    """As a large learning rate makes them: exp(200) is infinite in float32, and so was the divergence."""
+    torch.manual_seed(0)
+    prior, posterior = (GaussianEncoder(2, 1, (4, 6), latent_dim=3) for _ in range(2))
+    with torch.no_grad():
+        posterior.moments.bias[3:] = moment
+    image = torch.rand(2, 1, 8, 8)
+    divergence = posterior(image).divergence_from(prior(image)).sum()
+    divergence.backward()
+    assert torch.isfinite(divergence)
+    parameters = [*prior.parameters(), *posterior.parameters()]
+    assert all(one.grad is not None and torch.isfinite(one.grad).all() for one in parameters)
+    assert posterior.moments.bias.grad is not None
+    assert posterior.moments.bias.grad[3:].abs().min() > 0

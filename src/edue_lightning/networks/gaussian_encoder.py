@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
+
+USUAL, BEYOND = 5.0, 2.0
+"""Bounds of an encoder's log deviations, see `bounded`.
+
+Deviations from exp(-7) to exp(7), with means of any size that occurs, leave every divergence finite in float32. Without
+bounds, large learning rates lead to an infinite divergence and then to weights that are no numbers.
+"""
 
 
 class DiagonalGaussian(NamedTuple):
@@ -75,4 +83,13 @@ class GaussianEncoder(nn.Module):
         with torch.autocast(pooled.device.type, enabled=False):
             moments = self.moments(pooled.to(self.moments.weight.dtype))
         mean, log_deviation = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=1)
-        return DiagonalGaussian(mean, log_deviation)
+        return DiagonalGaussian(mean, bounded(log_deviation))
+
+
+def bounded(log_deviation: Tensor) -> Tensor:
+    """Return values up to `USUAL` in size as they are, and larger ones bent so that they stay below `USUAL + BEYOND`.
+
+    The derivative is 1 up to there, then falls without reaching 0, so that a training finds its way back.
+    """
+    inner = log_deviation.clamp(-USUAL, USUAL)
+    return inner + BEYOND * F.softsign((log_deviation - inner) / BEYOND)
