@@ -2,7 +2,9 @@
 # A part of the study on a machine with one GPU that is at hand for minutes and has no network:
 #   OUT=results WHEELS=wheels CROPS=lidc64 DATA=data bash experiments/comparison/gpu_study.sh STUDY_ARGUMENTS...
 # WHEELS: folder of wheels that the machine's Python lacks; unset: nothing is installed
-# CROPS: folder that `crops.py pack` wrote; unset: DATA has lidc_slices.zip, if it is needed
+# CROPS: folder that `crops.py pack` wrote, or one with some of its parts: the calls before the last part only keep them;
+#   unset: DATA has lidc_slices.zip, if it is needed
+# without STUDY_ARGUMENTS the data are unpacked and nothing else is done
 # DATA: folder with bu_bil, chase_db1; EARLIER: folder with finished.txt and search.csv of an earlier part
 # JOBS: trainings at a time; OUT gets the tables of all finished runs, and finished.txt for the next part
 set -uo pipefail
@@ -20,7 +22,12 @@ if [ -n "${WHEELS:-}" ] && [ ! -d "$study/site" ]; then
 fi
 [ -d "$study/site" ] && export PYTHONPATH="$PYTHONPATH:$study/site"
 if [ -n "${CROPS:-}" ] && [ ! -f "$data/lidc_slices.zip" ]; then
-    python3 experiments/comparison/crops.py unpack "$CROPS" "$data/lidc_slices.zip" || exit
+    mkdir -p "$study/crops" && cp -r "$CROPS"/. "$study/crops/" || exit
+    python3 experiments/comparison/crops.py unpack "$study/crops" "$data/lidc_slices.zip"
+    unpacked=$?
+    # another part follows
+    [ "$unpacked" = 3 ] && exit 0
+    [ "$unpacked" = 0 ] || exit "$unpacked"
 fi
 for part in bu_bil chase_db1; do
     [ -d "${DATA:-}/$part" ] && [ ! -e "$data/$part" ] && cp -r "$DATA/$part" "$data/$part"
@@ -28,6 +35,7 @@ done
 for file in finished.txt search.csv; do
     [ -f "${EARLIER:-}/$file" ] && [ ! -f "$study/$file" ] && cp "$EARLIER/$file" "$study/"
 done
+[ $# = 0 ] && exit 0
 what=$1
 shift
 python3 experiments/comparison/study.py "$what" --folder "$study" --data "$data" --device "${DEVICE:-gpu}" \

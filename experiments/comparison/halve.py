@@ -2,8 +2,8 @@
 
 python experiments/comparison/halve.py bu_bil bu_bil_half
 
-Copies a folder with `manifest.csv`: a pixel of an image is the mean of 2x2 pixels, a pixel of a mask is marked if at least
-two of its four are. A last odd row or column is left out.
+Copies a folder with `manifest.csv`: a pixel of an image is the mean of 2x2 pixels, a pixel of a mask is marked if at
+least two of its four are. A last odd row or column is left out.
 """
 
 from __future__ import annotations

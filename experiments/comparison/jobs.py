@@ -36,11 +36,13 @@ class Job:
         name: name of its folder below the study's folder.
         command: command that runs or resumes it, without its folder.
         seconds: expected duration in a process of its own, beside the others.
+        seconds_after: expected duration of what follows its training.
     """
 
     name: str
     command: tuple[str, ...]
     seconds: float
+    seconds_after: float = 0.0
 
 
 @dataclass
@@ -56,12 +58,14 @@ class Pool:
         folder: the study's folder.
         at_once: number of jobs at a time.
         seconds_left: time limit; None for none.
+        cut: whether to start jobs too that would not end in time, to be resumed by a later pool in the same folder.
         say: function that is called with each line of progress.
     """
 
     folder: Path
     at_once: int
     seconds_left: float | None = None
+    cut: bool = False
     say: Callable[[str], None] = print
     _running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes], float]] = field(default_factory=dict)
     _ratios: list[float] = field(default_factory=list)
@@ -93,7 +97,7 @@ class Pool:
                     break
                 while waiting and len(self._running) < self.at_once:
                     # the first that ends in time
-                    fits = [job for job in waiting if left is None or self._expected(job) <= left]
+                    fits = [job for job in waiting if self.cut or left is None or self._expected(job) <= left]
                     if not fits:
                         skipped, waiting = skipped + len(waiting), []
                         break

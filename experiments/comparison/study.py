@@ -1,6 +1,6 @@
-"""The study as commands: search settings, compare the methods, vary EDUE.
+"""The study as commands: search settings, compare the methods, measure them by other read-outs, vary EDUE.
 
-python experiments/comparison/study.py search|compare|ablate|report|pack [options]
+python experiments/comparison/study.py search|compare|reread|ablate|report|pack [options]
 
 Every training is a process of its own with a folder of its own. Finished ones are not repeated and interrupted ones are
 resumed, so the same command continues a study that was stopped.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import subprocess
 import sys
 import tarfile
@@ -19,13 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from jobs import FINISHED, Job, Pool
 from matplotlib.figure import Figure
 
+from edue_lightning.atomic import write_whole
+from edue_lightning.config.schema import configuration_folder
 from edue_lightning.data import LidcSlices
 from edue_lightning.metrics import MEAN_STRUCTURE
 from edue_lightning.reporting.comparison import to_markdown
-from edue_lightning.runs.files import METRICS_COLUMNS, METRICS_FILE, VALIDATION_FILE, read_mapping, read_table
+from edue_lightning.runs.checkpoints import read_checkpoint, unmeasured, write_checkpoint
+from edue_lightning.runs.files import (
+    CONFIGURATION_FILE,
+    METRICS_COLUMNS,
+    METRICS_FILE,
+    VALIDATION_FILE,
+    read_mapping,
+    read_table,
+)
+from edue_lightning.runs.folder import CHECKPOINTS
 
 HERE = Path(__file__).resolve().parent
 CONFIGURATION = HERE / "conf"
@@ -47,6 +60,14 @@ SEARCH_OF = {
     "test_time_augmentation": "single_soft_majority",
 }
 """The search whose settings a method takes, where it is not the one of its name: that of its single networks."""
+
+READ_OUTS = {
+    "mask_raters": "mask=raters",
+    "mask_validation": "mask=validation",
+    "mask_expected_dice": "mask=expected_dice",
+    "temperature": "temperature=validation",
+}
+"""Overrides by the name of a read-out other than the usual one; none of them changes the weights."""
 
 SEARCH_COLUMNS = ("search", "trial", "settings", "validation_nll")
 
@@ -75,8 +96,9 @@ class DataSet:
 DATA = {
     "lidc_four": DataSet({"cpu": (240, 60), "gpu": (48, 28)}, "lidc_slices.zip", identified=False),
     "lidc_all": DataSet({"cpu": (3600, 300), "gpu": (270, 120)}, "lidc_slices.zip", identified=False),
-    "bu_bil": DataSet({"cpu": (900, 60), "gpu": (50, 30)}, "bu_bil", folds=5),
-    "bu_bil_half": DataSet({"cpu": (150, 30), "gpu": (15, 15)}, "bu_bil_half", folds=5),
+    "lidc_all_128": DataSet({"cpu": (18000, 900), "gpu": (1000, 300)}, "lidc_slices.zip", identified=False),
+    "bu_bil": DataSet({"cpu": (2700, 180), "gpu": (150, 30)}, "bu_bil", folds=5),
+    "bu_bil_half": DataSet({"cpu": (400, 40), "gpu": (75, 20)}, "bu_bil_half", folds=5),
     "fundus": DataSet({"cpu": (200, 40), "gpu": (75, 30)}),
     "petct": DataSet({"cpu": (80, 40), "gpu": (30, 30)}),
     "chase_db1": DataSet({"cpu": (1800, 60), "gpu": (60, 40)}, "chase_db1", folds=4),
@@ -165,7 +187,7 @@ class Setup:
             usual = read_mapping(CONFIGURATION / "experiment" / f"study_{data}.yaml")["trainer"]["max_epochs"]
             command.append(f"trainer.max_epochs={epochs}")
             training *= epochs / usual
-        return Job(name, tuple(command), networks(contender) * training + rest)
+        return Job(name, tuple(command), networks(contender) * training + rest, rest)
 
 
 def comparison(
@@ -186,6 +208,47 @@ def comparison(
                 where += f"_fold{fold}"
             jobs.append(setup.job(where, data, name, *overrides))
     return jobs
+
+
+def reread(setup: Setup, jobs: Sequence[Job], read_outs: Sequence[str]) -> list[Job]:
+    """Return one job per finished run and read-out, which measures its networks anew, and prepare its folder.
+
+    The folder has the run's checkpoints, so the run's command with another read-out resumes it at its end. Runs whose
+    checkpoints are elsewhere are left out.
+
+    Args:
+        setup: settings of all jobs.
+        jobs: jobs of the comparison.
+        read_outs: keys of `READ_OUTS`.
+    """
+    measured = []
+    for job in jobs:
+        run = setup.folder / job.name
+        if not (run / VALIDATION_FILE).is_file() or not (run / CHECKPOINTS).is_dir():
+            continue
+        record = read_mapping(run / CONFIGURATION_FILE)
+        for read_out in read_outs:
+            label = f"{record['label']}_{read_out}"
+            name = re.sub(r"_\d+(_fold\d+)?$", rf"_{read_out}\g<0>", job.name)
+            key, value = READ_OUTS[read_out].split("=")
+            node = read_mapping(Path(configuration_folder()) / key / f"{value}.yaml") if key == "mask" else value
+            _copy_training(run, setup.folder / name, {key: node, "label": label})
+            measured.append(Job(name, (*job.command, READ_OUTS[read_out], f"label={label}"), job.seconds_after))
+    return measured
+
+
+def _copy_training(run: Path, target: Path, changes: Mapping[str, Any]) -> None:
+    """Write a finished training with other settings of its predictions, as if it had just ended."""
+    if (target / CONFIGURATION_FILE).is_file():
+        return
+    record = {**read_mapping(run / CONFIGURATION_FILE), **changes}
+    record["command"] = str(record["command"]).replace(str(run), str(target))
+    for path in sorted((run / CHECKPOINTS).rglob("*.ckpt")):
+        copy = target / path.relative_to(run)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(unmeasured(read_checkpoint(path), changes), copy)
+    # last, since it marks the folder as prepared
+    write_whole(target / CONFIGURATION_FILE, lambda path: path.write_text(yaml.safe_dump(record, sort_keys=False)))
 
 
 def search(setup: Setup, names: Sequence[str] | None = None) -> list[Job]:
@@ -341,7 +404,7 @@ def _packed_files(run: Path) -> Iterator[Path]:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["search", "compare", "ablate", "report", "pack"])
+    parser.add_argument("what", choices=["search", "compare", "reread", "ablate", "report", "pack"])
     parser.add_argument("--folder", type=Path, default=Path("outputs/study"))
     parser.add_argument("--data", type=Path, help="folder with lidc_slices.zip, bu_bil, bu_bil_half, chase_db1")
     parser.add_argument(
@@ -349,15 +412,21 @@ def main() -> None:
         nargs="+",
         choices=DATA,
         metavar="DATASET",
-        help="all but bu_bil_half and chase_db1; without --data the synthetic ones",
+        help="all but lidc_all_128, bu_bil_half and chase_db1; without --data the synthetic ones",
     )
     parser.add_argument(
         "--methods", nargs="+", choices=contenders(), metavar="METHOD", help="to compare or search; all"
+    )
+    parser.add_argument(
+        "--read-outs", nargs="+", choices=READ_OUTS, default=[*READ_OUTS], metavar="READ_OUT", help="of reread; all"
     )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--time-left", type=float, metavar="MINUTES", help="start no job that would not end in time")
+    parser.add_argument(
+        "--cut", action="store_true", help="start others too; at the end of the time they store a checkpoint"
+    )
     parser.add_argument("--longest-first", action="store_true", help="not one seed after the other")
     parser.add_argument("--epochs", type=int, help="in place of each data set's own")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} short epochs per training")
@@ -377,9 +446,11 @@ def main() -> None:
         return
     if asked.what == "search":
         jobs = search(setup, asked.methods)
-    elif asked.what == "compare":
+    elif asked.what in ("compare", "reread"):
         usual = [name for name in USUAL_DATA if data is not None or not DATA[name].root]
         jobs = comparison(setup, seeds, asked.only or usual, asked.methods)
+        if asked.what == "reread":
+            jobs = reread(setup, jobs, asked.read_outs)
     else:
         jobs = [*ablation(setup, "ablation", seeds), *ablation(setup, "raters", seeds)]
     if asked.longest_first:
@@ -387,7 +458,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     prepare(setup, jobs)
     seconds = None if asked.time_left is None else 60 * asked.time_left
-    failed = Pool(folder, asked.jobs, seconds, lambda line: print(line, flush=True)).run(jobs)
+    failed = Pool(folder, asked.jobs, seconds, asked.cut, lambda line: print(line, flush=True)).run(jobs)
     if asked.what == "search":
         trials(setup).to_csv(folder / "search.csv", index=False)
         print(f"every trial: {folder / 'search.csv'}")

@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from processes import PATIENCE
 
 from edue_lightning.config.schema import check_configuration, configuration_folder, resolved
+from edue_lightning.runs.checkpoints import load_method
 from edue_lightning.runs.files import METRICS_COLUMNS, find_runs
 from edue_lightning.training.run import TrainConfiguration
 
@@ -165,10 +166,20 @@ def test_a_small_comparison_runs_reports_and_resumes(tmp_path: Path) -> None:
     again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert again.returncode == 0, again.stderr
     assert again.stdout.startswith("0 of 2 jobs to do")
+    other = [*command[:2], "reread", *command[3:], "--read-outs", "mask_raters", "temperature", "--methods"]
+    done = subprocess.run(
+        [*other, "single_soft_majority"], capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("2 of 2 jobs to do")
+    check_read_outs(tmp_path / "quick")
     study.report(tmp_path / "quick", tmp_path / "report")
     assert (tmp_path / "report" / "report.html").is_file()
     verdict = pd.read_csv(tmp_path / "report" / "verdict.csv")
-    assert set(verdict["baseline"].dropna()) == {"single_soft_majority"}
+    usual = {"single_soft_majority", "single_soft_majority_mask_raters", "single_soft_majority_temperature"}
+    assert "single_soft_majority" in set(verdict["baseline"].dropna()) <= usual
+    matrix = pd.read_csv(tmp_path / "report" / "matrix.csv")
+    assert set(matrix["baseline"]) == usual
     assert (tmp_path / "report" / "learning_curves.png").is_file()
     curves = pd.read_csv(tmp_path / "report" / "learning_curves.csv")
     assert curves.groupby("run")["epoch"].apply(list).to_dict() == {
@@ -183,7 +194,7 @@ def test_a_small_comparison_runs_reports_and_resumes(tmp_path: Path) -> None:
     names = {path.name for path in elsewhere.rglob("*") if path.is_file()}
     assert {"config.yaml", "metrics.csv", "validation.csv", "cases.csv", "bootstrap.npz"} < names
     assert not [name for name in names if name.endswith(".ckpt")]
-    assert len(find_runs(elsewhere / "quick")) == 2
+    assert len(find_runs(elsewhere / "quick")) == 4
     (tmp_path / "later").mkdir()
     shutil.copy(tmp_path / "packed" / "finished.txt", tmp_path / "later")
     setup = study.Setup(tmp_path / "later", quick=True)
@@ -194,6 +205,38 @@ def test_a_small_comparison_runs_reports_and_resumes(tmp_path: Path) -> None:
     assert Pool(tmp_path, 1).finished(whole) == []
     assert len(study.pack(tmp_path / "later", tmp_path / "again")) == 1
     assert (tmp_path / "again" / "finished.txt").read_text() == (tmp_path / "packed" / "finished.txt").read_text()
+
+
+def check_read_outs(runs: Path) -> None:
+    """Check the runs of other read-outs: the same networks, and only what the read-out changes differs."""
+
+    def values(read_out: str, file: str = "metrics.csv") -> pd.Series:
+        table = pd.read_csv(runs / f"fundus_single_soft_majority{read_out}_0" / file)
+        return table[table["structure"] == "disc"].set_index("metric")["value"]
+
+    usual, raters = values(""), values("_mask_raters")
+    by_masks = {name for name in usual.index if not np.isclose(usual[name], raters[name], atol=1e-12, equal_nan=True)}
+    assert "dice" in by_masks
+    assert not {"nll", "ece", "brier", "pixel_pearson_total"} & by_masks
+    assert values("_temperature", "validation.csv")["nll"] < values("", "validation.csv")["nll"]
+    # a checkpoint of such a run predicts as the run was measured
+    rules, temperatures = [], []
+    for read_out in ("", "_mask_raters", "_temperature"):
+        method = load_method(runs / f"fundus_single_soft_majority{read_out}_0" / "checkpoints" / "best.ckpt").method
+        rules.append(method.readout.mask.rule)
+        temperatures.append(method.temperature_by_structure)
+    assert rules == ["half", "raters", "half"]
+    assert temperatures[:2] == [None, None]
+    assert temperatures[2] is not None
+
+
+def test_runs_without_checkpoints_are_not_measured_anew(tmp_path: Path) -> None:
+    setup = study.Setup(tmp_path)
+    jobs = study.comparison(setup, [0], ["fundus"], ["single"])
+    assert study.reread(setup, jobs, ["temperature"]) == []
+    (tmp_path / jobs[0].name).mkdir(parents=True)
+    (tmp_path / jobs[0].name / "validation.csv").touch()
+    assert study.reread(setup, jobs, ["temperature"]) == []
 
 
 def test_variations_become_a_table(tmp_path: Path) -> None:

@@ -87,6 +87,13 @@ def test_a_job_that_would_not_end_in_time_is_not_started_and_shorter_ones_are(tm
     assert lines[-1] == "1 jobs not started, since they would not end in time; the same command runs them"
 
 
+def test_a_job_that_is_to_be_cut_is_started_stores_and_is_no_failure(tmp_path: Path) -> None:
+    jobs = [job("long", seconds=60, expected=900)]
+    assert Pool(tmp_path, 1, seconds_left=3, cut=True, say=lambda _: None).run(jobs) == []
+    assert (tmp_path / "runs" / "long" / "stored").is_file()
+    assert not (tmp_path / "runs" / "long" / "validation.csv").exists()
+
+
 def test_durations_are_expected_as_those_that_were_measured(tmp_path: Path) -> None:
     # the first takes at least 0.5 s instead of 0.001, so the second takes at least 60 s, not 0.12
     jobs = [job("a", seconds=0.5, expected=0.001), job("b", expected=0.12)]

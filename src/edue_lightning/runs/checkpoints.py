@@ -98,6 +98,18 @@ def training_cases(checkpoint: Mapping[str, Any]) -> TrainingCases | None:
     return {split: [CaseIdentity.from_list(case) for case in of_split] for split, of_split in stored.items()}
 
 
+def unmeasured(checkpoint: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a read checkpoint with other settings, without what was measured on validation cases.
+
+    Args:
+        checkpoint: a checkpoint of a training.
+        changes: settings of its predictions, such as `mask`; network and training stay.
+    """
+    measured = (_TRIAGE, _MASK, _TEMPERATURE, _DENSITY)
+    kept = {name: entry for name, entry in checkpoint.items() if name not in measured}
+    return {**kept, _CONFIGURATION: {**checkpoint[_CONFIGURATION], **changes}}
+
+
 class WholeFileIO(TorchCheckpointIO):
     """Lightning's reader and writer of checkpoints; a file appears whole or not at all, and is verified when read.
 
