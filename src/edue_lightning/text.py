@@ -10,6 +10,7 @@ _LONGEST_LINE = 1000
 _LONGEST_REASON = 300
 # line ends, terminal control characters and lone surrogates, as file names may hold them
 _BREAKS_LINE = re.compile("[\x01-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_KIND_OF_FILE = re.compile(r"mask|probability|overlay|disagreement|total_variance|layers|panel|decision|member[0-9]+")
 _MOST_NAME_BYTES = 160  # file systems allow 255; the rest is for the endings of results
 
 
@@ -35,6 +36,20 @@ def can_be_in_file_name(text: str) -> bool:
     """Return whether a text can be part of a file name on every file system that results are written to."""
 
     return text != "" and text.isprintable() and len(text.encode()) <= _MOST_NAME_BYTES and not {*"/\\"} & {*text}
+
+
+def ambiguous_structures(structures: Sequence[str]) -> tuple[str, str] | None:
+    """Return two names of structures for which files of two cases could have one name, or None if there are none.
+
+    Files are named `CASE__KIND__STRUCTURE`, so with the structures `disc` and `mask__disc` the file
+    `x__mask__mask__disc` could belong to the case `x` or to the case `x__mask`.
+    """
+    for longer in structures:
+        for shorter in structures:
+            start = longer.removesuffix(f"__{shorter}")
+            if start != longer and _KIND_OF_FILE.fullmatch(start.rpartition("__")[2]):
+                return longer, shorter
+    return None
 
 
 def natural_key(text: str) -> tuple[tuple[str | tuple[int, str], ...], str]:

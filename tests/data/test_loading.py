@@ -131,6 +131,14 @@ def test_a_structure_with_a_slash_is_refused_before_training() -> None:
         RaterDataModule("slashed", Slashed())
 
 
+def test_structures_whose_files_could_share_a_name_are_refused_before_training() -> None:
+    class Ambiguous(NumberedCases):
+        structures = ("disc", "mask__disc")
+
+    with pytest.raises(UserError, match=r"'mask__disc' and 'disc': files of two cases could have one name; rename"):
+        RaterDataModule("ambiguous", Ambiguous())
+
+
 def test_raters_are_padded_and_marked_missing() -> None:
     source = NumberedCases()
     batch = collate_samples([source.load("case0"), source.load("case2")], [0, 2], [5, 6])

@@ -16,7 +16,7 @@ from processes import run_command
 
 from edue_lightning.data import Grid, ManifestSource, RaterSample
 from edue_lightning.errors import UserError
-from edue_lightning.evaluation.prediction_folder import READOUT_FILE, PredictionFolder
+from edue_lightning.evaluation.prediction_folder import READOUT_FILE, PredictionFolder, nifti_name
 from edue_lightning.metrics import case_statistics
 
 AFFINE = np.array([[0.5, 0.1, 0, 10], [-0.1, 0.5, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
@@ -313,6 +313,19 @@ def test_a_single_structure_needs_no_name_and_two_forms_of_one_case_are_refused(
     source = ManifestSource(str(tmp_path / "data"))
     loaded = PredictionFolder(tmp_path / "predictions", source.structures).load(source.load("case2"))
     torch.testing.assert_close(loaded, torch.from_numpy(members[0]).float())
+
+
+def test_names_of_cases_and_structures_may_hold_the_separator(tmp_path: Path) -> None:
+    structures = ("disc", "left__disc")
+    for case in ("x", "x__member0", "x__left", "x__decision__disc"):
+        for structure in structures:
+            (tmp_path / nifti_name(case, 0, structure)).touch()
+    folder = PredictionFolder(tmp_path, structures)
+    files = {case: {key: path.name for key, path in found.items()} for case, found in folder._images.items()}
+    assert files == {
+        case: {(0, name): nifti_name(case, 0, name) for name in structures}
+        for case in ("x", "x__member0", "x__left", "x__decision__disc")
+    }
 
 
 def test_probabilities_a_rounding_off_are_cut(tmp_path: Path) -> None:

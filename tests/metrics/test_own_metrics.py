@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -25,7 +24,9 @@ from edue_lightning.runs.files import (
     DISTORTED_CASES_COLUMNS,
     METRICS_COLUMNS,
     TEXT_COLUMNS,
+    Replicates,
     read_run,
+    write_replicates,
 )
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "extend"
@@ -139,9 +140,9 @@ def test_a_report_knows_its_direction(tmp_path: Path, better: str, arrow: str, b
         metrics = pd.read_csv(folder / "metrics.csv").assign(better="high")
         own = metrics.iloc[:1].assign(metric="area_error", value=value, better=better)
         pd.concat([metrics, own]).to_csv(folder / "metrics.csv", index=False)
-        archive = dict(np.load(folder / "bootstrap.npz"))
-        archive["nodule/area_error"] = value + archive["nodule/dice"] / 1000
-        np.savez(folder / "bootstrap.npz", **archive)
+        held = read_run(folder).replicates
+        replicates = {**held.arrays, ("nodule", "area_error"): value + held.arrays["nodule", "dice"] / 1000}
+        write_replicates(Replicates(held.case_ids, replicates), folder / "bootstrap.npz")
     runs = {method: [read_run(tmp_path / method)] for method in ("one", "two")}
     frame = compare([run for (run,) in runs.values()])
     assert frame.set_index("metric").loc["area_error", "better"].tolist() == [better] * 2

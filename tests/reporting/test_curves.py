@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from run_files import write_cost, write_distortions, write_run, write_validation
 
-from edue_lightning.reporting import Run, read_run
+from edue_lightning.reporting import Run, find_runs, read_run
 from edue_lightning.reporting.curves import (
     auroc_by_kind,
     auroc_by_severity,
@@ -17,6 +17,7 @@ from edue_lightning.reporting.curves import (
     pooled_reliability,
     quality_control,
 )
+from edue_lightning.reporting.report_figures import drawings
 from edue_lightning.reporting.tables import cost_table, detection_table
 from edue_lightning.runs.files import (
     DISTORTED_CASES_COLUMNS,
@@ -148,3 +149,11 @@ def test_the_cost_is_the_median_over_seeds(tmp_path: Path, folders: list[Path]) 
     assert table["method"].tolist() == ["edue", "layer_ensemble"]
     (tmp_path / "old" / "model.json").unlink()
     assert cost_table([read_run(tmp_path / "old")]).empty
+
+
+def test_figures_of_names_that_are_joined_alike_have_names_of_their_own(tmp_path: Path) -> None:
+    # one text in file names, as characters are replaced
+    for data in ("a b", "a,b", "a_b"):
+        write_run(tmp_path / data, "edue", 0, data=data)
+    names = [drawing.name for drawing in drawings(find_runs(tmp_path))]
+    assert len(names) == len({name.casefold() for name in names}) == 3 * 5

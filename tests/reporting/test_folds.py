@@ -162,6 +162,20 @@ def test_folds_of_other_settings_are_not_pooled(folder: Path, tmp_path: Path) ->
     assert sorted(len(run.folds) for run in pool_folds(find_runs(tmp_path / "runs"))) == [1, 2, 3]
 
 
+def test_folds_that_differ_in_speed_and_storage_alone_are_pooled(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    path = tmp_path / "runs" / "0_1" / "config.yaml"
+    record = yaml.safe_load(path.read_text())
+    record["data"] |= {"num_workers": 7, "eval_batch_size": 3, "cache_cases": 1, "note": "another"}
+    record["data"]["source"]["cache"] = "elsewhere"
+    record |= {"device": "cuda", "figures": False, "trainer": {"accelerator": "gpu", "log_every_n_steps": 3}}
+    path.write_text(yaml.safe_dump(record))
+    pooled = pool_folds(find_runs(tmp_path / "runs"))
+    assert [len(run.folds) for run in pooled] == [FOLDS, FOLDS]
+    # the counts behind the calibration of all folds, not of the first
+    assert {len(values) for run in pooled for values in run.case_arrays.values()} == {36}
+
+
 def test_a_training_per_fold_records_its_cases_and_is_pooled(tmp_path: Path) -> None:
     tested: list[str] = []
     for fold in range(2):

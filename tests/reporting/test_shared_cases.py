@@ -80,6 +80,46 @@ def test_two_methods_are_compared_on_the_cases_that_define_both(
     assert (found.ci_low, found.ci_high) == pytest.approx(np.quantile(differences, [0.025, 0.975]))
 
 
+def counted_run(folder: Path, method: str, empty: Sequence[int]) -> tuple[Run, np.ndarray]:
+    """Return a run with the counts `[N, K, 15, 3]` behind the ECE of two structures, some cases' of the first empty."""
+    run = measured(folder, method, 3, {"disc": [], "cup": []})
+    rng = np.random.default_rng(len(method))
+    bins = np.zeros((CASES, 2, 15, 3))
+    bins[..., 0] = rng.integers(1, 50, bins.shape[:-1])
+    bins[..., 1] = bins[..., 0] * (np.arange(15) + 0.5) / 15
+    bins[..., 2] = rng.binomial(bins[..., 0].astype(int), 0.4)
+    bins[list(empty), 0] = 0
+    row = dict(run.metrics.iloc[0]) | {"metric": "ece", "n_cases": CASES - len(empty)}
+    replicates = Replicates(IDS, {("disc", "ece"): np.full(RESAMPLES, 0.1)}, GROUPS)
+    changed = replace(run, metrics=pd.DataFrame([row]), replicates=replicates, case_arrays={"bins": bins})
+    return changed, bins[:, 0]
+
+
+def ece_by_loop(bins: np.ndarray, drawn: Sequence[int]) -> float:
+    total = sum(bins[case] for case in drawn)
+    return sum(abs(row[1] - row[2]) for row in total) / sum(row[0] for row in total)
+
+
+def test_calibration_over_all_cases_is_computed_again_over_the_shared_ones(tmp_path: Path) -> None:
+    (own, first), (other, second) = (counted_run(tmp_path, *args) for args in (("edue", [0, 4]), ("other", [7])))
+    found = paired_difference([own], [other], "disc", "ece")
+    shared = [case for case in range(CASES) if case not in (0, 4, 7)]
+    values = [ece_by_loop(bins, shared) for bins in (first, second)]
+    assert (found.value, found.other) == pytest.approx(values)
+    differences = [
+        ece_by_loop(first, kept) - ece_by_loop(second, kept)
+        for drawn in draws()
+        for kept in [[case for case in drawn if case in shared]]
+    ]
+    assert (found.ci_low, found.ci_high) == pytest.approx(np.quantile(differences, [0.025, 0.975]))
+    methods = [([own], "ece"), ([other], "ece")]
+    assert differing_cases(methods, "disc") == "on the 27 cases that define it for all, of 28 and 29"
+    # runs of earlier versions do not hold the counts
+    unknown = [([replace(run, case_arrays={})], "ece") for run in (own, other)]
+    assert differing_cases(unknown, "disc") == "defined for 28 and 29 cases"
+    assert on_shared_cases(unknown, "disc") == [runs for runs, _ in unknown]
+
+
 def test_settings_that_name_structures_fit_one_of_them(tmp_path: Path) -> None:
     named = {"metrics": {"_target_": "edue_lightning.metrics.MetricSettings", "poor_dice": {"disc": 0.8, "cup": 0.6}}}
     runs = [measured(tmp_path, name, 3, {"disc": [at], "cup": []}) for at, name in enumerate(("edue", "other"))]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from run_files import write_run
 
+from edue_lightning.errors import UserError
 from edue_lightning.reporting.comparison import compare, paired_differences
 from edue_lightning.runs.files import BOOTSTRAP_FILE, Replicates, Run, read_run, write_replicates
 
@@ -37,6 +39,38 @@ def test_a_file_of_an_earlier_version_has_no_groups(tmp_path: Path) -> None:
     found = read_run(folder).replicates
     assert found.groups == ()
     assert found.case_ids == tuple(f"case{case}" for case in range(9))
+
+
+NAMES = [("left/lung", "dice"), ("left", "lung/dice"), ("groups", "dice/of/mine"), ("nodule", "dice")]
+
+
+def test_names_with_a_slash_are_read_as_they_were_written(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", "edue", 0)
+    arrays = {name: np.full(5, float(number)) for number, name in enumerate(NAMES)}
+    write_replicates(Replicates(("case0",), arrays, ("patient0",)), folder / BOOTSTRAP_FILE)
+    found = read_run(folder).replicates
+    assert {name: values.tolist() for name, values in found.arrays.items()} == {
+        name: [float(number)] * 5 for number, name in enumerate(NAMES)
+    }
+    assert (found.case_ids, found.groups) == (("case0",), ("patient0",))
+
+
+def test_joined_names_of_an_earlier_version_are_those_of_the_table(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", "edue", 0)
+    table = pd.read_csv(folder / "metrics.csv").assign(structure="left/lung")
+    table.to_csv(folder / "metrics.csv", index=False)
+    joined = {"left/lung/dice": np.ones(3), "nodule/ece": np.zeros(3), "case_ids": np.array(["case0"])}
+    np.savez_compressed(folder / BOOTSTRAP_FILE, **joined)
+    assert set(read_run(folder).replicates.arrays) == {("left/lung", "dice"), ("nodule", "ece")}
+
+
+def test_replicates_without_their_names_are_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", "edue", 0)
+    archive = dict(np.load(folder / BOOTSTRAP_FILE))
+    archive["names"] = archive["names"][1:]
+    np.savez_compressed(folder / BOOTSTRAP_FILE, **archive)
+    with pytest.raises(UserError, match=r"names and replicates do not fit\); run the evaluation again"):
+        read_run(folder)
 
 
 @pytest.mark.parametrize(

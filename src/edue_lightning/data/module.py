@@ -28,7 +28,7 @@ from edue_lightning.data.source import CaseRecord, CaseSource, Split, Subset
 from edue_lightning.data.splits import Fold, SplitFractions, fold_cases, split_cases
 from edue_lightning.data.votes import CAVEAT
 from edue_lightning.errors import UserError
-from edue_lightning.text import times
+from edue_lightning.text import ambiguous_structures, times
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,11 @@ class RaterDataModule(pl.LightningDataModule):
                 raise UserError(
                     f"structure {structure!r}: must not contain '/', as files are named after it; rename the structure"
                 )
+        if ambiguous := ambiguous_structures(source.structures):
+            raise UserError(
+                f"structures {ambiguous[0]!r} and {ambiguous[1]!r}: files of two cases could have one name; rename the "
+                "first"
+            )
         self.name: str = name
         self.source = source
         self.augmentation = augmentation

@@ -37,9 +37,9 @@ from edue_lightning.errors import UserError
 from edue_lightning.text import counted, one_line, reason_of
 from edue_lightning.uncertainty import MAPS, MEMBERS, Readout
 
-_NIFTI_NAME = re.compile(
-    rf"(?P<case>.+?)__(?:member(?P<member>\d+)|(?P<map>{'|'.join(MAPS)}))(?:__(?P<structure>.+))?\.nii(?:\.gz)?"
-)
+_CHANNEL = rf"__(?:member(?P<member>\d+)|(?P<map>{'|'.join(MAPS)}))"
+_ENDING = r"\.nii(?:\.gz)?"
+_NIFTI_NAME = re.compile(rf"(?P<case>.+){_CHANNEL}(?:__(?P<structure>.+))?{_ENDING}")
 ARRAY = "members"
 """Name of the members' array in an archive."""
 READOUT_FILE = "readout.json"
@@ -93,7 +93,7 @@ class PredictionFolder:
         self._images: dict[str, dict[Channel, Path]] = defaultdict(dict)
         self._unnamed: list[str] = []
         for path in sorted([*folder.glob("*.nii"), *folder.glob("*.nii.gz")]):
-            named = _NIFTI_NAME.fullmatch(path.name)
+            named = self._parts_of(path.name)
             if named is None or named["map"] not in (None, *self.readout.own_maps):
                 # nnU-Net's segmentation beside its probabilities
                 if path.name.removesuffix(".gz").removesuffix(".nii") not in self._archives:
@@ -113,6 +113,13 @@ class PredictionFolder:
 
     def __str__(self) -> str:
         return f"predictions={self.folder}"
+
+    def _parts_of(self, name: str) -> re.Match[str] | None:
+        """Return the parts of a file's name; the names of cases and structures may themselves hold `__`."""
+        known = "|".join(map(re.escape, self.structures))
+        return re.fullmatch(rf"(?P<case>.+){_CHANNEL}__(?P<structure>{known}){_ENDING}", name) or _NIFTI_NAME.fullmatch(
+            name
+        )
 
     def check(self, records: Sequence[CaseRecord], all_records: Sequence[CaseRecord], source: CaseSource) -> None:
         """Check every prediction against its case, before anything is computed.

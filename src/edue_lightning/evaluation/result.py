@@ -193,7 +193,7 @@ class Evaluation:
         panels = folder / "panels"
         panels.mkdir(exist_ok=True)
         for panel in self.panels:
-            panel_figure(panel, self.note).savefig(panels / f"{panel.case_id}_{panel.structure}.png", dpi=100)
+            panel_figure(panel, self.note).savefig(panels / f"{panel.case_id}__panel__{panel.structure}.png", dpi=100)
 
     def _identified(self, frame: pd.DataFrame) -> pd.DataFrame:
         frame.insert(0, "method", self.label)

@@ -123,6 +123,7 @@ def _pooled(folds: Sequence[Run]) -> Run:
         reliability=identified(pd.DataFrame([asdict(row) for row in summary.reliability])),
         quality_control=identified(quality_control_table(cases, structures, settings)),
         replicates=Replicates(case_ids, summary.replicates, tuple(groups)),
+        case_arrays={name: values.numpy() for name, values in cases.columns.items() if values.ndim > 2},
         cost=_mean_cost([run.cost for run in folds]),
         validation=_mean_validation(_together([run.validation for run in folds])),
         distorted_cases=distorted,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -55,9 +55,23 @@ class Drawing:
 def drawings(runs: Sequence[Run]) -> Iterator[Drawing]:
     """Yield the figures of each data set and split: curves of each structure, then the panels of each case.
 
+    Each has a name of its own.
+
     Raises:
         UserError: if a run's panels do not exist or are damaged.
     """
+    taken: set[str] = set()
+    for drawing in _drawings(runs):
+        # parts that differ may be joined to one name, or differ in characters that are replaced in it
+        name, number = drawing.name, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{drawing.name}_{number}"
+        taken.add(name.casefold())
+        yield replace(drawing, name=name)
+
+
+def _drawings(runs: Sequence[Run]) -> Iterator[Drawing]:
     groups = group_by_subject([run for run in runs if run.tested])
     for data, split in dict.fromkeys((data, split) for _, data, split in groups):
         methods = {method: members for (method, d, s), members in groups.items() if (d, s) == (data, split)}

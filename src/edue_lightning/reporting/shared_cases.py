@@ -16,7 +16,7 @@ from edue_lightning.config.build import build_metric_settings
 from edue_lightning.config.schema import check_only_ours
 from edue_lightning.metrics import MEAN_STRUCTURE, METRICS, MetricSettings, interval, resample_counts
 from edue_lightning.metrics.bootstrap import few_groups, group_numbers, usable_replicates
-from edue_lightning.metrics.definition import StructureCases, mean_estimate
+from edue_lightning.metrics.definition import Estimate, StructureCases, mean_estimate
 from edue_lightning.reporting.findings import listed
 from edue_lightning.runs.files import METRICS_COLUMNS, Run
 from edue_lightning.runs.record import TRAINING
@@ -30,7 +30,8 @@ def on_shared_cases(methods: Sequence[Measured], structure: str) -> list[Sequenc
 
     The resamples stay those of all cases, and draw the others with a weight of 0. The mean over structures averages
     the structures, each over its own shared cases. Runs with the same defining cases are returned as they are, and so
-    are all runs if one of them does not hold the numbers of its cases.
+    are all runs if one of them does not hold the numbers of its cases, such as the counts behind the ECE in runs of
+    earlier versions.
 
     Args:
         methods: seeds and metric of each method, all on the same cases.
@@ -77,12 +78,13 @@ def _differ(parts: Mapping[str, Sequence[frozenset[str]]]) -> bool:
 
 def _defining(methods: Sequence[Measured], structure: str) -> list[frozenset[str]] | None:
     """Return the cases that define each run's metric; None if a run does not hold the numbers that define it."""
-    found = [
-        run.defining_cases(structure, METRICS[metric].needs if metric in METRICS else (metric,))
-        for runs, metric in methods
-        for run in runs
-    ]
+    found = [run.defining_cases(structure, _needs(metric)) for runs, metric in methods for run in runs]
     return None if None in found else [cases for cases in found if cases is not None]
+
+
+def _needs(metric: str) -> tuple[str, ...]:
+    """Return the numbers of a case behind a metric: a metric from outside is the mean of its column."""
+    return METRICS[metric].needs if metric in METRICS else (metric,)
 
 
 def _parts(methods: Sequence[Measured], structure: str) -> list[str]:
@@ -92,27 +94,29 @@ def _parts(methods: Sequence[Measured], structure: str) -> list[str]:
 
 def _restricted(run: Run, structure: str, metric: str, shared: Mapping[str, frozenset[str]]) -> Run:
     """Return a run that holds one metric of one structure, over some cases of the structures that it is made of."""
-    ids = list(run.replicates.case_ids)
+    ids = run.replicates.case_ids
     groups = run.replicates.groups or None
     resamples = len(run.replicates.arrays.get((structure, metric), ()))
     weights = np.concatenate([np.ones((1, len(ids))), resample_counts(len(ids), resamples, groups=groups)])
     numbers = group_numbers(groups or range(len(ids)))
     settings = _settings(run)
     estimate = METRICS[metric].estimate if metric in METRICS else mean_estimate(metric)
-    needed = list(METRICS[metric].needs) if metric in METRICS else [metric]
     estimates = []
     for name, cases in shared.items():
-        table = run.cases[run.cases["structure"] == name].set_index("case_id")[needed].astype(float).reindex(ids)
-        # a weight of 0 is not enough: a case without one still counts as defined
-        table = table.where(pd.Series([case in cases for case in ids], index=ids))
-        columns = {column: table[column].to_numpy() for column in needed}
-        estimates.append(estimate(StructureCases(columns, settings.poor_dice_of(name)), weights))
+        columns = run.case_columns(name, _needs(metric))
+        assert columns is not None, "checked"
+        kept = np.array([case in cases for case in ids])
+        own = StructureCases({key: each[kept] for key, each in columns.items()}, settings.poor_dice_of(name))
+        found = estimate(own, weights[:, kept])
+        defined = np.zeros(len(ids), dtype=bool)
+        defined[kept] = found.defined
+        estimates.append(Estimate(found.values, defined))
     values = np.mean([one.values for one in estimates], axis=0)  # noqa: PD011
     few = next(filter(None, (few_groups(numbers, one) for one in estimates)), "")
     replicates, reason = usable_replicates(values, few)
-    defined = int(np.logical_and.reduce([one.defined for one in estimates]).sum())
+    n_defined = int(np.logical_and.reduce([one.defined for one in estimates]).sum())
     ends = (np.nan, np.nan) if reason else interval(replicates)
-    row = (*run.key, structure, metric, float(values[0]), *ends, defined, len(ids) - defined, reason)
+    row = (*run.key, structure, metric, float(values[0]), *ends, n_defined, len(ids) - n_defined, reason)
     return replace(
         run,
         metrics=pd.DataFrame([row], columns=[*METRICS_COLUMNS, "no_interval"]),

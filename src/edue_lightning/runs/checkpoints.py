@@ -27,7 +27,7 @@ from edue_lightning.data.identity import CaseIdentity, TrainingCases
 from edue_lightning.data.preparation import Stacked
 from edue_lightning.errors import UserError
 from edue_lightning.methods import Density, SegmentationMethod
-from edue_lightning.text import can_be_in_file_name, one_line, reason_of
+from edue_lightning.text import ambiguous_structures, can_be_in_file_name, one_line, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -297,7 +297,7 @@ def _rebuilt(
             _CANONICAL,
         )
     odd = [name for name in image_format.structures if not can_be_in_file_name(name)]
-    if odd or image_format.spatial_dims not in (2, 3):
+    if odd or ambiguous_structures(image_format.structures) or image_format.spatial_dims not in (2, 3):
         raise UserError(one_line(f"{path}: was trained for {image_format}, whose results could not be written"))
     weights = checkpoint["state_dict"]
     chosen = configuration if inference is None else {**configuration, "inference": inference}

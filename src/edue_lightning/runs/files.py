@@ -79,6 +79,7 @@ POOLED_SEVERITY = 0
 
 # arrays of `bootstrap.npz` beside the replicates
 _LABELS = ("case_ids", "groups")
+_NAMES, _REPLICATES = "names", "replicates"
 
 
 @dataclass(frozen=True)
@@ -198,16 +199,47 @@ class Run:
         """Return the number of validation cases that define a metric; 0 where it was not measured."""
         return self._validation_n_cases.get((structure, metric), 0)
 
-    def defining_cases(self, structure: str, columns: Sequence[str]) -> frozenset[str] | None:
-        """Return the ids of the cases that define some columns of `cases.csv`; None where it lacks one of them.
+    def defining_cases(self, structure: str, names: Sequence[str]) -> frozenset[str] | None:
+        """Return the ids of the cases that define some numbers, see `case_columns`; None where the run lacks one.
 
-        The mean over structures is defined by the cases that define all of them.
+        A case defines an array of counts if it has a count. The mean over structures is defined by the cases that
+        define all of them.
         """
-        own = self.cases if structure == MEAN_STRUCTURE else self.cases[self.cases["structure"] == structure]
-        if own.empty or not set(columns) <= set(own.columns):
+        structures = self.cases["structure"].unique().tolist() if structure == MEAN_STRUCTURE else [structure]
+        defined = np.ones(len(self.replicates.case_ids), dtype=bool)
+        for name in structures:
+            columns = self.case_columns(name, names)
+            if columns is None:
+                return None
+            for values in columns.values():
+                flat = values.reshape(len(values), -1)
+                defined &= ~np.isnan(flat).any(axis=1)
+                if values.ndim > 1:
+                    defined &= (flat != 0).any(axis=1)
+        return frozenset(np.array(self.replicates.case_ids)[defined].tolist()) if structures else None
+
+    def case_columns(self, structure: str, names: Sequence[str]) -> dict[str, NDArray[np.float64]] | None:
+        """Return numbers of the cases, one structure's columns of `cases.csv` and arrays of `case_arrays.npz`.
+
+        Args:
+            structure: name of a structure, not `mean`.
+            names: names of the numbers.
+
+        Returns:
+            `[N]` or `[N, ...]` by name, in the order of the replicates' cases; None where the run lacks one of them.
+        """
+        own = self.cases[self.cases["structure"] == structure].set_index("case_id")
+        ids = list(self.replicates.case_ids)
+        arrays = {name: values for name, values in self.case_arrays.items() if len(values) == len(ids)}
+        known = all(name in own or name in arrays for name in names)
+        if own.empty or not known or not own.index.is_unique or not set(ids) <= set(own.index):
             return None
-        defined = own[list(columns)].notna().all(axis=1).groupby(own["case_id"]).all()
-        return frozenset(defined.index[defined])
+        own = own.loc[ids]
+        position = self.cases["structure"].unique().tolist().index(structure)
+        return {
+            name: own[name].to_numpy(dtype=np.float64) if name in own else arrays[name][:, position].astype(np.float64)
+            for name in names
+        }
 
     @cached_property
     def _validation_n_cases(self) -> dict[tuple[str, str], int]:
@@ -241,8 +273,14 @@ def write_table(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> None
 
 
 def write_replicates(replicates: Replicates, path: Path) -> None:
-    """Write bootstrap replicates as an `npz` archive of plain arrays."""
-    arrays = {f"{structure}/{metric}": values for (structure, metric), values in replicates.arrays.items()}
+    """Write bootstrap replicates as an `npz` archive of plain arrays.
+
+    Row n of `replicates` `[N, resamples]` is that of the structure and metric in row n of `names` `[N, 2]`.
+    """
+    arrays = {
+        _NAMES: np.array(list(replicates.arrays), dtype=np.str_).reshape(-1, 2),
+        _REPLICATES: np.array(list(replicates.arrays.values()), dtype=np.float64),
+    }
     arrays |= {name: np.array(getattr(replicates, name), dtype=np.str_) for name in _LABELS}
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
@@ -296,7 +334,7 @@ def read_run(folder: Path) -> Run:
         cases=table(CASES_FILE, CASES_COLUMNS),
         reliability=table(RELIABILITY_FILE, RELIABILITY_COLUMNS),
         quality_control=table(QUALITY_CONTROL_FILE, QUALITY_CONTROL_COLUMNS),
-        replicates=_read_replicates(folder / BOOTSTRAP_FILE) if tested else Replicates((), {}),
+        replicates=_read_replicates(folder / BOOTSTRAP_FILE, metrics) if tested else Replicates((), {}),
         cost=read_mapping(folder / COST_FILE) if (folder / COST_FILE).is_file() else {},
         validation=_read_optional(folder / VALIDATION_FILE, METRICS_COLUMNS),
         distorted_cases=_read_optional(folder / DISTORTED_CASES_FILE, DISTORTED_CASES_COLUMNS),
@@ -367,12 +405,30 @@ def _read_arrays(path: Path) -> dict[str, NDArray]:
     return values
 
 
-def _read_replicates(path: Path) -> Replicates:
+def _read_replicates(path: Path, metrics: pd.DataFrame) -> Replicates:
+    """Read the replicates of a run.
+
+    Args:
+        path: the file.
+        metrics: content of `metrics.csv`, which names the structures and metrics.
+
+    Raises:
+        UserError: naming the file, if it cannot be read.
+    """
     values = _read_arrays(path)
     if "case_ids" not in values:
         raise UserError(f"{path}: cannot be read (case_ids is missing); run the evaluation again")
     case_ids = tuple(map(str, values.pop("case_ids").tolist()))
     # absent in files of earlier versions
     groups = tuple(map(str, values.pop("groups").tolist())) if "groups" in values else ()
-    arrays = {(name.partition("/")[0], name.partition("/")[2]): value for name, value in values.items()}
-    return Replicates(case_ids, arrays, groups)
+    if _NAMES in values:
+        names, rows = values[_NAMES], values.get(_REPLICATES, np.empty((0, 0)))
+        if names.shape[1:] != (2,) or rows.ndim > 2 or rows.shape[:1] != names.shape[:1]:
+            raise UserError(f"{path}: cannot be read (names and replicates do not fit); run the evaluation again")
+        arrays = {(structure, metric): row for (structure, metric), row in zip(names.tolist(), rows, strict=True)}
+        return Replicates(case_ids, arrays, groups)
+    # earlier versions joined the names, so those of the table tell them apart
+    pairs = zip(metrics["structure"], metrics["metric"], strict=True)
+    joined = {f"{structure}/{metric}": (structure, metric) for structure, metric in pairs}
+    parted = {name: (name.partition("/")[0], name.partition("/")[2]) for name in values}
+    return Replicates(case_ids, {(parted | joined)[name]: value for name, value in values.items()}, groups)

@@ -200,9 +200,9 @@ def metric_settings(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def data_settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run's data by dotted key, its place among them."""
-    data = record.get("data") or {}
-    return _flat(with_current_targets({"data": {key: data[key] for key in data if key not in ("seed", "cache")}}))
+    """Return the settings of a run's data by dotted key, its place among them, without those of speed and storage."""
+    settings = _flat(with_current_targets({"data": record.get("data") or {}}))
+    return {key: value for key, value in settings.items() if key not in _NOT_OF_THE_METHOD_BELOW}
 
 
 def _flat(node: Any, path: str = "") -> dict[str, Any]:
