@@ -32,7 +32,7 @@ from edue_lightning.prediction.model import Model
 from edue_lightning.prediction.run import predict
 from edue_lightning.prediction.triage import StructureTriage, Triage
 from edue_lightning.prediction.triage_table import COLUMNS
-from edue_lightning.runs.checkpoints import add_triage, checkpoint_entries, load_method, save_method
+from edue_lightning.runs.checkpoints import add_results, checkpoint_entries, load_method, save_method
 
 NETWORK = ("network.features=[4,6,8]", "optimizer.schedule=constant")
 
@@ -60,7 +60,7 @@ def untrained(path: Path, images: ImageFormat, *overrides: str, poor: float = 1.
     torch.manual_seed(0)
     method = build_method(settings, images)
     save_method(method, path, checkpoint_entries(settings, images))
-    add_triage(path, triage_of(images.structures, poor, good).as_dict())
+    add_results(path, triage=triage_of(images.structures, poor, good).as_dict())
     return path
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.distributed
 from metric_cases import Cases, random_cases
-from torch import multiprocessing
 from torchmetrics import Metric
+from two_processes import in_two_processes
 
 import edue_lightning.metrics as metrics
 from edue_lightning.metrics import (
@@ -215,7 +215,7 @@ def _measure_share(rank: int, shares: list[list[int]], folder: str) -> None:
 
 @pytest.mark.parametrize("shares", [[[0, 2, 4, 6, 1], [3, 5]], [list(range(7)), []], [[0, 1, 2, 3], [4, 5, 6, 0]]])
 def test_two_processes_with_uneven_shares_equal_one(shares: list[list[int]], tmp_path: Path) -> None:
-    multiprocessing.spawn(_measure_share, (shares, str(tmp_path)), nprocs=2)
+    in_two_processes(_measure_share, shares, str(tmp_path))
     expected = case_statistics(*seven_cases())
     for rank in range(2):
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
@@ -246,7 +246,7 @@ def _measure_singles(rank: int, folder: str) -> None:
 
 
 def test_every_class_gives_in_two_processes_what_it_gives_in_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(_measure_singles, (str(tmp_path),), nprocs=2)
+    in_two_processes(_measure_singles, str(tmp_path))
     expected = _single_metrics(torch.arange(7))
     assert len(expected) == len(CLASSES) + 2
     for rank in range(2):

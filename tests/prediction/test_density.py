@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,15 +14,20 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed
 from method_parts import parts_of
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from trainings import configuration
+from two_processes import in_two_processes
 
 from edue_lightning.data import RaterDataModule, SyntheticFundus
-from edue_lightning.methods import DeepEnsemble, Density, SegmentationMethod, SingleNetwork
+from edue_lightning.evaluation.measure import Measurement, measure_method
+from edue_lightning.methods import DeepEnsemble, Density, Measuring, SegmentationMethod, SingleNetwork
+from edue_lightning.metrics import MetricSettings
+from edue_lightning.metrics.thresholds import BestThresholds
 from edue_lightning.networks import HeadLayout
 from edue_lightning.prediction.density import fit_density
 from edue_lightning.prediction.model import Model
-from edue_lightning.runs.checkpoints import load_method
+from edue_lightning.runs import checkpoints
+from edue_lightning.runs.checkpoints import load_method, read_checkpoint
 from edue_lightning.training.run import train
 
 LAST = HeadLayout("last")
@@ -67,7 +73,7 @@ def _fit_share(rank: int, folder: str) -> None:
 
 
 def test_two_processes_fit_what_one_does(tmp_path: Path) -> None:
-    multiprocessing.spawn(_fit_share, (str(tmp_path),), nprocs=2)
+    in_two_processes(_fit_share, str(tmp_path))
     expected = fit_density(ensemble(), data(), on_cpu())
     assert expected is not None
     for rank in range(2):
@@ -103,6 +109,42 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     settings = configuration("test=true", "figures=false", "trainer.max_epochs=1", "distortions=default")
     train(settings, folder)
     return folder, settings
+
+
+def test_a_training_validates_once_and_completes_its_checkpoint_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    passes, writes = [], []
+    tested, written = pl.Trainer.test, checkpoints.write_whole
+
+    def test(trainer: pl.Trainer, *arguments: Any, **named: Any) -> Any:
+        passes.append(trainer)
+        return tested(trainer, *arguments, **named)
+
+    def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+        if passes:
+            writes.append(path.name)
+        written(path, write)
+
+    monkeypatch.setattr(pl.Trainer, "test", test)
+    monkeypatch.setattr(checkpoints, "write_whole", write_whole)
+    train(configuration("trainer.max_epochs=1", "checkpoint_every_steps=null"), tmp_path / "run")
+    assert len(passes) == 1
+    assert writes == ["best.ckpt"]
+    held = read_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert {"edue_triage", "edue_mask", "edue_density"} <= held.keys()
+
+
+def test_thresholds_of_the_shared_pass_are_those_of_a_pass_of_their_own() -> None:
+    method, images = ensemble().eval(), data()
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    shared, alone = (BestThresholds(method.structures) for _ in range(2))
+    measurement = Measurement("method", "val", MetricSettings(), 0, panels=False)
+    together = measure_method(method, images, measurement, trainer, thresholds=shared)
+    trainer.test(Measuring(method, alone), dataloaders=images.evaluation_dataloader("val"), verbose=False)
+    assert shared.thresholds() == alone.thresholds()
+    without = measure_method(method, images, measurement, trainer)
+    pd.testing.assert_frame_equal(together.cases_frame(), without.cases_frame(), check_exact=True)
 
 
 def test_a_training_stores_and_measures_it(trained: tuple[Path, dict[str, Any]]) -> None:

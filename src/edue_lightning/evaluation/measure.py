@@ -61,6 +61,7 @@ def measure_method(
     measurement: Measurement,
     trainer: pl.Trainer,
     density: Density | None = None,
+    thresholds: BestThresholds | None = None,
 ) -> Evaluation:
     """Measure a trained method on the trainer's devices; every process gets the values of all cases.
 
@@ -70,10 +71,11 @@ def measure_method(
         measurement: settings of the measurement.
         trainer: trainer that runs the predictions.
         density: density of the method's training images, or None.
+        thresholds: search for thresholds that receives the cases in the same pass, or None.
     """
     split = measurement.split
     table = CaseTable(method.structures, settings=measurement.settings, readout=method.readout)
-    measuring = Measuring(method, table, density)
+    measuring = Measuring(method, table, density, thresholds)
     trainer.test(measuring, dataloaders=data.evaluation_dataloader(split), verbose=False)
     distances = None if density is None else merged(measuring.distances)
 
@@ -88,22 +90,6 @@ def measure_method(
     samples = data.dataset(split).samples
     with on_device(method, trainer.strategy.root_device):
         return _evaluation(table, data, measurement, probabilities_of, lambda position: samples[position], distances)
-
-
-def measure_thresholds(
-    method: SegmentationMethod, data: RaterDataModule, settings: MetricSettings, trainer: pl.Trainer
-) -> dict[str, float]:
-    """Return the threshold of each structure with the largest mean Dice over the validation cases.
-
-    Args:
-        method: trained method.
-        data: data module with the cases.
-        settings: settings of the metrics.
-        trainer: trainer that runs the predictions.
-    """
-    found = BestThresholds(method.structures, settings, readout=method.readout)
-    trainer.test(Measuring(method, found), dataloaders=data.evaluation_dataloader("val"), verbose=False)
-    return found.thresholds()
 
 
 def measure_predictions(predictions: PredictionFolder, data: RaterDataModule, measurement: Measurement) -> Evaluation:

@@ -23,22 +23,32 @@ class Measuring(pl.LightningModule):
         method: method to measure.
         table: table that receives the cases, with the method's `readout`; it moves to the method's device.
         density: density of the method's training images, or None.
+        thresholds: further table that receives the same cases, or None.
 
     Attributes:
         distances: distance of each case from the training images by its index, as far as this process saw it.
     """
 
-    def __init__(self, method: SegmentationMethod, table: CaseRows, density: Density | None = None) -> None:
+    def __init__(
+        self,
+        method: SegmentationMethod,
+        table: CaseRows,
+        density: Density | None = None,
+        thresholds: CaseRows | None = None,
+    ) -> None:
         super().__init__()
         self.method = method
         self.table = table
         self.density = density
+        self.thresholds = thresholds
         self.distances: dict[int, float] = {}
 
     def test_step(self, batch: RaterBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Add a batch to the table, and return its logits (see `predict`) for callbacks."""
         logits = self.method.predict(batch.image)
         add_batch(self.table, logits, batch)
+        if self.thresholds is not None:
+            add_batch(self.thresholds, logits, batch)
         if self.density is not None:
             distances = self.density(self.method, batch.image)
             self.distances |= dict(zip(batch.case_index.tolist(), distances.tolist(), strict=True))

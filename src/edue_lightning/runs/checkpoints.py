@@ -47,8 +47,8 @@ _CASES = "edue_training_cases"
 class LoadedMethod(NamedTuple):
     """A trained method in evaluation mode, the image format it takes, and the configuration of its training.
 
-    `triage` is the entry of `add_triage`, or None; `density` that of `add_density`, or None; `cases` are those of
-    training (`train`) and validation (`val`), None in a checkpoint of an earlier version.
+    `triage` and `density` are the entries of `add_results`, or None; `cases` are those of training (`train`) and
+    validation (`val`), None in a checkpoint of an earlier version.
     """
 
     method: SegmentationMethod
@@ -140,28 +140,28 @@ def save_method(method: SegmentationMethod, path: Path, entries: Mapping[str, An
     write_checkpoint({"state_dict": method.state_dict(), **entries}, path)
 
 
-def add_triage(path: Path, triage: Mapping[str, Any]) -> None:
-    """Add the triage data of validation and training cases to a checkpoint, as plain values and tensors.
+def add_results(
+    path: Path,
+    *,
+    triage: Mapping[str, Any] | None = None,
+    mask_facts: Mapping[str, Any] | None = None,
+    density: Density | None = None,
+) -> None:
+    """Add what was found on the training and validation cases to a checkpoint, as plain values and tensors.
 
-    A checkpoint that has such data is left as it is, as when a run is resumed after its training.
+    What the checkpoint has already stays as it is, as when a run is resumed after its training.
+
+    Args:
+        path: path of the checkpoint.
+        triage: triage data, or None.
+        mask_facts: what the rules for masks need, see `config.build.build_mask_rule`, or None.
+        density: density of the training images, or None.
     """
-    _add_entry(path, _TRIAGE, triage)
-
-
-def add_density(path: Path, density: Density) -> None:
-    """Add the density of the training images to a checkpoint, see `add_triage`."""
-    _add_entry(path, _DENSITY, density.as_dict())
-
-
-def _add_entry(path: Path, name: str, entry: Mapping[str, Any]) -> None:
+    results = {_TRIAGE: triage, _MASK: mask_facts, _DENSITY: None if density is None else density.as_dict()}
     checkpoint = read_checkpoint(path)
-    if name not in checkpoint:
-        write_checkpoint({**checkpoint, name: dict(entry)}, path)
-
-
-def add_mask_facts(path: Path, facts: Mapping[str, Any]) -> None:
-    """Add what the rules for masks need from the validation cases, see `config.build.build_mask_rule`, `add_triage`."""
-    _add_entry(path, _MASK, facts)
+    new = {name: dict(entry) for name, entry in results.items() if entry is not None and name not in checkpoint}
+    if new:
+        write_checkpoint({**checkpoint, **new}, path)
 
 
 def add_temperature(path: Path, temperature: Sequence[float]) -> None:

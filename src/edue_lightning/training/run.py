@@ -16,13 +16,14 @@ from edue_lightning.data import RaterDataModule
 from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.cost import measure_cost
-from edue_lightning.evaluation.measure import Measurement, measure_method, measure_thresholds
+from edue_lightning.evaluation.measure import Measurement, measure_method
 from edue_lightning.evaluation.shift import measure_shift
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import VALIDATION_METRICS
+from edue_lightning.metrics.thresholds import BestThresholds
 from edue_lightning.prediction.density import fit_density
 from edue_lightning.prediction.triage import fit_triage
-from edue_lightning.runs.checkpoints import add_density, add_mask_facts, add_triage
+from edue_lightning.runs.checkpoints import add_results
 from edue_lightning.runs.files import (
     CONFIGURATION_FILE,
     COST_FILE,
@@ -185,26 +186,20 @@ def _run(
         resamples = int(configuration["bootstrap_resamples"])
         metric_settings = experiment.metric_settings
         of_validation = Measurement(label, "val", metric_settings, resamples, panels=False)
-        validation = measure_method(method, data, of_validation, trainer)
-        density = fit_density(method, data, trainer)
-        if density is not None and is_first_process():
-            add_density(folder / CHECKPOINTS / BEST, density)
-        facts = {
-            "thresholds": measure_thresholds(method, data, metric_settings, trainer),
-            "raters": int(validation.cases["n_raters"].max()),
-        }
-        if is_first_process():
-            add_mask_facts(folder / CHECKPOINTS / BEST, facts)
+        thresholds = BestThresholds(method.structures, metric_settings, readout=method.readout)
+        validation = measure_method(method, data, of_validation, trainer, thresholds=thresholds)
+        facts = {"thresholds": thresholds.thresholds(), "raters": int(validation.cases["n_raters"].max())}
         rule = build_mask_rule(configuration.get("mask"), method, facts)
         if rule.rule != MaskRule.rule:
             method.readout = replace(method.readout, mask=rule)
             validation = measure_method(method, data, of_validation, trainer)
+        density = fit_density(method, data, trainer)
         sensitivity = configuration["triage_sensitivity"]
+        triage = None
         if sensitivity is not None:
-            triage = fit_triage(method, data, metric_settings, float(sensitivity), trainer)
-            if is_first_process():
-                add_triage(folder / CHECKPOINTS / BEST, triage.as_dict())
+            triage = fit_triage(method, data, metric_settings, float(sensitivity), trainer).as_dict()
         if is_first_process():
+            add_results(folder / CHECKPOINTS / BEST, triage=triage, mask_facts=facts, density=density)
             with on_device(method, trainer.strategy.root_device):
                 cost = _cost(method, data, configuration, validation.members, seconds)
             write_mapping(cost, folder / COST_FILE)
