@@ -14,9 +14,10 @@ from metric_cases import naive_dice
 from PIL import Image
 from processes import run_command
 
-from edue_lightning.data import Grid, ManifestSource, RaterSample
+from edue_lightning.data import Grid, ManifestSource, RaterSample, SyntheticFundus
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.prediction_folder import READOUT_FILE, PredictionFolder, nifti_name
+from edue_lightning.evaluation.prediction_writer import write_prediction
 from edue_lightning.metrics import case_statistics
 
 AFFINE = np.array([[0.5, 0.1, 0, 10], [-0.1, 0.5, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
@@ -313,6 +314,32 @@ def test_a_single_structure_needs_no_name_and_two_forms_of_one_case_are_refused(
     source = ManifestSource(str(tmp_path / "data"))
     loaded = PredictionFolder(tmp_path / "predictions", source.structures).load(source.load("case2"))
     torch.testing.assert_close(loaded, torch.from_numpy(members[0]).float())
+
+
+def test_an_archive_that_names_its_structures_is_read_by_name(tmp_path: Path) -> None:
+    masks = write_data(tmp_path / "data")
+    members = write_predictions(tmp_path / "predictions", masks)
+    archive = tmp_path / "predictions" / "case2.npz"
+    source = ManifestSource(str(tmp_path / "data"))
+    np.savez(archive, members=members[0][:, ::-1], structures=np.array(["cup", "disc"]))
+    loaded = PredictionFolder(archive.parent, source.structures).load(source.load("case2"))
+    torch.testing.assert_close(loaded, torch.from_numpy(members[0]))
+    np.savez(archive, members=members[0], structures=np.array(["cup", "rim"]))
+    assert problems(archive.parent, tmp_path / "data") == [
+        "case2: case2.npz: holds the structures cup, rim, expected disc, cup"
+    ]
+    np.savez(archive, members=members[0], structures=np.array([["cup", "disc"]]))
+    (line,) = problems(archive.parent, tmp_path / "data")
+    assert "structures is not a list of names" in line
+
+
+def test_our_own_archives_name_their_structures(tmp_path: Path) -> None:
+    source = SyntheticFundus(1, 32)
+    sample = source.load(source.cases()[0].case_id)
+    members = torch.rand(2, 2, 32, 32)
+    write_prediction(tmp_path, sample, members, source.structures)
+    with_others = PredictionFolder(tmp_path, source.structures[::-1])
+    torch.testing.assert_close(with_others.load(sample), members.flip(1))
 
 
 def test_names_of_cases_and_structures_may_hold_the_separator(tmp_path: Path) -> None:

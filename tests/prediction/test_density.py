@@ -183,6 +183,21 @@ def test_an_image_unlike_the_training_images_is_named_by_predict(trained: tuple[
     assert model.predict(image).table["out_of_distribution"].isna().all()
 
 
+def test_thresholds_of_other_masks_flag_no_case(
+    trained: tuple[Path, dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, settings = trained
+    size = settings["data"]["source"]["size"]
+    image = np.random.default_rng(0).random((3, size, size))
+    for rule, belongs in (("half", True), ("expected_dice", False)):
+        node = {"_target_": "edue_lightning.uncertainty.MaskRule", "rule": rule}
+        caplog.clear()
+        model = Model(folder / "checkpoints" / "best.ckpt", "cpu", mask=node)
+        assert (model.triage is not None) == belongs
+        assert ("mask=expected_dice is not the rule of the training" in caplog.text) == (not belongs)
+    assert model.predict(image).table["flagged"].isna().all()
+
+
 def test_a_resumed_training_keeps_it(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, settings = trained
     before = load_method(folder / "checkpoints" / "best.ckpt").density

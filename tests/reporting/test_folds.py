@@ -176,6 +176,21 @@ def test_folds_that_differ_in_speed_and_storage_alone_are_pooled(folder: Path, t
     assert {len(values) for run in pooled for values in run.case_arrays.values()} == {36}
 
 
+def test_folds_that_list_the_structures_in_other_orders_are_pooled_by_name(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    run = tmp_path / "runs" / "0_1"
+    for name in ("cases.csv", "metrics.csv", "reliability.csv"):
+        table = pd.read_csv(run / name)
+        order = table["structure"].map({"cup": 0, "disc": 1, "mean": 2})
+        table.iloc[np.argsort(order, kind="stable")].to_csv(run / name, index=False)
+    with np.load(run / "case_arrays.npz") as archive:
+        turned = {key: values[:, ::-1] for key, values in archive.items()}
+    np.savez_compressed(run / "case_arrays.npz", **turned)
+    found, expected = (pool_folds(find_runs(parent / "runs"))[0] for parent in (tmp_path, folder))
+    assert found.value("disc", "ece") == pytest.approx(expected.value("disc", "ece"), rel=1e-12)
+    pd.testing.assert_frame_equal(found.metrics, expected.metrics)
+
+
 def test_a_training_per_fold_records_its_cases_and_is_pooled(tmp_path: Path) -> None:
     tested: list[str] = []
     for fold in range(2):

@@ -1,6 +1,7 @@
 """Predictions of any model in files: one `CASE_ID.npz` per case, or one NIfTI file per member and structure.
 
-- `CASE_ID.npz` with an array `members` `[M, K, *S]`, probabilities in [0, 1], structures in the data set's order.
+- `CASE_ID.npz` with an array `members` `[M, K, *S]`, probabilities in [0, 1], structures in the data set's order, or in
+  that of the array of their names, `structures` `[K]`.
 - `CASE_ID.npz` of nnU-Net (`nnUNetv2_predict --save_probabilities`): one member, with an array `probabilities` of one
   channel per label, the background first, or one per region, along nnU-Net's axes (Z, Y, X of a volume). The
   segmentation `CASE_ID.nii.gz` beside it is skipped.
@@ -42,6 +43,8 @@ _ENDING = r"\.nii(?:\.gz)?"
 _NIFTI_NAME = re.compile(rf"(?P<case>.+){_CHANNEL}(?:__(?P<structure>.+))?{_ENDING}")
 ARRAY = "members"
 """Name of the members' array in an archive."""
+STRUCTURES = "structures"
+"""Name of the array of the structures' names in an archive."""
 READOUT_FILE = "readout.json"
 
 ROUNDING = 1e-5
@@ -213,7 +216,15 @@ class PredictionFolder:
         one = (len(self.structures), *size)
         members = self._read_array(path, ARRAY, one)
         maps = [self._read_array(path, name, one)[None] for name in self.readout.own_maps]
-        return np.concatenate([members, *maps]) if maps else members
+        found = np.concatenate([members, *maps]) if maps else members
+        named = _structures_of(path)
+        if named is None or named == list(self.structures):
+            return found
+        if sorted(named) != sorted(self.structures):
+            raise _PredictionError(
+                f"{path.name}: holds the structures {', '.join(named)}, expected {', '.join(self.structures)}"
+            )
+        return found[:, [named.index(name) for name in self.structures]]
 
     def _read_array(self, path: Path, name: str, one: tuple[int, ...]) -> NDArray[np.floating]:
         """Read an array of an archive: the members `[M, K, *S]`, or a map `[K, *S]`.
@@ -339,6 +350,27 @@ def _nnunet_array(path: Path) -> str | None:
         return None
     found = [array for array in _NNUNET_ARRAYS if f"{array}.npy" in names]
     return found[0] if found and f"{ARRAY}.npy" not in names else None
+
+
+def _structures_of(path: Path) -> list[str] | None:
+    """Return the names of the structures in an archive, in its order; None in one without names.
+
+    Raises:
+        _PredictionError: if they cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if f"{STRUCTURES}.npy" not in archive.namelist():
+                return None
+        shape, dtype, bytes_there = _announced(path, STRUCTURES)
+        if len(shape) != 1 or dtype.kind != "U" or math.prod(shape) * dtype.itemsize != bytes_there:
+            raise ValueError(f"{STRUCTURES} is not a list of names")
+        require_memory(bytes_there)
+        with np.load(path, allow_pickle=False) as archive:
+            return [one_line(name) for name in archive[f"{STRUCTURES}.npy"].tolist()]
+    # decoders raise all kinds of errors on damaged files: BadZipFile, zlib.error, TokenError, ...
+    except Exception as error:
+        raise _PredictionError(f"{path.name}: cannot be read ({reason_of(error, path)}); save it again") from error
 
 
 def _read_array(path: Path, array: str, check: Callable[[tuple[int, ...]], None]) -> NDArray[np.floating]:

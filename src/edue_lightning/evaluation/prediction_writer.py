@@ -17,7 +17,7 @@ from edue_lightning.data import Grid, RaterBatch, RaterDataModule, RaterSample
 from edue_lightning.data.geometry import resample
 from edue_lightning.data.source import Subset
 from edue_lightning.errors import UserError
-from edue_lightning.evaluation.prediction_folder import ARRAY, READOUT_FILE, nifti_name
+from edue_lightning.evaluation.prediction_folder import ARRAY, READOUT_FILE, STRUCTURES, nifti_name
 from edue_lightning.uncertainty import MEMBERS, Readout
 
 
@@ -99,7 +99,7 @@ def write_prediction(
         if sample.affine is None:
             members = readout.count(len(probabilities))
             own = zip(readout.own_maps, probabilities[members:].numpy(), strict=True)
-            arrays = {ARRAY: probabilities[:members].numpy(), **dict(own)}
+            arrays = {ARRAY: probabilities[:members].numpy(), **dict(own), STRUCTURES: np.array(structures, np.str_)}
             np.savez_compressed(folder / f"{sample.case_id}.npz", **arrays)
             return
         grid = Grid(tuple(sample.image.shape[1:]), sample.affine)

@@ -39,7 +39,7 @@ from edue_lightning.exporting.monai_bundle import (
 )
 from edue_lightning.exporting.programs import Exported, load_program, require_onnx, write_onnx, write_program
 from edue_lightning.prediction.triage import CANDIDATES, Triage
-from edue_lightning.runs.checkpoints import load_method
+from edue_lightning.runs.checkpoints import load_method, warn_of_other_masks
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ def export(configuration: Mapping[str, Any]) -> float:
 
 def _load(path: Path, inference: Mapping[str, Any] | None, mask: Mapping[str, Any] | None) -> Exported:
     loaded = load_method(path, inference, mask)
+    warn_of_other_masks(loaded, path)
     method = exportable(loaded.method, str(path))
     preparation = build_preparation(loaded.configuration)
     size = example_sizes(method, loaded.image_format.spatial_dims)[0]

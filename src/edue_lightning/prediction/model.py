@@ -23,7 +23,7 @@ from edue_lightning.errors import UserError
 from edue_lightning.prediction.estimate import Estimate, estimate
 from edue_lightning.prediction.triage import Triage
 from edue_lightning.prediction.triage_table import triage_frame, triage_rows
-from edue_lightning.runs.checkpoints import load_method
+from edue_lightning.runs.checkpoints import load_method, warn_of_other_masks
 from edue_lightning.runtime.devices import chosen_device
 from edue_lightning.text import reason_of
 from edue_lightning.uncertainty import reached
@@ -71,7 +71,8 @@ class Model:
 
     Attributes:
         image_format: axes, channels and names of the structures.
-        triage: rules that flag cases for review; None in a checkpoint of an interrupted training.
+        triage: rules that flag cases for review; None with `other_masks` or after an interrupted training.
+        other_masks: whether `mask` chose another rule than that of the training, so that no case can be flagged.
         density: density of the training images; None in a checkpoint of an interrupted training or earlier version.
 
     Raises:
@@ -91,6 +92,8 @@ class Model:
         path = Path(checkpoint)
         loaded = load_method(path, inference, mask)
         self.method = loaded.method
+        warn_of_other_masks(loaded, path)
+        self.other_masks = loaded.other_masks
         self.density = loaded.density
         self.image_format: ImageFormat = loaded.image_format
         self._preparation = build_preparation(loaded.configuration)

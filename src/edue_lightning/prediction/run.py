@@ -94,7 +94,7 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
         configuration["sensitivity"],
         configuration.get("mask"),
     )
-    if model.triage is None:
+    if model.triage is None and not model.other_masks:
         log.warning(
             "%s: has no triage data (interrupted training?), so no case will be flagged; resume the training to add it",
             path,

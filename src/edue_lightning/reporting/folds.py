@@ -184,17 +184,17 @@ def _statistics(run: Run, structures: Sequence[str]) -> CaseStatistics:
     """
     ids = list(run.replicates.case_ids)
     numbers = [name for name in run.cases.columns if name not in TEXT_COLUMNS]
-    tables = [run.cases[run.cases["structure"] == name].set_index("case_id") for name in structures]
-    if any(sorted(table.index) != sorted(ids) for table in tables):
+    listed = [run.cases.loc[run.cases["structure"] == name, "case_id"] for name in structures]
+    if any(sorted(cases) != sorted(ids) for cases in listed):
         raise UserError(f"{run.folder}: its tables hold different cases; evaluate again")
-    ordered = np.stack([table.loc[ids, numbers].to_numpy(dtype=np.float64) for table in tables], axis=1)  # [N, K, n]
-    columns = {name: torch.from_numpy(ordered[..., position]) for position, name in enumerate(numbers)}
-    for name, values in run.case_arrays.items():
-        columns[name] = torch.from_numpy(values.astype(np.float64))
-    if "bins" not in columns or any(len(values) != len(ids) for values in columns.values()):
+    # by name, since the folds may list the structures in different orders
+    found = [run.case_columns(name, [*numbers, *run.case_arrays]) for name in structures]
+    parts = [columns for columns in found if columns is not None]
+    if "bins" not in run.case_arrays or len(parts) < len(found):
         raise UserError(
             f"{run.folder}: lacks the statistics of its cases, so its fold cannot be pooled; evaluate again"
         )
+    columns = {name: torch.from_numpy(np.stack([part[name] for part in parts], axis=1)) for name in parts[0]}
     return CaseStatistics(columns)
 
 

@@ -48,7 +48,8 @@ class LoadedMethod(NamedTuple):
     """A trained method in evaluation mode, the image format it takes, and the configuration of its training.
 
     `triage` and `density` are the entries of `add_results`, or None; `cases` are those of training (`train`) and
-    validation (`val`), None in a checkpoint of an earlier version.
+    validation (`val`), None in a checkpoint of an earlier version. With `other_masks` the triage data are left out,
+    since their thresholds belong to the masks of another rule.
     """
 
     method: SegmentationMethod
@@ -57,6 +58,7 @@ class LoadedMethod(NamedTuple):
     triage: Mapping[str, Any] | None
     cases: TrainingCases | None
     density: Density | None = None
+    other_masks: bool = False
 
 
 def checkpoint_entries(
@@ -316,8 +318,27 @@ def _rebuilt(
     method.set_temperature(stored_temperature(checkpoint))
     rule = build_mask_rule(mask or configuration.get("mask"), method, checkpoint.get(_MASK))
     method.readout = replace(method.readout, mask=rule)
+    triage = checkpoint.get(_TRIAGE)
+    other_masks = (
+        triage is not None
+        and mask is not None
+        and rule != build_mask_rule(configuration.get("mask"), method, checkpoint.get(_MASK))
+    )
     density = Density.from_dict(checkpoint[_DENSITY]) if _DENSITY in checkpoint else None
-    return LoadedMethod(method.eval(), image_format, configuration, checkpoint.get(_TRIAGE), cases, density)
+    return LoadedMethod(
+        method.eval(), image_format, configuration, None if other_masks else triage, cases, density, other_masks
+    )
+
+
+def warn_of_other_masks(loaded: LoadedMethod, path: Path) -> None:
+    """Warn that no case is flagged, as the thresholds belong to the masks of another rule."""
+    if loaded.other_masks:
+        log.warning(
+            "%s: mask=%s is not the rule of the training, whose thresholds hold for its own masks, so no case will be "
+            "flagged; leave out mask, or train with this rule",
+            path,
+            loaded.method.readout.mask.rule,
+        )
 
 
 def _with_earlier_draw(data: Mapping[str, Any]) -> dict[str, Any]:
