@@ -168,7 +168,8 @@ def test_folds_that_differ_in_speed_and_storage_alone_are_pooled(folder: Path, t
     record = yaml.safe_load(path.read_text())
     record["data"] |= {"num_workers": 7, "eval_batch_size": 3, "cache_cases": 1, "note": "another"}
     record["data"]["source"]["cache"] = "elsewhere"
-    record |= {"device": "cuda", "figures": False, "trainer": {"accelerator": "gpu", "log_every_n_steps": 3}}
+    record["trainer"] |= {"accelerator": "gpu", "log_every_n_steps": 3}
+    record |= {"device": "cuda", "figures": False}
     path.write_text(yaml.safe_dump(record))
     pooled = pool_folds(find_runs(tmp_path / "runs"))
     assert [len(run.folds) for run in pooled] == [FOLDS, FOLDS]
