@@ -128,12 +128,20 @@ def test_outlines_of_two_observers_lie_on_the_voxels_of_the_series(tmp_path: Pat
     np.testing.assert_array_equal(sample.image[0], PIXELS[::-1, ::-1].astype(np.float32) - 1024)
 
 
+SQUARE = box((2, 2), (5, 5))
+EMPTY = "has outlines of 'GTV', but no voxel's centre lies inside of them"
+
+
 @pytest.mark.parametrize(
     ("outlines", "frame", "message"),
     [
         ({"GTV": [contour(box((2, 2), (5, 5)), 2.3)]}, FRAME, "0.3 slices beside the nearest slice"),
         ({"GTV": [contour(box((2, 2), (5, 25)), 2)]}, FRAME, "an outline beyond the image"),
         ({"GTV": [contour(box((2, 2), (5, 5)), 9)]}, FRAME, "an outline beyond the image"),
+        # between the centres of voxels, a line, and two outlines that cancel each other
+        ({"GTV": [contour(box((2.2, 2.2), (2.8, 9)), k) for k in (2, 3)]}, FRAME, EMPTY),
+        ({"GTV": [contour([(2.2, 2.5), (9.7, 2.5)], 2)]}, FRAME, EMPTY),
+        ({"GTV": [contour(turned, 2) for turned in (SQUARE, SQUARE[1:] + SQUARE[:1])]}, FRAME, EMPTY),
         ({"GTV": [contour(box((2, 2), (5, 5)), 2, "POINT")]}, FRAME, "an outline of the kind POINT"),
         ({"GTV": [contour(box((2, 2), (5, 5)), 2)]}, "1.2.4", "another frame of reference than the image's"),
         ({"CTV": [], "lung": []}, FRAME, "has 0 structures 'GTV', its structures: 'CTV', 'lung'"),

@@ -87,6 +87,44 @@ def with_values(number: int, **values: object) -> Callable[[Slices], Slices]:
     return change
 
 
+def table() -> Dataset:
+    """Return a table of values by pixels."""
+    found = Dataset()
+    found.LUTDescriptor, found.ModalityLUTType = [4096, 0, 16], "HU"
+    found.LUTData = (np.arange(4096, dtype=np.uint16) // 2).tobytes()
+    found["LUTData"].VR = "OW"
+    return found
+
+
+def of_pet(made: Slices) -> Slices:
+    for dataset in made:
+        dataset.Modality, dataset.Units = "PT", "BQML"
+    return made
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"BitsStored": 12, "HighBit": 11},
+        {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0},
+        {"PixelRepresentation": 0},
+        {"PixelPaddingValue": -2000},
+        {"RescaleType": "US"},
+    ],
+)
+def test_pixels_become_the_values_that_itk_reads(tmp_path: Path, values: dict[str, object]) -> None:
+    made = slices()
+    for dataset, pixels in zip(made, PIXELS, strict=True):
+        pixels = np.where(pixels < 200, -2000, pixels).astype(np.int16)
+        dataset.PixelData = pixels.tobytes()
+        for name, value in values.items():
+            setattr(dataset, name, value)
+    folder = save(tmp_path, made)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    np.testing.assert_array_equal(read_image(folder).array[0], sitk.GetArrayFromImage(reader.Execute()).T)
+
+
 def as_tilted_gantry(made: Slices) -> Slices:
     for k, dataset in enumerate(made):
         dataset.ImagePositionPatient = [-100, -90 + 0.3 * k, 40 + STEP * k]
@@ -109,6 +147,10 @@ def as_tilted_gantry(made: Slices) -> Slices:
         (with_values(2, PhotometricInterpretation="MONOCHROME1"), r"are MONOCHROME1, not grey values"),
         (with_values(2, RescaleSlope=0), "claims value x 0"),
         (with_values(2, Rows=4), "differ in Rows"),
+        (with_values(2, ModalityLUTSequence=[table()]), r"IM0000\d: translates its pixels by a table \(ModalityLUT"),
+        (with_values(2, BitsStored=12), r"IM0000\d: its highest bit is 15 \(HighBit\) of 12 bits \(BitsStored\)"),
+        (with_values(2, RescaleType="Z_EFF"), r"its values are Z_EFF \(RescaleType\), not Hounsfield units"),
+        (lambda made: with_values(2, Units="CNTS")(of_pet(made)), "differ in Units"),
         (with_values(2, PixelData=bytes(10)), r"IM0000\d: cannot be read"),
         (lambda made: made[:1], "holds a single slice"),
     ],

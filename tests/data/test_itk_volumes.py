@@ -73,6 +73,9 @@ def write_nrrd(path: Path, space: str, **other: str) -> None:
     path.write_bytes("\n".join(["NRRD0004", *lines, "", ""]).encode() + VALUES.tobytes(order="F"))
 
 
+OF_SLICE = {"dimension": "2", "sizes": "6 5", "spacings": "0.5 2", "space_directions": "", "space_origin": ""}
+
+
 @pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
 def test_components_and_a_fourth_axis_are_channels(tmp_path: Path, name: str) -> None:
     both = np.stack([VALUES, VALUES // 2], axis=-1)
@@ -139,6 +142,12 @@ def test_a_damaged_file_is_never_read(
         ("space: RAS", {"sizes": "6000 5000 4000"}, "more than 2\\^31"),
         ("space: RAS", {"sizes": "600 500 400"}, "shorter than its header claims"),
         ("space: RAS", {"space_directions": "(0.5,0,0) (0,0,0) (0,0,3)"}, "cannot be read|voxel size"),
+        ("space: RAS", {"old_min": "-1000", "old_max": "400"}, r"values that were quantised \(old min: -1000\)"),
+        ("space: RAS", {"oldmax": "400"}, r"values that were quantised \(oldmax: 400\)"),
+        ("space: RAS", {"byteskip": "-1"}, "skips bytes"),
+        ("space: RAS", {"kinds": "domain domain time"}, r"has an axis of time \(kinds\)"),
+        ("", {**OF_SLICE, "units": '"um" "um"'}, "gives its place in um; save it in mm"),
+        ("", {**OF_SLICE, "axis_mins": "1 1"}, "gives its place by axis mins"),
     ],
 )
 def test_an_ambiguous_header_is_refused(tmp_path: Path, space: str, other: dict[str, str], message: str) -> None:
@@ -153,6 +162,58 @@ def test_a_metaimage_header_without_a_voxel_size_is_refused(tmp_path: Path) -> N
     (tmp_path / "a.mha").write_bytes(content.replace(b"ElementSpacing = 0.5 2 3\n", b""))
     with pytest.raises(ImageError, match="gives no voxel size"):
         read_image(tmp_path / "a.mha")
+
+
+MATRIX = "TransformMatrix = 1 0 0 0 1 0 0 0 1"
+
+
+@pytest.mark.parametrize(
+    ("line", "changed", "message"),
+    [
+        ("", "ElementToIntensityFunctionSlope = 2", r"scales its values \(ElementToIntensityFunctionSlope = 2\)"),
+        ("", "ElementToIntensityFunctionOffset = -1024", "scales its values"),
+        ("", "Origin = 1 2 3", r"contradicts itself \(Offset = 10 20 30 and Origin = 1 2 3\)"),
+        ("", "Rotation = 0 1 0 1 0 0 0 0 1", "contradicts itself"),
+        ("", "ElementByteOrderMSB = True", "contradicts itself"),
+        ("", "Offset = 0 0 0", "gives Offset twice"),
+        ("Offset = 10", "offset = 10", "gives offset, which other programs know as Offset alone"),
+        (
+            MATRIX + "\nOffset = 10 20 30\nCenterOfRotation = 0 0 0\nAnatomicalOrientation = RAI",
+            "AnatomicalOrientation = RAS",
+            r"AnatomicalOrientation = RAS\) without a TransformMatrix",
+        ),
+        (MATRIX, "TransformMatrix = 2 0 0 0 2 0 0 0 2", "changes sizes, not directions alone"),
+        ("ElementSpacing = 0.5", "ElementSpacing = -0.5", "a voxel size below 0"),
+    ],
+)
+def test_metaimage_fields_that_itk_ignores_are_refused(tmp_path: Path, line: str, changed: str, message: str) -> None:
+    sitk.WriteImage(volume(), str(tmp_path / "a.mha"))
+    content = (tmp_path / "a.mha").read_bytes()
+    begin = line.encode() if line else b"ElementDataFile"
+    assert begin in content
+    (tmp_path / "a.mha").write_bytes(
+        content.replace(begin, changed.encode() + (b"" if line else b"\nElementDataFile"), 1)
+    )
+    with pytest.raises(ImageError, match=message):
+        read_image(tmp_path / "a.mha")
+
+
+def test_metaimage_fields_that_change_nothing_are_accepted(tmp_path: Path) -> None:
+    sitk.WriteImage(volume(), str(tmp_path / "a.mha"))
+    content = (tmp_path / "a.mha").read_bytes()
+    lines = ["ElementToIntensityFunctionSlope = 1.0", "ElementToIntensityFunctionOffset = 0", "Position = 10.0 20 30"]
+    more = "\n".join([*lines, "ElementMin = -5", "ElementDataFile"]).encode()
+    (tmp_path / "a.mha").write_bytes(content.replace(b"ElementDataFile", more, 1))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.mha").array[0], VALUES)
+
+
+def test_a_mask_with_two_different_channels_is_refused(tmp_path: Path) -> None:
+    mask = np.zeros((*SHAPE, 2), np.uint8)
+    mask[2:4, 2:4, 1:3, 0] = 1
+    for name in ("a.mha", "a.nrrd"):
+        sitk.WriteImage(volume(mask), str(tmp_path / name))
+        with pytest.raises(ImageError, match="is coloured"):
+            read_mask(tmp_path / name)
 
 
 def save_segments(path: Path, layers: np.ndarray, origin: tuple[float, ...], **segments: tuple[int, int]) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from few_bits import write_few_bits
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from processes import run_command
@@ -18,7 +19,7 @@ from processes import run_command
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data import DrishtiSource, ManifestSource, RaterDataModule
 from edue_lightning.data.conversion import write_manifest as write_converted
-from edue_lightning.data.images import ImageError
+from edue_lightning.data.images import ImageError, read_image, read_label_map, read_mask
 from edue_lightning.data.votes import CAVEAT, read_votes
 from edue_lightning.errors import UserError
 from edue_lightning.reporting.data_check import check
@@ -128,6 +129,63 @@ def test_few_votes_of_many_raters_are_not_taken_for_numbers(tmp_path: Path, valu
     # numbers that are no shares
     Image.fromarray(np.array([[0, 1, 2, 5]], dtype=np.uint8)).save(tmp_path / "votes.png")
     assert read_votes(tmp_path / "votes.png", raters).array.max() == 5
+
+
+def greys(bits: int) -> list[tuple[int, int, int]]:
+    return [(number * 255 // (2**bits - 1),) * 3 for number in range(2**bits)]
+
+
+def colours(bits: int) -> list[tuple[int, int, int]]:
+    return [(0, 0, 0), *((255, number, 9) for number in range(1, 2**bits))]
+
+
+@pytest.mark.parametrize("raters", [3, 6, 9])
+@pytest.mark.parametrize(
+    ("name", "bits", "palette"),
+    [
+        ("v.png", 2, None),
+        ("v.png", 4, None),
+        ("v.tif", 2, None),
+        ("v.tif", 4, None),
+        ("v.png", 2, colours(2)),
+        ("v.png", 4, colours(4)),
+        ("v.tif", 4, colours(4)),
+        ("v.bmp", 4, colours(4)),
+    ],
+)
+def test_pictures_of_few_bits_hold_numbers_of_raters(
+    tmp_path: Path, name: str, bits: int, palette: Any, raters: int
+) -> None:
+    given = np.arange(40, dtype=np.uint8).reshape(5, 8) % 4
+    write_few_bits(tmp_path / name, given, bits, palette)
+    np.testing.assert_array_equal(read_votes(tmp_path / name, raters).array, given)
+    np.testing.assert_array_equal(read_label_map(tmp_path / name, {1: "a", 2: "b", 3: "c"}).array, given)
+    # as the mask of a rater, and as an image
+    write_few_bits(tmp_path / name, given * (given == 3), bits, palette)
+    np.testing.assert_array_equal(read_mask(tmp_path / name).array, given == 3)
+    if palette is None:
+        assert read_image(tmp_path / name).array.max() == pytest.approx(3 / (2**bits - 1))
+
+
+@pytest.mark.parametrize(("name", "bits"), [("v.png", 2), ("v.png", 4), ("v.tif", 2), ("v.bmp", 4)])
+def test_a_palette_of_greys_that_may_be_numbers_is_refused(tmp_path: Path, name: str, bits: int) -> None:
+    given = np.arange(40, dtype=np.uint8).reshape(5, 8) % 4
+    write_few_bits(tmp_path / name, given, bits, greys(bits))
+    with pytest.raises(ImageError, match="may be the greys or the positions in the palette"):
+        read_votes(tmp_path / name, 6 if bits == 2 else 30)
+    # both readings agree
+    np.testing.assert_array_equal(read_votes(tmp_path / name, 2**bits - 1).array, given)
+
+
+@pytest.mark.parametrize("name", ["v.png", "v.tif"])
+def test_one_bit_is_no_number_of_several_raters(tmp_path: Path, name: str) -> None:
+    given = np.arange(40, dtype=np.uint8).reshape(5, 8) % 2
+    write_few_bits(tmp_path / name, given, 1)
+    with pytest.raises(ImageError, match="one bit per pixel, which may be one rater or all"):
+        read_votes(tmp_path / name, 4)
+    np.testing.assert_array_equal(read_votes(tmp_path / name, 1).array, given)
+    np.testing.assert_array_equal(read_label_map(tmp_path / name, {1: "a"}).array, given)
+    np.testing.assert_array_equal(read_mask(tmp_path / name, 127).array, given > 0)
 
 
 def test_votes_of_a_volume_are_read_as_shares(tmp_path: Path) -> None:

@@ -61,6 +61,11 @@ class Outlines(DicomMasks):
                     raise ImageError(f"has the same outline of {label!r} twice on a slice; remove one of them")
                 drawn.add(points)
                 _add(mask, contour, to_voxels)
+            if drawn and not mask.any():
+                raise ImageError(
+                    f"has outlines of {self.labels[number].strip()!r}, but no voxel's centre lies inside of them; "
+                    "choose the series on which they were drawn, or leave the field mask empty if nothing is meant"
+                )
             return mask
 
     def _contours(self, number: int) -> Iterator[Dataset]:

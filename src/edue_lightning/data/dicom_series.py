@@ -63,7 +63,10 @@ _HEADER = (
     *("ImageType", "PatientID"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames"),
     *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "RescaleSlope", "RescaleIntercept"),
+    *("BitsStored", "HighBit", "ModalityLUTSequence", "RescaleType", "Units"),
 )
+_HOUNSFIELD = ("HU", "HU_MOD", "US", "")
+"""Values of RescaleType of a CT in Hounsfield units, or of unspecified unit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +233,33 @@ def read_voxels(series: SeriesHeader) -> NDArray[np.float32]:
 _RESCALE = {"Slope": 1.0, "Intercept": 0.0}
 
 
+def require_plain_pixels(header: Dataset) -> None:
+    """Check that a slope and an intercept alone make values of stored pixels, of a CT in Hounsfield units.
+
+    Pixels with the value of `PixelPaddingValue` keep it, as in SimpleITK and pydicom.
+
+    Raises:
+        ImageError: if there is another transformation, which pydicom and SimpleITK would ignore, or another unit.
+    """
+    if header.get("ModalityLUTSequence"):
+        raise ImageError(
+            "translates its pixels by a table (ModalityLUTSequence), which most programs ignore; save it with "
+            "RescaleSlope and RescaleIntercept, or as NIfTI with the translated values"
+        )
+    stored, highest = header.get("BitsStored"), header.get("HighBit")
+    if stored is not None and highest is not None and int(highest) != int(stored) - 1:
+        raise ImageError(
+            f"its highest bit is {highest} (HighBit) of {stored} bits (BitsStored), which most programs ignore; save "
+            "it with HighBit = BitsStored - 1"
+        )
+    unit = _text(header, "RescaleType")
+    if header.get("Modality") == "CT" and unit not in _HOUNSFIELD:
+        raise ImageError(
+            f"its values are {unit} (RescaleType), not Hounsfield units; choose the folder of the CT, or convert it to "
+            "NIfTI"
+        )
+
+
 def described(members: Sequence[tuple[Path, Dataset]]) -> str:
     """Return the UID, the modality, the description and the number of slices of a series."""
     header = members[0][1]
@@ -316,6 +346,10 @@ def _check_slice(path: Path, header: Dataset) -> None:
         numbers = np.array(header.get(name) if header.get(name) is not None else [], dtype=np.float64)
         if numbers.shape != (count,) or not np.isfinite(numbers).all():
             raise ImageError(f"{path.name}: its header gives no {name}; convert single pictures to PNG")
+    try:
+        require_plain_pixels(header)
+    except ImageError as error:
+        raise ImageError(f"{path.name}: {error}") from error
     directions = np.array(header.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
     if np.abs(directions @ directions.T - np.eye(2)).max() > _UNIT:
         raise ImageError(f"{path.name}: its directions (ImageOrientationPatient) are no right angle; correct them")
@@ -331,8 +365,11 @@ def _require_same(path: Path, header: Dataset, first_path: Path, first: Dataset)
         own, other = (np.array(part.get(name), dtype=np.float64) for part in (header, first))
         if not np.allclose(own, other, rtol=0, atol=tolerance):
             raise ImageError(f"{path.name} and {first_path.name} differ in {name}; keep one kind of slices in a folder")
-    if header.get("FrameOfReferenceUID") != first.get("FrameOfReferenceUID"):
-        raise ImageError(f"{path.name} and {first_path.name} differ in FrameOfReferenceUID; give each its own folder")
+    for text in ("FrameOfReferenceUID", "Units", "RescaleType"):
+        own_text, first_text = _text(header, text), _text(first, text)
+        # some writers leave out the unit
+        if own_text != first_text and (text == "FrameOfReferenceUID" or (own_text and first_text)):
+            raise ImageError(f"{path.name} and {first_path.name} differ in {text}; give each its own folder")
 
 
 def _step(paths: Sequence[Path], positions: NDArray[np.float64], normal: NDArray[np.float64]) -> float:
@@ -350,6 +387,10 @@ def _step(paths: Sequence[Path], positions: NDArray[np.float64], normal: NDArray
         between = f"{paths[at].name} and {paths[at + 1].name} lie {steps[at]:g} mm apart, others {usual:g} mm"
         raise ImageError(f"lacks slices, or their distances differ: {between}; add the missing files, or resample it")
     return float((places[-1] - places[0]) / len(steps))
+
+
+def _text(header: Dataset, name: str) -> str:
+    return str(header.get(name) or "").strip().upper()
 
 
 def _position(header: Dataset) -> NDArray[np.float64]:

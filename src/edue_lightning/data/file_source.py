@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edue_lightning.data.geometry import same_grid, slice_storage
-from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, affine_of, canonical
+from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, affine_of, canonical, is_oriented
 from edue_lightning.data.inventory import CaseTraits, ComparedCase, repeated_pictures, suspicions, traits_of
 from edue_lightning.data.patches import foreground_points
 from edue_lightning.data.preparation import MIXED_SLICES
@@ -71,6 +71,7 @@ class _Found(NamedTuple):
     spaced: bool
     storage: str | None
     traits: CaseTraits
+    unoriented: Path | None
 
 
 class FileSource(CaseSource):
@@ -138,6 +139,14 @@ class FileSource(CaseSource):
                 "they are stored; check with the contact sheet that none is turned",
                 self._named_root,
                 ", ".join(f"{count} {storage}" for storage, count in stored.items()),
+            )
+        unoriented = [(one.case.record.case_id, one.unoriented) for one in found if one.unoriented is not None]
+        if unoriented:
+            case_id, file = unoriented[0]
+            log.warning(
+                "%s: %s",
+                self._named_root,
+                unoriented_text(len(unoriented), len(found), case_id, relative_name(file, self.root)),
             )
         spaced = sum(one.spaced for one in found)
         self._spaced = spaced == len(found)
@@ -227,7 +236,13 @@ class FileSource(CaseSource):
             return CaseError([problem_line(first, case.record.case_id, line)])
         shape, channels = tuple(sample.image.shape[1:]), sample.image.shape[0]
         traits = traits_of(sample) if key is None or self._prepared is None else self._noted_traits(key, sample)
-        return _Found(case, key, shape, channels, raters, sample.spacing is not None, _storage(case, shape), traits)
+        spaced, storage = sample.spacing is not None, _storage(case, shape)
+        unoriented = (
+            None
+            if len(shape) == _SLICE
+            else next((file for file in case.files.values() if not is_oriented(file)), None)
+        )
+        return _Found(case, key, shape, channels, raters, spaced, storage, traits, unoriented)
 
     def _noted_traits(self, key: str, sample: RaterSample) -> CaseTraits:
         """Return the traits of a prepared case, whose image need not be read again for them."""
@@ -419,6 +434,22 @@ def stack_case(
 
 def _turned(mask: NDArray, affine: NDArray[np.float64] | None) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(canonical(ImageFile(mask, affine=affine)).array))
+
+
+def unoriented_text(count: int, cases: int, first: str, file: str) -> str:
+    """Return the warning on volumes whose headers do not say which way their axes run, see `images.is_oriented`.
+
+    Args:
+        count: number of such cases.
+        cases: number of all cases.
+        first: name of the first such case.
+        file: name of its file.
+    """
+    return (
+        f"{count} of {cases} cases have volumes without orientation, the first is {first!r} ({file}): the header says "
+        "nothing of it (NIfTI: qform and sform code 0), so it is assumed from the voxel sizes (pixdim) alone, and left "
+        "and right may be exchanged; check one case, and correct the headers"
+    )
 
 
 def problem_line(file: str, case_id: str, problem: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -38,7 +39,7 @@ from edue_lightning.data.image_limits import (
     require_memory,
     require_shape,
 )
-from edue_lightning.data.itk_volumes import ITK_VOLUMES, data_file_of, read_itk, read_itk_header
+from edue_lightning.data.itk_volumes import ITK_VOLUMES, META_IMAGE, data_file_of, has_matrix, read_itk, read_itk_header
 from edue_lightning.data.sample import Grid
 from edue_lightning.data.tiff import (
     BITS_TAG,
@@ -72,6 +73,9 @@ _PNG_SIGNATURE_BYTES = 8
 _WEBP_SIGNATURE_BYTES = 12
 _MOST_UNPACKED_BYTES = 2**28
 _MOST_VALUES_LISTED = 6
+# key in a picture's `info`: bits of each stored value, where Pillow scales values of less than 8 bits to 0 to 255
+_BITS = "bits per value"
+_FEW_BITS = re.compile(r"L;([24])I?|P;(1)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,8 +214,8 @@ def read_mask(path: Path | BytesIO, threshold: float | None = None) -> ImageFile
 
     Args:
         path: file, or content of a picture.
-        threshold: value as the file stores it, above which a voxel is marked, for masks with grey levels; None to
-            refuse such masks.
+        threshold: value as the file stores it (0 or 255 of 1 bit), above which a voxel is marked, for masks with grey
+            levels; None to refuse such masks.
 
     Raises:
         ImageError: if the file cannot be read or holds more than a mask; with a threshold, if it holds no grey or only
@@ -229,7 +233,7 @@ def read_mask(path: Path | BytesIO, threshold: float | None = None) -> ImageFile
 
 
 def read_levels(path: Path) -> ImageFile:
-    """Read a file of one value per voxel, `[*S]`, as it stores them.
+    """Read a file of one value per voxel, `[*S]`, as it stores them; a picture of 1 bit as bool.
 
     Raises:
         ImageError: if the file cannot be read, is coloured or has channels.
@@ -240,6 +244,36 @@ def read_levels(path: Path) -> ImageFile:
     if (stored.array[1:] != values).any():
         raise ImageError("is coloured, or has channels; save one number per voxel")
     return replace(stored, array=values)
+
+
+def palette_positions(path: Path) -> NDArray[np.uint8] | None:
+    """Return the positions `[H, W]` in the palette of a picture whose palette shows other greys, or None.
+
+    Raises:
+        ImageError: if the file cannot be read.
+    """
+    with _decoding(path):
+        if _is_volume(path):
+            return None
+        with _open_picture(path) as picture:
+            return np.array(picture) if picture.mode == "P" and _is_grey(picture) else None
+
+
+def is_oriented(path: Path) -> bool:
+    """Return whether the header of a volume says which way its axes run; True if it cannot be read.
+
+    A NIfTI header does not if the codes of both its transformations are 0, and a MetaImage header without a matrix.
+    """
+    name = path.name.lower()
+    try:
+        if name.endswith(NIFTI):
+            header = header_of(path)
+            return bool(header["qform_code"] > 0 or header["sform_code"] > 0)
+        with _decoding(path):
+            return not name.endswith(META_IMAGE) or has_matrix(path)
+    # reading the image reports it
+    except ImageError:
+        return True
 
 
 def read_segment(path: Path, name: str) -> ImageFile:
@@ -375,7 +409,9 @@ def _open_picture(path: Path | BytesIO) -> Image.Image:
         raise ImageError("is compressed, its highest byte first, which Pillow misreads; save it uncompressed")
     if picture.mode not in _MODES:
         raise ImageError(f"holds colours of an unusual kind ({picture.mode}); save it as grey or RGB")
+    bits = 1 if picture.mode == "1" else _bits_of(picture)
     picture.load()
+    picture.info[_BITS] = bits
     # some programs turn such pictures, others do not: a mask may have been drawn on either
     orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
     if orientation not in (0, 1):
@@ -383,6 +419,15 @@ def _open_picture(path: Path | BytesIO) -> Image.Image:
     if picture.format == "PNG":
         _verify_png(path)
     return picture
+
+
+def _bits_of(picture: Image.Image) -> int:
+    """Return the bits of each stored value of a picture that is not loaded yet, if they are less than 8, or 8."""
+    for tile in getattr(picture, "tile", ()):
+        raw_mode = tile.args if isinstance(tile.args, str) else next(iter(tile.args or ()), "")
+        if found := _FEW_BITS.fullmatch(str(raw_mode)):
+            return int(found[1] or found[2])
+    return 8
 
 
 def _unpacked(path: Path) -> BytesIO:
@@ -433,7 +478,12 @@ def _read_picture(path: Path | BytesIO) -> NDArray[np.float32]:
 
 
 def _read_labels(path: Path | BytesIO, blurred: bool = False) -> NDArray:
-    """Return `[C, *S]` values of a mask as they are stored; `blurred` accepts the grey levels of a JPEG file."""
+    """Return `[C, *S]` values of a mask as they are stored, of 1 bit as bool.
+
+    Args:
+        path: file, or content of a picture.
+        blurred: whether to accept the grey levels of a JPEG file; values of 1 bit are then 0 and 255.
+    """
     with _open_picture(path) as picture:
         palette = picture.getpalette() or []
         if picture.mode == "P" and not any(palette[:3]) and not _is_grey(picture):
@@ -443,6 +493,11 @@ def _read_labels(path: Path | BytesIO, blurred: bool = False) -> NDArray:
                 raise ImageError(f"its palette shows the value {black[0]} as black, like 0; save the mask as grey")
         else:
             values = _colours(picture)
+            if picture.mode == "L":
+                # of 2 and 4 bits
+                values //= 255 // (2 ** picture.info[_BITS] - 1)
+        if picture.info[_BITS] == 1 and not blurred:
+            values = values > 0
         lossy = "JPEG" if picture.format == "JPEG" else "lossy WebP" if _is_lossy_webp(picture, path) else None
         if lossy is not None and not blurred and len(np.unique(values)) > 2:
             raise ImageError(f"is a {lossy}, which blurs labels; save the mask as PNG")

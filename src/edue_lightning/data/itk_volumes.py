@@ -44,6 +44,25 @@ _KNOWN_SPACES = ("right-anterior-superior", "ras", "left-posterior-superior", "l
 _RAW, _DEFLATED = ("raw",), ("gzip", "gz")
 _SKIPS = ("headersize", "line skip", "lineskip", "byte skip", "byteskip")
 _SEGMENT = re.compile(r"Segment(\d+)_Name")
+# fields that SimpleITK reads by exactly these names, and those that mean the same
+_SYNONYMS = (
+    ("Offset", "Position", "Origin"),
+    ("TransformMatrix", "Rotation", "Orientation"),
+    ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"),
+)
+_EXACT = {
+    name.lower(): name
+    for name in (
+        *(name for names in _SYNONYMS for name in names),
+        *("ElementSpacing", "ElementSize", "DimSize", "NDims", "ElementType", "ElementNumberOfChannels"),
+        *("CompressedData", "BinaryData", "HeaderSize"),
+    )
+}
+_IDENTITIES = ("rai", "lps", "???", "")
+"""Names of axes to the left, posterior and superior, by where they begin or end, and of unknown ones."""
+
+_UNIT = 1e-3
+"""Largest error of the length of a direction."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +101,17 @@ def data_file_of(path: Path) -> Path:
         OSError: if the header cannot be read.
     """
     return _voxels(path, *_fields(path)).path
+
+
+def has_matrix(path: Path) -> bool:
+    """Return whether a MetaImage header gives the directions of its axes as a matrix.
+
+    Raises:
+        ImageError: if the header is invalid.
+        OSError: if it cannot be read.
+    """
+    fields = _fields(path)[0]
+    return any(name.lower() in fields for name in _SYNONYMS[1])
 
 
 def read_itk_header(path: Path) -> ItkHeader:
@@ -163,6 +193,10 @@ def _open(path: Path) -> tuple[sitk.ImageFileReader, ItkHeader]:
     if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
         raise ImageError("holds complex numbers; save plain numbers")
     _require_place(fields, is_nrrd, len(stored))
+    if is_nrrd:
+        _require_plain_nrrd(fields)
+    else:
+        _require_plain_metaimage(fields, reader)
     size = math.prod(stored) * components * _bytes_per_number(reader)
     require_memory(2 * size + 8 * math.prod(stored) * components)
     _verify(voxels, size)
@@ -238,6 +272,8 @@ def _fields(path: Path) -> tuple[dict[str, str], int]:
                 if is_nrrd and ":" in line:
                     continue
                 raise ValueError("its header ends early")
+            if not is_nrrd:
+                _require_known_key(key.strip(), fields)
             fields[key.strip().lower()] = value.strip()
             if not is_nrrd and key.strip().lower() == "elementdatafile":
                 return fields, file.tell()
@@ -279,7 +315,8 @@ def _require_place(fields: Mapping[str, str], is_nrrd: bool, axes: int) -> None:
     given = ("space directions", "spacings") if is_nrrd else ("elementspacing", "elementsize")
     if not any(key in fields for key in given):
         raise ImageError(f"its header gives no voxel size ({' or '.join(given)}); save it with its voxel size")
-    units = {unit.strip().lower() for unit in _QUOTED.findall(fields.get("space units", ""))}
+    listed = fields.get("space units", "") + fields.get("units", "")
+    units = {unit.strip().lower() for unit in _QUOTED.findall(listed)}
     units |= {fields[key].strip().lower() for key in ("distanceunits",) if key in fields}
     if not units <= _MILLIMETRES:
         raise ImageError(f"gives its place in {', '.join(sorted(units - _MILLIMETRES))}; save it in mm")
@@ -290,6 +327,64 @@ def _require_place(fields: Mapping[str, str], is_nrrd: bool, axes: int) -> None:
         )
     if is_nrrd and space is not None and space.lower() not in _KNOWN_SPACES:
         raise ImageError(f"its axes run in the space {space!r}; save it in left-posterior-superior")
+
+
+def _require_known_key(key: str, fields: Mapping[str, str]) -> None:
+    """Check that the key of a MetaImage header is new, and in the letters by which ITK knows it."""
+    if key.lower() in fields:
+        raise ImageError(f"its header gives {key} twice; remove one of the lines")
+    exact = _EXACT.get(key.lower(), key)
+    if key != exact:
+        raise ImageError(f"its header gives {key}, which other programs know as {exact} alone; write {exact}")
+
+
+def _require_plain_metaimage(fields: Mapping[str, str], reader: sitk.ImageFileReader) -> None:
+    """Check that no field of a MetaImage header changes values or places, which ITK ignores."""
+    for name, plain in (("Slope", 1.0), ("Offset", 0.0)):
+        text = fields.get(f"elementtointensityfunction{name.lower()}")
+        if text is not None and not all(number == plain for number in _numbers(text)):
+            raise ImageError(
+                f"scales its values (ElementToIntensityFunction{name} = {text}), which most programs ignore; apply it "
+                "to the voxels, and remove this line"
+            )
+    for names in _SYNONYMS:
+        given = {name: fields[name.lower()] for name in names if name.lower() in fields}
+        if len({tuple(_numbers(text)) or text.lower() for text in given.values()}) > 1:
+            shown = " and ".join(f"{name} = {text}" for name, text in given.items())
+            raise ImageError(f"its header contradicts itself ({shown}); remove one of the lines")
+    orientation = fields.get("anatomicalorientation", "")
+    if orientation.lower() not in _IDENTITIES and not any(name.lower() in fields for name in _SYNONYMS[1]):
+        raise ImageError(
+            f"names the directions of its axes (AnatomicalOrientation = {orientation}) without a TransformMatrix, "
+            "which most programs ignore; save it with a TransformMatrix"
+        )
+    if not all(size > 0 for size in reader.GetSpacing()):
+        raise ImageError("its header gives a voxel size below 0; turn the axis by its TransformMatrix")
+    direction = np.array(reader.GetDirection()).reshape(reader.GetDimension(), -1)
+    if np.abs(np.linalg.norm(direction, axis=0) - 1).max() > _UNIT:
+        raise ImageError("its TransformMatrix changes sizes, not directions alone; write voxel sizes as ElementSpacing")
+
+
+def _require_plain_nrrd(fields: Mapping[str, str]) -> None:
+    """Check that no field of a NRRD header changes values or places, which ITK ignores or programs read differently."""
+    for name in ("old min", "oldmin", "old max", "oldmax"):
+        if name in fields:
+            raise ImageError(
+                f"holds values that were quantised ({name}: {fields[name]}), which most programs ignore; save the "
+                "values themselves"
+            )
+    for name in ("axis mins", "axismins", "axis maxs", "axismaxs"):
+        if name in fields:
+            raise ImageError(f"gives its place by {name}, which programs read differently; save it without")
+    if "time" in fields.get("kinds", "").lower().split():
+        raise ImageError("has an axis of time (kinds), which would be taken for one in space; save one image per file")
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split()]
+    except ValueError:
+        return []
 
 
 def _verify(voxels: _Voxels, size: int) -> None:

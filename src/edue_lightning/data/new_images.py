@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edue_lightning.data.dicom_series import files_in, has_image, is_dicom
+from edue_lightning.data.file_source import unoriented_text
 from edue_lightning.data.geometry import slice_storage
-from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, parts_of, read_image
+from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, is_oriented, parts_of, read_image
 from edue_lightning.data.itk_volumes import SEGMENTATION
 from edue_lightning.data.listing import ListingProblems, find_files, is_prediction, stem_of
 from edue_lightning.data.preparation import Preparation, PreparedImage, agreed_spacing, as_slice, require_channels
@@ -112,6 +113,14 @@ def find_images(place: Path, channels: int, leave_out: Path | None = None) -> Im
     refused = {case.case_id: reason for case in found.cases if (reason := _refusal(case)) is not None}
     shown = [(one_line(name), one_line(reason)) for name, reason in (*found.problems, *refused.items())]
     return ImageCases([case for case in found.cases if case.case_id not in refused], shown)
+
+
+def warn_of_unoriented(cases: Sequence[ImageCase], place: str) -> None:
+    """Warn once if headers of volumes do not say which way their axes run, see `images.is_oriented`."""
+    found = [(case.case_id, next((file for file in case.files if not is_oriented(file)), None)) for case in cases]
+    unoriented = [(case_id, file.name) for case_id, file in found if file is not None]
+    if unoriented:
+        log.warning("%s: %s", place, unoriented_text(len(unoriented), len(cases), *unoriented[0]))
 
 
 def read_case(

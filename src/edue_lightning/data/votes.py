@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edue_lightning.data.images import ImageError, ImageFile, read_levels
+from edue_lightning.data.images import ImageError, ImageFile, palette_positions, read_levels
 
 MOST_RATERS = 64
 """Largest number of raters whose votes differ by several of the 255 grey levels."""
@@ -23,7 +23,7 @@ def read_votes(path: Path, raters: int) -> ImageFile:
     """Read a file with the number of raters who marked each voxel, or with their share.
 
     A share is a value between 0 and 1, or between 0 and the largest value of 8 or 16 bits, rounded. A picture of whole
-    numbers up to the number of raters holds numbers.
+    numbers up to the number of raters holds numbers; so does one of 2 or 4 bits.
 
     Args:
         path: picture or NIfTI file.
@@ -36,6 +36,10 @@ def read_votes(path: Path, raters: int) -> ImageFile:
         ImageError: if the file cannot be read, or holds other values than the R + 1 possible ones.
     """
     stored = read_levels(path)
+    if stored.array.dtype.kind == "b" and raters > 1:
+        raise ImageError(
+            "holds one bit per pixel, which may be one rater or all; save the number of raters with 8 bits"
+        )
     values = stored.array.astype(np.float64)
     if not np.isfinite(values).all():
         raise ImageError("holds NaN or infinity; replace these values")
@@ -51,6 +55,11 @@ def read_votes(path: Path, raters: int) -> ImageFile:
         raise ImageError(
             f"holds the values {found}, which are no votes of {raters} raters ({expected}{', ...' * (raters > 6)}, "
             "rounded); correct the file or n_raters"
+        )
+    positions = palette_positions(path)
+    if positions is not None and positions.max() <= raters and not np.array_equal(positions, votes):
+        raise ImageError(
+            "has a palette of greys, so the votes may be the greys or the positions in the palette; save it as grey"
         )
     return ImageFile(votes.astype(np.uint8), stored.spacing, stored.affine, stored.origin)
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edue_lightning.config.build import ImageFormat, build_preparation, new_image_caveat
 from edue_lightning.data.images import ImageError, ImageFile
-from edue_lightning.data.new_images import ImageCase, read_case
+from edue_lightning.data.new_images import ImageCase, read_case, warn_of_unoriented
 from edue_lightning.data.preparation import PreparedImage, require_channels
 from edue_lightning.errors import UserError
 from edue_lightning.prediction.estimate import Estimate, estimate
@@ -30,6 +30,7 @@ from edue_lightning.uncertainty import reached
 
 log = logging.getLogger(__name__)
 
+_VOLUME = 3
 _ROUNDING_OF_SPACING = 0.01
 
 
@@ -157,6 +158,8 @@ class Model:
             UserError: if they cannot be used.
         """
         case = ImageCase(Path(files[0]).name, tuple(Path(file) for file in files))
+        if self.image_format.spatial_dims == _VOLUME:
+            warn_of_unoriented([case], str(files[0]))
         try:
             prepared = self.read(case)
             found = self.estimate(prepared)

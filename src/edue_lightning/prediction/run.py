@@ -23,7 +23,7 @@ from edue_lightning.atomic import write_whole
 from edue_lightning.config.schema import check_configuration
 from edue_lightning.data.images import ImageError, parts_of
 from edue_lightning.data.listing import PREDICTION_FILE, RECORDS
-from edue_lightning.data.new_images import ImageCase, find_images
+from edue_lightning.data.new_images import ImageCase, find_images, warn_of_unoriented
 from edue_lightning.errors import UserError
 from edue_lightning.prediction.limits import rate_in_words
 from edue_lightning.prediction.model import Model
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 TRIAGE_FILE, FAILED_FILE = "triage.csv", "failed.csv"
 _SECONDS_BETWEEN_LINES = 20.0
+_VOLUME = 3
 _FORMAT = 3
 """Number of the code's version that made a prediction, raised whenever its results change for the same settings."""
 
@@ -106,6 +107,8 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
     failed = dict(found.problems)
     for name, reason in failed.items():
         log.error("%s: %s", name, reason)
+    if model.image_format.spatial_dims == _VOLUME:
+        warn_of_unoriented(found.cases, str(given))
     with sole_writer(folder, folder / RECORDS):
         _begin(configuration, folder)
         work = _Work(model, folder)

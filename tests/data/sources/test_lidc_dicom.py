@@ -333,6 +333,8 @@ def set_value(keyword: str, value: object) -> Callable[[Dataset], None]:
         (set_value("NumberOfFrames", 3), "holds 3 frames of 1 channels"),
         (set_value("SamplesPerPixel", 3), "holds 1 frames of 3 channels"),
         (set_value("BitsAllocated", 8), "holds pixels of 8 bits, not 16"),
+        (set_value("HighBit", 14), r"its highest bit is 14 \(HighBit\) of 16 bits"),
+        (set_value("RescaleType", "OD"), r"its values are OD \(RescaleType\)"),
         (set_value("Rows", 65535), "is cut off: it holds 96 of 1048560 bytes of pixels"),
         (set_value("Columns", 0), "its header claims 6 x 0 pixels"),
         (set_value("Rows", 7), "is cut off: it holds 96 of 112 bytes"),

@@ -32,6 +32,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from edue_lightning.data.dicom_series import require_plain_pixels
 from edue_lightning.data.images import ImageError
 from edue_lightning.data.listing import ListingProblems, find_files
 from edue_lightning.errors import UserError
@@ -74,6 +75,8 @@ _SLICE_TAGS = [
     "PixelRepresentation",
     "RescaleIntercept",
     "RescaleSlope",
+    "RescaleType",
+    "ModalityLUTSequence",
     "PixelData",
 ]
 
@@ -354,6 +357,7 @@ def _check_slice(dataset: Dataset) -> None:
     bits = int(_value(dataset, "BitsAllocated"))
     if bits != 16:
         raise ImageError(f"holds pixels of {bits} bits, not 16; download it again")
+    require_plain_pixels(dataset)
     rows, columns = int(_value(dataset, "Rows")), int(_value(dataset, "Columns"))
     if not 0 < rows * columns <= MOST_PIXELS:
         raise ImageError(f"its header claims {rows} x {columns} pixels; download it again")
