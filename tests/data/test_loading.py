@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from multiprocessing.synchronize import Event
 
@@ -208,6 +209,38 @@ def test_quarter_turns_keep_the_shape_of_an_image(shape: tuple[int, ...]) -> Non
     assert seen == ({1, 2, 3} if shape[-1] == shape[-2] else {2})
 
 
+@pytest.mark.parametrize(
+    ("spacing", "plane"),
+    [((1.0, 1.0, 3.0), (-3, -2)), ((3.0, 1.0, 1.0), (-2, -1)), ((1.0, 3.0, 1.005), (-3, -1)), ((1.0, 2.0, 3.0), None)],
+)
+def test_quarter_turns_keep_to_planes_of_equal_spacing(spacing: tuple[float, ...], plane: tuple[int, int]) -> None:
+    transform = Augmentation(flip=0.0, rotate90=1.0).transform(3)
+    image = torch.arange(216.0).reshape(1, 6, 6, 6)
+    sample = RaterSample(image, (image > 99).to(torch.uint8)[None], torch.ones(1) > 0, "a", spacing=spacing)
+    for key in range(12):
+        turned = augment(sample, transform, key)
+        turns = [turn for turn in (1, 2, 3) if torch.equal(torch.rot90(image, turn, plane or (-2, -1)), turned.image)]
+        assert len(turns) == 1
+        assert plane is not None or turns == [2]
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 3.0), (2.0, 1.0), (0.5, 1.0, 2.0)])
+def test_a_ball_in_millimetres_stays_one_when_it_is_rotated(spacing: tuple[float, ...]) -> None:
+    shape = tuple(round(36 / size) for size in spacing)
+    along = [(torch.arange(n) - (n - 1) / 2) * size for n, size in zip(shape, spacing, strict=True)]
+    places = torch.meshgrid(*along, indexing="ij")
+    distance = torch.stack(places).square().sum(0).sqrt()
+    image = (14 - distance).clamp(-1, 1)[None]
+    sample = RaterSample(image, (image > 0).to(torch.uint8)[None], torch.ones(1) > 0, "a", spacing=spacing)
+    transform = Augmentation(flip=0.0, rotation=1.5).transform(len(shape))
+    for key in range(8):
+        mask, changed = sample.masks > 0, augment(sample, transform, key).masks > 0
+        assert 2 * (mask & changed).sum() / (mask.sum() + changed.sum()) > 0.93
+    # something else does turn
+    half = replace(sample, image=image * (places[0] > 0), masks=sample.masks * (places[0] > 0))
+    assert (augment(half, transform, 1).masks != half.masks).any()
+
+
 def test_augmentation_moves_image_and_masks_alike() -> None:
     data = module(augmentation=Augmentation(flip=0.5, rotate90=0.5))
     seen = set()
@@ -218,7 +251,7 @@ def test_augmentation_moves_image_and_masks_alike() -> None:
                     torch.testing.assert_close(masks[rater, structure] > 0, image[0] > 0)
             assert not masks[~valid].any()
             seen.add(tuple((image[0] > 0).flatten().tolist()))
-    assert len(seen) == 8  # every symmetry of the square was met
+    assert len(seen) == 4  # every symmetry of an image whose pixels are oblong was met
 
 
 def test_smooth_augmentation_moves_image_and_masks_alike() -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from copies import require_known
 from few_bits import write_few_bits
 from hydra import compose, initialize_config_dir
 from PIL import Image
@@ -338,3 +339,8 @@ def test_votes_are_converted_as_votes(tmp_path: Path) -> None:
         first, second = source.load(record.case_id), again.load(record.case_id)
         assert torch.equal(first.masks, second.masks)
         assert torch.equal(first.image, second.image)
+
+
+def test_a_copy_of_drishti_is_known_however_it_is_prepared(tmp_path: Path) -> None:
+    first, copy = (str(write_drishti(tmp_path / n, range(1, 3), range(3, 4))) for n in ("first", "copy"))
+    require_known(DrishtiSource(first, size=32), DrishtiSource(copy, size=40, crop=0.9))

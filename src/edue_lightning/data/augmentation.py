@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -13,14 +14,19 @@ from monai.data import get_track_meta, set_track_meta
 from monai.transforms import (
     Compose,
     RandAffined,
+    RandAffineGrid,
     RandFlipd,
     RandRotate90d,
     RandScaleIntensityd,
     RandShiftIntensityd,
     Transform,
 )
+from torch import Tensor
 
 from edue_lightning.data.sample import RaterSample
+
+_EQUAL_SIZES = 0.01
+"""Largest relative difference of voxel sizes that count as equal."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +35,11 @@ class Augmentation:
 
     Attributes:
         flip: probability of a flip along each axis.
-        rotate90: probability of a turn by 90, 180 or 270 degrees in the plane of the last two axes; images with
-            unequal lengths there are turned by 180 degrees only.
-        rotation: largest rotation in radians, about every axis; 0 for none.
+        rotate90: probability of a turn by 90, 180 or 270 degrees in the plane of the last two axes. Where their lengths
+            or voxel sizes differ, volumes are turned in another plane of equal axes, and all other images by 180
+            degrees only.
+        rotation: largest rotation in radians, about every axis; 0 for none. Angles are those in mm, if the voxel size
+            is known.
         scaling: largest relative change of size; 0 for none.
         intensity_scale: largest relative change of the image's values.
         intensity_shift: largest shift of the image's values.
@@ -56,7 +64,11 @@ class Augmentation:
                 raise ValueError(f"data.augmentation.{name} must be at least 0, not {getattr(self, name)}")
 
     def transform(self, spatial_dims: int) -> Compose:
-        """Build the transform of a dict with `image` `[C, *S]`, `masks` `[R * K, *S]`, and maybe `region` `[1, *S]`."""
+        """Build the transform of a dict.
+
+        It holds `image` `[C, *S]`, `masks` `[R * K, *S]`, `spacing` (voxel size along each axis), and maybe `region`
+        `[1, *S]`.
+        """
         all_of = ("image", "masks", "region")
         steps: list[Transform] = [
             RandFlipd(all_of, prob=self.flip, spatial_axis=axis, allow_missing_keys=True)
@@ -69,7 +81,7 @@ class Augmentation:
         if self.rotation or self.scaling:
             rotations = 1 if spatial_dims == 2 else 3
             steps.append(
-                RandAffined(
+                _Rotations(
                     all_of,
                     prob=1.0,
                     rotate_range=[self.rotation] * rotations,
@@ -88,19 +100,57 @@ class Augmentation:
 
 
 class _QuarterTurns(RandRotate90d):
-    """MONAI's transform with the same draws; oblong images, which a quarter turn would reshape, get half a turn."""
+    """MONAI's transform with the same draws, in a plane that a quarter turn maps to itself; elsewhere half a turn."""
 
-    _oblong = False
+    _unequal = False
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
-        rows, columns = (data["image"].shape[1 + axis] for axis in self.spatial_axes)
-        self._oblong = rows != columns
+        shape, spacing = data["image"].shape[1:], data["spacing"]
+        last = (len(shape) - 2, len(shape) - 1)
+        planes = [last, *(plane for plane in combinations(range(len(shape)), 2) if plane != last)]
+        equal = [
+            (one, two)
+            for one, two in planes
+            if shape[one] == shape[two] and math.isclose(spacing[one], spacing[two], rel_tol=_EQUAL_SIZES)
+        ]
+        self._unequal = not equal
+        self.spatial_axes = equal[0] if equal else last
         return dict(super().__call__(data, lazy))
 
     def randomize(self, data: Any = None) -> None:
         super().randomize(data)
-        if self._oblong:
+        if self._unequal:
             self._rand_k = 2
+
+
+class _Rotations(RandAffined):
+    """MONAI's transform with the same draws, its rotations in mm."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        rotations = self.rand_affine.rand_affine_grid
+        self._grid = _GridInMillimetres(rotations.rotate_range, scale_range=rotations.scale_range)
+        self.rand_affine.rand_affine_grid = self._grid
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        self._grid.spacing = data["spacing"]
+        return dict(super().__call__(data, lazy))
+
+
+class _GridInMillimetres(RandAffineGrid):
+    """MONAI's grid of places in voxels, transformed in mm."""
+
+    spacing: Sequence[float] = ()
+
+    def __call__(
+        self, spatial_size: Any = None, grid: Any = None, randomize: bool = True, lazy: bool | None = None
+    ) -> Tensor:
+        if len(set(self.spacing)) == 1:
+            return super().__call__(spatial_size, grid, randomize, lazy)
+        sizes = torch.ones(len(grid), *[1] * (grid.ndim - 1), dtype=grid.dtype)
+        # the last coordinate is always 1
+        sizes[:-1, ...] = torch.tensor(self.spacing, dtype=grid.dtype).reshape(-1, *[1] * (grid.ndim - 1))
+        return super().__call__(spatial_size, grid * sizes, randomize, lazy) / sizes
 
 
 @contextmanager
@@ -117,11 +167,13 @@ def _untracked() -> Iterator[None]:
 def augment(sample: RaterSample, transform: Compose, key: int) -> RaterSample:
     """Apply a transform; all its random choices are determined by `key`."""
     transform.set_random_state(seed=key % 2**32)
-    given = {"image": sample.image, "masks": sample.masks.flatten(0, 1)}
+    spacing = sample.spacing or (1.0,) * (sample.image.ndim - 1)
+    given = {"image": sample.image, "masks": sample.masks.flatten(0, 1), "spacing": spacing}
     if sample.region is not None:
         given["region"] = sample.region[None].to(sample.masks.dtype)
     with _untracked():
-        changed = {name: torch.as_tensor(values).contiguous() for name, values in transform(given).items()}
+        found = transform(given)
+    changed = {name: torch.as_tensor(found[name]).contiguous() for name in given if name != "spacing"}
     image, masks = changed["image"], changed["masks"]
     region = None if sample.region is None else changed["region"][0] > 0
     return replace(

@@ -7,9 +7,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from copies import require_known
 from numpy.typing import NDArray
 
-from edue_lightning.data import CurvasSource, RaterDataModule
+from edue_lightning.data import CurvasSource, ManifestSource, RaterDataModule
 from edue_lightning.errors import UserError
 
 AFFINE = np.array([[-0.8, 0, 0, 200], [0, -0.8, 0, 180], [0, 0, 1, -900], [0, 0, 0, 1]], dtype=float)
@@ -139,3 +140,13 @@ def test_problems_are_named(tmp_path: Path) -> None:
     assert "annotation_1.nii.gz: case 'UKCHLL031': is an annotation without its image.nii.gz; add that" in text
     assert "image.nii.gz: case 'UKCHLL032': has no annotation_1.nii.gz, ...; add them, or remove the image" in text
     assert "validation_set/UKCHLL001/image.nii.gz: case 'UKCHLL001': is this patient, and so is" in text
+
+
+def test_a_copy_of_a_scan_is_known_however_it_is_prepared(tmp_path: Path) -> None:
+    rows = ["case_id,image,mask,rater,structure"]
+    for number in range(3):
+        write_patient(tmp_path / "first" / "training_set" / f"UKCHLL{number:03d}", number)
+        write_patient(tmp_path / "copy" / f"c{number}", number, experts=1)
+        rows.append(f"c{number},c{number}/image.nii.gz,,A,liver")
+    (tmp_path / "copy" / "manifest.csv").write_text("\n".join(rows))
+    require_known(CurvasSource(str(tmp_path / "first")), ManifestSource(str(tmp_path / "copy")))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from copies import require_known
 from nnunet_files import PICTURE, REGIONS, VERSION_1, VERSION_2, VOLUME, label_map, save, write_nnunet
 from processes import run_command
 
@@ -193,3 +194,8 @@ def test_check_summarises_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for words in ("5 cases", "liver", "tumour", "ANNA", "channels"):
         assert words in done.stdout, done.stdout
+
+
+def test_a_copy_is_known_however_it_is_prepared(tmp_path: Path) -> None:
+    first, copy = (str(write_nnunet(tmp_path / name, cases=3)) for name in ("first", "copy"))
+    require_known(NnunetSource(first), NnunetSource(copy, standardise=False))

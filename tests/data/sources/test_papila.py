@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from copies import require_known
 from PIL import Image
 
 from edue_lightning.data import PapilaSource, RaterDataModule
@@ -155,3 +156,9 @@ def test_files_that_are_no_contour(tmp_path: Path, text: str) -> None:
 def test_settings_that_are_invalid(tmp_path: Path, settings: dict[str, float], line: str) -> None:
     with pytest.raises(UserError, match=f"data.source.{line}"):
         PapilaSource(str(tmp_path), **settings)  # type: ignore[arg-type]
+
+
+def test_a_copy_is_known_however_it_is_prepared(tmp_path: Path) -> None:
+    for name in ("first", "copy"):
+        write_papila(tmp_path / name, patients=2)
+    require_known(PapilaSource(str(tmp_path / "first"), size=32), PapilaSource(str(tmp_path / "copy"), 40, crop=0.9))
