@@ -62,8 +62,9 @@ class Outlines(DicomMasks):
                 drawn.add(points)
                 _add(mask, contour, to_voxels)
             if drawn and not mask.any():
+                label = self.header.labels[number].strip()
                 raise ImageError(
-                    f"has outlines of {self.labels[number].strip()!r}, but no voxel's centre lies inside of them; "
+                    f"has outlines of {label!r}, but no voxel's centre lies inside of them; "
                     "choose the series on which they were drawn, or leave the field mask empty if nothing is meant"
                 )
             return mask
