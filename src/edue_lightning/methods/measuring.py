@@ -1,4 +1,4 @@
-"""Measurement of a method's predictions, case by case, into a table of statistics."""
+"""Measurement of a method's predictions, batch by batch, into a table of statistics."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from edue_lightning.methods.base import SegmentationMethod
 from edue_lightning.methods.density import Density
 from edue_lightning.metrics.metric import CaseRows
 
-SMALL_CASE = 2**18
-"""Largest number of values of a case's members that is measured on the CPU: a GPU takes longer to start its many small
+SMALL_BATCH = 2**18
+"""Largest number of values of a batch's members that is measured on the CPU: a GPU takes longer to start its many small
 computations than they take, the more so where several trainings share it."""
 
 
@@ -63,7 +63,7 @@ def add_batch(table: CaseRows, logits: Tensor, batch: RaterBatch) -> None:
         logits: logits `[B, M + n, K, *S]` as the table's read-out takes them.
         batch: the cases, on the same device.
     """
-    device = torch.device("cpu") if logits[0].numel() <= SMALL_CASE else logits.device
+    device = torch.device("cpu") if logits.numel() <= SMALL_BATCH else logits.device
     region = None if batch.region is None else batch.region.to(device)
     masks, valid, spacing, index = (
         part.to(device) for part in (batch.masks, batch.valid, batch.spacing, batch.case_index)

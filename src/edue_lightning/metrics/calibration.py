@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from edue_lightning.metrics.case import Case
+from edue_lightning.metrics.case_batch import CaseBatch
 from edue_lightning.metrics.definition import Array, Definition, Estimate, Statistic, StructureCases, mean_over_cases
 from edue_lightning.metrics.metric import CaseMetric, CasesOfOneMetric, functional
 
@@ -19,35 +20,40 @@ CALIBRATION_THRESHOLDS = tuple(b / RELIABILITY_BINS for b in range(1, 8))
 """Thresholds of `ThresholdedCalibrationError`: the lower edges of all bins that end below one half."""
 
 
-def _likelihood(case: Case) -> Sequence[Tensor]:
+def _likelihood(cases: CaseBatch) -> Sequence[Tensor]:
     # the labels are 0 or 1, so the mean over raters of each of these needs no more than q
-    log_p, log_not_p = case.log_mean
-    nll = -(case.share * log_p + (1 - case.share) * log_not_p).mean(dim=1)
-    brier = (case.share * (1 - case.mean).square() + (1 - case.share) * case.mean.square()).mean(dim=1)
+    log_p, log_not_p = cases.log_mean
+    share, other = cases.share, 1 - cases.share
+    nll = -(share * log_p + other * log_not_p).mean(dim=-1)
+    brier = (share * (1 - cases.mean).square() + other * cases.mean.square()).mean(dim=-1)
     return nll, brier
 
 
-def reliability_bins(probability: Tensor, marked: Tensor, raters: int, inside: Tensor | None = None) -> Tensor:
+def reliability_bins(probability: Tensor, marked: Tensor, raters: int) -> tuple[Tensor, Tensor]:
     """Count predictions against every rater's label in 15 bins of equal width.
 
     Args:
-        probability: `[K, V]`; bin b holds p in [b / 15, (b + 1) / 15), the last one p = 1 too.
-        marked: number of raters who marked the voxel, `[K, V]`.
-        raters: number of valid raters.
-        inside: voxels that count, `[K, V]` bool; None for all.
+        probability: `[..., V]` float64; bin b holds p in [b / 15, (b + 1) / 15), the last one p = 1 too.
+        marked: number of raters who marked the voxel, `[..., V]` float64.
+        raters: number of valid raters, R.
 
     Returns:
-        `[K, 15, 3]` float64: voxel-rater pairs, sum of their probabilities, marked pairs.
+        bins of all voxels, and of those that a rater marked, each `[..., 15, 3]` float64: voxel-rater pairs, sum of
+        their probabilities, marked pairs.
     """
-    probability = probability.double()
-    position = (probability * RELIABILITY_BINS).long().clamp_max(RELIABILITY_BINS - 1)
-    sums = [torch.full_like(probability, float(raters)), probability * raters, marked.double()]
-    if inside is not None:
-        sums = [values * inside for values in sums]
-    bins = torch.zeros(len(probability), RELIABILITY_BINS, 3, dtype=torch.float64, device=probability.device)
-    for column, values in enumerate(sums):
-        bins[..., column].scatter_add_(1, position, values)
-    return bins
+    position = (probability * RELIABILITY_BINS).long().clamp_max_(RELIABILITY_BINS - 1)
+    # by bin and number of raters, from which all sums follow
+    position = position.mul_(raters + 1).add_(marked.long())
+    leading = probability.shape[:-1]
+    voxels, sums = (
+        probability.new_zeros(*leading, RELIABILITY_BINS * (raters + 1))
+        .scatter_add_(-1, position, values)
+        .unflatten(-1, (RELIABILITY_BINS, raters + 1))
+        for values in (torch.ones_like(probability), probability)
+    )
+    counts = torch.arange(raters + 1, dtype=torch.float64, device=probability.device)
+    columns = torch.stack([raters * voxels, raters * sums, counts * voxels], dim=-1)
+    return columns.sum(dim=-2), columns[..., 1:, :].sum(dim=-2)
 
 
 def adaptive_calibration_error(probability: Tensor, share: Tensor) -> Tensor:
@@ -57,27 +63,34 @@ def adaptive_calibration_error(probability: Tensor, share: Tensor) -> Tensor:
     range takes its part of all of them, so the order of the voxels does not matter.
 
     Args:
-        probability: `[K, V]`.
-        share: share of the raters who marked the voxel, `[K, V]`.
+        probability: `[..., V]` float64.
+        share: share of the raters who marked the voxel, `[..., V]` float64.
 
     Returns:
-        `[K]` float64 in [0, 1]: mean over the ranges of |mean probability - share marked|.
+        `[...]` float64 in [0, 1]: mean over the ranges of |mean probability - share marked|.
     """
-    return torch.stack([_adaptive_error(p, q) for p, q in zip(probability, share, strict=True)])
+    count = probability.shape[-1]
+    values, order = _sorted(probability)
+    # sums over the first n voxels, n = 0..V, of p - q
+    gaps = F.pad((values - share.gather(-1, order)).cumsum(dim=-1), (1, 0))
+    edges = torch.linspace(0, count, RELIABILITY_BINS + 1, dtype=torch.float64, device=probability.device)
+    # within voxels of one probability the sum rises evenly, from before the first of them to after the last
+    at_edges = values[..., edges[:-1].long()]
+    first = torch.searchsorted(values, at_edges)
+    last = torch.searchsorted(values, at_edges, right=True)
+    start, end = gaps.gather(-1, first), gaps.gather(-1, last)
+    sums = start + (end - start) * (edges[:-1] - first) / (last - first)
+    return torch.cat([sums, gaps[..., -1:]], dim=-1).diff(dim=-1).abs().sum(dim=-1) / count
 
 
-def _adaptive_error(probability: Tensor, share: Tensor) -> Tensor:
-    values = probability.double().cpu().numpy()
+def _sorted(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return values in ascending order along the last axis, and their positions before."""
+    if values.device.type != "cpu":
+        found = values.sort(dim=-1)
+        return found.values, found.indices
     # NumPy sorts doubles several times as fast as torch
-    order = np.argsort(values)
-    values = values[order]
-    # within voxels of one probability both sums rise evenly: they are known after the last voxel of each
-    last = np.flatnonzero(np.append(np.diff(values) > 0, True))
-    voxels = np.append(0.0, last + 1.0)
-    sums = [np.append(0.0, np.cumsum(part)[last]) for part in (values, share.double().cpu().numpy()[order])]
-    edges = np.linspace(0, len(values), RELIABILITY_BINS + 1)
-    gaps = np.abs(np.subtract(*(np.diff(np.interp(edges, voxels, part)) for part in sums)))
-    return torch.tensor(gaps.sum() / len(values), dtype=torch.float64, device=probability.device)
+    order = torch.from_numpy(np.argsort(values.numpy(), axis=-1))
+    return values.gather(-1, order), order
 
 
 def bin_gaps(bins: Array) -> tuple[Array, Array]:
@@ -145,31 +158,24 @@ def brier_split(bins: Array) -> tuple[Array, Array]:
 
 
 LIKELIHOOD = Statistic(("nll", "brier"), _likelihood)
-ADAPTIVE_ERROR = Statistic(("adaptive_ece",), lambda case: (adaptive_calibration_error(case.mean, case.share),))
+ADAPTIVE_ERROR = Statistic(("adaptive_ece",), lambda cases: (adaptive_calibration_error(cases.mean, cases.share),))
 # without raters all bins are empty, not undefined
 BINS = Statistic(
-    ("bins",),
-    lambda case: (reliability_bins(case.mean, case.marked, case.n_raters),),
-    fewest_raters=0,
-    shape=(RELIABILITY_BINS, 3),
-)
-UNION_BINS = Statistic(
-    ("union_bins",),
-    lambda case: (reliability_bins(case.mean, case.marked, case.n_raters, case.marked > 0),),
+    ("bins", "union_bins"),
+    lambda cases: reliability_bins(cases.mean, cases.marked, cases.n_raters),
     fewest_raters=0,
     shape=(RELIABILITY_BINS, 3),
 )
 
 
-def _pooled(name: str, function: Callable[[Array], Array], statistic: Statistic = BINS) -> Definition:
+def _pooled(name: str, function: Callable[[Array], Array], column: str = "bins") -> Definition:
     """Define a metric of the bins `[..., 15, 3]` of all cases together."""
-    (column,) = statistic.names
 
     def estimate(cases: StructureCases, weights: Array) -> Estimate:
         bins = cases.columns[column]
         return Estimate(function(np.einsum("wn,nbs->wbs", weights, bins)), bins[..., 0].sum(axis=1) > 0)
 
-    return Definition(name, (statistic,), estimate, (column,), "low")
+    return Definition(name, (BINS,), estimate, (column,), "low")
 
 
 class NegativeLogLikelihood(CaseMetric):
@@ -331,7 +337,7 @@ class UnionExpectedCalibrationError(CaseMetric):
     tensor(0.5000, dtype=torch.float64)
     """
 
-    definition = _pooled("ece_union", _expected, UNION_BINS)
+    definition = _pooled("ece_union", _expected, "union_bins")
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
 
@@ -349,7 +355,7 @@ class UnionAverageCalibrationError(CaseMetric):
     tensor(0.2501, dtype=torch.float64)
     """
 
-    definition = _pooled("ace_union", _average, UNION_BINS)
+    definition = _pooled("ace_union", _average, "union_bins")
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
 
@@ -430,7 +436,7 @@ def reliability_rows(structure: str, bins: Array) -> list[ReliabilityRow]:
     ]
 
 
-STATISTICS = (LIKELIHOOD, ADAPTIVE_ERROR, BINS, UNION_BINS)
+STATISTICS = (LIKELIHOOD, ADAPTIVE_ERROR, BINS)
 METRICS = (
     NegativeLogLikelihood.definition,
     BrierScore.definition,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from edue_lightning.errors import UserError
-from edue_lightning.metrics.case import Case
+from edue_lightning.metrics.case_batch import CaseBatch
 from edue_lightning.metrics.definition import Statistic
 from edue_lightning.metrics.settings import Members, MetricSettings
 from edue_lightning.uncertainty import MEMBERS, Readout
+
+# largest number of the members' values of cases that are measured together: on a CPU as many as its cache holds, on a
+# GPU so many that starting the computations takes no time beside them
+_VALUES_ON_CPU, _VALUES_ELSEWHERE = 2**18, 2**24
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def measure_cases(
     region: Tensor | None = None,
     readout: Readout = MEMBERS,
 ) -> CaseStatistics:
-    """Compute the chosen numbers of each case, with one case's maps in memory at a time.
+    """Compute the chosen numbers of cases, several at a time where their maps are small.
 
     Args:
         columns: chosen numbers.
@@ -128,20 +132,110 @@ def measure_cases(
             f"members must hold at least one member before the maps {', '.join(readout.own_maps)}, "
             f"not {members.shape[1]} channels in all"
         )
-    if not bool(torch.isfinite(members).all()):
+    # the smallest and largest of values with NaN are NaN
+    low, high = torch.stack([members.amin(), members.amax()]).tolist()
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise UserError("the model predicts NaN or infinity: its training diverged; lower optimizer.learning_rate")
-    if contents == "probabilities" and not bool(((members >= 0) & (members <= 1)).all()):
+    if contents == "probabilities" and not (low >= 0 and high <= 1):
         raise UserError("probabilities must lie between 0 and 1; pass contents='logits' for logits")
     if spacing is None:
         spacing = torch.ones(len(members), members.ndim - 3)
     named = tuple(structures or map(str, range(members.shape[2])))
     settings.check(named)
-    regions = [None] * len(members) if region is None else list(region)
-    cases = (
-        Case(*parts, contents, settings, named, inside, readout)
-        for parts, inside in zip(zip(members, masks, valid, spacing, strict=True), regions, strict=True)
-    )
-    return CaseStatistics.concatenate([_measure(case, columns) for case in cases])
+    shape = tuple(members.shape[3:])
+    members, masks = members.flatten(3), masks.flatten(3)
+    order: list[int] = []
+    parts = []
+    for group in _groups(valid, region, _cases_at_once(members)):
+        chosen = torch.tensor(group.cases, device=members.device)
+        batch = CaseBatch(
+            _chosen(members, group.cases, None, group.positions),
+            _as_bool(_chosen(masks, group.cases, group.raters, group.positions)),
+            spacing[chosen.to(spacing.device)],
+            shape,
+            contents,
+            settings,
+            named,
+            group.positions,
+            readout,
+        )
+        parts.append(_measure(batch, columns))
+        order += group.cases
+    found = CaseStatistics.concatenate(parts)
+    if order == sorted(order):
+        return found
+    back = torch.tensor(order, device=members.device).argsort()
+    return CaseStatistics({name: values[back] for name, values in found.columns.items()})
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Cases of a batch with equally many valid raters and voxels within their regions.
+
+    Attributes:
+        cases: positions of the cases in the batch.
+        raters: positions of the valid raters of each case.
+        positions: positions of the voxels within the regions, `[B, V]`; None without regions.
+    """
+
+    cases: list[int]
+    raters: list[list[int]]
+    positions: Tensor | None
+
+
+def _groups(valid: Tensor, region: Tensor | None, at_once: int) -> Iterator[_Group]:
+    """Yield the cases of a batch in groups of at most `at_once`; the host waits once for each of the arguments."""
+    raters = [[r for r, known in enumerate(row) if known] for row in valid.tolist()]
+    inside: Sequence[Tensor | None] = [None] * len(raters)
+    if region is not None:
+        case, positions = region.flatten(1).nonzero(as_tuple=True)
+        inside = positions.split(torch.bincount(case, minlength=len(raters)).tolist())
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, (known, own) in enumerate(zip(raters, inside, strict=True)):
+        groups.setdefault((len(known), -1 if own is None else len(own)), []).append(i)
+    for cases in groups.values():
+        for start in range(0, len(cases), at_once):
+            chosen = cases[start : start + at_once]
+            within = [part for part in (inside[i] for i in chosen) if part is not None]
+            yield _Group(chosen, [raters[i] for i in chosen], torch.stack(within) if within else None)
+
+
+def _cases_at_once(members: Tensor) -> int:
+    most = _VALUES_ON_CPU if members.device.type == "cpu" else _VALUES_ELSEWHERE
+    return max(most // members[0].numel(), 1)
+
+
+def _chosen(values: Tensor, cases: list[int], channels: list[list[int]] | None, positions: Tensor | None) -> Tensor:
+    """Return some cases, channels and voxels of `[B, N, K, V]`, copied only where some are left out."""
+    if cases == list(range(cases[0], cases[0] + len(cases))):
+        values = values[cases[0] : cases[0] + len(cases)]
+    else:
+        values = values[torch.tensor(cases, device=values.device)]
+    if channels is not None and any(len(own) < values.shape[1] for own in channels):
+        rows = torch.arange(len(cases), device=values.device)[:, None]
+        values = values[rows, torch.tensor(channels, dtype=torch.long, device=values.device)]
+    if positions is not None:
+        values = values.gather(3, positions[:, None, None].expand(*values.shape[:3], -1))
+    return values
+
+
+def _as_bool(masks: Tensor) -> Tensor:
+    """Return masks in {0, 1} as bool.
+
+    Raises:
+        ValueError: if they hold another number.
+    """
+    if masks.dtype == torch.bool or not masks.numel():
+        return masks.bool()
+    low, high = (end.item() for end in masks.aminmax())
+    whole = not masks.is_floating_point() or bool(((masks == 0) | (masks == 1)).all())
+    if not (low >= 0 and high <= 1 and whole):
+        raise ValueError(
+            f"masks must hold 0 and 1 only, not values from {low:g} to {high:g}; threshold soft masks (masks >= 0.5), "
+            "and divide masks of 0 and 255 by 255"
+        )
+    # one byte of 0 or 1 each
+    return masks.view(torch.bool) if masks.dtype == torch.uint8 else masks > 0
 
 
 def check_batch(
@@ -153,7 +247,7 @@ def check_batch(
     contents: Members,
     region: Tensor | None = None,
 ) -> None:
-    """Check types and shapes of a batch of cases; `Case` checks the values of the masks.
+    """Check types and shapes of a batch of cases; `measure_cases` checks the values of the masks.
 
     Raises:
         ValueError: naming the argument, what it is, and what it must be.
@@ -197,23 +291,13 @@ def check_batch(
         )
 
 
-def _checked(name: str, value: Tensor, shape: list[int]) -> Tensor:
-    if not isinstance(value, Tensor) or list(value.shape) != shape:
-        given = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise UserError(
-            f"metric {name}: must return a tensor {shape} for each case, one entry per structure, not {given}; "
-            "correct the metric's code"
-        )
-    return value.double()
-
-
-def _measure(case: Case, columns: Columns) -> CaseStatistics:
+def _measure(cases: CaseBatch, columns: Columns) -> CaseStatistics:
     found: dict[str, Tensor] = {}
     for statistic in columns.statistics:
-        if case.n_raters >= statistic.fewest_raters:
-            values: Sequence[Tensor] = statistic.compute(case)
+        if cases.n_raters >= statistic.fewest_raters:
+            values: Sequence[Tensor] = statistic.compute(cases)
         else:
-            values = [torch.full_like(case.mean[:, 0], torch.nan)] * len(statistic.names)
-        for name, value in zip(statistic.names, values, strict=True):
-            found[name] = _checked(name, value, [len(case.structures), *statistic.shape])
-    return CaseStatistics({name: found[name][None] for name in columns.names})
+            undefined = cases.mean.new_full((len(cases), len(cases.structures), *statistic.shape), torch.nan)
+            values = [undefined] * len(statistic.names)
+        found |= {name: value.double() for name, value in zip(statistic.names, values, strict=True)}
+    return CaseStatistics({name: found[name] for name in columns.names})

@@ -27,7 +27,7 @@ def case_statistics(
     region: Tensor | None = None,
     readout: Readout = MEMBERS,
 ) -> CaseStatistics:
-    """Measure cases one by one, with one case's maps in memory at a time.
+    """Measure cases, several at a time where their maps are small.
 
     Args:
         members: `[B, M, K, *S]`, B at least 1; behind the members the maps of `readout.own_maps`.

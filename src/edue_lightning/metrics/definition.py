@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edue_lightning.errors import UserError
 from edue_lightning.metrics.case import Case
+from edue_lightning.metrics.case_batch import CaseBatch
 
 Array = NDArray[np.float64]
 Better = Literal["high", "low", "neither"]
@@ -24,17 +27,17 @@ Better = Literal["high", "low", "neither"]
 
 @dataclass(frozen=True)
 class Statistic:
-    """Numbers of a case that are computed together.
+    """Numbers of cases that are computed together.
 
     Attributes:
         names: names of the numbers, columns of `cases.csv`.
-        compute: function from a case to one tensor per name, `[K, *shape]` float64.
+        compute: function from B cases to one tensor per name, `[B, K, *shape]` float64.
         fewest_raters: number of valid raters below which a case leaves the numbers undefined (NaN).
         shape: shape of each number, `()` for a scalar.
     """
 
     names: tuple[str, ...]
-    compute: Callable[[Case], Sequence[Tensor]]
+    compute: Callable[[CaseBatch], Sequence[Tensor]]
     fewest_raters: int = 1
     shape: tuple[int, ...] = ()
 
@@ -142,5 +145,19 @@ class PerCaseMetric(ABC):
 
     def definition(self, name: str) -> Definition:
         """Return the definition of the metric under a name."""
-        statistic = Statistic((name,), lambda case: (self.of_case(case),), self.fewest_raters)
-        return mean_over_cases(name, statistic, self.better)
+
+        def compute(cases: CaseBatch) -> Sequence[Tensor]:
+            found = [_checked(name, self.of_case(Case(cases, i)), len(cases.structures)) for i in range(len(cases))]
+            return (torch.stack(found).to(cases.mean.device),)
+
+        return mean_over_cases(name, Statistic((name,), compute, self.fewest_raters), self.better)
+
+
+def _checked(name: str, value: Tensor, structures: int) -> Tensor:
+    if not isinstance(value, Tensor) or list(value.shape) != [structures]:
+        given = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise UserError(
+            f"metric {name}: must return a tensor {[structures]} for each case, one entry per structure, not {given}; "
+            "correct the metric's code"
+        )
+    return value.double()

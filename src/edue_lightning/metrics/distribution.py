@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from edue_lightning.metrics.case import Case
+from edue_lightning.metrics.case_batch import CaseBatch
 from edue_lightning.metrics.definition import Statistic, mean_over_cases
 from edue_lightning.metrics.metric import CaseMetric, functional
 
@@ -20,14 +20,14 @@ def energy_distance(between: Tensor, members: Tensor, raters: Tensor) -> Tensor:
     All pairs count, a mask with itself too, as in the public code of the probabilistic U-Net and of PHiSeg.
 
     Args:
-        between: distances of every member to every rater, `[K, M, R]`.
-        members: distances of each pair of members, `[K, M, M]`.
-        raters: distances of each pair of raters, `[K, R, R]`.
+        between: distances of every member to every rater, `[..., M, R]`.
+        members: distances of each pair of members, `[..., M, M]`.
+        raters: distances of each pair of raters, `[..., R, R]`.
 
     Returns:
-        `[K]` in [0, 2]; NaN without raters.
+        `[...]` in [0, 2]; NaN without raters.
     """
-    return 2 * between.mean(dim=(1, 2)) - members.mean(dim=(1, 2)) - raters.mean(dim=(1, 2))
+    return 2 * between.mean(dim=(-2, -1)) - members.mean(dim=(-2, -1)) - raters.mean(dim=(-2, -1))
 
 
 def gaussian_crps(value: Tensor, samples: Tensor) -> Tensor:
@@ -38,11 +38,11 @@ def gaussian_crps(value: Tensor, samples: Tensor) -> Tensor:
     standard deviation, as there; if all samples agree (or there is one), the score is the distance to it.
 
     Args:
-        value: `[K]`.
-        samples: `[R, K]`.
+        value: `[...]`.
+        samples: `[R, ...]`.
 
     Returns:
-        `[K]`, not negative, in the unit of the value; NaN without samples.
+        `[...]`, not negative, in the unit of the value; NaN without samples.
     """
     if not len(samples):
         return torch.full_like(value, torch.nan)
@@ -58,55 +58,55 @@ def best_sample_similarity(similarity: Tensor) -> Tensor:
     """Return the similarity of each rater to the member most like it, mean over the raters.
 
     Args:
-        similarity: similarity of every member to every rater, `[K, M, R]`.
+        similarity: similarity of every member to every rater, `[..., M, R]`.
 
     Returns:
-        `[K]`; NaN without raters.
+        `[...]`; NaN without raters.
     """
-    return similarity.amax(dim=1).mean(dim=1)
+    return similarity.amax(dim=-2).mean(dim=-1)
 
 
 def matched_similarity(similarity: Tensor, repeat_raters: bool) -> Tensor:
     """Return the mean similarity of the pairs of the best one-to-one matching of members and raters.
 
     Args:
-        similarity: similarity of every member to every rater, `[K, M, R]`.
+        similarity: similarity of every member to every rater, `[..., M, R]`.
         repeat_raters: whether members and raters are both repeated up to their least common multiple, so that every
             member counts (Kohl et al. 2019, and MoSE's code); else each rater gets a member of its own, members are
             repeated only as often as that takes, and members without a rater do not count (D-Persona's code).
 
     Returns:
-        `[K]`; NaN without raters.
+        `[...]`; NaN without raters.
     """
-    members, raters = similarity.shape[1:]
+    *leading, members, raters = similarity.shape
     if not raters:
-        return similarity.new_full(similarity.shape[:1], torch.nan)
+        return similarity.new_full(leading, torch.nan)
     common = math.lcm(members, raters)
     copies = (common // members, common // raters) if repeat_raters else (-(-raters // members), 1)
-    repeated = similarity.repeat(1, *copies).cpu().numpy()
+    repeated = similarity.flatten(0, -3).repeat(1, *copies).cpu().numpy()
     means = [float(values[linear_sum_assignment(values, maximize=True)].mean()) for values in repeated]
-    return similarity.new_tensor(means)
+    return similarity.new_tensor(means).reshape(leading)
 
 
-def _energy(case: Case) -> Sequence[Tensor]:
-    overlap = case.overlap
-    similarity = overlap.intersection_over_union() if case.settings.ged_distance == "iou" else overlap.dice()
-    distance, members, raters = 1 - similarity, case.of_members, case.of_raters
+def _energy(cases: CaseBatch) -> Sequence[Tensor]:
+    overlap = cases.overlap
+    similarity = overlap.intersection_over_union() if cases.settings.ged_distance == "iou" else overlap.dice()
+    distance, members, raters = 1 - similarity, cases.of_members, cases.of_raters
     blocks = [(members, raters), (members, members), (raters, raters)]
-    return (energy_distance(*(distance[:, rows, columns] for rows, columns in blocks)),)
+    return (energy_distance(*(distance[..., rows, columns] for rows, columns in blocks)),)
 
 
-def _matched(case: Case) -> Sequence[Tensor]:
+def _matched(cases: CaseBatch) -> Sequence[Tensor]:
     dice, iou = (
-        values[:, case.of_members, case.of_raters]
-        for values in (case.overlap.dice(), case.overlap.intersection_over_union())
+        values[..., cases.of_members, cases.of_raters]
+        for values in (cases.overlap.dice(), cases.overlap.intersection_over_union())
     )
     return best_sample_similarity(dice), matched_similarity(dice, False), matched_similarity(iou, True)
 
 
-def _volume(case: Case) -> Sequence[Tensor]:
-    predicted, drawn = (part.sum(dim=-1, dtype=torch.float64) * case.voxel_size for part in (case.mean, case.masks))
-    return (gaussian_crps(predicted, drawn),)
+def _volume(cases: CaseBatch) -> Sequence[Tensor]:
+    drawn = cases.overlap.size[..., cases.of_raters].movedim(-1, 0)
+    return (gaussian_crps(cases.mean.sum(dim=-1) * cases.voxel_size, drawn * cases.voxel_size),)
 
 
 ENERGY = Statistic(("ged2",), _energy)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edue_lightning.metrics.case import Case
+from edue_lightning.metrics.case_batch import CaseBatch
 from edue_lightning.metrics.definition import Statistic, mean_over_cases
 from edue_lightning.metrics.metric import CaseMetric, functional
 from edue_lightning.uncertainty import dice_of_counts
@@ -15,31 +15,35 @@ from edue_lightning.uncertainty import dice_of_counts
 D_SOFT_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-def _dice(case: Case) -> Sequence[Tensor]:
-    dice = case.overlap.dice()[:, 0]
-    return dice[:, 1], dice[:, case.of_raters].mean(dim=1)
+def _dice(cases: CaseBatch) -> Sequence[Tensor]:
+    dice = cases.overlap.dice()[:, :, 0]
+    return dice[..., 1], dice[..., cases.of_raters].mean(dim=-1)
 
 
-def _d_soft(case: Case) -> Sequence[Tensor]:
+def _d_soft(cases: CaseBatch) -> Sequence[Tensor]:
     scores = []
     # in float32 7 of 10 raters reach 0.7, and so does a prediction of 0.7 that was stored in float32
-    share = case.share.float()
+    share = cases.share.float()
     for threshold in D_SOFT_THRESHOLDS:
-        predicted, wanted = case.share_reached(threshold), share >= threshold
-        first, second, both = (mask.count_nonzero(dim=1).double() for mask in (predicted, wanted, predicted & wanted))
+        predicted, wanted = cases.share_reached(threshold), share >= threshold
+        first, second, both = (_count(mask) for mask in (predicted, wanted, predicted & wanted))
         scores.append(dice_of_counts(both, first + second))
     return (torch.stack(scores).mean(dim=0),)
 
 
-def _consensus(case: Case) -> Sequence[Tensor]:
-    disputed = (case.marked > 0) & (case.marked < case.n_raters)
+def _consensus(cases: CaseBatch) -> Sequence[Tensor]:
+    disputed = (cases.marked > 0) & (cases.marked < cases.n_raters)
     found = []
     for region in (~disputed, disputed):
-        first, second = case.predicted & region, case.consensus & region
-        both, one, other = (mask.count_nonzero(dim=1).double() for mask in (first & second, first, second))
+        first, second = cases.predicted & region, cases.consensus & region
+        both, one, other = (_count(mask) for mask in (first & second, first, second))
         found.append(dice_of_counts(both, one + other))
     agreed, contested = found
-    return agreed, contested.masked_fill(~disputed.any(dim=1), torch.nan)
+    return agreed, contested.masked_fill(~disputed.any(dim=-1), torch.nan)
+
+
+def _count(mask: Tensor) -> Tensor:
+    return mask.count_nonzero(dim=-1).double()
 
 
 DICE = Statistic(("dice", "dice_per_rater"), _dice)

@@ -7,17 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edue_lightning.metrics.case import Case
+from edue_lightning.metrics.case_batch import CaseBatch
 from edue_lightning.metrics.definition import Statistic
 from edue_lightning.uncertainty import (
     CASE_SCORES,
     MAP_SCORES,
     case_scores,
     decision_maps,
-    entropy_maps,
     map_sums,
     patch_maximum,
-    predictive_entropy,
     top_mean,
 )
 
@@ -43,34 +41,31 @@ SCORES = {
 """Image-level scores that may find poor segmentations or unusual images, likewise."""
 
 
-def _model_scores(case: Case) -> Sequence[Tensor]:
-    variance = case.disagreement if case.has_disagreement else torch.full_like(case.mean, torch.nan)
-    of_members = entropy_maps(case.probabilities[None])
+def _model_scores(cases: CaseBatch) -> Sequence[Tensor]:
+    variance = cases.disagreement if cases.has_disagreement else torch.full_like(cases.mean, torch.nan)
     maps = {
         "sv": variance,
-        "sv_total": case.total,
-        # the entropy depends on p alone
-        "entropy": predictive_entropy(case.mean[None, None])[0],
-        **{name: values[0] for name, values in of_members.items()},
-        **decision_maps(case.decision, case.predicted),
+        "sv_total": cases.total,
+        **cases.entropies,
+        **decision_maps(cases.decision, cases.predicted),
     }
-    sums = map_sums({name: values[None] for name, values in maps.items()})
-    scores = case_scores({name: values[0] for name, values in sums.items()}, case.members_overlap, case.voxel_size)
+    scores = case_scores(map_sums(maps), cases.members_overlap, cases.voxel_size)
     return [scores[name] for name in CASE_SCORES]
 
 
-def _map_scores(case: Case) -> Sequence[Tensor]:
-    shown = case.disagreement if case.has_disagreement else case.total
-    return patch_maximum(case.on_grid(shown)), top_mean(shown, case.predicted.sum(dim=1))
+def _map_scores(cases: CaseBatch) -> Sequence[Tensor]:
+    shown = cases.disagreement if cases.has_disagreement else cases.total
+    largest = patch_maximum(cases.on_grid(shown), len(cases.shape))
+    return largest, top_mean(shown, cases.predicted.count_nonzero(dim=-1))
 
 
-def _consensus_area(case: Case) -> Tensor:
-    return case.consensus.sum(dim=1, dtype=torch.float64) * case.voxel_size
+def _consensus_area(cases: CaseBatch) -> Tensor:
+    return cases.consensus.count_nonzero(dim=-1) * cases.voxel_size
 
 
-def _rater_scores(case: Case) -> Sequence[Tensor]:
-    area = _consensus_area(case)
-    sum_of_variances = case.expert.sum(dim=1) * case.voxel_size
+def _rater_scores(cases: CaseBatch) -> Sequence[Tensor]:
+    area = _consensus_area(cases)
+    sum_of_variances = cases.expert.sum(dim=-1) * cases.voxel_size
     return sum_of_variances, sum_of_variances / torch.where(area > 0, area, torch.nan)
 
 
@@ -83,8 +78,8 @@ WHOLE_MAP_SCORES = Statistic(MAP_SCORES, _map_scores)
 RATER_SCORES = Statistic(("sv_star", "sv_star_normalised"), _rater_scores, fewest_raters=2)
 """Sum of V* (mm² or mm³), and that over the area of the soft-majority mask, NaN where the mask is empty."""
 
-AREA = Statistic(("area",), lambda case: (_consensus_area(case),))
+AREA = Statistic(("area",), lambda cases: (_consensus_area(cases),))
 """Size of the soft-majority mask, mm² or mm³."""
 
-RATERS = Statistic(("n_raters",), lambda case: (torch.full_like(case.mean[:, 0], case.n_raters),), fewest_raters=0)
+RATERS = Statistic(("n_raters",), lambda cases: (torch.full_like(cases.mean[..., 0], cases.n_raters),), fewest_raters=0)
 """Number of valid raters."""

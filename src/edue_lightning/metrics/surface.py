@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from edue_lightning.metrics.case import Case
+from edue_lightning.metrics.case_batch import CaseBatch
 from edue_lightning.metrics.definition import Statistic, mean_over_cases
 from edue_lightning.metrics.metric import CaseMetric, functional
 
@@ -24,27 +26,27 @@ _ROUNDING = 1e-6
 class SurfaceDistances(NamedTuple):
     """Distances in mm from each surface voxel of one mask to the surface of the other, `[n]`."""
 
-    to_reference: Tensor
-    from_reference: Tensor
+    to_reference: NDArray[np.float64]
+    from_reference: NDArray[np.float64]
 
 
-def surface_distances(predicted: Tensor, reference: Tensor, spacing: Tensor) -> SurfaceDistances | None:
+def surface_distances(
+    predicted: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: Sequence[float]
+) -> SurfaceDistances | None:
     """Return the distances between two surfaces (mask voxels with a neighbour outside), or None if a mask is empty.
 
     Args:
-        predicted: `[*S]` bool.
-        reference: `[*S]` bool.
-        spacing: `[n]`, mm along each axis.
+        predicted: mask `[*S]`.
+        reference: mask `[*S]`.
+        spacing: mm along each of the n axes.
     """
     if not (predicted.any() and reference.any()):
         return None
-    masks = predicted.cpu().numpy(), reference.cpu().numpy()
     # no surface lies outside the box of both
-    (box,) = ndimage.find_objects((masks[0] | masks[1]).astype(np.uint8))
-    surfaces = [_surface(mask[box]) for mask in masks]
-    away = [ndimage.distance_transform_edt(~surface, sampling=spacing.tolist()) for surface in surfaces]
-    found = away[1][surfaces[0]], away[0][surfaces[1]]
-    return SurfaceDistances(*(torch.from_numpy(part).to(predicted.device) for part in found))
+    (box,) = ndimage.find_objects((predicted | reference).view(np.uint8))
+    surfaces = [_surface(mask[box]) for mask in (predicted, reference)]
+    away = [ndimage.distance_transform_edt(~surface, sampling=spacing) for surface in surfaces]
+    return SurfaceDistances(away[1][surfaces[0]], away[0][surfaces[1]])
 
 
 def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -53,18 +55,28 @@ def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask & ~inner
 
 
-def _surface_scores(case: Case) -> Sequence[Tensor]:
-    hausdorff, surface_dice = (torch.full_like(case.mean[:, 0], torch.nan) for _ in range(2))
-    masks = zip(case.on_grid(case.predicted), case.on_grid(case.consensus), case.structures, strict=True)
-    for k, (predicted, consensus, structure) in enumerate(masks):
-        distances = surface_distances(predicted, consensus, case.spacing)
-        if distances is not None:
-            hausdorff[k] = torch.stack([part.quantile(HAUSDORFF_PERCENTILE) for part in distances]).max()
-            tolerance = case.settings.surface_tolerance_of(structure) * (1 + _ROUNDING)
-            surface_dice[k] = (torch.cat(distances) <= tolerance).double().mean()
-        else:
-            surface_dice[k] = float(not predicted.any() and not consensus.any())
+def _surface_scores(cases: CaseBatch) -> Sequence[Tensor]:
+    # off the device, since SciPy computes the distances; it holds no lock meanwhile, so the masks share the processors
+    predicted, consensus = (
+        cases.on_grid(masks).flatten(0, 1).cpu().numpy() for masks in (cases.predicted, cases.consensus)
+    )
+    spacing = [row for row in cases.spacing.tolist() for _ in cases.structures]
+    tolerance = [cases.settings.surface_tolerance_of(name) for name in cases.structures] * len(cases)
+    with ThreadPoolExecutor(min(torch.get_num_threads(), len(predicted))) as threads:
+        found = cases.mean.new_tensor(list(threads.map(_surface_score, predicted, consensus, spacing, tolerance)))
+    hausdorff, surface_dice = found.reshape(len(cases), len(cases.structures), 2).unbind(dim=-1)
     return hausdorff, surface_dice
+
+
+def _surface_score(
+    predicted: NDArray[np.bool_], consensus: NDArray[np.bool_], spacing: Sequence[float], tolerance: float
+) -> tuple[float, float]:
+    """Return the Hausdorff distance, NaN if a mask is empty, and the surface Dice of two masks."""
+    distances = surface_distances(predicted, consensus, spacing)
+    if distances is None:
+        return math.nan, float(not predicted.any() and not consensus.any())
+    hausdorff = max(float(np.quantile(part, HAUSDORFF_PERCENTILE)) for part in distances)
+    return hausdorff, float((np.concatenate(distances) <= tolerance * (1 + _ROUNDING)).mean())
 
 
 SURFACE = Statistic(("hd95", "nsd"), _surface_scores)

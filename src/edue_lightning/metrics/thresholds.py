@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edue_lightning.metrics.case import Case
+from edue_lightning.metrics.case_batch import CaseBatch
 from edue_lightning.metrics.case_statistics import Columns
 from edue_lightning.metrics.definition import Statistic
 from edue_lightning.metrics.metric import CaseRows
@@ -17,14 +17,14 @@ GRID = torch.arange(1, 100, dtype=torch.float64).div(100).float()
 """Thresholds to choose from, 0.01 to 0.99."""
 
 
-def _counts(case: Case) -> Sequence[Tensor]:
-    decision = case.decision.float()
+def _counts(cases: CaseBatch) -> Sequence[Tensor]:
+    decision = cases.decision.float()
     # number of thresholds that the voxel reaches
     position = torch.bucketize(decision, GRID.to(decision.device), right=True)
-    counts = torch.zeros(len(decision), len(GRID) + 1, 2, dtype=torch.float64, device=decision.device)
-    counts[..., 0].scatter_add_(1, position, torch.ones_like(decision, dtype=torch.float64))
-    counts[..., 1].scatter_add_(1, position, case.consensus.double())
-    return (counts if case.n_raters else torch.full_like(counts, torch.nan),)
+    counts = cases.mean.new_zeros(*decision.shape[:2], len(GRID) + 1, 2)
+    counts[..., 0].scatter_add_(2, position, torch.ones_like(cases.mean))
+    counts[..., 1].scatter_add_(2, position, cases.consensus.double())
+    return (counts if cases.n_raters else torch.full_like(counts, torch.nan),)
 
 
 _COUNTS = Statistic(("decision_counts",), _counts, fewest_raters=0, shape=(len(GRID) + 1, 2))

@@ -28,7 +28,14 @@ from edue_lightning.uncertainty.maps import (
     rater_variance,
     total_variance,
 )
-from edue_lightning.uncertainty.mask_rule import MaskRule, largest_expected_dice, majority_threshold, masks_of, reached
+from edue_lightning.uncertainty.mask_rule import (
+    MaskRule,
+    largest_expected_dice,
+    majority_threshold,
+    masks_of,
+    masks_of_images,
+    reached,
+)
 from edue_lightning.uncertainty.overlap import PairOverlap, dice_of_counts, pair_overlap
 from edue_lightning.uncertainty.readout import MAPS, MEMBERS, Readout, level_variance, majority_level
 from edue_lightning.uncertainty.scores import (
@@ -66,6 +73,7 @@ __all__ = [
     "majority_threshold",
     "map_sums",
     "masks_of",
+    "masks_of_images",
     "member_variance",
     "model_agreement",
     "mutual_information",

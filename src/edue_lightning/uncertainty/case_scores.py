@@ -5,10 +5,13 @@ Tables, prediction slab by slab, and exported graphs all take their scores from 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edue_lightning.uncertainty.maps import (
@@ -118,14 +121,16 @@ def disagreement_map(maps: Mapping[str, Tensor], has_disagreement: bool) -> Tens
     return maps["sv"] if has_disagreement else maps["sv_total"]
 
 
-def case_scores(sums: Mapping[str, Tensor], overlap: PairOverlap, voxel_size: float = 1.0) -> dict[str, Tensor]:
+def case_scores(
+    sums: Mapping[str, Tensor], overlap: PairOverlap, voxel_size: float | Tensor = 1.0
+) -> dict[str, Tensor]:
     """Return the `CASE_SCORES` by name, each `[...]` float64; NaN where one is undefined.
 
     Args:
         sums: sums over the voxels by name, see `score_maps`, `[...]` float64; NaN for an undefined one.
         overlap: overlap of 1 + M masks, the predicted one first and then the members' in their order, with
             an intersection `[..., 1 + M, 1 + M]`.
-        voxel_size: mm² or mm³; 1 for scores in pixels or voxels.
+        voxel_size: mm² or mm³, a number or `[..., 1]`; 1 for scores in pixels or voxels.
     """
     scores = {name: sums[name] * voxel_size for name in VARIANCE_SCORES}
     area = overlap.size[..., 0] * voxel_size
@@ -164,21 +169,42 @@ def soft_dice_confidence(whole: Tensor, inside: Tensor, size: Tensor) -> Tensor:
     return torch.where(total > 0, 2 * inside / torch.where(total > 0, total, 1.0), 1.0)
 
 
-def patch_maximum(disagreement: Tensor) -> Tensor:
+def patch_maximum(disagreement: Tensor, axes: int) -> Tensor:
     """Return the largest mean of a disagreement map over a window of `PATCH` voxels along each axis.
 
     The patch aggregation of VALUES (Kahl et al., ICLR 2024), with the mean in place of the sum. A window is no longer
     than the image.
 
     Args:
-        disagreement: `[K, *S]`.
+        disagreement: `[..., K, *S]`.
+        axes: number of the axes S.
 
     Returns:
-        `[K]` float64.
+        `[..., K]` float64.
     """
-    window = [min(PATCH, length) for length in disagreement.shape[1:]]
-    pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[len(window)]
-    return pool(disagreement.double()[None], window, stride=1)[0].flatten(1).amax(dim=1)
+    values = disagreement.double()
+    for axis in range(-axes, 0):
+        window = min(PATCH, values.shape[axis])
+        values = _window_sums(values, axis, window) / window
+    return values.flatten(-axes).amax(dim=-1)
+
+
+def _window_sums(values: Tensor, axis: int, window: int) -> Tensor:
+    """Return the sums over all windows along an axis, each from a few sums of windows half as long."""
+    length = values.shape[axis] - window + 1
+    # sums over windows of 1, 2, 4, ... voxels; those that make up the window are added behind each other
+    total, start, width = None, 0, 1
+    while True:
+        if window & width:
+            part = values.narrow(axis, start, length)
+            total = part if total is None else total + part
+            start += width
+        if 2 * width > window:
+            assert total is not None
+            return total
+        count = values.shape[axis] - width
+        values = values.narrow(axis, 0, count) + values.narrow(axis, width, count)
+        width *= 2
 
 
 def top_mean(disagreement: Tensor, size: Tensor) -> Tensor:
@@ -188,14 +214,23 @@ def top_mean(disagreement: Tensor, size: Tensor) -> Tensor:
     that leaves the share of the foreground. Their threshold is that of a data set, this one the case's own.
 
     Args:
-        disagreement: `[K, V]`.
-        size: number of voxels of the predicted mask, `[K]`.
+        disagreement: `[..., V]`.
+        size: number of voxels of the predicted mask, `[...]`.
 
     Returns:
-        `[K]` float64; NaN for an empty mask.
+        `[...]` float64; NaN for an empty mask.
     """
-    found = [
-        values.topk(int(count)).values.double().mean() if count > 0 else values.new_tensor(torch.nan).double()
-        for values, count in zip(disagreement, size.tolist(), strict=True)
-    ]
-    return torch.stack(found)
+    if disagreement.device.type == "cpu":
+        rows = zip(disagreement.flatten(0, -2).numpy(), size.flatten().tolist(), strict=True)
+        means = [_mean_of_largest(values, int(count)) for values, count in rows]
+        return torch.tensor(means, dtype=torch.float64).reshape(size.shape)
+    sums = disagreement.double().sort(dim=-1, descending=True).values.cumsum(dim=-1)
+    last = (size.long() - 1).clamp_min(0)[..., None]
+    return (sums.gather(-1, last)[..., 0] / size).masked_fill(size == 0, torch.nan)
+
+
+def _mean_of_largest(values: NDArray[Any], count: int) -> float:
+    # NumPy selects several times as fast as torch
+    if not count:
+        return math.nan
+    return float(np.partition(values, len(values) - count)[len(values) - count :].mean(dtype=np.float64))

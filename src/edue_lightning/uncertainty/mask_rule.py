@@ -121,6 +121,15 @@ def masks_of(decision: Tensor, thresholds: Tensor) -> Tensor:
     return torch.stack([reached(values, float(one)) for values, one in zip(decision, thresholds, strict=True)])
 
 
+def masks_of_images(decision: Tensor, rule: MaskRule, structures: tuple[str, ...]) -> Tensor:
+    """Return the masks of several images' maps by a rule, `[B, K, *V]` to `[B, K, *V]` bool, see `reached`."""
+    fixed = rule.fixed(structures)
+    if fixed is None:
+        return torch.stack([masks_of(values, rule.of_image(values, structures)) for values in decision])
+    thresholds = torch.tensor(fixed, dtype=torch.float32, device=decision.device)
+    return decision.float() >= thresholds.reshape(-1, *[1] * (decision.ndim - 2))
+
+
 def majority_threshold(raters: int, tie: Tie) -> float:
     """Return the p at which `P(Binomial(R, p) >= k) = 1/2` for the smallest majority k: 0.386 for R = 4 with ties.
 

@@ -113,28 +113,32 @@ class Readout:
         members = self.members(channels)
         return level_variance(members) if self.levels else member_variance(members)
 
+    @property
+    def decides_by_probability(self) -> bool:
+        """Whether the decision is the probability."""
+        return self.mask.takes_probability or not (self.levels or "decision" in self.own_maps)
+
     def decision(self, channels: Tensor) -> Tensor:
         """Return the map that the mask is taken from, `[B, K, *S]`, for probabilities `[B, M + n, K, *S]`."""
-        if self.mask.takes_probability:
+        if self.decides_by_probability:
             return self.probability(channels)
         own = self.own_map(channels, "decision")
         if own is not None:
             return at_least_float32(own)
-        if not self.levels:
-            return self.probability(channels)
         members = self.members(channels)
         return at_least_float32(members[:, majority_level(members.shape[1], self.majority_tie) - 1])
 
-    def share_reached(self, channels: Tensor, share: float) -> Tensor:
+    def share_reached(self, channels: Tensor, share: float, probability: Tensor | None = None) -> Tensor:
         """Return the mask of the voxels that at least a share of the raters is expected to mark, `[B, K, *S]` bool.
 
         Args:
             channels: probabilities `[B, M + n, K, *S]`.
             share: above 0, at most 1.
+            probability: `probability(channels)`, if it is known already.
         """
         if not self.levels:
             # as in float32, in which 7 of 10 raters reach 0.7
-            return self.probability(channels).float() >= share
+            return (self.probability(channels) if probability is None else probability).float() >= share
         members = self.members(channels)
         return foreground(members[:, math.ceil(round(share * members.shape[1], _DECIMALS)) - 1])
 
