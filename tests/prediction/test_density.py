@@ -195,6 +195,9 @@ def test_thresholds_of_other_masks_flag_no_case(
         model = Model(folder / "checkpoints" / "best.ckpt", "cpu", mask=node)
         assert (model.triage is not None) == belongs
         assert ("mask=expected_dice is not the rule of the training" in caplog.text) == (not belongs)
+    # an image unlike the training images is flagged all the same
+    assert model.predict(image).table["flagged"].all()
+    model.density = None
     assert model.predict(image).table["flagged"].isna().all()
 
 

@@ -331,11 +331,11 @@ def _rebuilt(
 
 
 def warn_of_other_masks(loaded: LoadedMethod, path: Path) -> None:
-    """Warn that no case is flagged, as the thresholds belong to the masks of another rule."""
+    """Warn that no case is flagged by its uncertainty, as the thresholds belong to the masks of another rule."""
     if loaded.other_masks:
         log.warning(
             "%s: mask=%s is not the rule of the training, whose thresholds hold for its own masks, so no case will be "
-            "flagged; leave out mask, or train with this rule",
+            "flagged by its uncertainty; leave out mask, or train with this rule",
             path,
             loaded.method.readout.mask.rule,
         )
