@@ -65,11 +65,13 @@ format: install
 docs: install
 	$(BIN)/sphinx-build --fail-on-warning --fresh-env --quiet --doctree-dir build/doctrees docs site
 
-# the whole comparison: methods x data sets x SEEDS; QUICK=1 for short trainings; goes on where it was cut off
+# the whole comparison: methods x data sets x SEEDS; READ_OUTS=1 measures each network by other masks and with temperature
+# scaling too; QUICK=1 for short trainings; an interrupted one resumes
 SEEDS ?= 3
+STUDY_OPTIONS = $(if $(DATA),--data $(DATA)) --folder outputs/study$(if $(QUICK),_quick --quick)
 study: install
-	$(BIN)/python experiments/comparison/study.py compare --seeds $(SEEDS) $(if $(DATA),--data $(DATA)) \
-		--folder outputs/study$(if $(QUICK),_quick --quick)
+	$(BIN)/python experiments/comparison/study.py compare --seeds $(SEEDS) $(STUDY_OPTIONS)
+	$(if $(READ_OUTS),$(BIN)/python experiments/comparison/study.py reread --seeds $(SEEDS) $(STUDY_OPTIONS))
 	$(BIN)/python experiments/comparison/study.py report --folder outputs/study$(if $(QUICK),_quick --quick)
 
 # speed as ratios measured side by side in one run; what is compared with the framework has an environment of its own,
