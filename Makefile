@@ -94,6 +94,7 @@ bench: install $(BENCH_STAMP)
 	$(BIN)/python experiments/benchmarks/metric_cost.py
 	$(BIN)/python experiments/benchmarks/data_wait.py
 	$(BIN)/python experiments/benchmarks/growth.py
+	$(BIN)/python experiments/benchmarks/triage_page.py
 
 # the same on a GPU, at the sizes of real trainings
 bench-gpu: install

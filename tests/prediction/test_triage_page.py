@@ -114,9 +114,9 @@ def test_the_list_is_sorted_filtered_and_read_by_keys(tmp_path: Path) -> None:
     with opened(write_page(tmp_path, rows)) as window:
         assert shown(window) == [f"case {n:02}" for n in range(CASES)]
         drawn(window, "case 00")
-        window.click("th:nth-child(4) button")
+        window.click("th button:has-text('Uncertainty')")
         assert shown(window)[0] == "case 11"
-        window.click("th:nth-child(4) button")
+        window.click("th button:has-text('Uncertainty')")
         assert shown(window)[:2] == ["case 07", "case 00"]
         window.check("#flagged")
         assert shown(window) == ["case 07", "case 00", "case 01", "case 02"]
@@ -218,3 +218,20 @@ def test_a_missing_picture_is_named(tmp_path: Path) -> None:
     with opened(page, complete=False) as window:
         window.wait_for_selector("#missing:not([hidden])")
         assert window.inner_text("#missing") == "No picture: case 00__layers.js is not beside this page"
+
+
+@needs_browser
+def test_a_picture_has_no_slices_and_one_structure_no_column(tmp_path: Path) -> None:
+    long = "LIDC-IDRI-0091_nodule-4_slice-1"
+    with opened(write_page(tmp_path, [row_of(0, case=long), outside(1)]), width=390) as window:
+        drawn(window, long)
+        assert not window.is_visible("#slice")
+        assert not window.is_visible("#structure")
+        assert [head.split("\n")[0] for head in window.locator("th").all_inner_texts()] == [
+            *("Case", "Flag", "Uncertainty, %", "Looked at")
+        ]
+        # all columns are on the screen of a phone, and no flag is broken within a word
+        assert window.evaluate(
+            "document.querySelector('.rows').scrollWidth <= document.querySelector('.rows').clientWidth"
+        )
+        assert window.locator("td .flag").nth(1).bounding_box()["height"] < 30

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import needs_browser
 from processes import PATIENCE
 
 BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
@@ -23,6 +24,7 @@ BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
         ("ensemble_cost.py", "| vectorised |"),
         pytest.param("sweep_cost.py", "| one run alone, 1 thread |", marks=pytest.mark.exhaustive),
         ("growth.py --folder {folder}", "| raters | training step |"),
+        pytest.param("triage_page.py", "| next case drawn |", marks=[pytest.mark.exhaustive, needs_browser]),
         ("gpu.py --device cpu --no-compile --folder {folder}", "The host waits, in one step:"),
     ],
     ids=lambda value: value.split(".")[0] if ".py" in value else "",

@@ -278,7 +278,7 @@ def _warn_of_range(rows: Sequence[Mapping[str, Any]], model: Model) -> None:
         shown = ", ".join(f"{name}: {count}" for name, count in names.most_common(3))
         rate = _rate(model)
         log.warning(
-            "%d of %d cases lie %s (%s): they are flagged, and the Dice expected of them is withheld. %s",
+            "%d of %d cases lie %s (%s): they are flagged, and estimates such as the expected Dice are withheld. %s",
             len(outside),
             len({row["case"] for row in rows}),
             OUTSIDE,
