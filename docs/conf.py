@@ -49,6 +49,9 @@ html_theme = "pydata_sphinx_theme"
 html_title = project
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
+html_js_files = ["search_in_folder.js"]
+# dark or light as the reader's system
+html_context = {"default_mode": "auto"}
 html_sidebars = {"**": ["pages.html"]}
 html_copy_source = False
 html_show_copyright = False
@@ -62,7 +65,7 @@ html_theme_options: dict[str, Any] = {
 }
 
 NAVIGATION = {
-    "Use it": "own-data choose-a-method train calibration predict export cluster extend",
+    "Use it": "own-data choose-a-method train sweeps calibration predict export cluster extend",
     "Reference": "data methods metrics api/index",
     "Results": "results",
 }
@@ -78,6 +81,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", _complete_page)
     # before napoleon, which takes the sections of a docstring apart
     app.connect("autodoc-process-docstring", _escape_docstring, priority=400)
+    app.connect("html-page-context", _list_parameters)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -92,6 +96,16 @@ def _complete_page(_: Sphinx, name: str, source: list[str]) -> None:
         room = name.removeprefix("api/")
         modules = "\n".join(_automodule(module, room) for module in documented_modules(room))
         source[0] += f"\n```{{eval-rst}}\n{modules}\n```\n"
+
+
+def _list_parameters(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: Any) -> None:
+    """Make lists of the parameters of long signatures, which Sphinx writes as definitions without a term."""
+    definitions = re.compile(r"<dl>\n(<dd>.*?)</dl>", re.DOTALL)
+    parts = definitions.split(context.get("body", ""))
+    for number in range(1, len(parts), 2):
+        items = parts[number].replace("<dd>", "<li>").replace("</dd>", "</li>")
+        parts[number] = f'<ul class="parameters">\n{items}</ul>'
+    context["body"] = "".join(parts)
 
 
 def _toctree(pages: list[str], caption: str = "") -> str:
@@ -145,7 +159,8 @@ def _inline_formula(translator: HTML5Translator, node: nodes.math) -> None:
 
 
 def _formula(translator: HTML5Translator, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="math">{_mathml(node, block=True)}</div>\n')
+    # the theme lets the keyboard scroll its boxes for tables
+    translator.body.append(f'<div class="math pst-scrollable-table-container">{_mathml(node, block=True)}</div>\n')
     _skip_content()
 
 
@@ -161,8 +176,12 @@ def _mathml(node: nodes.Element, block: bool) -> str:
     from docutils.utils.math.latex2mathml import tex2mathml
     from sphinx.util.logging import getLogger
 
+    formula = node.astext()
     try:
-        return tex2mathml(node.astext(), as_block=block)
+        # LaTeX reads \frac15 as a fifth, docutils as 15 above what follows
+        if found := re.search(r"\\frac\s*\d\d", formula):
+            raise MathError(f"write {found[0]} with braces")
+        return tex2mathml(formula, as_block=block)
     except MathError as error:
-        getLogger(__name__).warning("%s in the formula %s", error, node.astext(), location=node)
+        getLogger(__name__).warning("%s in the formula %s", error, formula, location=node)
         return ""

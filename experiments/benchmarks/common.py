@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
@@ -19,6 +18,7 @@ from torch.optim import Optimizer
 from edue_lightning.config.build import ImageFormat, build_method
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data.sample import RaterBatch
+from edue_lightning.evaluation.cost import ratios
 from edue_lightning.methods import SegmentationMethod
 
 RESULTS = Path(__file__).parent / "results"
@@ -122,7 +122,7 @@ def run_command(command: str, overrides: Sequence[str], folder: Path, **environm
 
 def ratio(seconds: Sequence[float], reference: Sequence[float]) -> str:
     """Return the median of the ratios of each round, with their quartiles."""
-    low, middle, high = np.percentile(np.array(seconds) / np.array(reference), [25, 50, 75])
+    low, middle, high = ratios(seconds, reference)
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 

@@ -9,7 +9,7 @@ import torch
 from method_parts import parts_of
 from torch import Tensor, nn
 
-from edue_lightning.evaluation.cost import Cost, count_passes, measure_cost, prediction_flops, side_by_side
+from edue_lightning.evaluation.cost import Cost, count_passes, measure_cost, prediction_flops, ratios, side_by_side
 from edue_lightning.methods import (
     DeepEnsemble,
     Inference,
@@ -68,7 +68,19 @@ def test_the_reference_against_itself() -> None:
     assert cost.parameters == parameter_count(reference)
     assert cost.flops == prediction_flops(reference, IMAGE) > 0
     assert (cost.parameter_ratio, cost.flop_ratio) == (1.0, 1.0)
-    assert cost.latency_ratio > 0
+    assert 0 < cost.latency_ratio_low <= cost.latency_ratio <= cost.latency_ratio_high
+
+
+def test_a_machine_that_slows_down_does_not_change_the_ratio_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the method takes 1.5 times as long, and other work makes each round slower than the one before
+    reference = [2.0**number for number in range(11)]
+    taken = {"method": [1.5 * seconds for seconds in reference], "reference": reference}
+    taken["method"][3] *= 40
+    monkeypatch.setattr("edue_lightning.evaluation.cost.side_by_side", lambda *_: taken)
+    cost = measure_cost(single(), single(), IMAGE)
+    assert (cost.latency_ratio_low, cost.latency_ratio, cost.latency_ratio_high) == (1.5, 1.5, 1.5)
+    low, middle, high = ratios([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5)
+    assert (low, middle, high) == (2.0, 3.0, 4.0)
 
 
 def cost_of(method: SegmentationMethod) -> Cost:

@@ -19,11 +19,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import documentation_server as server
 import numpy as np
 import pytest
+from browser import accessibility_violations, needs_browser, opened
 from lidc_slice_files import write_data_set
 from patients import Patient
 from PIL import Image
@@ -396,6 +397,57 @@ def test_the_site_can_be_searched_from_a_folder(site: Path) -> None:
     # a browser loads no data from a folder, but it loads scripts
     assert (site / "searchindex.js").read_text().startswith("Search.setIndex(")
     assert 'src="searchindex.js"' in (site / "search.html").read_text()
+
+
+@pytest.mark.slow
+@needs_browser
+@ON_SITE
+@pytest.mark.parametrize(("width", "dark"), [(1400, False), (1400, True), (390, False), (390, True)])
+def test_the_site_reads_well_at_each_width_in_the_light_and_in_the_dark(site: Path, width: int, dark: bool) -> None:
+    pages = {1400: ("results", "sweeps", "api/losses"), 390: ("results", "metrics")}[width]
+    for name in pages:
+        with opened(site / f"{name}.html", width=width, dark=dark) as page:
+            assert page.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} is wider than the window"
+            assert not accessibility_violations(page), name
+            if width == 390 and name == "metrics":
+                assert_wide_parts_scroll(page)
+
+
+def assert_wide_parts_scroll(page: Any) -> None:
+    """Check that a wide table keeps its first column and its words whole, and that a long formula scrolls."""
+    table = page.locator(".pst-scrollable-table-container:has(td)", has_text="NormalisedRiskCoverageArea").first
+    assert table.evaluate("box => box.scrollWidth > box.clientWidth")
+    cells = table.locator("td:first-child, td:last-child")
+    before = cells.first.bounding_box(), cells.nth(1).bounding_box()
+    table.evaluate("box => box.scrollLeft = 150")
+    after = cells.first.bounding_box(), cells.nth(1).bounding_box()
+    assert after[0] == before[0]
+    assert after[1]["x"] == before[1]["x"] - 150
+    for code in table.locator("code").all():
+        lines = code.evaluate("part => part.getClientRects().length")
+        assert lines == 1 or " " in code.inner_text(), f"{code.inner_text()} is broken"
+    formulas = page.locator("div.math")
+    wide = formulas.evaluate_all("boxes => boxes.filter(box => box.scrollWidth > box.clientWidth).length")
+    assert wide > 0
+    assert formulas.evaluate_all("boxes => boxes.every(box => box.getBoundingClientRect().right <= innerWidth)")
+
+
+@pytest.mark.slow
+@needs_browser
+@ON_SITE
+def test_a_search_in_a_folder_finds_pages_and_ends(site: Path) -> None:
+    with opened(site / "search.html") as page:
+        page.locator("main input[name=q]").fill("calibration")
+        page.keyboard.press("Enter")
+        page.get_by_text(re.compile("Search finished")).wait_for()
+        assert page.locator("#search-results a", has_text="Read a calibration curve").count() > 0
+    with opened(site / "api/losses.html") as page:
+        page.keyboard.press("Control+k")
+        page.keyboard.type("HausdorffDistance95")
+        page.keyboard.press("Enter")
+        page.locator("#search-results a", has_text="HausdorffDistance95").first.click()
+        assert "api/metrics.html#edue_lightning.metrics.HausdorffDistance95" in page.url
 
 
 @pytest.mark.slow

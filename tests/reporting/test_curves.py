@@ -18,7 +18,7 @@ from edue_lightning.reporting.curves import (
     quality_control,
 )
 from edue_lightning.reporting.report_figures import drawings
-from edue_lightning.reporting.tables import cost_table, detection_table
+from edue_lightning.reporting.tables import TIME_RATIO, cost_table, detection_table
 from edue_lightning.runs.files import (
     DISTORTED_CASES_COLUMNS,
     DISTORTED_CASES_FILE,
@@ -127,6 +127,25 @@ def test_the_detection_table_leaves_undefined_scores_out(tmp_path: Path) -> None
     table = detection_table(read([tmp_path / name for name in ("edue", "single", "older")]), "lidc", "test", "nodule")
     assert table["score"].tolist() == ["sv", "model_agreement", "entropy", "model_agreement", "entropy"]
     assert list(table.columns) == ["method", "score", "all", "noise", "blur"]
+
+
+@pytest.mark.parametrize(
+    ("quartiles", "expected"),
+    [
+        ([(1.0, 1.02, 1.04), (1.01, 1.03, 1.06), (0.9, 3.0, 4.0)], "1.03 (1.00 to 1.06)"),
+        ([(0.85, 1.1, 1.74)], "unclear (0.85 to 1.74): the machine was busy"),
+        ([(None, 1.1, None)], "1.10, without quartiles"),
+    ],
+    ids=["seeds", "busy", "older"],
+)
+def test_the_time_ratio_of_the_costs_has_its_quartiles(
+    tmp_path: Path, quartiles: list[tuple[float, float, float]], expected: str
+) -> None:
+    folders = [write_run(tmp_path / str(seed), "edue", seed) for seed in range(len(quartiles))]
+    for folder, (low, middle, high) in zip(folders, quartiles, strict=True):
+        spread = {} if low is None else {"latency_ratio_low": low, "latency_ratio_high": high}
+        write_cost(folder, parameters=5, latency_ratio=middle, **spread)
+    assert cost_table(read(folders))[TIME_RATIO].tolist() == [expected]
 
 
 def test_the_cost_is_the_median_over_seeds(tmp_path: Path, folders: list[Path]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edue_lightning.methods import SegmentationMethod, parameter_count
 
-ROUNDS = 9
+ROUNDS = 11
 _WARM_UP = 2
 
 
@@ -30,8 +30,10 @@ class Cost:
             random numbers.
         parameter_ratio: parameters relative to the reference.
         flop_ratio: operations relative to the reference.
-        latency_ratio: median time of a prediction relative to the reference. Seconds would depend more on the machine
-            and its load than on the method.
+        latency_ratio: time of a prediction relative to the reference: median over rounds of both, each ratio of times
+            within one round, see `ratios`. Seconds would depend more on the machine and its load than on the method.
+        latency_ratio_low: lower quartile of the ratios of the rounds.
+        latency_ratio_high: upper quartile. Quartiles far apart mean that other work disturbed the measurement.
         networks: distinct networks that run in one prediction, see `count_passes`.
         forward_passes: runs of a network in one prediction (of one window, if images are predicted by window).
     """
@@ -41,6 +43,8 @@ class Cost:
     parameter_ratio: float
     flop_ratio: float
     latency_ratio: float
+    latency_ratio_low: float
+    latency_ratio_high: float
     networks: int
     forward_passes: int
 
@@ -48,7 +52,7 @@ class Cost:
 def measure_cost(method: SegmentationMethod, reference: SegmentationMethod, image: Tensor) -> Cost:
     """Measure the cost of a method's `predict` in evaluation mode.
 
-    Both methods are timed in turn, so that a machine that slows down affects both. The mode of each is unchanged.
+    Both methods are timed in turn, so that other work on the machine affects both. The mode of each is unchanged.
 
     Args:
         method: method of any kind.
@@ -62,12 +66,15 @@ def measure_cost(method: SegmentationMethod, reference: SegmentationMethod, imag
         with torch.inference_mode():
             seconds = side_by_side(calls, ROUNDS, image.device)
     parameters = parameter_count(method)
+    low, middle, high = ratios(seconds["method"], seconds["reference"])
     return Cost(
         parameters=parameters,
         flops=flops,
         parameter_ratio=parameters / parameter_count(reference),
         flop_ratio=flops / reference_flops,
-        latency_ratio=float(np.median(seconds["method"]) / np.median(seconds["reference"])),
+        latency_ratio=middle,
+        latency_ratio_low=low,
+        latency_ratio_high=high,
         networks=len(passes),
         forward_passes=sum(passes.values()),
     )
@@ -130,7 +137,7 @@ def side_by_side(
     Args:
         calls: what to time, by name.
         rounds: how often.
-        device: where they compute; a GPU is waited for before and after each. None for the CPU.
+        device: where they compute; an accelerator is waited for before and after each. None for the CPU.
 
     Returns:
         seconds of each call in each round, so that times of one round can be compared.
@@ -151,9 +158,20 @@ def side_by_side(
     return seconds
 
 
+def ratios(seconds: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:
+    """Return the quartiles, with the median in the middle, of the ratios of times within each round.
+
+    Args:
+        seconds: times of each round, see `side_by_side`.
+        reference: times of the reference in the same rounds.
+    """
+    low, middle, high = np.percentile(np.array(seconds) / np.array(reference), [25, 50, 75]).tolist()
+    return low, middle, high
+
+
 def _wait_for(device: torch.device | None) -> None:
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device is not None and device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 @contextmanager

@@ -237,8 +237,10 @@ def _cost_section(runs: Sequence[Run]) -> Iterator[str]:
     costs = cost_table(runs)
     if len(costs):
         yield (
-            "<h2>Cost</h2><p>Median over seeds; ratios against one plain U-Net of the same width. Training seconds "
-            "include validation and depend on the machine: compare them within one report only.</p>"
+            "<h2>Cost</h2><p>Median over seeds; ratios against one plain U-Net of the same width. Times of a "
+            "prediction are measured in alternation with the plain U-Net's; the ratio is the median over the rounds, "
+            "with its quartiles. Training seconds include validation and depend on the machine: compare them within "
+            "one report only.</p>"
         )
         yield html_table(costs)
 

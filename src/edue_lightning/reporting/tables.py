@@ -16,6 +16,10 @@ from edue_lightning.runs.files import DENSITY, POOLED_KINDS, Run
 DIFFERENCE_METRICS = ("dice", "nll", "ece", "image_pearson", "image_spearman_normalised", "pixel_pearson")
 _SELECTIVE = {"d_auc": "d-AUC", "aurc": "AURC"}
 
+TIME_RATIO = "time ratio (quartiles)"
+NOISY = 0.2
+"""Largest distance between the quartiles of a ratio of times, relative to their median, at which it is shown."""
+
 DETECTION_SCORES = ("sv", "model_agreement", "entropy", DENSITY)
 
 # column, key in model.json, divisor, number format
@@ -26,7 +30,6 @@ _COSTS = (
     ("FLOP ratio", "flop_ratio", 1, ".2f"),
     ("networks", "networks", 1, ",.0f"),
     ("forward passes", "forward_passes", 1, ",.0f"),
-    ("latency ratio", "latency_ratio", 1, ".2f"),
     ("train seconds", "train_seconds", 1, ",.0f"),
 )
 
@@ -70,9 +73,28 @@ def cost_table(runs: Sequence[Run]) -> pd.DataFrame:
         for column, key, unit, form in _COSTS:
             values = [float(run.cost[key]) / unit for run in members if key in run.cost]
             row[column] = format(float(np.median(values)), form) if values else ""
+        row[TIME_RATIO] = _time_ratio(members)
         rows.append(row)
     table = pd.DataFrame(rows)
     return table.loc[:, [bool((table[column] != "").any()) for column in table.columns]]
+
+
+def _time_ratio(runs: Sequence[Run]) -> str:
+    """Return the medians over seeds of a ratio of times and of its quartiles, such as `1.02 (1.01 to 1.05)`.
+
+    Where the quartiles are too far apart, the text says so instead. Runs from before the quartiles were recorded have
+    the ratio alone.
+    """
+    keys = ("latency_ratio", "latency_ratio_low", "latency_ratio_high")
+    measured = [run.cost for run in runs if keys[0] in run.cost]
+    if not measured:
+        return ""
+    if not all(key in cost for cost in measured for key in keys):
+        return f"{np.median([float(cost[keys[0]]) for cost in measured]):.2f}, without quartiles"
+    middle, low, high = (float(np.median([float(cost[key]) for cost in measured])) for key in keys)
+    if high - low > NOISY * middle:
+        return f"unclear ({low:.2f} to {high:.2f}): the machine was busy"
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def selective_table(runs: Sequence[Run], data: str, split: str, structure: str) -> pd.DataFrame:
