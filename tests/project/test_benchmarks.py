@@ -20,6 +20,7 @@ BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
     [
         pytest.param("allocator.py", "| 2 x 1 x 32x32 |", marks=pytest.mark.exhaustive),
         ("step_cost.py", "| deep_ensemble |"),
+        ("one_pass_cost.py --networks unet nnunet --cpu-time", "| unet | edue_levels |"),
         ("framework_cost.py", "| ours |"),
         ("ensemble_cost.py", "| vectorised |"),
         pytest.param("sweep_cost.py", "| one run alone, 1 thread |", marks=pytest.mark.exhaustive),

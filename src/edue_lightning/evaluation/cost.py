@@ -130,7 +130,10 @@ def prediction_flops(method: SegmentationMethod, image: Tensor) -> int:
 
 
 def side_by_side(
-    calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | None = None
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time calls in turn, each once a round and in the opposite order every other round, after a warm-up.
 
@@ -138,6 +141,7 @@ def side_by_side(
         calls: what to time, by name.
         rounds: how often.
         device: where they compute; an accelerator is waited for before and after each. None for the CPU.
+        clock: clock in seconds; `time.process_time` leaves out the time that other processes take on the CPU.
 
     Returns:
         seconds of each call in each round, so that times of one round can be compared.
@@ -150,10 +154,10 @@ def side_by_side(
     for _ in range(rounds):
         for name in order:
             _wait_for(device)
-            start = time.perf_counter()
+            start = clock()
             calls[name]()
             _wait_for(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
         order.reverse()
     return seconds
 
