@@ -4,9 +4,9 @@
     python experiments/benchmarks/one_pass_cost.py --cpu-time --networks unet dynunet segresnet    # on a busy machine
 
 For each network the plain method (`method=single`), EDUE and EDUE with levels are timed in turn
-(`edue_lightning.evaluation.cost.side_by_side`): the prediction of a batch, and the prediction of each of its images with
-maps, mask and all scores (`edue_lightning.prediction.estimate`). A ratio is the median over rounds of the two times within
-a round. With `--cpu-time` times are those of the process on the CPU, without the time that other processes take.
+(`edue_lightning.evaluation.cost.side_by_side`): the prediction of a batch, and the prediction of each of its images
+with maps, mask and all scores (`edue_lightning.prediction.estimate`). A ratio is the median over rounds of the two
+times within a round. With `--cpu-time` times are those of the process on the CPU, without the time of other processes.
 """
 
 from __future__ import annotations
