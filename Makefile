@@ -88,6 +88,7 @@ $(BENCH_STAMP): pyproject.toml constraints.txt
 bench: install $(BENCH_STAMP)
 	$(BIN)/python experiments/benchmarks/allocator.py
 	$(BIN)/python experiments/benchmarks/step_cost.py
+	$(BIN)/python experiments/benchmarks/one_pass_cost.py
 	$(BENCH_VENV)/bin/python experiments/benchmarks/framework_cost.py
 	$(BIN)/python experiments/benchmarks/ensemble_cost.py
 	$(BIN)/python experiments/benchmarks/sweep_cost.py

@@ -1,0 +1,71 @@
+"""Pictures of the page of predicted cases and of a report, for the documentation.
+
+    python experiments/figures/screenshots.py --triage PREDICTED --report REPORT
+
+The pages are opened in Chromium, without a network. The pictures are written as PNG files with 128 colours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+WIDTH, HEIGHT = 1400, 820
+COLOURS = 128
+OUTPUT = Path(__file__).parents[2] / "docs" / "pictures"
+
+
+def show_case(page: Page) -> None:
+    """Open the first case of `triage.html`, with the disagreement as a layer."""
+    page.locator("tbody tr").first.click()
+    page.locator("#disagreement").check()
+    page.wait_for_function("document.getElementById('canvas').dataset.drawn")
+
+
+def show_nothing(page: Page) -> None:
+    """Leave a page as it opens."""
+
+
+def save(page: Page, path: Path) -> None:
+    """Write what the window shows."""
+    shown = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    shown.quantize(COLOURS).save(path, optimize=True)
+
+
+def main() -> None:
+    """Write the pictures of the pages that are given."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    options.add_argument("--triage", type=Path, help="output folder of `predict`")
+    options.add_argument("--report", type=Path, help="output folder of `report`")
+    options.add_argument(
+        "--output", type=Path, default=OUTPUT, help="folder for the pictures, docs/pictures by default"
+    )
+    given = options.parse_args()
+    pages = [
+        (given.triage, "triage", show_case),
+        (given.report, "report", show_nothing),
+    ]
+    with sync_playwright() as playwright:
+        # the system's, or the one that `playwright install chromium` fetched
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for folder, name, prepare in pages:
+            if folder is None:
+                continue
+            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
+            page.goto((folder / f"{name}.html").resolve().as_uri())
+            prepare(page)
+            path = given.output / f"{name}.png"
+            save(page, path)
+            print(path)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
