@@ -20,15 +20,11 @@ COLOURS = 128
 OUTPUT = Path(__file__).parents[2] / "docs" / "pictures"
 
 
-def show_case(page: Page) -> None:
-    """Open the first case of `triage.html`, with the disagreement as a layer."""
-    page.locator("tbody tr").first.click()
+def show_case(page: Page, case: str) -> None:
+    """Open a case of `triage.html` (the first one whose name contains the text), with the disagreement as a layer."""
+    page.locator("tbody tr", has_text=case).first.click()
     page.locator("#disagreement").check()
     page.wait_for_function("document.getElementById('canvas').dataset.drawn")
-
-
-def show_nothing(page: Page) -> None:
-    """Leave a page as it opens."""
 
 
 def save(page: Page, path: Path) -> None:
@@ -43,24 +39,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     options.add_argument("--triage", type=Path, help="output folder of `predict`")
+    options.add_argument("--case", default="", help="case to show, the first of the list by default")
     options.add_argument("--report", type=Path, help="output folder of `report`")
     options.add_argument(
         "--output", type=Path, default=OUTPUT, help="folder for the pictures, docs/pictures by default"
     )
     given = options.parse_args()
-    pages = [
-        (given.triage, "triage", show_case),
-        (given.report, "report", show_nothing),
-    ]
     with sync_playwright() as playwright:
         # the system's, or the one that `playwright install chromium` fetched
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for folder, name, prepare in pages:
+        for folder, name in ((given.triage, "triage"), (given.report, "report")):
             if folder is None:
                 continue
             page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
             page.goto((folder / f"{name}.html").resolve().as_uri())
-            prepare(page)
+            if name == "triage":
+                show_case(page, given.case)
             path = given.output / f"{name}.png"
             save(page, path)
             print(path)

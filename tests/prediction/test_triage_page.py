@@ -209,6 +209,10 @@ def test_the_page_is_accessible_and_fits_the_window(tmp_path: Path, width: int, 
         window.wait_for_function("document.getElementById('canvas').dataset.drawn")
         assert window.evaluate("document.documentElement.scrollWidth") <= width
         assert accessibility_violations(window) == []
+        # a picture has no slices
+        assert not window.locator("#slices").is_visible()
+        if width == 1400:
+            assert window.locator(".rows").evaluate("box => box.scrollWidth <= box.clientWidth")
 
 
 @needs_browser
