@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -165,7 +167,7 @@ def test_levels_descend_at_prediction_and_are_handed_over_as_members(batch: Rate
     members = method.readout.members(channels)
     assert (members.diff(dim=1) <= 0).all()
     assert (stages.mean(dim=1)[:, :5].diff(dim=1) > 0).any()
-    torch.testing.assert_close(members.sum(dim=1), stages.mean(dim=1)[:, :5].sum(dim=1))
+    assert torch.equal(members, stages.mean(dim=1)[:, :5].sort(dim=1, descending=True).values)
     p = channels.sigmoid()
     assert (method.readout.disagreement(p) >= 0).all()
     if mask_weight:
@@ -174,6 +176,16 @@ def test_levels_descend_at_prediction_and_are_handed_over_as_members(batch: Rate
         assert torch.equal(method.readout.decision(p), p[:, 2])
     masks = foreground(method.readout.members(p))
     assert (masks[:, :-1] | ~masks[:, 1:]).all()
+
+
+@pytest.mark.parametrize("count", range(2, 10))
+def test_levels_in_any_order_are_sorted(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = levels(count).eval()
+    # what sorts every row of zeros and ones sorts every row (the zero-one principle)
+    rows = torch.tensor(list(itertools.product((0.0, 1.0), repeat=count)))
+    monkeypatch.setattr(method, "stage_logits", lambda _: rows.T[None, None, :, None, :, None])
+    found = method(torch.zeros(1))
+    assert torch.equal(found[0, :, 0, :, 0].T, rows.sort(dim=1, descending=True).values)
 
 
 def test_levels_descend_window_by_window_in_a_volume() -> None:
