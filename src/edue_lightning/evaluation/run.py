@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,27 +21,23 @@ from edue_lightning.config.build import (
 from edue_lightning.config.data_place import data_to_measure
 from edue_lightning.config.schema import check_configuration, check_only_ours
 from edue_lightning.data import RaterDataModule
-from edue_lightning.data.identity import CaseIdentity, identities, overlapping
 from edue_lightning.data.images import ImageError
-from edue_lightning.data.source import Split, Subset
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.measure import Measurement, measure_method, measure_predictions
 from edue_lightning.evaluation.prediction_folder import PredictionFolder
 from edue_lightning.evaluation.prediction_writer import PredictionWriter
 from edue_lightning.evaluation.result import Evaluation
 from edue_lightning.evaluation.shift import measure_shift
-from edue_lightning.runs.checkpoints import LoadedMethod, load_method
+from edue_lightning.evaluation.unseen import require_unseen_cases, same_place
+from edue_lightning.runs.checkpoints import load_method
 from edue_lightning.runs.record import TRAINING, write_configuration
 from edue_lightning.runs.trainer import build_test_trainer, check_trainer
 from edue_lightning.runtime.devices import with_free_device
 from edue_lightning.runtime.processes import is_first_process, quiet_unless_first
-from edue_lightning.text import named
 
 log = logging.getLogger(__name__)
 
 PREDICTIONS_FOLDER = "predictions"
-
-_USES: Mapping[Split, str] = {"train": "training", "val": "validation", "test": "test"}
 
 
 @dataclass
@@ -125,8 +121,9 @@ def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any
         _require_same_preparation(node, trained.get("data"), path)
     if is_first_process() and not configuration.get("allow_overlap"):
         # data.root alone says that the data set of the training has moved
-        same_data = "_target_" not in (configuration.get("data") or {}) or _same_place(node, trained.get("data"))
-        _require_unseen_cases(loaded, data, same_data, configuration["split"], path)
+        same_data = "_target_" not in (configuration.get("data") or {}) or same_place(node, trained.get("data"))
+        fix = "measure other cases, or set allow_overlap=true"
+        require_unseen_cases(loaded.cases, data, same_data, configuration["split"], path, fix)
     label = configuration["label"] or trained.get("label") or method.label
     measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
     distortions = build_distortions(configuration.get("distortions"))
@@ -161,67 +158,6 @@ def _require_same_preparation(node: Mapping[str, Any] | None, trained: Mapping[s
             f"{path}: was trained on images prepared with {wanted}, but data={node.get('name')} has {other}; use the "
             "settings of the training, or set allow_other_preparation=true"
         )
-
-
-def _require_unseen_cases(
-    loaded: LoadedMethod, data: RaterDataModule, same_data: bool, split: Subset, path: Path
-) -> None:
-    """Check that the cases to measure were not used to train the method, or to choose among its checkpoints.
-
-    Measuring the training or validation split says so by its name: training cases are allowed in `train`, validation
-    cases in `val`, and none in `test` and `all`.
-
-    Raises:
-        UserError: naming some of the cases.
-    """
-    if split == "train":
-        return
-    if loaded.cases is None:
-        log.warning(
-            "%s: does not record its training cases (earlier version), so an overlap with split=%s cannot be found",
-            path,
-            split,
-        )
-        return
-    used: tuple[Split, ...] = ("train",) if split == "val" else ("train", "val")
-    known = [case for name in used for case in loaded.cases[name]]
-    measured = identities(data.source, data.records(split))
-    found = overlapping(measured, known, same_data)
-    if found:
-        shown = [name if name == case.case_id else f"{name} (there {case.case_id})" for name, case in found.items()]
-        raise UserError(
-            f"{path}: {len(found)} of the {len(measured)} cases of split={split}, or their patients, were in its "
-            f"{' or '.join(_USES[name] for name in used)}: {named(shown)}; measure other cases, or set "
-            "allow_overlap=true"
-        )
-    _warn_of_names(measured, known, split, path)
-
-
-def _warn_of_names(measured: Sequence[CaseIdentity], known: Sequence[CaseIdentity], split: Subset, path: Path) -> None:
-    """Warn of cases of another folder with names of the training but other images: they may be copies of these."""
-    names = {case.case_id for case in known}
-    alike = [case.case_id for case in measured if case.case_id in names]
-    if alike:
-        log.warning(
-            "%s: %d of the %d cases of split=%s have the names of cases of its training or validation (%s), with other "
-            "images; if they are resampled or otherwise changed copies, their results are not those of unseen cases",
-            path,
-            len(alike),
-            len(measured),
-            split,
-            named(alike),
-        )
-
-
-def _same_place(node: Mapping[str, Any] | None, trained: Mapping[str, Any] | None) -> bool:
-    """Return whether two data sets are read by one source from one folder."""
-    first, second = ((one or {}).get("source") or {} for one in (node, trained))
-    if first == second:
-        return True
-    if first.get("_target_") != second.get("_target_") or "root" not in first or "root" not in second:
-        return False
-    roots = [None if one["root"] is None else Path(one["root"]).resolve() for one in (first, second)]
-    return roots[0] == roots[1]
 
 
 def _predictions(configuration: Mapping[str, Any], folder: Path) -> Evaluation:

@@ -42,14 +42,15 @@ _ORIENTATION = "edue_orientation"
 _CANONICAL = "RAS"
 """Directions of the axes of volumes as the network sees them, see `data.images.canonical`."""
 _CASES = "edue_training_cases"
+_EARLIER_CASES = "edue_earlier_training_cases"
 
 
 class LoadedMethod(NamedTuple):
     """A trained method in evaluation mode, the image format it takes, and the configuration of its training.
 
     `triage` and `density` are the entries of `add_results`, or None; `cases` are those of training (`train`) and
-    validation (`val`), None in a checkpoint of an earlier version. With `other_masks` the triage data are left out,
-    since their thresholds belong to the masks of another rule.
+    validation (`val`), also of the trainings that it began from (`init`), None in a checkpoint of an earlier version.
+    With `other_masks` the triage data are left out, since their thresholds belong to the masks of another rule.
     """
 
     method: SegmentationMethod
@@ -66,6 +67,7 @@ def checkpoint_entries(
     image_format: ImageFormat,
     member: int | None = None,
     cases: TrainingCases | None = None,
+    earlier: TrainingCases | None = None,
 ) -> dict[str, Any]:
     """Return the entries of a checkpoint beside its weights.
 
@@ -74,6 +76,7 @@ def checkpoint_entries(
         image_format: format of the images that the method takes.
         member: position in a deep ensemble if the checkpoint holds one member alone, or None.
         cases: cases of the training, or None if they are unknown.
+        earlier: cases of the trainings that it began from, or None.
     """
     entries = {
         _CONFIGURATION: with_absolute_root(configuration),
@@ -81,8 +84,9 @@ def checkpoint_entries(
         _IMAGE_FORMAT: image_format.as_dict(),
         _MEMBER: member,
     }
-    if cases is not None:
-        entries[_CASES] = {split: [case.as_list() for case in of_split] for split, of_split in cases.items()}
+    for name, stored in ((_CASES, cases), (_EARLIER_CASES, earlier)):
+        if stored is not None:
+            entries[name] = {split: [case.as_list() for case in of_split] for split, of_split in stored.items()}
     return entries
 
 
@@ -92,7 +96,23 @@ def training_cases(checkpoint: Mapping[str, Any]) -> TrainingCases | None:
     Raises:
         ValueError: if they are damaged.
     """
-    stored = checkpoint.get(_CASES)
+    return _stored_cases(checkpoint, _CASES)
+
+
+def all_training_cases(checkpoint: Mapping[str, Any]) -> TrainingCases | None:
+    """Return the cases of `training_cases` with those of the trainings that it began from; None if any are unknown.
+
+    Raises:
+        ValueError: if they are damaged.
+    """
+    own, earlier = training_cases(checkpoint), _stored_cases(checkpoint, _EARLIER_CASES)
+    if own is None or earlier is None:
+        return own
+    return {split: [*own[split], *earlier[split]] for split in own}
+
+
+def _stored_cases(checkpoint: Mapping[str, Any], entry: str) -> TrainingCases | None:
+    stored = checkpoint.get(entry)
     if stored is None:
         return None
     if set(stored) != {"train", "val"}:
@@ -254,8 +274,6 @@ def load_method(
             or does not fit the code; or if `inference` does not fit its images.
     """
     checkpoint = read_checkpoint(path)
-    if _CONFIGURATION not in checkpoint or _IMAGE_FORMAT not in checkpoint:
-        raise UserError(f"{path}: was not written by edue_lightning.train, its settings are missing")
     try:
         return _rebuilt(checkpoint, path, inference, mask)
     except UserError as error:
@@ -268,14 +286,26 @@ def load_method(
         raise UserError(one_line(f"{path}: its settings are damaged or of another version ({reason})")) from error
 
 
-def _rebuilt(
-    checkpoint: Mapping[str, Any], path: Path, inference: Mapping[str, Any] | None, mask: Mapping[str, Any] | None
-) -> LoadedMethod:
+def configuration_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the configuration of the training that wrote a read checkpoint, which must hold a whole method.
+
+    Raises:
+        UserError: if another program wrote it, or it holds one member of an ensemble.
+    """
+    if _CONFIGURATION not in checkpoint or _IMAGE_FORMAT not in checkpoint:
+        raise UserError(f"{path}: was not written by edue_lightning.train, its settings are missing")
     if checkpoint.get(_MEMBER) is not None:
         raise UserError(
             f"{path}: holds one member of a deep ensemble; use the whole ensemble, checkpoints/best.ckpt of its run"
         )
-    configuration = with_current_targets(checkpoint[_CONFIGURATION])
+    configuration: dict[str, Any] = with_current_targets(checkpoint[_CONFIGURATION])
+    return configuration
+
+
+def _rebuilt(
+    checkpoint: Mapping[str, Any], path: Path, inference: Mapping[str, Any] | None, mask: Mapping[str, Any] | None
+) -> LoadedMethod:
+    configuration = configuration_of(checkpoint, path)
     for part in ("method", "network", "loss", "optimizer"):
         if part not in configuration:
             raise UserError(f"{path}: its settings lack {part!r}")
@@ -287,7 +317,7 @@ def _rebuilt(
         # an unusable preparation is reported once there are images to prepare
         with suppress(UserError):
             build_preparation(configuration)
-    cases = training_cases(checkpoint)
+    cases = all_training_cases(checkpoint)
     if cases is None and configuration.get("data"):
         configuration = {**configuration, "data": _with_earlier_draw(configuration["data"])}
     image_format = ImageFormat.from_dict(checkpoint[_IMAGE_FORMAT])

@@ -48,9 +48,14 @@ ids."""
 TRAINING_CONTENT = "training_content"
 """Key beside it for a digest of images and masks; absent in records of earlier versions."""
 
+INIT_DIGEST = "init_digest"
+"""Key of a training's record for the digest of the checkpoint it began from."""
+
 # keys that do not identify a method: the seed, options of a start or an output, speed, and what is compared on its own
 _NOT_OF_THE_METHOD = _NOT_COMPARED | {
     *("seed", "test", "command", "commit", "image_note", "ckpt", "predictions", "output", "split", "save_predictions"),
+    # the digest of the file counts
+    "init",
     *("bootstrap_resamples", "allow_overlap", "metrics", TRAINING),
     *("compile", "device", "distortions", "hydra", "triage_sensitivity", "wandb"),
 }
@@ -265,6 +270,24 @@ def check_same_cases(cases: TrainingCases | None, folder: Path) -> None:
         raise UserError(
             f"{path}: the training cases, their images or masks have changed since the training began (number and "
             f"digest of their ids: {before}); restore them, or train anew in another folder"
+        )
+
+
+def check_same_beginning(configuration: Mapping[str, Any], folder: Path) -> None:
+    """Check that the checkpoint of `init` is still that with which a run began.
+
+    Args:
+        configuration: configuration with `INIT_DIGEST`, if the run began from a checkpoint.
+        folder: the run's folder.
+
+    Raises:
+        UserError: if it is another one.
+    """
+    recorded = read_mapping(folder / CONFIGURATION_FILE).get(INIT_DIGEST)
+    if recorded != configuration.get(INIT_DIGEST):
+        raise UserError(
+            f"init={configuration['init']}: the file has changed since {folder} began from it; restore it, or train "
+            "anew in another folder"
         )
 
 

@@ -22,13 +22,14 @@ from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import LOWER_IS_BETTER, VALIDATION_METRICS, CaseTable, MetricSettings
 from edue_lightning.runs.checkpoints import checkpoint_entries, read_checkpoint, save_method, training_cases
 from edue_lightning.runs.folder import BEST, CHECKPOINTS, LAST
-from edue_lightning.runs.record import check_same_cases, training_entries
+from edue_lightning.runs.record import INIT_DIGEST, check_same_cases, training_entries
 from edue_lightning.runs.trainer import build_trainer
 from edue_lightning.runtime.processes import is_first_process, process_number, run_processes
 from edue_lightning.runtime.signals import StopSignals
 from edue_lightning.text import named
 from edue_lightning.training.callbacks import build_callbacks
 from edue_lightning.training.checks import check_raters, check_sizes, check_validated
+from edue_lightning.training.initial import InitialWeights
 from edue_lightning.training.loggers import log_curves, training_loggers
 from edue_lightning.training.progress import EpochLines
 from edue_lightning.training.resume import BestCheckpoint, ResumePoint, resume_state
@@ -47,6 +48,7 @@ class Experiment:
     method: SegmentationMethod
     metric_settings: MetricSettings
     cases: TrainingCases | None
+    initial: InitialWeights | None = None
 
     @classmethod
     def of(cls, configuration: Mapping[str, Any], cases: TrainingCases | None = None) -> Experiment:
@@ -71,16 +73,23 @@ class Experiment:
         configuration = with_levels(configuration, data)
         method = build_method(configuration, image_format)
         check_raters(method, data)
+        initial = None if configuration.get("init") is None else InitialWeights.read(configuration["init"])
+        if initial is not None:
+            configuration = {**configuration, INIT_DIGEST: initial.digest}
+            initial.load_into(method)
+            if is_first_process():
+                initial.check_cases(data, configuration["data"])
         metric_settings = build_metric_settings(configuration["metrics"], method.structures)
         if configuration["compile"]:
             method.compile_networks()
-        return cls(configuration, data, method, metric_settings, cases)
+        return cls(configuration, data, method, metric_settings, cases, initial)
 
     def checkpoint_entries(self, member: int | None = None) -> dict[str, Any]:
         """Return the entries of a checkpoint beside its weights, see `runs.checkpoints.checkpoint_entries`."""
         # so that evaluations know them too, see `runs.record.method_settings`
         known = {**self.configuration, **({} if self.cases is None else training_entries(self.cases))}
-        return checkpoint_entries(known, ImageFormat.of(self.data.source), member, self.cases)
+        earlier = None if self.initial is None else self.initial.cases
+        return checkpoint_entries(known, ImageFormat.of(self.data.source), member, self.cases, earlier)
 
 
 def fit(

@@ -33,7 +33,13 @@ from edue_lightning.runs.files import (
     write_table,
 )
 from edue_lightning.runs.folder import AUTO, BEST, CHECKPOINTS, folder_of, sole_writer
-from edue_lightning.runs.record import check_same_run, finished_value, write_configuration, write_mapping
+from edue_lightning.runs.record import (
+    check_same_beginning,
+    check_same_run,
+    finished_value,
+    write_configuration,
+    write_mapping,
+)
 from edue_lightning.runs.trainer import build_test_trainer, check_trainer
 from edue_lightning.runtime.devices import device_name, on_device, with_free_device
 from edue_lightning.runtime.processes import is_first_process, quiet_unless_first
@@ -76,6 +82,7 @@ class TrainConfiguration:
     figures: bool = True
     temperature: Literal["validation"] | None = None
     callbacks: dict[str, Any] | None = None
+    init: str | None = None
 
 
 # the plain U-Net, the reference for the cost of every method
@@ -175,7 +182,9 @@ def _run(
     """Train, measure and write all results."""
     configuration, data, method = experiment.configuration, experiment.data, experiment.method
     label = configuration["label"] or method.label
-    if is_first_process() and not resuming:
+    if resuming:
+        check_same_beginning(configuration, folder)
+    elif is_first_process():
         write_configuration(configuration, label, data.note, folder, experiment.cases)
     tracker = settings.start(f"{label}-{data.name}-{configuration['seed']}", folder, {**configuration, "label": label})
     try:
