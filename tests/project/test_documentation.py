@@ -422,7 +422,8 @@ def assert_wide_parts_scroll(page: Any) -> None:
     before = cells.first.bounding_box(), cells.nth(1).bounding_box()
     table.evaluate("box => box.scrollLeft = 150")
     after = cells.first.bounding_box(), cells.nth(1).bounding_box()
-    assert after[0] == before[0]
+    # half a border of the table scrolls away
+    assert abs(after[0]["x"] - before[0]["x"]) <= 1
     assert after[1]["x"] == before[1]["x"] - 150
     for code in table.locator("code").all():
         lines = code.evaluate("part => part.getClientRects().length")
