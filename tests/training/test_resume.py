@@ -102,10 +102,11 @@ def kill_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     "overrides",
     [
         ["method=edue", "method.guidance.ramp_up_epochs=2", "data.num_workers=2"],
-        ["method=mc_dropout"],
+        ["method=mc_dropout", "optimizer.schedule=cosine_warmup"],
         ["method=stochastic_segmentation", "method.warm_up_epochs=1"],
         ["method=probabilistic_unet"],
         ["method=single", "network.dropout=0.3", "trainer.accumulate_grad_batches=2", "optimizer.schedule=constant"],
+        ["method=single", "optimizer=sgd_poly", "trainer.max_epochs=2"],
         ["method=edue_moments", "trainer.precision=bf16-mixed", *PATCHES],
         ["method=deep_ensemble", "method.members=2", "network.dropout=0.2", "trainer.max_epochs=2"],
         # stops after the second of three epochs, where the second kill is

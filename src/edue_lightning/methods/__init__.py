@@ -10,6 +10,7 @@ from edue_lightning.methods.base import (
     NetworkMethod,
     OptimizerSettings,
     SegmentationMethod,
+    SGDSettings,
     parameter_count,
 )
 from edue_lightning.methods.deep_ensemble import DeepEnsemble
@@ -41,6 +42,7 @@ __all__ = [
     "NetworkMethod",
     "OptimizerSettings",
     "ProbabilisticUNet",
+    "SGDSettings",
     "SegmentationMethod",
     "SingleNetwork",
     "StochasticSegmentation",

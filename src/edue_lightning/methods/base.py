@@ -6,13 +6,21 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    PolynomialLR,
+    SequentialLR,
+)
 
 from edue_lightning.data.sample import RaterBatch
 from edue_lightning.losses import SegmentationLoss
@@ -27,6 +35,19 @@ The attribute `members` of the network is the number of its heads.
 """
 
 
+Schedule = Literal["one_cycle", "constant", "poly", "cosine_warmup"]
+"""Course of the learning rate over all steps of a training, by torch's own schedulers:
+
+- `one_cycle`: rise over the first tenth of the steps, then cosine to zero;
+- `constant`: the learning rate itself, at every step;
+- `poly`: `(1 - step / steps) ** 0.9`, as nnU-Net has it (Isensee et al., Nature Methods 2021);
+- `cosine_warmup`: linear rise over the first twentieth of the steps, then cosine to zero.
+"""
+
+_POLY_POWER = 0.9
+_WARM_UP_SHARE = 0.05
+
+
 @dataclass(frozen=True)
 class OptimizerSettings:
     """AdamW and its learning rate schedule.
@@ -34,32 +55,90 @@ class OptimizerSettings:
     Attributes:
         learning_rate: the largest one.
         weight_decay: decoupled weight decay.
-        schedule: `one_cycle` (rise over the first tenth of the steps, then cosine to zero) or `constant`.
+        schedule: `one_cycle`, `constant`, `poly` or `cosine_warmup`, see `Schedule`.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of its range, or the schedule is unknown.
     """
 
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
-    schedule: Literal["one_cycle", "constant"] = "one_cycle"
+    schedule: Schedule = "one_cycle"
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must not be negative: {self.weight_decay}")
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, not {self.schedule!r}")
 
     def configure(self, module: pl.LightningModule) -> OptimizerLRScheduler:
         """Return the value of `LightningModule.configure_optimizers`."""
-        optimizer = torch.optim.AdamW(module.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = self._optimizer(module)
         if self.schedule == "constant":
             return optimizer
-        # rise and fall take at least one step each, else the scheduler divides by zero
+        # rise and fall take at least one step each, else a scheduler divides by zero
         steps = max(int(module.trainer.estimated_stepping_batches), 3)
-        rise = max(0.1, 2 / steps)
-        scheduler = OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=rise)
+        scheduler = self._scheduler(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _optimizer(self, module: nn.Module) -> Optimizer:
+        return torch.optim.AdamW(module.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+
+    def _scheduler(self, optimizer: Optimizer, steps: int) -> LRScheduler:
+        if self.schedule == "poly":
+            return PolynomialLR(optimizer, total_iters=steps, power=_POLY_POWER)
+        if self.schedule == "cosine_warmup":
+            rise = max(round(_WARM_UP_SHARE * steps), 1)
+            warm_up = LinearLR(optimizer, start_factor=1 / (rise + 1), total_iters=rise)
+            return SequentialLR(optimizer, [warm_up, CosineAnnealingLR(optimizer, steps - rise)], milestones=[rise])
+        return self._one_cycle(optimizer, steps)
+
+    def _one_cycle(self, optimizer: Optimizer, steps: int, cycle_momentum: bool = True) -> LRScheduler:
+        rise = max(0.1, 2 / steps)
+        return OneCycleLR(
+            optimizer, self.learning_rate, total_steps=steps, pct_start=rise, cycle_momentum=cycle_momentum
+        )
+
+
+@dataclass(frozen=True)
+class SGDSettings(OptimizerSettings):
+    """Stochastic gradient descent with Nesterov momentum, and its learning rate schedule.
+
+    The default values are those of nnU-Net (Isensee et al., Nature Methods 2021).
+
+    Attributes:
+        learning_rate: the largest one.
+        weight_decay: factor of the weights that is added to their gradient.
+        schedule: see `Schedule`.
+        momentum: Nesterov momentum, the same at all steps.
+
+    Raises:
+        ValueError: if a number is out of its range, or the schedule is unknown.
+    """
+
+    learning_rate: float = 1e-2
+    weight_decay: float = 3e-5
+    schedule: Schedule = "poly"
+    momentum: float = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.momentum < 1:
+            raise ValueError(f"momentum must lie between 0 and 1, not {self.momentum}")
+
+    def _optimizer(self, module: nn.Module) -> Optimizer:
+        return torch.optim.SGD(
+            module.parameters(),
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=True,
+        )
+
+    def _one_cycle(self, optimizer: Optimizer, steps: int, cycle_momentum: bool = False) -> LRScheduler:
+        return super()._one_cycle(optimizer, steps, cycle_momentum)
 
 
 @dataclass(frozen=True)
