@@ -397,7 +397,7 @@ def test_a_prediction_by_an_earlier_version_is_not_resumed(slices: Path, tmp_pat
     settings = asked(slices, scans, output)
     predict(settings, output)
     path = output / "prediction.yaml"
-    path.write_text(path.read_text().replace(f"format: {command._FORMAT}\n", ""))
+    path.write_text(path.read_text().replace(f"version: {command._VERSION}\n", ""))
     with pytest.raises(UserError, match="by another version of this program; choose another output"):
         predict(settings, output)
     assert not predict({**settings, "overwrite": True}, output).failed

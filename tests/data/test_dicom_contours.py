@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nibabel
 import numpy as np
-import pandas as pd
 import pytest
-import SimpleITK as sitk  # noqa: N813
 from dicom_files import ct_slice, write
 from numpy.typing import NDArray
 from patients import tilted
-from processes import run_command
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
@@ -157,54 +153,3 @@ def test_outlines_that_do_not_fit_are_refused(
     (problem,) = ManifestSource(str(tmp_path)).problems
     assert problem.startswith("anna.dcm: case 'one': ")
     assert message in problem
-
-
-def save_patient(root: Path, case_id: str, seed: int) -> list[str]:
-    """Write a series with a bright box, outlined by two observers, and return the rows of the manifest."""
-    random = np.random.default_rng(seed)
-    low = random.integers(2, 7, size=2)
-    pixels = (1000 + random.normal(0, 20, SHAPE)).astype(np.int16)
-    pixels[low[0] : low[0] + 8, low[1] : low[1] + 6, 1:5] += 800
-    save_series(root / case_id / "ct", pixels)
-    rows = []
-    for rater, less in {"anna": 0, "ben": 1}.items():
-        start, stop = (float(low[0]) - 0.5, float(low[1]) - 0.5), (float(low[0]) + 7.5 - less, float(low[1]) + 5.5)
-        outlines = [contour(box(start, stop), k) for k in range(1, 5)]
-        write(structure_set({"GTV": outlines}), root / case_id / f"{rater}.dcm")
-        rows.append(f"{case_id},{case_id}/ct,{case_id}/{rater}.dcm,{rater},GTV")
-    return rows
-
-
-@pytest.mark.slow
-def test_series_with_two_observers_are_checked_trained_on_and_predicted(tmp_path: Path) -> None:
-    root = tmp_path / "data"
-    rows = [row for seed in range(9) for row in save_patient(root, f"p{seed}", seed)]
-    (root / "manifest.csv").write_text("\n".join(["case_id,image,mask,rater,structure", *rows]))
-    data = ["data=manifest", f"data.root={root}", "data.cache=null", "network.features=[4,6]"]
-    checked = run_command("check", [*data, "output=checked"], tmp_path)
-    assert checked.returncode == 0, checked.stderr
-    assert "9 cases" in checked.stdout
-    settings = ["method=edue", "trainer.max_epochs=20", "data.batch_size=2"]
-    settings += ["data.fractions.draw=permutation", "bootstrap_resamples=50", "hydra.run.dir=run", "figures=false"]
-    trained = run_command("train", [*data, *settings], tmp_path)
-    assert trained.returncode == 0, trained.stderr
-    # the same scan in four formats, converted by ITK
-    new = tmp_path / "new"
-    save_patient(new, "dicom", 99)
-    volume = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(new / "dicom" / "ct")))
-    for name in ("nifti.nii.gz", "nrrd.nrrd", "meta.mha"):
-        sitk.WriteImage(volume, str(new / name))
-    settings = ["ckpt=run/checkpoints/best.ckpt", f"input={new}", "output=out"]
-    predicted = run_command("predict", settings, tmp_path)
-    assert predicted.returncode == 0, predicted.stderr
-    assert sorted(pd.read_csv(tmp_path / "out" / "triage.csv")["case"]) == ["ct", "meta", "nifti", "nrrd"]
-    expected = nibabel.load(tmp_path / "out" / "nifti__probability.nii.gz")
-    assert np.ptp(expected.get_fdata()) > 0.01
-    for name in ("mask", "probability"):
-        wanted = np.asarray(nibabel.load(tmp_path / "out" / f"nifti__{name}.nii.gz").dataobj)
-        for case, ending in (("ct", "nii.gz"), ("nrrd", "nrrd"), ("meta", "mha")):
-            found = sitk.ReadImage(str(tmp_path / "out" / f"{case}__{name}.{ending}"))
-            assert found.GetSize() == volume.GetSize()
-            np.testing.assert_allclose(found.GetOrigin(), volume.GetOrigin(), atol=1e-3)
-            np.testing.assert_allclose(found.GetDirection(), volume.GetDirection(), atol=1e-5)
-            np.testing.assert_array_equal(sitk.GetArrayFromImage(found).T, wanted)

@@ -15,6 +15,7 @@ from patients import affine_of, tilted
 from PIL import Image
 from untrained import checkpoint
 
+from edue_lightning.errors import UserError
 from edue_lightning.prediction.run import Predicted, predict
 
 SHAPE = (12, 10, 8)
@@ -22,12 +23,11 @@ AFFINE = affine_of((0.9, 1.1, 2.5), (3, -8, 99), SHAPE, tilted(17.0))
 VOXELS = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
 
 
-def predicted(tmp_path: Path, folder: Path) -> Predicted:
-    settings = {"device": "cpu", "inference": None, "sensitivity": 0.95, "overwrite": False, "sort": None}
+def predicted(tmp_path: Path, folder: Path, **others: str) -> Predicted:
+    settings = {"device": "cpu", "inference": None, "sensitivity": 0.95, "overwrite": False, **others}
     path = checkpoint(tmp_path / "best.ckpt")
     configuration = {"ckpt": str(path), "input": str(folder), "output": str(tmp_path / "out"), **settings}
-    (tmp_path / "out").mkdir()
-    del configuration["sort"]
+    (tmp_path / "out").mkdir(exist_ok=True)
     return predict(configuration, tmp_path / "out")
 
 
@@ -61,7 +61,8 @@ def test_one_volume_gets_one_mask_to_the_voxel_in_every_format(tmp_path: Path, c
     assert 0.01 < share < 0.99
     for case, ending in (("metaimage", "mha"), ("nrrd", "nrrd"), ("apart", "mha"), ("detached", "nrrd")):
         for name, wanted in expected.items():
-            found = sitk.ReadImage(str(out / f"{case}__{name}.{ending}"))
+            middle = "seg." if (ending, name) == ("nrrd", "mask") else ""
+            found = sitk.ReadImage(str(out / f"{case}__{name}.{middle}{ending}"))
             # on the very voxels of the file
             assert found.GetSize() == image.GetSize()
             for part in ("GetOrigin", "GetSpacing", "GetDirection"):
@@ -125,7 +126,9 @@ def test_bmp_and_webp_are_pictures(tmp_path: Path, name: str) -> None:
             read_mask(tmp_path / name)
 
 
-def test_a_series_gets_the_mask_of_the_same_volume_in_a_file(tmp_path: Path) -> None:
+def test_a_series_without_a_frame_of_reference_gets_the_mask_of_the_same_volume_as_nifti(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pixels = np.round(VOXELS * 500).astype(np.int16)
     for k in range(SHAPE[2]):
         dataset = ct_slice(np.ascontiguousarray(pixels[:, :, k].T), 2.0 * k, intercept=-24)
@@ -140,3 +143,32 @@ def test_a_series_gets_the_mask_of_the_same_volume_in_a_file(tmp_path: Path) -> 
         np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
         np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj))
         assert np.ptp(np.asarray(found.dataobj)) > 0
+    assert "scan: results are NIfTI files, not DICOM objects: 0.dcm: has no FrameOfReferenceUID" in caplog.text
+
+
+def test_a_format_is_chosen_for_all_volumes(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    nibabel.save(nibabel.Nifti1Image(VOXELS, AFFINE), folder / "a.nii.gz")
+    sitk.WriteImage(sitk.ReadImage(str(folder / "a.nii.gz")), str(folder / "b.mha"))
+    Image.fromarray(np.zeros((9, 7), np.uint8)).save(folder / "c.png")
+    plain = predicted(tmp_path, folder)
+    assert list(plain.failed) == ["c"]
+    wanted = np.asarray(nibabel.load(tmp_path / "out" / "a__mask.nii.gz").dataobj)
+    (tmp_path / "out").rename(tmp_path / "plain")
+    result = predicted(tmp_path, folder, format="nrrd")
+    assert list(result.failed) == ["c"]
+    for case in "ab":
+        for name in ("mask.seg", "probability", "disagreement"):
+            voxels, affine = in_ras(sitk.ReadImage(str(tmp_path / "out" / f"{case}__{name}.nrrd")))
+            assert voxels.shape == SHAPE
+            np.testing.assert_allclose(affine, AFFINE, atol=1e-4)
+            if name == "mask.seg":
+                np.testing.assert_array_equal(voxels, wanted)
+    (tmp_path / "out").rename(tmp_path / "nrrd")
+    refused = predicted(tmp_path, folder, format="dicom").failed
+    assert refused["a"] == "a.nii.gz: is no DICOM series, so no DICOM object can refer to it; set format=null"
+    with pytest.raises(UserError, match="contains a prediction by another checkpoint or other settings"):
+        predicted(tmp_path, folder, format="nifti")
+    with pytest.raises(UserError, match="format=jpeg: choose among nifti, nrrd, dicom"):
+        predicted(tmp_path, folder, format="jpeg")

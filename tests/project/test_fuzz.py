@@ -47,7 +47,7 @@ from edue_lightning.data.sample import RaterSample
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.prediction_folder import PredictionFolder
 from edue_lightning.prediction.model import Model
-from edue_lightning.prediction.outputs import _nifti
+from edue_lightning.prediction.result_files import nifti_like
 from edue_lightning.prediction.triage import StructureTriage, Triage
 from edue_lightning.runs.checkpoints import checkpoint_entries, read_checkpoint, save_method, write_checkpoint
 from edue_lightning.runs.files import _read_replicates
@@ -207,7 +207,7 @@ def nifti(rng: Rng, folder: Path) -> Mutated:
         prepared = Stacked(standardise=True).prepare([image], len(image.shape))
         assert torch.isfinite(prepared.image).all()
         prepared.on_file(torch.zeros(prepared.image.shape[1:]))
-        made = _nifti(np.zeros(prepared.file, np.uint8), path).to_bytes()
+        made = nifti_like(np.zeros(prepared.file, np.uint8), path).to_bytes()
         assert nibabel.Nifti1Header.single_vox_offset <= len(made)
 
     reads: list[Check] = [

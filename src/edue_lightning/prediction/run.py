@@ -12,22 +12,25 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import yaml
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from edue_lightning import __version__
 from edue_lightning.atomic import write_whole
 from edue_lightning.config.schema import check_configuration
 from edue_lightning.data.images import ImageError, parts_of
 from edue_lightning.data.listing import PREDICTION_FILE, RECORDS
 from edue_lightning.data.new_images import ImageCase, find_images, warn_of_unoriented
 from edue_lightning.errors import UserError
+from edue_lightning.prediction.dicom_results import Maker
 from edue_lightning.prediction.limits import rate_in_words
 from edue_lightning.prediction.model import Model
 from edue_lightning.prediction.outputs import write_estimate
+from edue_lightning.prediction.result_files import Format, result_files
 from edue_lightning.prediction.triage_page import PAGE_FILE, triage_page
 from edue_lightning.prediction.triage_table import OUTSIDE, UNKNOWN, properties_of, triage_frame
 from edue_lightning.runs.folder import sole_writer
@@ -39,7 +42,7 @@ log = logging.getLogger(__name__)
 TRIAGE_FILE, FAILED_FILE = "triage.csv", "failed.csv"
 _SECONDS_BETWEEN_LINES = 20.0
 _VOLUME = 3
-_FORMAT = 3
+_VERSION = 4
 """Number of the code's version that made a prediction, raised whenever its results change for the same settings."""
 
 
@@ -55,6 +58,7 @@ class PredictConfiguration:
     device: str
     inference: dict[str, Any] | None = None
     mask: dict[str, Any] | None = None
+    format: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,9 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
     for name in ("ckpt", "input", "output"):
         if configuration[name] is None:
             raise UserError(f"{name}: not set; give ckpt=PATH input=FILE|FOLDER|TABLE output=DIR")
+    form = configuration.get("format")
+    if form is not None and form not in get_args(Format):
+        raise UserError(f"format={form}: choose among {', '.join(get_args(Format))}, or null for that of each image")
     path = Path(configuration["ckpt"])
     model = Model(
         path,
@@ -111,7 +118,8 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
         warn_of_unoriented(found.cases, str(given))
     with sole_writer(folder, folder / RECORDS):
         _begin(configuration, folder)
-        work = _Work(model, folder)
+        maker = Maker(__version__, type(model.method).__name__, _digest([path]))
+        work = _Work(model, folder, form, maker)
         failed |= work.run(found.cases)
         rows = [row for case in found.cases for row in work.rows.get(case.case_id, [])]
         _warn_of_others(folder, set(work.rows))
@@ -135,9 +143,11 @@ def _write_page(folder: Path, frame: pd.DataFrame, model: Model) -> None:
 class _Work:
     """Prediction of the cases that a folder does not contain yet."""
 
-    def __init__(self, model: Model, folder: Path) -> None:
+    def __init__(self, model: Model, folder: Path, form: Format | None, maker: Maker) -> None:
         self.model = model
         self.folder = folder
+        self.form = form
+        self.maker = maker
         self.rows: dict[str, list[dict[str, Any]]] = {}
 
     def run(self, cases: Sequence[ImageCase]) -> dict[str, str]:
@@ -168,13 +178,14 @@ class _Work:
                 rows: list[dict[str, Any]] = held["rows"]
                 return rows
         prepared = self.model.read(case)
+        files = result_files(case.files[0], self.form, self.maker)
         try:
             found = self.model.estimate(prepared)
         except ImageError as error:
             raise ImageError(f"{case.files[0].name}: {error}") from error
         rows = self.model.rows(case.case_id, prepared, found)
         titles = {row["structure"]: _title(row) for row in rows}
-        names = write_estimate(self.folder, case, prepared, found, self.model.structures, titles)
+        names = write_estimate(self.folder, case, prepared, found, self.model.structures, titles, files)
         content = json.dumps({**key, "files": names, "rows": rows}, indent=1)
         # last, since the record marks the case as finished
         write_whole(record, lambda path: path.write_text(content))
@@ -208,9 +219,9 @@ def _begin(configuration: Mapping[str, Any], folder: Path) -> None:
     """Record the settings of the prediction, or check that the folder has the same ones."""
     path = folder / PREDICTION_FILE
     settings = {
-        "format": _FORMAT,
+        "version": _VERSION,
         "checkpoint": _digest([Path(configuration["ckpt"])]),
-        **{name: configuration.get(name) for name in ("sensitivity", "inference", "mask")},
+        **{name: configuration.get(name) for name in ("sensitivity", "inference", "mask", "format")},
     }
     if path.is_file() and not configuration["overwrite"]:
         try:
@@ -219,8 +230,8 @@ def _begin(configuration: Mapping[str, Any], folder: Path) -> None:
             held = None
         differing = [name for name, value in settings.items() if not isinstance(held, dict) or held.get(name) != value]
         if differing:
-            # a prediction by an earlier version of this code has no format, or a lower one
-            what = "version of this program" if differing == ["format"] else "checkpoint or other settings"
+            # a prediction by an earlier version of this code has no number, or a lower one
+            what = "version of this program" if differing == ["version"] else "checkpoint or other settings"
             raise UserError(
                 f"{folder}: contains a prediction by another {what}; choose another output or set overwrite=true"
             )
