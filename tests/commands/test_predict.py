@@ -397,7 +397,10 @@ def test_a_prediction_by_an_earlier_version_is_not_resumed(slices: Path, tmp_pat
     settings = asked(slices, scans, output)
     predict(settings, output)
     path = output / "prediction.yaml"
-    path.write_text(path.read_text().replace(f"version: {command._VERSION}\n", ""))
+    held = path.read_text()
+    assert "format: null\n" in held
+    # the number was called so
+    path.write_text(held.replace(f"version: {command._VERSION}\n", "").replace("format: null\n", "format: 2\n"))
     with pytest.raises(UserError, match="by another version of this program; choose another output"):
         predict(settings, output)
     assert not predict({**settings, "overwrite": True}, output).failed

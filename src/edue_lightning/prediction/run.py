@@ -231,7 +231,7 @@ def _begin(configuration: Mapping[str, Any], folder: Path) -> None:
         differing = [name for name, value in settings.items() if not isinstance(held, dict) or held.get(name) != value]
         if differing:
             # a prediction by an earlier version of this code has no number, or a lower one
-            what = "version of this program" if differing == ["version"] else "checkpoint or other settings"
+            what = "version of this program" if "version" in differing else "checkpoint or other settings"
             raise UserError(
                 f"{folder}: contains a prediction by another {what}; choose another output or set overwrite=true"
             )
