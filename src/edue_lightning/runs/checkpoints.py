@@ -186,6 +186,12 @@ def add_results(
         write_checkpoint({**checkpoint, **new}, path)
 
 
+def without_results(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, without what `add_results` and `add_temperature` added to it."""
+    results = {_TRIAGE, _MASK, _DENSITY, _TEMPERATURE}
+    return {name: entry for name, entry in read_checkpoint(path).items() if name not in results}
+
+
 def add_temperature(path: Path, temperature: Sequence[float]) -> None:
     """Add the temperature of each structure to a checkpoint."""
     write_checkpoint({**read_checkpoint(path), _TEMPERATURE: list(temperature)}, path)

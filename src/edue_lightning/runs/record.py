@@ -51,11 +51,14 @@ TRAINING_CONTENT = "training_content"
 INIT_DIGEST = "init_digest"
 """Key of a training's record for the digest of the checkpoint it began from."""
 
+EXTENDED_FROM = "extended_from"
+"""Key of a training's record for the numbers of epochs after which it was trained on."""
+
 # keys that do not identify a method: the seed, options of a start or an output, speed, and what is compared on its own
 _NOT_OF_THE_METHOD = _NOT_COMPARED | {
     *("seed", "test", "command", "commit", "image_note", "ckpt", "predictions", "output", "split", "save_predictions"),
-    # the digest of the file counts
-    "init",
+    # the digest of the file, and the number of epochs in the end, count
+    *("init", EXTENDED_FROM),
     *("bootstrap_resamples", "allow_overlap", "metrics", TRAINING),
     *("compile", "device", "distortions", "hydra", "triage_sensitivity", "wandb"),
 }
@@ -101,6 +104,21 @@ def write_configuration(
     record = {**configuration, "label": label, "command": command_line(), "commit": _commit(), "image_note": note}
     if training is not None:
         record |= training_entries(training)
+    write_whole(path, lambda temporary: temporary.write_text(yaml.safe_dump(record, sort_keys=False)))
+
+
+def extend_record(configuration: Mapping[str, Any], folder: Path, epochs: int) -> None:
+    """Let `config.yaml` say that a run is trained on, and from which number of epochs.
+
+    Args:
+        configuration: resolved plain configuration with the larger number of epochs.
+        folder: folder of the run.
+        epochs: number of epochs that it was planned for.
+    """
+    path = folder / CONFIGURATION_FILE
+    record = read_mapping(path)
+    record |= {"trainer": configuration["trainer"], "command": command_line(), "commit": _commit()}
+    record[EXTENDED_FROM] = [*record.get(EXTENDED_FROM, []), epochs]
     write_whole(path, lambda temporary: temporary.write_text(yaml.safe_dump(record, sort_keys=False)))
 
 

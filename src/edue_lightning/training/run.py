@@ -46,6 +46,7 @@ from edue_lightning.runtime.processes import is_first_process, quiet_unless_firs
 from edue_lightning.runtime.signals import StopSignals
 from edue_lightning.training.callbacks import build_callbacks
 from edue_lightning.training.checks import check_numbers
+from edue_lightning.training.extension import planned_epochs, set_results_aside, with_epochs
 from edue_lightning.training.fit import Experiment, fit
 from edue_lightning.training.temperature import calibrate
 from edue_lightning.training.trackers import TrackerSettings
@@ -99,7 +100,8 @@ def train(configuration: Mapping[str, Any], folder: Path) -> float:
     Args:
         configuration: resolved and plain configuration, as `conf/train.yaml` composes it.
         folder: folder of the run, see `docs/train.md`. New or without results, unless `resume` asks to resume an
-            interrupted run, which then ends with the weights of an uninterrupted one. A finished run is unchanged.
+            interrupted run, which then ends with the weights of an uninterrupted one, or to train a run for more
+            epochs. Otherwise a finished run is unchanged.
 
     Returns:
         `select_by` on the validation cases at the best checkpoint, averaged over structures: the objective of a search
@@ -114,8 +116,9 @@ def train(configuration: Mapping[str, Any], folder: Path) -> float:
     quiet_unless_first()
     signals = StopSignals()
     signals.listen()
-    resuming = _is_resumed(configuration, folder)
-    if resuming:
+    planned = planned_epochs(configuration, folder)
+    resuming = _is_resumed(with_epochs(configuration, planned), folder)
+    if resuming and planned is None:
         found = finished_value(folder, configuration["select_by"])
         if found is not None:
             log.info("%s: is already finished, and is not run again", folder)
@@ -125,6 +128,8 @@ def train(configuration: Mapping[str, Any], folder: Path) -> float:
         distortions = build_distortions(configuration.get("distortions"))
         experiment = Experiment.of(configuration)
         with sole_writer(folder, folder / CHECKPOINTS):
+            if planned is not None and is_first_process():
+                set_results_aside(configuration, experiment.checkpoint_entries(), folder, planned)
             return _run(experiment, trainer, distortions, settings, folder, signals, resuming)
 
 

@@ -1,0 +1,95 @@
+"""A run that is trained on for more epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from trainings import configuration
+
+from edue_lightning.errors import UserError
+from edue_lightning.runs.checkpoints import load_method, read_checkpoint
+from edue_lightning.runs.files import find_runs
+from edue_lightning.runs.record import method_settings
+from edue_lightning.training import extension
+from edue_lightning.training.run import train
+
+PLAN = ["method=mc_dropout", "optimizer.schedule=constant", "checkpoint_every_steps=null"]
+
+
+def settings_for(epochs: int, run: Path | None = None, *overrides: str) -> dict[str, Any]:
+    resume = [] if run is None else [f"resume={run}"]
+    return configuration(*PLAN, f"trainer.max_epochs={epochs}", *resume, *overrides)
+
+
+@pytest.fixture(scope="module")
+def direct(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("direct")
+    train(settings_for(3), folder)
+    return folder
+
+
+def assert_same_results(found: Path, expected: Path) -> None:
+    for name in ("best.ckpt", "last.ckpt"):
+        ours, theirs = (read_checkpoint(run / "checkpoints" / name) for run in (found, expected))
+        assert ours["state_dict"].keys() == theirs["state_dict"].keys()
+        assert all(torch.equal(ours["state_dict"][key], theirs["state_dict"][key]) for key in theirs["state_dict"])
+    assert (found / "validation.csv").read_text() == (expected / "validation.csv").read_text()
+    ours, theirs = (load_method(run / "checkpoints" / "best.ckpt") for run in (found, expected))
+    assert str(ours.triage) == str(theirs.triage)
+    assert ours.configuration["trainer"] == theirs.configuration["trainer"]
+
+
+def test_a_run_that_is_trained_on_ends_as_one_planned_for_that_long(
+    direct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    train(settings_for(2), run)
+    before = (run / "validation.csv").read_text()
+    # killed after the results were moved, and before the record was written
+    with monkeypatch.context() as patched:
+        patched.setattr(extension, "extend_record", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(settings_for(3, run), run)
+    train(settings_for(3, run), run)
+    assert_same_results(run, direct)
+    record = yaml.safe_load((run / "config.yaml").read_text())
+    assert record["extended_from"] == [2]
+    assert method_settings(record) == method_settings(yaml.safe_load((direct / "config.yaml").read_text()))
+    aside = run / "earlier" / "2_epochs"
+    assert (aside / "validation.csv").read_text() == before
+    assert load_method(aside / "best.ckpt").configuration["trainer"]["max_epochs"] == 2
+    assert pd.read_csv(run / "logs" / "metrics.csv")["epoch"].max() == 2
+    # the earlier results are no run of their own
+    assert len(find_runs(tmp_path)) == 1
+    # finished, and left alone
+    written = (run / "validation.csv").stat().st_mtime_ns
+    train(settings_for(3, run), run)
+    assert (run / "validation.csv").stat().st_mtime_ns == written
+
+
+def test_what_cannot_be_trained_on_is_refused_and_left_as_it_is(direct: Path) -> None:
+    files = sorted(path.relative_to(direct) for path in direct.rglob("*"))
+    for overrides, message in (
+        (["optimizer.learning_rate=0.1"], r"holds a run with another optimizer"),
+        (["trainer.gradient_clip_val=2.0"], r"holds a run with another trainer"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(settings_for(5, direct, *overrides), direct)
+    with pytest.raises(UserError, match=r"holds a run with another trainer"):
+        train(settings_for(2, direct), direct)
+    assert sorted(path.relative_to(direct) for path in direct.rglob("*")) == files
+
+
+def test_a_schedule_that_ends_with_the_planned_epochs_is_not_trained_on(tmp_path: Path) -> None:
+    ending = settings_for(3, tmp_path, "optimizer.schedule=one_cycle")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(ending))
+    longer = {**ending, "trainer": {**ending["trainer"], "max_epochs": 5}}
+    with pytest.raises(
+        UserError, match=r"planned for 3 epochs with optimizer.schedule=one_cycle, which ends with them"
+    ):
+        train(longer, tmp_path)
