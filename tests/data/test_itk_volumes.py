@@ -243,6 +243,32 @@ def test_segments_have_names_and_may_overlap(tmp_path: Path) -> None:
         read_mask(path)
 
 
+def without_fields(path: Path, *fields: str) -> None:
+    """Remove lines of an uncompressed NRRD header."""
+    header, mark, voxels = path.read_bytes().partition(b"\n\n")
+    lines = [line for line in header.split(b"\n") if not any(f"_{field}:=".encode() in line for field in fields)]
+    path.write_bytes(b"\n".join(lines) + mark + voxels)
+
+
+def test_without_layers_each_segment_is_a_channel_as_in_earlier_versions_of_slicer(tmp_path: Path) -> None:
+    layers = np.zeros((*SHAPE, 2), np.uint8)
+    layers[1:5, 1:4, 1:3, 0] = 1
+    layers[2:4, 2:3, 1:2, 1] = 1
+    path = tmp_path / "a.seg.nrrd"
+    save_segments(path, layers, (10, 20, 30), organ=(0, 1), tumour=(1, 1))
+    without_fields(path, "Layer", "LabelValue")
+    np.testing.assert_array_equal(read_segment(path, "organ").array, layers[..., 0] == 1)
+    np.testing.assert_array_equal(read_segment(path, "tumour").array, layers[..., 1] == 1)
+    # labels of one channel need no layer
+    labels = layers[..., 0] + layers[..., 1]
+    save_segments(path, labels[..., None], (10, 20, 30), organ=(0, 1), tumour=(0, 2))
+    without_fields(path, "Layer")
+    np.testing.assert_array_equal(read_segment(path, "tumour").array, labels == 2)
+    without_fields(path, "LabelValue")
+    with pytest.raises(ImageError, match="has no layer 1, in which its header places 'tumour'"):
+        read_segment(path, "tumour")
+
+
 def test_a_manifest_takes_segments_by_name_and_puts_parts_of_the_image_in_their_place(tmp_path: Path) -> None:
     sitk.WriteImage(volume(), str(tmp_path / "image.mha"))
     whole = np.zeros((*SHAPE, 2), np.uint8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from method_parts import small_network
@@ -9,6 +11,7 @@ from torch import nn
 from trainings import configuration
 
 from edue_lightning.config.build import build_method, refused_size
+from edue_lightning.data import SyntheticFundus
 from edue_lightning.errors import UserError
 from edue_lightning.networks import HeadLayout
 from edue_lightning.training import run as training_run
@@ -85,6 +88,20 @@ def test_settings_are_refused_before_training(overrides: list[str], message: str
     with pytest.raises(UserError, match=message) as refused:
         Experiment.of(settings)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("spacing", "is_refused"), [((0.5, 3.0), True), ((0.5, 0.503), False), (None, False)])
+def test_quarter_turns_at_prediction_need_voxels_of_equal_sizes(
+    spacing: tuple[float, ...] | None, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = SyntheticFundus.load
+    monkeypatch.setattr(SyntheticFundus, "load", lambda self, case: replace(load(self, case), spacing=spacing))
+    if is_refused:
+        with pytest.raises(UserError, match=r"case \S+ are 0\.5 and 3 mm along them; set method\.turned=false"):
+            Experiment.of(configuration("method=test_time_augmentation", "method.turned=true"))
+        Experiment.of(configuration("method=test_time_augmentation"))
+    else:
+        Experiment.of(configuration("method=test_time_augmentation", "method.turned=true"))
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,11 @@ _EQUAL_SIZES = 0.01
 """Largest relative difference of voxel sizes that count as equal."""
 
 
+def are_equal_sizes(one: float, other: float) -> bool:
+    """Return whether two voxel sizes count as equal, so that a quarter turn exchanges their axes."""
+    return math.isclose(one, other, rel_tol=_EQUAL_SIZES)
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Random changes to training cases (MONAI's transforms).
@@ -111,7 +116,7 @@ class _QuarterTurns(RandRotate90d):
         equal = [
             (one, two)
             for one, two in planes
-            if shape[one] == shape[two] and math.isclose(spacing[one], spacing[two], rel_tol=_EQUAL_SIZES)
+            if shape[one] == shape[two] and are_equal_sizes(spacing[one], spacing[two])
         ]
         self._unequal = not equal
         self.spatial_axes = equal[0] if equal else last

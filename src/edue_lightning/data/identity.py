@@ -30,6 +30,7 @@ class CaseIdentity:
             earlier version. Cases with equal images are equal whether or not it is known.
         blank: whether every channel of the prepared image is constant, so that its digests identify no case; not known
             of a case from a checkpoint.
+        spacing: mm along each axis of `size`; None if it is unknown, as of a case from a checkpoint.
     """
 
     case_id: str
@@ -39,6 +40,7 @@ class CaseIdentity:
     masks: str
     content: str | None = field(default=None, compare=False)
     blank: bool = field(default=False, compare=False)
+    spacing: tuple[float, ...] | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, record: CaseRecord, sample: RaterSample) -> CaseIdentity:
@@ -46,7 +48,7 @@ class CaseIdentity:
         size = tuple(sample.image.shape[1:])
         image, masks = _digest(sample.image), _masks_digest(sample)
         blank = all(bool(channel.amin() == channel.amax()) for channel in sample.image)
-        return cls(record.case_id, record.group, size, image, masks, content_of(sample), blank)
+        return cls(record.case_id, record.group, size, image, masks, content_of(sample), blank, sample.spacing)
 
     def as_list(self) -> list[Any]:
         """Return plain values, for a checkpoint."""

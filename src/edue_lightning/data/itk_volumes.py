@@ -280,7 +280,7 @@ def _open(path: Path) -> tuple[sitk.ImageFileReader, ItkHeader]:
     shape = tuple(stored[:2] if stored[2:3] == (1,) else stored[:3])
     affine = _affine(reader)
     channels = stored[3] if len(stored) == 4 else components
-    return reader, ItkHeader(shape, channels, checked_spacing(affine, len(shape)), affine, _segments(reader))
+    return reader, ItkHeader(shape, channels, checked_spacing(affine, len(shape)), affine, _segments(reader, channels))
 
 
 @contextmanager
@@ -312,22 +312,27 @@ def _bytes_per_number(reader: sitk.ImageFileReader) -> int:
     return int(named[1]) // 8
 
 
-def _segments(reader: sitk.ImageFileReader) -> dict[str, tuple[int, int]]:
+def _segments(reader: sitk.ImageFileReader, layers: int) -> dict[str, tuple[int, int]]:
+    """Return the position in the channels and the value of each segment of 3D Slicer, by its name.
+
+    Args:
+        reader: reader of the header.
+        layers: number of channels.
+    """
     found: dict[str, tuple[int, int]] = {}
     numbers = [match[1] for key in reader.GetMetaDataKeys() if (match := _SEGMENT.fullmatch(key))]
     for number in sorted(numbers, key=int):
         name, value, layer = (
-            reader.GetMetaData(key) if reader.HasMetaDataKey(key) else default
-            for key, default in ((f"Segment{number}_{part}", text) for part, text in _SEGMENT_FIELDS.items())
+            reader.GetMetaData(key) if reader.HasMetaDataKey(key) else None
+            for key in (f"Segment{number}_{part}" for part in ("Name", "LabelValue", "Layer"))
         )
         if name in found:
             raise ImageError(f"holds two segments {name!r}; give each its own name")
-        found[name] = int(layer), int(value)
+        if layer is None:
+            # before layers were shared, each segment was a channel of 0 and 1
+            layer = "0" if layers == 1 and value is not None else number
+        found[name or ""] = int(layer), int(value or 1)
     return found
-
-
-# before the version with layers, each segment was a channel of 0 and 1
-_SEGMENT_FIELDS = {"Name": "", "LabelValue": "1", "Layer": "0"}
 
 
 def _fields(path: Path) -> tuple[dict[str, str], int]:

@@ -54,7 +54,9 @@ class TestTimeAugmentation(NetworkMethod):
         target: target of the network.
         mirrored: whether to mirror the image along every set of its axes (4 views in 2D, 8 in 3D).
         turned: whether to show each of these views with the first two axes exchanged too; with `mirrored`, quarter
-            turns and their mirror images. In a volume these axes are those of the axial plane.
+            turns and their mirror images. In a volume these axes are those of the axial plane. The method does not know
+            the voxel size: along these axes it must be the same, in new images too. A training checks it, see
+            `training.checks.check_turns`.
         intensity: if above 0, each view is also shown with its intensities scaled by 1 - `intensity` and 1 +
             `intensity`.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from edue_lightning.config.build import ImageFormat, network_factory, refused_size
 from edue_lightning.data import RaterDataModule
+from edue_lightning.data.augmentation import are_equal_sizes
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.runs.checkpoints import TrainingCases
@@ -96,6 +97,27 @@ def check_raters(method: SegmentationMethod, data: RaterDataModule) -> None:
             f"method.target=rater_per_member: who gave which vote is unknown in data={data.name}, so no member can "
             "learn from one rater; choose method.target=soft_majority, majority or random_rater"
         )
+
+
+def check_turns(method: SegmentationMethod, cases: TrainingCases) -> None:
+    """Check that a method that exchanges the first two axes of an image meets voxels of equal sizes along them.
+
+    Args:
+        method: method to train.
+        cases: cases of training and validation.
+
+    Raises:
+        UserError: naming a case whose voxels have other sizes.
+    """
+    if not any(getattr(part, "turned", False) for part in method.trainees()):
+        return
+    for case in (*cases["train"], *cases["val"]):
+        if case.spacing is not None and not are_equal_sizes(*case.spacing[:2]):
+            sizes = " and ".join(f"{size:g}" for size in case.spacing[:2])
+            raise UserError(
+                f"method.turned=true exchanges the first two axes of an image, but the voxels of case {case.case_id} "
+                f"are {sizes} mm along them; set method.turned=false"
+            )
 
 
 def check_sizes(configuration: Mapping[str, Any], data: RaterDataModule, cases: TrainingCases) -> None:
