@@ -65,7 +65,7 @@ html_theme_options: dict[str, Any] = {
 }
 
 NAVIGATION = {
-    "Use it": "own-data choose-a-method train sweeps calibration predict export cluster extend",
+    "Use it": "own-data choose-a-method train sweeps report calibration predict export cluster extend",
     "Reference": "data methods metrics api/index",
     "Results": "results",
 }

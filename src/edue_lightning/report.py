@@ -1,6 +1,6 @@
 """Compare all finished runs below a folder.
 
-python -m edue_lightning.report runs=DIR [output=DIR] [reference=edue]
+python -m edue_lightning.report runs=DIR [output=DIR] [reference=edue] [figures=screen]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from edue_lightning.config.command import command
 from edue_lightning.config.schema import check_configuration, resolved
 from edue_lightning.reporting import Report, write_report
+from edue_lightning.reporting.charts.draw import FigureForm
 from edue_lightning.runtime.startup import start_process
 
 
@@ -25,6 +26,7 @@ class ReportConfiguration:
     runs: str
     output: str
     reference: str
+    figures: FigureForm
 
 
 def report(configuration: Mapping[str, Any]) -> Report:
@@ -34,7 +36,8 @@ def report(configuration: Mapping[str, Any]) -> Report:
         UserError: if the folder does not exist or holds no finished run, or a run's files are damaged.
     """
     check_configuration(configuration, ReportConfiguration)
-    return write_report(Path(configuration["runs"]), Path(configuration["output"]), configuration["reference"])
+    runs, output = Path(configuration["runs"]), Path(configuration["output"])
+    return write_report(runs, output, configuration["reference"], configuration["figures"])
 
 
 @command("report")

@@ -16,6 +16,24 @@ _OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
+_running: list[Any] = []
+
+
+@contextmanager
+def _browser() -> Iterator[Any]:
+    """Start a browser, or take the one that runs: a process can have one."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if _running:
+        yield _running[0]
+        return
+    with sync_api.sync_playwright() as playwright:
+        _running.append(playwright.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS))
+        try:
+            yield _running[0]
+        finally:
+            _running.pop().close()
+
+
 @contextmanager
 def opened(
     page: Path, width: int = 1400, height: int = 900, dark: bool = False, complete: bool = True
@@ -29,10 +47,8 @@ def opened(
         dark: whether the reader prefers dark pages.
         complete: whether the page has all files that it asks for.
     """
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     wrong: list[str] = []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
+    with _browser() as browser:
         scheme = "dark" if dark else "light"
         window = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
         window.on("pageerror", lambda error: wrong.append(str(error)))
@@ -45,7 +61,7 @@ def opened(
         )
         window.goto(page.resolve().as_uri())
         yield window
-        browser.close()
+        window.close()
     assert not wrong
 
 

@@ -76,9 +76,11 @@ def test_a_report_holds_the_matrix(tmp_path: Path) -> None:
         shutil.copy(folder / "metrics.csv", folder / "validation.csv")
     report = write_report(tmp_path / "runs", tmp_path / "report", "edue")
     assert set(pd.read_csv(report.folder / "matrix.csv")["baseline"]) == {"single"}
-    for text in (report.markdown.read_text(), report.html.read_text()):
-        assert "edue against" in text
-        assert "N NLL, E ECE" in text
+    markdown, page = report.markdown.read_text(), report.html.read_text()
+    assert "edue against" in markdown
+    assert "N NLL, E ECE" in markdown
+    assert "Every method against edue on lidc: nodule" in page
+    assert ">NLL ↓</button>" in page
 
 
 def test_nothing_is_compared_with_a_method_that_does_not_exist(tmp_path: Path) -> None:

@@ -27,11 +27,14 @@ from edue_lightning.data import RaterSample
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.measure import _panel
 from edue_lightning.reporting import compare, comparison_table, find_runs, paired_differences, read_run, write_report
+from edue_lightning.reporting.charts.chart import Chart
+from edue_lightning.reporting.charts.disagreement import disagreement_charts
+from edue_lightning.reporting.charts.draw import FORMS, draw
+from edue_lightning.reporting.charts.interactive import plotly_of
+from edue_lightning.reporting.charts.styles import MOST_COLOURED, method_styles
 from edue_lightning.reporting.comparison import COMPARISON_COLUMNS, best_methods, to_markdown
 from edue_lightning.reporting.figures import (
     comparison_panel_figure,
-    disagreement_scatter_figure,
-    line_styles,
     panel_figure,
     quality_control_figure,
     reliability_figure,
@@ -39,6 +42,7 @@ from edue_lightning.reporting.figures import (
 from edue_lightning.reporting.findings import VERDICT_COLUMNS
 from edue_lightning.reporting.panels import (
     choose_panel_cases,
+    cropped,
     displayable,
     load_panels,
     most_disputed_slice,
@@ -213,29 +217,45 @@ def test_damaged_panels_and_missing_folders_are_named(tmp_path: Path) -> None:
 
 
 class References(HTMLParser):
-    """Collects the addresses that a page refers to, its tables and captions, and its text."""
+    """Collects the addresses that a page refers to, its elements, and its text without scripts."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.addresses: list[str] = []
         self.tags: list[str] = []
         self.text = ""
+        self._in_script = False
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self._in_script = tag in ("script", "style")
         self.addresses += [value or "" for name, value in attrs if name in {"src", "href", "srcset", "action"}]
 
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False
+
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if not self._in_script:
+            self.text += data
 
 
 def assert_stands_alone(page: str, figures: int) -> References:
     seen = References(page)
-    assert len(seen.addresses) == seen.tags.count("figcaption") == figures
-    assert all(address.startswith("data:image/png;base64,") for address in seen.addresses)
-    for outside in ("http", "@import", "url(", "link", "iframe"):
-        assert outside not in re.sub(r"base64,[^\"]*", "", page), outside
+    assert seen.tags.count("figcaption") == figures
+    pictures = [address for address in seen.addresses if not address.startswith("#")]
+    assert len(pictures) == seen.tags.count("img")
+    assert all(address.startswith("data:image/png;base64,") for address in pictures)
+    assert "link" not in seen.tags
+    assert "iframe" not in seen.tags
+    # the browser itself refuses any request
+    assert "default-src &#x27;none&#x27;; img-src data: blob:;" in page
+    own = re.sub(r'<script type="text/plain" id="library">[^<]*', "", re.sub(r'base64,[^"]*', "", page))
+    for outside in ("http:", "https:", "@import", "url("):
+        assert outside not in own, outside
+    # every entry of the contents leads to a heading
+    for address in seen.addresses:
+        assert not address.startswith("#") or f'id="{address[1:]}"' in page
     return seen
 
 
@@ -243,18 +263,20 @@ def test_the_report_stands_alone(runs_folder: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in runs_folder.rglob("*") if path.is_file()}
     paths = write_report(runs_folder, tmp_path / "report", "edue")
     page = paths.html.read_text()
-    # calibration, quality control, scatter, and a figure a panel case
-    seen = assert_stands_alone(page, 3 + 2)
+    # calibration, quality control, and the scatter by value and by rank
+    seen = assert_stands_alone(page, 4)
+    # two cases: the raters' outlines and V*, and three maps of each method
+    assert seen.tags.count("img") == 4 + 2 * (2 + 2 * 3)
     assert "viewport" in page
     assert "not & CT" in seen.text
     assert "train <it>" in seen.text  # escaped in the page
-    assert "nll ↓" in seen.text
-    made = f"Made by python -m edue_lightning.report runs={runs_folder} output={paths.folder} reference=edue"
-    assert seen.text.count(f"{made} from runs of commit abc.") == 5
+    assert "NLL ↓" in seen.text
+    made = f"Made bypython -m edue_lightning.report runs={runs_folder} output={paths.folder} reference=edue"
+    assert seen.text.count("edue_lightning.report") == seen.text.count(f"{made}from runs of commit abc.") == 1
     assert "AUROC of distorted images against" not in seen.text
     assert {path: path.read_bytes() for path in before} == before
     for ending in ("png", "svg"):
-        assert len(list((tmp_path / "report" / "figures").glob(f"*.{ending}"))) == 5
+        assert len(list((tmp_path / "report" / "figures").glob(f"*.{ending}"))) == 4 + 2
     pd.testing.assert_frame_equal(pd.read_csv(paths.comparison), compare(find_runs(runs_folder)))
     # a second report finds the same runs, its own folder among them or not
     again = write_report(runs_folder, runs_folder / "report", "edue")
@@ -271,11 +293,20 @@ def test_the_verdict_stands_on_top_of_page_and_markdown(runs_folder: Path, tmp_p
     assert tuple(frame.columns) == VERDICT_COLUMNS
     assert set(frame["quantity"]) >= {"nll", "dice", "forward_passes"}
     row = frame[frame["quantity"] == "nll"].iloc[0]
-    for text in (paths.markdown.read_text(), References(paths.html.read_text()).text):
-        assert text.index("edue against the other methods on the test cases") < text.index("95 % bootstrap intervals")
-        assert f"NLL {row['value']:.3f} against {row['baseline_value']:.3f} of layer_ensemble" in text
+    page = References(paths.html.read_text()).text
+    for text in (paths.markdown.read_text(), page):
         # there is no deep ensemble to be compared with
         assert "lidc: not compared with layer_ensemble and deep_ensemble" in text
+    text = paths.markdown.read_text()
+    assert text.index("edue against the other methods on the test cases") < text.index("95 % bootstrap intervals")
+    assert f"| NLL | {row['value']:.3f} | layer_ensemble | {row['baseline_value']:.3f} |" in text
+    # one sentence, then what to beware of, the matrix, differences, figures, tables and the command
+    parts = ("edue is better than the best baseline in", "warnings: read before", "Every method against edue")
+    parts += ("Differences from edue on lidc", "Calibration on lidc", "Quality control on lidc", "Disagreement on lidc")
+    parts += ("Case case0", "lidc, test, nodule: 9 cases", "Made by")
+    # the contents stand before
+    places = [page.rindex(part) for part in parts]
+    assert places == sorted(places)
 
 
 def test_without_a_run_of_the_reference_the_report_says_so(runs_folder: Path, tmp_path: Path) -> None:
@@ -285,6 +316,7 @@ def test_without_a_run_of_the_reference_the_report_says_so(runs_folder: Path, tm
     seen = References(paths.html.read_text())
     assert said in seen.text
     assert "Difference to" not in seen.text
+    assert seen.text.count(said) == 1
     assert pd.read_csv(paths.verdict).empty
     assert pd.read_csv(tmp_path / "report" / "differences.csv").empty
 
@@ -305,17 +337,22 @@ def test_many_methods_make_one_report(tmp_path: Path) -> None:
             write_distortions(folder, label, seed, has_sv=label != "method_0")
             write_cost(folder, parameters=1e6, parameter_ratio=1.02, forward_passes=1, flops=1e9)
     paths = write_report(tmp_path / "runs", tmp_path / "report", "edue")
-    # calibration, quality control, scatter, boxes, detection, and a figure a panel case
-    seen = assert_stands_alone(paths.html.read_text(), 5 + 2)
+    # differences, calibration, quality control, boxes, detection, and the scatter by value and by rank
+    seen = assert_stands_alone(paths.html.read_text(), 7)
     assert set(labels) <= set(re.findall(r"\w+", seen.text))
     assert "AUROC of distorted images against" in seen.text
     assert "parameter ratio" in seen.text
     assert "latency ratio" not in seen.text
 
 
-def test_more_methods_than_colours_differ_by_their_lines() -> None:
-    styles = line_styles([str(n) for n in range(20)])
-    assert len({(style["color"], str(style["linestyle"])) for style in styles.values()}) == 20
+@pytest.mark.parametrize("methods", [2, MOST_COLOURED, 11, 20])
+def test_methods_differ_by_marker_and_dashes_and_of_many_only_the_reference_has_a_colour(methods: int) -> None:
+    styles = method_styles([str(n) for n in range(methods)], "1")
+    assert len({(style.marker, style.dash) for style in styles.values()}) == methods
+    assert [label for label, style in styles.items() if style.strong] == ["1"]
+    others = {style.colour for label, style in styles.items() if label != "1"}
+    assert (len(others) == 1) == (methods == 2 or methods > MOST_COLOURED)
+    assert styles["1"].colour not in others
 
 
 def test_many_panels_wrap_into_rows() -> None:
@@ -324,11 +361,14 @@ def test_many_panels_wrap_into_rows() -> None:
     assert figure.get_figwidth() < 20
     titles = [axes.get_title() for axes in figure.axes]
     assert sum("method" in title for title in titles) == 13
-    assert titles.count("prediction") == 13
-    # what is drawn lies above its prediction
-    above = next(axes for axes in figure.axes if "method 11" in axes.get_title())
-    below = figure.axes[figure.axes.index(above) + 7]
-    np.testing.assert_array_equal(below.images[0].get_array(), panels["method_11"].mean_probability >= 0.5)
+    assert sum(title.startswith("V, SV") for title in titles) == 13
+    # the prediction lies above V, and that above p(1 - p)
+    place = next(n for n, axes in enumerate(figure.axes) if "method 11" in axes.get_title())
+    prediction, variance, total = (figure.axes[place + step] for step in (0, 7, 14))
+    shown = cropped(panels["method_11"])
+    np.testing.assert_array_equal(prediction.images[0].get_array(), shown.image)
+    np.testing.assert_array_equal(variance.images[0].get_array(), shown.member_variance)
+    np.testing.assert_array_equal(total.images[0].get_array(), shown.total_variance)
 
 
 def test_panels_survive_the_file(tmp_path: Path) -> None:
@@ -346,14 +386,16 @@ def test_a_single_network_is_drawn_by_p_times_1_minus_p_and_labelled_so() -> Non
     expected = network.mean_probability * (1 - network.mean_probability)
     figure = panel_figure(network)
     np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), expected)
-    assert figure.axes[2].get_title() == "single network, p(1 - p) 7.2"
+    assert figure.axes[2].get_title() == "single network\np(1 - p) 7.2"
     # a file of an earlier version holds 0 and no sum of p(1 - p)
     earlier = replace(network, sv=0.0, sv_total=float("nan"))
     comparison = comparison_panel_figure({"edue": panel("a"), "single": network, "earlier": earlier})
     drawn = {axes.get_title(): axes for axes in comparison.axes}
-    for title in ("single\np(1 - p) 7.2", "earlier\np(1 - p)"):
-        np.testing.assert_array_equal(drawn[title].images[0].get_array(), expected)
-    np.testing.assert_array_equal(drawn["edue\nSV 3.2"].images[0].get_array(), panel("a").member_variance)
+    np.testing.assert_array_equal(drawn["p(1 - p) 7.2"].images[0].get_array(), expected)
+    np.testing.assert_array_equal(drawn["p(1 - p)"].images[0].get_array(), expected)
+    np.testing.assert_array_equal(drawn["V, SV 3.2"].images[0].get_array(), panel("a").member_variance)
+    titles = [axes.get_title() for axes in comparison.axes]
+    assert titles.count("single network: no V") == 2
 
 
 @pytest.mark.parametrize("members", [1, 3])
@@ -409,6 +451,10 @@ def test_figures_show_every_rater_and_one_scale() -> None:
     contours, expert, model = figure.axes[:3]
     assert contours.get_title() == "4 raters"
     assert len(contours.collections) == 4
+    # of a small image nothing is cut off
+    np.testing.assert_array_equal(expert.images[0].get_array(), panel("a").rater_variance)
+    prediction = figure.axes[4]
+    assert len(prediction.collections) == 2
     for axes in (expert, model):
         assert axes.images[0].get_clim() == (0, 0.25)
     assert "4.5" in expert.get_title()
@@ -427,11 +473,21 @@ def lines_of(figure: object) -> Iterator[np.ndarray]:
 def test_the_quality_control_figure_has_the_curve_its_ideal_and_its_random_line(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run", "edue", 0))
     curves = {"edue": run.quality_control[run.quality_control["score"] == "sv"]}
-    curve, ideal, random, *legend = lines_of(quality_control_figure(curves))
-    np.testing.assert_array_equal(curve, [[0, 0.3], [0.5, 0.1], [1, 0]])
-    np.testing.assert_array_equal(ideal, [[0, 0.3], [0.3, 0]])
-    np.testing.assert_array_equal(random, [[0, 0.3], [1, 0]])
-    assert not any(len(line) for line in legend)
+    figure = quality_control_figure({**curves, "same": curves["edue"].assign(missed=[0.6, 0.3, 0])})
+    random, ideal, *of_methods = lines_of(figure)
+    np.testing.assert_array_equal(random, [[0, 0], [1, 1]])
+    # of the first alone, whose share of poor ones is 0.3
+    np.testing.assert_array_equal(ideal, [[0, 0], [0.3, 1], [1, 1]])
+    other, curve = of_methods
+    np.testing.assert_allclose(curve, [[0, 0], [0.5, 2 / 3], [1, 1]])
+    np.testing.assert_allclose(other, [[0, 0], [0.5, 0.5], [1, 1]])
+    assert figure.axes[0].get_ylabel() == "share of the poor segmentations found"
+
+
+def test_a_method_without_poor_segmentations_has_no_curve(tmp_path: Path) -> None:
+    curve = pd.DataFrame({"flagged": [0.0, 1.0], "missed": [0.0, 0.0]})
+    (random,) = lines_of(quality_control_figure({"edue": curve}))
+    np.testing.assert_array_equal(random, [[0, 0], [1, 1]])
 
 
 def test_the_calibration_curve_leaves_empty_bins_out(tmp_path: Path) -> None:
@@ -446,8 +502,64 @@ def test_the_scatter_tells_its_correlation(tmp_path: Path) -> None:
     cases = read_run(write_run(tmp_path / "run", "edue", 0)).cases
     constant = cases.assign(sv=0.0)
     network = cases.assign(sv=np.nan, sv_total=2 * cases["sv"])
-    figure = disagreement_scatter_figure({"edue": cases, "single": constant, "network": network})
+    tables = {"edue": cases, "single": constant, "network": network}
+    styles = method_styles(list(tables), "edue")
+    by_value, by_rank = disagreement_charts(tables, styles, "mm²", name="scatter", title="Disagreement")
+    figure = draw(by_value)
     expected = np.corrcoef(cases["sv"], cases["sv_star"])[0, 1]
     assert f"Pearson {expected:.2f}" in figure.axes[0].get_title()
+    assert figure.axes[0].get_xlabel() == "raters' SV* in mm²"
     assert "undefined" in figure.axes[1].get_title()
     assert figure.axes[2].get_title() == f"network\nPearson {expected:.2f} of p(1 - p)"
+    ranks = cases[["sv", "sv_star"]].rank()
+    assert f"Spearman {ranks['sv'].corr(ranks['sv_star']):.2f}" in by_rank.plots[0].title
+    _, points = by_rank.plots[0].series
+    assert points.x == ranks["sv_star"].tolist()
+    assert f"Pearson correlation is highest for edue ({expected:.2f})" in by_value.alt
+
+
+def test_a_map_is_cropped_to_what_the_raters_marked() -> None:
+    wide = replace(
+        panel("a"),
+        image=np.arange(3600.0).reshape(60, 60).astype(np.float32) / 3600,
+        masks=np.pad(panel("a").masks, ((0, 0), (30, 10), (10, 30))),
+        **{name: np.zeros((60, 60), np.float32) for name in ("rater_variance", "member_variance", "mean_probability")},
+    )
+    found = cropped(wide)
+    assert found.image.shape == found.masks.shape[1:] == found.member_variance.shape == (24, 24)
+    assert found.masks.sum() == wide.masks.sum()
+    row, column = (int(at[0]) for at in np.nonzero(wide.image == found.image[0, 0]))
+    np.testing.assert_array_equal(found.masks, wide.masks[:, row : row + 24, column : column + 24])
+    empty = replace(wide, masks=np.zeros_like(wide.masks))
+    assert cropped(empty) is empty
+
+
+def test_figures_for_papers_have_the_width_of_a_column_and_small_letters(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs" / "edue", "edue", 0)
+    paths = write_report(tmp_path / "runs", tmp_path / "report", "edue", "paper")
+    assert sorted(path.suffix for path in paths.figures.glob("calibration_*")) == [".pdf", ".png", ".svg"]
+    svg = next(paths.figures.glob("calibration_*.svg")).read_text()
+    width = float(re.search(r'<svg[^>]* width="([\d.]+)pt"', svg)[1])
+    assert width / 72 * 25.4 == pytest.approx(89, abs=0.1)
+    figure = draw(a_chart(run), "paper")
+    assert figure.axes[0].xaxis.label.get_fontsize() == FORMS["paper"].font == 7
+    # the page has pictures of its own, and the command that makes the same report
+    assert "figures=paper" in References(paths.html.read_text()).text
+    assert not list(paths.figures.glob("*.screen.*"))
+
+
+def a_chart(folder: Path) -> Chart:
+    cases = read_run(folder).cases
+    (chart, _) = disagreement_charts({"edue": cases}, method_styles(["edue"], "edue"), "", name="a", title="A")
+    return chart
+
+
+def test_a_plot_of_the_page_holds_what_its_file_shows(tmp_path: Path) -> None:
+    chart = a_chart(write_run(tmp_path / "run", "edue", 0))
+    drawn = plotly_of(chart.plots[0])
+    _, points = chart.plots[0].series
+    trace = drawn["data"][1]
+    np.testing.assert_allclose(trace["x"], points.x, rtol=1e-4)
+    np.testing.assert_allclose(trace["y"], points.y, rtol=1e-4)
+    assert trace["meta"]["method"] == "edue"
+    assert drawn["layout"]["xaxis"]["title"]["text"] == chart.plots[0].x_label

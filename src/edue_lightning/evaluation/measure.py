@@ -20,6 +20,7 @@ from edue_lightning.losses import within
 from edue_lightning.methods import Density, Measuring, SegmentationMethod
 from edue_lightning.metrics import CaseTable, MetricSettings
 from edue_lightning.metrics.thresholds import BestThresholds
+from edue_lightning.reporting.data_overview import volume_unit
 from edue_lightning.reporting.panels import (
     Panel,
     choose_panel_cases,
@@ -133,11 +134,11 @@ def _evaluation(
     groups = [record.group for record in records]
     summary = table.summary(measurement.resamples, groups)
     panels: list[Panel] = []
-    fingerprints: list[tuple[list[str], str]] | None = None
+    found: list[tuple[list[str], str, str]] | None = None
     # only the first process writes them
     if is_first_process():
         samples = (sample_of(i) for i in positions.tolist())
-        fingerprints = [(mask_fingerprints(sample), content_of(sample)) for sample in samples]
+        found = [(mask_fingerprints(sample), content_of(sample), unit_of(sample)) for sample in samples]
     if is_first_process() and measurement.panels:
         panels = _panels(data, measurement.split, positions, cases["sv_star"], probabilities_of, table.readout)
     return Evaluation(
@@ -153,10 +154,16 @@ def _evaluation(
         panels=panels,
         members=table.members,
         note=data.note,
-        fingerprints=None if fingerprints is None else [masks for masks, _ in fingerprints],
-        image_fingerprints=None if fingerprints is None else [image for _, image in fingerprints],
+        fingerprints=None if found is None else [masks for masks, _, _ in found],
+        image_fingerprints=None if found is None else [image for _, image, _ in found],
+        units=None if found is None else [unit for _, _, unit in found],
         density=None if distances is None else [distances[i] for i in positions.tolist()],
     )
+
+
+def unit_of(sample: RaterSample) -> str:
+    """Return the unit of a case's areas, volumes and sums over the image."""
+    return volume_unit(sample.image.ndim - 1, sample.spacing is not None)
 
 
 def mask_fingerprints(sample: RaterSample) -> list[str]:

@@ -30,6 +30,7 @@ from edue_lightning.runs.files import (
     QUALITY_CONTROL_FILE,
     RELIABILITY_COLUMNS,
     RELIABILITY_FILE,
+    UNIT,
     Replicates,
     write_case_arrays,
     write_replicates,
@@ -63,6 +64,7 @@ class Evaluation:
         fingerprints: digest of the raters' masks of each case and structure, `[N][K]`, or None.
         image_fingerprints: digest of each case's image before it was prepared, `[N]`, or None.
         density: distance of each case's image from the training images, `[N]`, or None.
+        units: unit of areas, volumes and sums of each case, `[N]`, or None.
     """
 
     label: str
@@ -80,6 +82,7 @@ class Evaluation:
     fingerprints: Sequence[Sequence[str]] | None = None
     image_fingerprints: Sequence[str] | None = None
     density: Sequence[float] | None = None
+    units: Sequence[str] | None = None
 
     def metrics_frame(self) -> pd.DataFrame:
         """Return the content of `metrics.csv`."""
@@ -98,6 +101,8 @@ class Evaluation:
                 part[FINGERPRINT] = [digests[k] for digests in self.fingerprints]
             if self.image_fingerprints is not None:
                 part[IMAGE_FINGERPRINT] = list(self.image_fingerprints)
+            if self.units is not None:
+                part[UNIT] = list(self.units)
             parts.append(part)
         frame = pd.concat(parts, ignore_index=True)
         frame["n_raters"] = frame["n_raters"].astype(int)

@@ -58,6 +58,7 @@ RESERVED_NAMES = frozenset(
     (
         *("method", "data", "split", "seed", "structure", "metric", "value", "ci_low", "ci_high", "n_cases"),
         *("n_undefined", "better", "no_interval", "case_id", "group", "fingerprint", "image_fingerprint"),
+        "unit",
         *("score", "distortion", "severity"),
     )
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
@@ -19,6 +20,10 @@ LARGEST_WHOLE = 160
 """Longest edge in pixels of an image that is drawn whole; a larger one is cropped around the outlines."""
 
 SMALLEST_CROP = 96
+
+SMALLEST_PANEL = 24
+"""Shortest edge in pixels of a map that is cropped to its structure."""
+
 _MARGIN = 0.35
 # slices from the feet up, rows from anterior to posterior, columns from the patient's right to the left
 _RADIOLOGICAL = ("S", "P", "L")
@@ -71,9 +76,20 @@ class Panel:
         return reached(self.mean_probability if self.decision is None else self.decision, self.threshold)
 
     @property
+    def consensus(self) -> NDArray[np.bool_]:
+        """Mask of at least half of the raters, `[H, W]`."""
+        found: NDArray[np.bool_] = self.masks.mean(axis=0) >= 0.5
+        return found
+
+    @property
+    def total_variance(self) -> NDArray[np.float32]:
+        """Map of p(1 - p), `[H, W]`."""
+        return self.mean_probability * (1 - self.mean_probability)
+
+    @property
     def model_variance(self) -> NDArray[np.float32]:
         """Map to draw beside V*: V, or p(1 - p) of a single network, `[H, W]`."""
-        return self.member_variance if self.has_members else self.mean_probability * (1 - self.mean_probability)
+        return self.member_variance if self.has_members else self.total_variance
 
     @property
     def model_variance_title(self) -> str:
@@ -137,15 +153,43 @@ def view_window(marked: NDArray[np.uint8]) -> tuple[slice, slice]:
         return slice(0, height), slice(0, width)
     low, high = marked_extent(marked)
     edge = max(SMALLEST_CROP, round(float((high - low).max()) * (1 + 2 * _MARGIN)))
-    start = np.clip((low + high - edge) // 2, 0, np.maximum(np.array(marked.shape) - edge, 0))
-    stop = np.minimum(start + edge, marked.shape)
-    return slice(int(start[0]), int(stop[0])), slice(int(start[1]), int(stop[1]))
+    return _square(low, high, edge, marked.shape)
 
 
 def marked_extent(marked: NDArray[np.uint8]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the first marked row and column, and those after the last."""
     positions = np.argwhere(marked)
     return positions.min(axis=0), positions.max(axis=0) + 1
+
+
+def cropped(panel: Panel, smallest: int = SMALLEST_PANEL) -> Panel:
+    """Return the part of a panel around the raters' outlines; all of it where no rater marked anything.
+
+    The crop depends on the raters alone, so it is the same for every method.
+
+    Args:
+        panel: the panel.
+        smallest: shortest edge of the crop in pixels.
+    """
+    marked = panel.masks.max(axis=0)
+    if not marked.any():
+        return panel
+    low, high = marked_extent(marked)
+    edge = max(smallest, round(float((high - low).max()) * (1 + 2 * _MARGIN)))
+    rows, columns = _square(low, high, edge, marked.shape)
+    maps: dict[str, Any] = {
+        field.name: value[..., rows, columns]
+        for field in fields(panel)
+        if isinstance(value := getattr(panel, field.name), np.ndarray) and field.name != "image"
+    }
+    return replace(panel, image=panel.image[rows, columns], **maps)
+
+
+def _square(low: NDArray[np.intp], high: NDArray[np.intp], edge: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Return the rows and columns of a square around an extent, within the image."""
+    start = np.clip((low + high - edge) // 2, 0, np.maximum(np.array(shape) - edge, 0))
+    stop = np.minimum(start + edge, shape)
+    return slice(int(start[0]), int(stop[0])), slice(int(start[1]), int(stop[1]))
 
 
 def displayable(image: NDArray[np.float32]) -> NDArray[np.float32]:

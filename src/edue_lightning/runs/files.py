@@ -60,10 +60,13 @@ FINGERPRINT = "fingerprint"
 IMAGE_FINGERPRINT = "image_fingerprint"
 """Column of `cases.csv`: digest of the case's image before it was prepared; absent in tables of earlier versions."""
 
+UNIT = "unit"
+"""Column of `cases.csv`: unit of areas, volumes and sums over an image; absent in tables of earlier versions."""
+
 TEXT_COLUMNS = frozenset(
     (
         *(*IDENTITY, "structure", "metric", "case_id", "score", "distortion", "better", "no_interval", "group"),
-        *(FINGERPRINT, IMAGE_FINGERPRINT),
+        *(FINGERPRINT, IMAGE_FINGERPRINT, UNIT),
     )
 )
 """Columns that are read as text, whatever they look like: a structure may be called `1`, `NA` or `nan`."""
