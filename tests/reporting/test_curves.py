@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 from run_files import write_cost, write_distortions, write_run, write_validation
 
-from edue_lightning.reporting import Run, find_runs, read_run
+from edue_lightning.reporting import Run, read_run, write_report
 from edue_lightning.reporting.curves import (
     auroc_by_kind,
     auroc_by_severity,
@@ -17,7 +18,6 @@ from edue_lightning.reporting.curves import (
     pooled_reliability,
     quality_control,
 )
-from edue_lightning.reporting.report_figures import drawings
 from edue_lightning.reporting.tables import TIME_RATIO, cost_table, detection_table
 from edue_lightning.runs.files import (
     DISTORTED_CASES_COLUMNS,
@@ -172,7 +172,12 @@ def test_the_cost_is_the_median_over_seeds(tmp_path: Path, folders: list[Path]) 
 
 def test_figures_of_names_that_are_joined_alike_have_names_of_their_own(tmp_path: Path) -> None:
     # one text in file names, as characters are replaced
-    for data in ("a b", "a,b", "a_b"):
+    for data in ("a b", "a,b", "A_b"):
         write_run(tmp_path / data, "edue", 0, data=data)
-    names = [drawing.name for drawing in drawings(find_runs(tmp_path))]
-    assert len(names) == len({name.casefold() for name in names}) == 3 * 5
+    written = write_report(tmp_path, tmp_path / "report", "edue")
+    names = [path.stem for path in written.figures.glob("*.png")]
+    # calibration, quality control, the scatter by value and by rank, and two cases
+    assert len(names) == len({name.casefold() for name in names}) == 3 * 6
+    assert len(list(written.latex.glob("comparison_*.tex"))) == 3
+    charts = re.findall(r'<figure class="chart" id="([^"]*)"', written.html.read_text())
+    assert sorted(charts) == sorted(name for name in names if not name.startswith("heatmaps"))

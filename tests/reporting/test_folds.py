@@ -127,7 +127,7 @@ def test_the_report_names_missing_folds_and_every_run(folder: Path, tmp_path: Pa
     written = write_report(tmp_path / "runs", tmp_path / "report", "mine")
     assert "mine, seed 1: folds 0 and 2 of 3 are missing" in written.tables
     page = written.html.read_text()
-    assert "Comparison of 4 runs" in page
+    assert ": 4 runs compared" in page
     assert page.count(", seed 0, fold ") == 3
     incomplete = pool_folds(find_runs(tmp_path / "runs"))[1]
     assert missing_folds(incomplete) == [0, 2]

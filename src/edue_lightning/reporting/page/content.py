@@ -310,8 +310,8 @@ def _costs(content: PageContent) -> Section | None:
         return None
     text = (
         "<p>Median over seeds; ratios against one plain U-Net of the same width. Times of a prediction are measured in "
-        "alternation with the plain U-Net's; the ratio is the median over the rounds, with its quartiles. Training seconds "
-        "include validation and depend on the machine: compare them within one report only.</p>"
+        "alternation with the plain U-Net's; the ratio is the median over the rounds, with its quartiles. Training "
+        "seconds include validation and depend on the machine: compare them within one report only.</p>"
     )
     tables = [
         metrics_table(costs[costs["data"] == data].drop(columns="data"), f"Cost on {data}", content.reference)

@@ -95,7 +95,7 @@ def _cell(text: str) -> str:
     value, _, rest = text.replace("**", "").partition(" ")
     if not _is_number(value):
         value, rest = text.replace("**", ""), ""
-    value = html.escape(value)
+    value = html.escape(value.rstrip(","))
     value = f"<b>{value}</b>" if bold else f"<span>{value}</span>"
     return value + (f"<small>{html.escape(rest)}</small>" if rest else "")
 

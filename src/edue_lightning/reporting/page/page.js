@@ -122,7 +122,9 @@ function spec(canvas) {
     layout.yaxis.tickfont = {size: 11};
     layout.yaxis.showgrid = false;
     layout.margin.b = 40;
-    Object.assign(layout.xaxis, {tickangle: 0, nticks: 5});
+    const narrow = canvas.clientWidth < 430;
+    Object.assign(layout.xaxis, {tickangle: 0, nticks: narrow ? 3 : 5});
+    layout.yaxis.tickfont.size = narrow ? 10 : 11;
   }
   for (const shape of layout.shapes || []) shape.line.color = soft;
   return [traces, layout];
