@@ -32,7 +32,9 @@ def test_an_evaluation_draws_whole_patients(tmp_path: Path, monkeypatch: pytest.
     records = [CaseRecord(f"case{case}", group=f"patient{case % PATIENTS}") for case in range(CASES)]
     data = SimpleNamespace(records=lambda _: records, name="slices", note=None)
     monkeypatch.setattr(measure, "content_of", lambda _: "picture")
+    monkeypatch.setattr(measure, "unit_of", lambda _: "mm²")
     found = measure._evaluation(table, data, Measurement("mine", "test", MetricSettings(), 50), None, lambda _: None)
+    assert set(found.cases_frame()["unit"]) == {"mm²"}
     assert list(found.groups) == [record.group for record in records]
     counts = resample_counts(CASES, 50, groups=found.groups)
     np.testing.assert_array_equal(counts[:, :PATIENTS], counts[:, PATIENTS:])

@@ -25,7 +25,7 @@ from run_files import (
 
 from edue_lightning.data import RaterSample
 from edue_lightning.errors import UserError
-from edue_lightning.evaluation.measure import _panel
+from edue_lightning.evaluation.measure import _panel, unit_of
 from edue_lightning.reporting import compare, comparison_table, find_runs, paired_differences, read_run, write_report
 from edue_lightning.reporting.charts.chart import Chart
 from edue_lightning.reporting.charts.disagreement import disagreement_charts
@@ -410,6 +410,14 @@ def test_the_measured_panel_of_a_single_network_has_no_sum_of_variances(members:
     assert found.has_members == (members > 1)
     variance = probabilities.numpy()[:, 0].var(axis=0)
     assert found.sv == pytest.approx(6 * variance.sum() if members > 1 else np.nan, rel=1e-5, nan_ok=True)
+
+
+def test_sums_over_an_image_have_a_unit_by_what_is_known_of_its_voxels() -> None:
+    valid = torch.ones(2, dtype=torch.bool)
+    for size, known, unknown in (((4, 4), "mm²", "pixels"), ((2, 4, 4), "mm³", "voxels")):
+        parts = (torch.zeros(1, *size), torch.zeros(2, 1, *size, dtype=torch.uint8), valid, "a")
+        assert unit_of(RaterSample(*parts, (1.0,) * len(size))) == known
+        assert unit_of(RaterSample(*parts)) == unknown
 
 
 def test_panels_of_earlier_versions_are_read(tmp_path: Path) -> None:
