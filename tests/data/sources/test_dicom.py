@@ -95,6 +95,10 @@ def test_names_may_hold_structure_and_rater(tmp_path: Path) -> None:
     assert source.structures == ("GTV-1",)
     masks = source.load("a").masks[:, 0]
     assert [int(mask.sum()) for mask in masks] == [int(made.mask(box).sum()) for box in (GTV, SMALLER)]
+    expected = "a: case 'a': data.source.name_pattern matches none of its structures (GTV-1vis-1, GTV-1vis-2"
+    lines = problems(tmp_path, name_pattern="(?P<structure>gtv)")
+    assert expected in lines
+    assert lines.count("case 'a'") == 1
     for wrong, message in (("(", "no regular expression"), ("GTV", "has no group")):
         with pytest.raises(UserError, match=message):
             DicomSource(str(tmp_path), name_pattern=wrong)
@@ -164,6 +168,7 @@ def test_one_of_several_series_is_chosen_by_description_or_uid(tmp_path: Path) -
             made.pixels.max() - 1024
         )
     assert "of these data.source.series=['x'] takes 0" in problems(tmp_path, series="x")
+    assert "of these data.source.series=['5'] takes 0" in problems(tmp_path, series=5)
     assert "has no RTSTRUCT or SEG of its series" in problems(tmp_path, series="lung*")
 
 

@@ -84,7 +84,8 @@ class DicomSource(FileSource):
         self._pattern = None if name_pattern is None else _compiled(name_pattern)
         self._threshold = threshold
         self._stacked = self.preparation({"standardise": standardise})
-        wanted = [] if series is None else [series] if isinstance(series, str) else list(series)
+        # a command line may give a number
+        wanted = [] if series is None else list(map(str, series if isinstance(series, list | tuple) else [series]))
         listing = list_dicom(self.root, list(modalities), wanted)
         for line in listing.warnings:
             self.warn(line)
@@ -104,7 +105,9 @@ class DicomSource(FileSource):
         settings = {"standardise": standardise, "raters": list(self.raters), "structures": list(self.structures)}
         if threshold is not None:
             settings["threshold"] = threshold
-        self.check([self._file_case(case) for case in listing.cases], problems, settings)
+        # the others are among the problems
+        drawn_cases = [case for case in listing.cases if self._drawn[case.case_id]]
+        self.check([self._file_case(case) for case in drawn_cases], problems, settings)
 
     @classmethod
     def preparation(cls, settings: Mapping[str, Any]) -> Stacked:
@@ -216,12 +219,19 @@ class _Drawn:
         self.masks: dict[tuple[str, str], tuple[Path, int]] = {}
         self.spelling: dict[str, str] = {}
         self.files: dict[str, Path] = {}
+        before = len(problems)
         for path, header in case.masks.items():
             try:
                 for number, label in header.labels.items():
                     self._add(path, header, number, label)
             except ImageError as error:
                 problems.append(source.line(path, self.case_id, str(error)))
+        if not self.masks and len(problems) == before:
+            names = [label.strip() for header in case.masks.values() for label in header.labels.values()]
+            problem = "has RTSTRUCT or SEG objects without a region or segment; add one, or move the folder away"
+            if names:
+                problem = f"data.source.name_pattern matches none of its structures ({named(names)}); correct it"
+            problems.append(source.line(source.root / case.case_id, case.case_id, problem))
 
     def _add(self, path: Path, header: MasksHeader, number: int, label: str) -> None:
         found = self.source.name_of(path, header, label)
