@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import edue_lightning
 from edue_lightning.config.build import ImageFormat, build_method
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data import HecktorSource, SyntheticFundus
+from edue_lightning.data.images import ImageError
 from edue_lightning.errors import UserError
 from edue_lightning.prediction import run as command
 from edue_lightning.prediction.model import Model
@@ -234,6 +236,80 @@ def test_the_command_predicts_pictures_reports_bad_ones_and_says_so(trained_run:
     assert pd.read_csv(tmp_path / "out" / "failed.csv").empty
 
 
+def test_pictures_are_drawn_of_all_of_flagged_or_of_no_structures(trained_run: Path, tmp_path: Path) -> None:
+    photographs(tmp_path / "pictures")
+    settings = asked(trained_run / "checkpoints" / "best.ckpt", tmp_path / "pictures", tmp_path / "all")
+    # a share of 1 flags some of the cases
+    expected = predict({**settings, "sensitivity": 1.0}, tmp_path / "all").triage
+    drawn = {}
+    for overlay in ("flagged", "none"):
+        found = predict({**settings, "sensitivity": 1.0, "overlay": overlay}, tmp_path / overlay).triage
+        pd.testing.assert_frame_equal(found, expected)
+        drawn[overlay] = {path.name for path in (tmp_path / overlay).glob("*overlay*")}
+    flagged = expected[expected["flagged"].fillna(False).astype(bool)]
+    assert drawn["flagged"] == {f"{row.case}__overlay__{row.structure}.png" for row in flagged.itertuples()}
+    assert drawn["none"] == set()
+    assert len(list((tmp_path / "all").glob("*overlay*"))) == 6
+    assert len(list((tmp_path / "none").glob("*layers*.js"))) == 6
+    with pytest.raises(UserError, match="contains a prediction by another checkpoint or other settings"):
+        predict({**settings, "sensitivity": 1.0, "overlay": "none"}, tmp_path / "all")
+    with pytest.raises(UserError, match="overlay=some: must be one of all, flagged, none"):
+        predict({**settings, "overlay": "some"}, tmp_path / "other")
+
+
+def test_members_are_written_on_request_and_returned_in_python(trained_run: Path, tmp_path: Path) -> None:
+    photographs(tmp_path / "pictures", cases=1)
+    (picture,) = (tmp_path / "pictures").iterdir()
+    settings = asked(trained_run / "checkpoints" / "best.ckpt", tmp_path / "pictures", tmp_path / "out")
+    predict({**settings, "members": True}, tmp_path / "out")
+    model = edue_lightning.load_model(trained_run / "checkpoints" / "best.ckpt", "cpu")
+    found = model.predict_files(picture, members=True)
+    assert found.members is not None
+    assert found.members.dtype == np.float32
+    with torch.inference_mode():
+        image = np.asarray(Image.open(picture)).transpose(2, 0, 1) / np.float32(255)
+        expected = model.method.predict(torch.from_numpy(image)[None]).sigmoid()[0].numpy()
+    np.testing.assert_allclose(found.members, expected, atol=1e-5)
+    np.testing.assert_allclose(model.predict(image, members=True).members, expected, atol=1e-5)
+    for number, member in enumerate(found.members, 1):
+        for k, structure in enumerate(("disc", "cup")):
+            path = tmp_path / "out" / f"{picture.stem}__member_{number}__{structure}.tif"
+            np.testing.assert_array_equal(np.asarray(Image.open(path)), member[k])
+    assert len(list((tmp_path / "out").glob("*member*"))) == 2 * len(expected)
+    assert model.predict_files(picture).members is None
+    record = json.loads((tmp_path / "out" / "records" / f"{picture.stem}.json").read_text())
+    assert {path.name for path in (tmp_path / "out").glob("*member*")} <= set(record["files"])
+
+
+def test_errors_of_the_writers_reach_the_command(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs(tmp_path / "pictures", cases=12)
+    settings = asked(trained_run / "checkpoints" / "best.ckpt", tmp_path / "pictures", tmp_path / "out")
+    written, writers = command.write_estimate, set()
+
+    def failing(folder: Path, case: Any, *arguments: Any) -> list[str]:
+        writers.add(threading.current_thread())
+        if case.case_id.endswith("02"):
+            raise ImageError("its header is gone")
+        return written(folder, case, *arguments)
+
+    monkeypatch.setattr(command, "write_estimate", failing)
+    found = predict(settings, tmp_path / "out")
+    assert list(found.failed.values()) == ["its header is gone"]
+    assert found.triage["case"].nunique() == 11
+    assert threading.main_thread() not in writers
+
+    def full(folder: Path, case: Any, *arguments: Any) -> list[str]:
+        raise UserError("cannot be written (no space)")
+
+    monkeypatch.setattr(command, "write_estimate", full)
+    with pytest.raises(UserError, match="no space"):
+        predict({**settings, "overwrite": True}, tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").iterdir() if path.suffix == ".tmp"]
+    assert not any(thread.name.startswith("writer") for thread in threading.enumerate())
+
+
 def test_a_prediction_that_is_interrupted_says_one_word(trained_run: Path, tmp_path: Path) -> None:
     photographs(tmp_path / "pictures", cases=60)
     overrides = [f"ckpt={trained_run}/checkpoints/best.ckpt", "input=pictures", "output=out", "device=cpu"]
@@ -252,6 +328,10 @@ def test_a_prediction_that_is_interrupted_says_one_word(trained_run: Path, tmp_p
     assert started.returncode == 130
     assert told.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in told
+    # nothing is half written: a case with a record has all of its files, others no record
+    for record in records.glob("*.json"):
+        assert all((tmp_path / "out" / name).is_file() for name in json.loads(record.read_text())["files"])
+    assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("third", [False, True])

@@ -22,7 +22,7 @@ from edue_lightning.prediction import outputs
 from edue_lightning.prediction.model import Model
 from edue_lightning.prediction.run import predict
 from edue_lightning.prediction.triage_page import PAGE_FILE
-from edue_lightning.reporting.overlay import overlay_figure
+from edue_lightning.reporting.overlay import overlay_picture
 
 CASES = 5
 
@@ -67,9 +67,9 @@ def test_images_unlike_the_training_s_are_flagged_and_the_reason_is_said_everywh
 
     def titled(maps: Any, title: str, variance: str) -> Any:
         titles.append(title)
-        return overlay_figure(maps, title, variance)
+        return overlay_picture(maps, title, variance)
 
-    monkeypatch.setattr(outputs, "overlay_figure", titled)
+    monkeypatch.setattr(outputs, "overlay_picture", titled)
     folder = tmp_path / "new"
     folder.mkdir()
     for number, image in enumerate(images()):

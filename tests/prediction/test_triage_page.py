@@ -15,6 +15,7 @@ import pytest
 from browser import accessibility_violations, needs_browser, opened
 from PIL import Image
 
+from edue_lightning.prediction import triage_page as module
 from edue_lightning.prediction.triage_page import layers_name, layers_script, triage_page
 from edue_lightning.prediction.triage_table import COLUMNS
 from edue_lightning.reporting.overlay import CaseMaps
@@ -73,6 +74,18 @@ def pixel(window: Any, x: int, y: int) -> list[int]:
     return window.evaluate(
         "([x, y]) => [...document.getElementById('canvas').getContext('2d').getImageData(x, y, 1, 1).data]", [x, y]
     )
+
+
+def test_structures_of_a_case_share_the_pictures_of_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = maps_of(0, depth=5)
+    alone = layers_script("a", maps, "disagreement")
+    encoded: list[int] = []
+    encode = module._encoded
+    monkeypatch.setattr(module, "_encoded", lambda values: encoded.append(values.ndim) or encode(values))
+    images: dict[int, str] = {}
+    assert [layers_script("a", maps, "disagreement", images) for _ in range(2)] == [alone] * 2
+    # five slices of the image once, and the maps of both structures
+    assert (encoded.count(2), encoded.count(3)) == (5, 10)
 
 
 def test_the_pictures_hold_the_maps_to_a_grey_level() -> None:

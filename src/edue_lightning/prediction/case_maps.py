@@ -1,4 +1,4 @@
-"""Maps of one predicted case and structure, as a viewer shows them."""
+"""Maps of one predicted case, as a viewer shows them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from edue_lightning.reporting.overlay import CaseMaps
 from edue_lightning.reporting.panels import displayable, radiological, radiological_spacing
 
 
-def case_maps(prepared: PreparedImage, estimate: Estimate, structure: int) -> CaseMaps:
-    """Return the maps of one structure.
+def case_maps(prepared: PreparedImage, estimate: Estimate) -> list[CaseMaps]:
+    """Return the maps of each structure, with one image for all.
 
     Args:
         prepared: image as the network saw it.
         estimate: prediction for it.
-        structure: position of the structure.
     """
     image = prepared.image.numpy()
-    maps = [of_all[structure].numpy() for of_all in (estimate.probability, estimate.disagreement, estimate.decision)]
+    # each `[K, *S]`
+    maps = [of_all.numpy() for of_all in (estimate.probability, estimate.disagreement, estimate.decision)]
     spacing = tuple(prepared.spacing or (1.0,) * (image.ndim - 1))
     if len(spacing) == 3 and prepared.grid is not None:
         affine = prepared.grid.affine.numpy()
@@ -26,6 +26,10 @@ def case_maps(prepared: PreparedImage, estimate: Estimate, structure: int) -> Ca
     # rows of all slices below each other, so that the slices have one range of greys
     shown = displayable(image.reshape(len(image), -1, image.shape[-1]))
     picture = shown.reshape(*image.shape[1:], *shown.shape[2:])
+    aspect = spacing[-2] / spacing[-1]
     probability, disagreement, decision = maps
-    threshold = float(estimate.thresholds[structure])
-    return CaseMaps(picture, probability, disagreement, decision, threshold, spacing[-2] / spacing[-1])
+    thresholds = estimate.thresholds.tolist()
+    return [
+        CaseMaps(picture, probability[k], disagreement[k], decision[k], threshold, aspect)
+        for k, threshold in enumerate(thresholds)
+    ]

@@ -38,6 +38,8 @@ class Estimate:
             undefined.
         member_areas: size of each member's own mask, `[M, K]` float64, mm² or mm³ (pixels or voxels where the spacing
             is unknown).
+        member_probabilities: probabilities of the members, or samples, `[M, K, *S]` float32; None unless they were
+            requested.
     """
 
     probability: Tensor
@@ -47,6 +49,7 @@ class Estimate:
     has_disagreement: bool
     scores: Mapping[str, Tensor]
     member_areas: Tensor
+    member_probabilities: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -60,17 +63,18 @@ class Estimate:
 
 
 @torch.inference_mode()
-def estimate(method: SegmentationMethod, image: Tensor, voxel_size: float = 1.0) -> Estimate:
+def estimate(method: SegmentationMethod, image: Tensor, voxel_size: float = 1.0, members: bool = False) -> Estimate:
     """Predict one image, slab by slab where the method uses sliding windows.
 
-    Beside the result, memory holds one slab of all members at a time.
+    Beside the result, memory holds one slab of all members at a time; with `members` the result holds all of them.
 
     Args:
         method: trained method; its device and mode are unchanged.
         image: `[C, *S]` float32.
         voxel_size: mm² or mm³; 1 for scores in pixels or voxels.
+        members: whether to keep the probabilities of the members.
     """
-    running = _Running(method.readout, method.structures)
+    running = _Running(method.readout, method.structures, members)
     for logits in method.inference.slabs(method.calibrated, image[None].to(method.device)):
         running.add(torch.sigmoid(logits.double()))
     return running.estimate(voxel_size)
@@ -79,10 +83,11 @@ def estimate(method: SegmentationMethod, image: Tensor, voxel_size: float = 1.0)
 class _Running:
     """Sums over the slabs so far, and their maps."""
 
-    def __init__(self, readout: Readout, structures: tuple[str, ...]) -> None:
+    def __init__(self, readout: Readout, structures: tuple[str, ...], keep_members: bool = False) -> None:
         self.readout = readout
         self.structures = structures
         self.has_disagreement = False
+        self.members: list[Tensor] | None = [] if keep_members else None
         self.maps: list[tuple[Tensor, Tensor, Tensor]] = []
         self.sums: dict[str, Tensor] = {}
         self.overlap: Tensor | None = None
@@ -94,7 +99,10 @@ class _Running:
             self.sums[name] = self.sums.get(name, 0) + found[0].cpu()
         self.has_disagreement = self.readout.has_disagreement(channels.shape[1])
         probability, decision = self.readout.probability(channels).float(), self.readout.decision(channels).float()
-        masks = foreground(self.readout.members(channels))[0]
+        members = self.readout.members(channels)[0]
+        if self.members is not None:
+            self.members.append(members.float().cpu())
+        masks = foreground(members)
         counted = pair_overlap(masks.transpose(0, 1).flatten(2)).intersection.cpu()
         self.overlap = counted if self.overlap is None else self.overlap + counted
         shown = disagreement_map(maps, self.has_disagreement)
@@ -111,4 +119,5 @@ class _Running:
         overlap[:, 0, 0] = masks_of(decision, thresholds).flatten(1).sum(dim=1)
         scores = case_scores(self.sums, PairOverlap(overlap), voxel_size)
         areas = PairOverlap(self.overlap).size.T * voxel_size
-        return Estimate(probability, disagreement, decision, thresholds, self.has_disagreement, scores, areas)
+        members = None if self.members is None else torch.cat(self.members, dim=2)
+        return Estimate(probability, disagreement, decision, thresholds, self.has_disagreement, scores, areas, members)

@@ -45,6 +45,7 @@ class Prediction:
         decision: map that the mask is taken from, p unless the method's read-out has another, `[K, *F]` float32.
         thresholds: threshold of `decision` for each structure, `[K]` float32, see `MaskRule`.
         table: one row per structure with scores, volume and flag, see `triage_table.triage_rows`.
+        members: probabilities of the members, or samples, `[M, K, *F]` float32; None unless they were requested.
     """
 
     probability: NDArray[np.float32]
@@ -52,6 +53,7 @@ class Prediction:
     decision: NDArray[np.float32]
     thresholds: NDArray[np.float32]
     table: pd.DataFrame
+    members: NDArray[np.float32] | None = None
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -119,7 +121,11 @@ class Model:
         return sum(part for part in parts if part is not None) if parts and None not in parts else None
 
     def predict(
-        self, image: ArrayLike, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None
+        self,
+        image: ArrayLike,
+        spacing: Sequence[float] | None = None,
+        affine: ArrayLike | None = None,
+        members: bool = False,
     ) -> Prediction:
         """Predict an array.
 
@@ -128,6 +134,7 @@ class Model:
                 bits divided by 255); it is prepared like them.
             spacing: voxel size in mm along each axis of F; None for that of `affine`, or if it is unknown.
             affine: `[4, 4]` from the voxel indices to mm (RAS); None for axes to the right, anterior and superior.
+            members: whether to return the members too.
 
         Raises:
             UserError: if the image does not fit the model, or spacing and affine are invalid or contradict each other.
@@ -143,16 +150,17 @@ class Model:
         try:
             prepared = self._preparation.prepare(self._as_files(files), self.image_format.spatial_dims)
             require_channels(prepared, self.image_format.channels)
-            found = self.estimate(prepared)
+            found = self.estimate(prepared, members)
         except ImageError as error:
             raise UserError(f"image: {error}") from error
         return self._prediction("array", prepared, found)
 
-    def predict_files(self, *files: Path | str) -> Prediction:
+    def predict_files(self, *files: Path | str, members: bool = False) -> Prediction:
         """Predict the images of one case, read and prepared as in training.
 
         Args:
             files: paths in the order of the channels; one file may hold several.
+            members: whether to return the members too.
 
         Raises:
             UserError: if they cannot be used.
@@ -162,7 +170,7 @@ class Model:
             warn_of_unoriented([case], str(files[0]))
         try:
             prepared = self.read(case)
-            found = self.estimate(prepared)
+            found = self.estimate(prepared, members)
         except ImageError as error:
             raise UserError(str(error)) from error
         return self._prediction(case.case_id, prepared, found)
@@ -176,14 +184,18 @@ class Model:
         wanted = self.image_format
         return read_case(case, self._preparation, wanted.spatial_dims, wanted.channels, wanted.require_storage)
 
-    def estimate(self, prepared: PreparedImage) -> Estimate:
+    def estimate(self, prepared: PreparedImage, members: bool = False) -> Estimate:
         """Predict a prepared image; sizes are in pixels or voxels.
+
+        Args:
+            prepared: image as the network sees it.
+            members: whether to keep the probabilities of the members.
 
         Raises:
             ImageError: if it does not fit the network or the memory.
         """
         try:
-            found = estimate(self.method, prepared.image)
+            found = estimate(self.method, prepared.image, members=members)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise ImageError(
@@ -218,7 +230,11 @@ class Model:
             for part in (found.probability, found.disagreement, found.decision)
         )
         table = triage_frame(self.rows(case_id, prepared, found))
-        return Prediction(probability, disagreement, decision, found.thresholds.numpy(), table)
+        members = found.member_probabilities
+        kept = None
+        if members is not None:
+            kept = np.stack([np.stack([prepared.on_file(values) for values in member]) for member in members])
+        return Prediction(probability, disagreement, decision, found.thresholds.numpy(), table, kept)
 
 
 def _placed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from edue_lightning.prediction.case_maps import case_maps
 from edue_lightning.prediction.estimate import Estimate
 from edue_lightning.prediction.result_files import MASK, ResultFiles
 from edue_lightning.prediction.triage_page import layers_name, layers_script
-from edue_lightning.reporting.overlay import overlay_figure
+from edue_lightning.reporting.overlay import overlay_picture
 from edue_lightning.uncertainty import reached
 
 __all__ = ["DISAGREEMENT", "MASK", "OVERLAY", "PROBABILITY", "TOTAL_VARIANCE", "write_estimate"]
 
-PROBABILITY, OVERLAY = "probability", "overlay"
+PROBABILITY, OVERLAY, MEMBER = "probability", "overlay", "member"
 DISAGREEMENT, TOTAL_VARIANCE = "disagreement", "total_variance"
 
 
@@ -34,13 +35,14 @@ def write_estimate(
     titles: Mapping[str, str],
     files: ResultFiles,
 ) -> list[str]:
-    """Write mask, mean probability, disagreement map, overview picture and layers for the page of each structure.
+    """Write mask, mean probability, disagreement map, layers for the page and overview picture of each structure.
 
     For volumes and NIfTI slices the files have the format of the case's own (first) file and its place, so that every
     viewer places them on it: `.mha` for `.mhd`; for NRRD maps in `.nrrd` and masks in a `.seg.nrrd`; for a DICOM series
     a SEG and parametric maps. For pictures the mask is a PNG file of 0 and 255, and the maps are TIFF files of
     floating-point numbers. With several structures, which may overlap, each has its own files, but for the masks in
-    `.seg.nrrd` and SEG files, which hold all.
+    `.seg.nrrd` and SEG files, which hold all. Where the estimate holds the members,
+    each of them has a map of its own, `member_1` and so on.
 
     Args:
         folder: existing folder for the files.
@@ -48,7 +50,7 @@ def write_estimate(
         prepared: image as the network saw it.
         estimate: prediction for it.
         structures: names of the K structures.
-        titles: title of each structure's picture.
+        titles: title of the overview picture by structure; structures without a title get none.
         files: writer of masks and maps.
 
     Returns:
@@ -61,22 +63,29 @@ def write_estimate(
     written = []
     masks: dict[str, NDArray[np.bool_]] = {}
     variance = DISAGREEMENT if estimate.has_disagreement else TOTAL_VARIANCE
+    images: dict[int, str] = {}
     try:
-        for k, structure in enumerate(structures):
+        for k, (structure, maps) in enumerate(zip(structures, case_maps(prepared, estimate), strict=True)):
             probability = prepared.on_file(estimate.probability[k])
             disagreement = prepared.on_file(estimate.disagreement[k])
             masks[structure] = reached(prepared.on_file(estimate.decision[k]), float(estimate.thresholds[k]))
             ending = f"__{structure}" if len(structures) > 1 else ""
             for name, values in ((PROBABILITY, probability), (variance, np.maximum(disagreement, 0))):
                 written.append(files.map(folder, f"{case.case_id}__{name}{ending}", values, name, structure))
-            maps = case_maps(prepared, estimate, k)
-            title = f"{case.case_id}, {structure}: {titles[structure]}"
-            figure = overlay_figure(maps, title, variance)
-            picture = f"{case.case_id}__{OVERLAY}{ending}.png"
-            write_whole(folder / picture, lambda path, figure=figure: figure.savefig(path, dpi=100, format="png"))  # type: ignore[misc]
-            written.append(picture)
+            kept = estimate.member_probabilities
+            for number, member in enumerate(() if kept is None else kept, 1):
+                name = f"{case.case_id}__{MEMBER}_{number}{ending}"
+                written.append(files.map(folder, name, prepared.on_file(member[k]), PROBABILITY, structure))
+            if structure in titles:
+                drawn = overlay_picture(maps, f"{case.case_id}, {structure}: {titles[structure]}", variance)
+                picture = f"{case.case_id}__{OVERLAY}{ending}.png"
+                buffer = io.BytesIO()
+                drawn.save(buffer, format="PNG", compress_level=1)
+                content = buffer.getvalue()
+                write_whole(folder / picture, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+                written.append(picture)
             layers = layers_name(case.case_id, structure, len(structures))
-            script = layers_script(layers, maps, "disagreement" if estimate.has_disagreement else "p(1 - p)")
+            script = layers_script(layers, maps, "disagreement" if estimate.has_disagreement else "p(1 - p)", images)
             write_whole(folder / layers, lambda path, script=script: path.write_text(script))  # type: ignore[misc]
             written.append(layers)
         written += files.masks(folder, case.case_id, masks)

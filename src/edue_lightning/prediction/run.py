@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,7 +45,10 @@ log = logging.getLogger(__name__)
 TRIAGE_FILE, FAILED_FILE = "triage.csv", "failed.csv"
 _SECONDS_BETWEEN_LINES = 20.0
 _VOLUME = 3
-_VERSION = 4
+_OVERLAYS = ("all", "flagged", "none")
+# threads that write files, cases that wait for them, and values of their maps (0.5 GB)
+_MOST_THREADS, _MOST_WAITING, _MOST_VALUES_WAITING = 4, 8, 2**27
+_VERSION = 5
 """Number of the code's version that made a prediction, raised whenever its results change for the same settings."""
 
 
@@ -59,6 +65,8 @@ class PredictConfiguration:
     inference: dict[str, Any] | None = None
     mask: dict[str, Any] | None = None
     format: str | None = None
+    overlay: str = "all"
+    members: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,9 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
     form = configuration.get("format")
     if form is not None and form not in get_args(Format):
         raise UserError(f"format={form}: choose among {', '.join(get_args(Format))}, or null for that of each image")
+    overlay = configuration.get("overlay", _OVERLAYS[0])
+    if overlay not in _OVERLAYS:
+        raise UserError(f"overlay={overlay}: must be one of {', '.join(_OVERLAYS)}")
     path = Path(configuration["ckpt"])
     model = Model(
         path,
@@ -119,7 +130,7 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
     with sole_writer(folder, folder / RECORDS):
         _begin(configuration, folder)
         maker = Maker(__version__, type(model.method).__name__, _digest([path]))
-        work = _Work(model, folder, form, maker)
+        work = _Work(model, folder, form, maker, overlay, configuration.get("members", False))
         failed |= work.run(found.cases)
         rows = [row for case in found.cases for row in work.rows.get(case.case_id, [])]
         _warn_of_others(folder, set(work.rows))
@@ -141,28 +152,66 @@ def _write_page(folder: Path, frame: pd.DataFrame, model: Model) -> None:
 
 
 class _Work:
-    """Prediction of the cases that a folder does not contain yet."""
+    """Prediction of the cases that a folder does not contain yet.
 
-    def __init__(self, model: Model, folder: Path, form: Format | None, maker: Maker) -> None:
+    Files are written by a few threads, while the next cases are predicted.
+    """
+
+    def __init__(
+        self, model: Model, folder: Path, form: Format | None, maker: Maker, overlay: str, members: bool
+    ) -> None:
         self.model = model
         self.folder = folder
         self.form = form
         self.maker = maker
+        self.overlay = overlay
+        self.members = members
         self.rows: dict[str, list[dict[str, Any]]] = {}
+        self.failed: dict[str, str] = {}
+        self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "writer")
+        self._waiting: deque[tuple[str, int, Future[list[dict[str, Any]]]]] = deque()
 
     def run(self, cases: Sequence[ImageCase]) -> dict[str, str]:
-        """Predict the cases, and return the reasons why some failed."""
-        failed: dict[str, str] = {}
-        with logging_redirect_tqdm():
-            for case in _with_progress(cases):
-                try:
-                    self.rows[case.case_id] = self._rows(case)
-                except ImageError as error:
-                    failed[case.case_id] = str(error)
-                    log.error("%s: %s", case.case_id, error)
-        return failed
+        """Predict the cases, and return the reasons why some failed.
 
-    def _rows(self, case: ImageCase) -> list[dict[str, Any]]:
+        Raises:
+            UserError: if a file cannot be written.
+        """
+        try:
+            with logging_redirect_tqdm():
+                for case in _with_progress(cases):
+                    self._collect(case.case_id, partial(self._start, case))
+                    # so many cases and voxels at most are kept in memory
+                    while len(self._waiting) > _MOST_WAITING or self._values_waiting() > _MOST_VALUES_WAITING:
+                        self._finish_first()
+                while self._waiting:
+                    self._finish_first()
+        finally:
+            # files that are being written are finished, those of other cases are not begun
+            self._threads.shutdown(wait=True, cancel_futures=True)
+        return self.failed
+
+    def _values_waiting(self) -> int:
+        # the next case needs no memory of the last one if nothing else waits
+        return sum(values for _, values, _ in self._waiting) if len(self._waiting) > 1 else 0
+
+    def _finish_first(self) -> None:
+        case_id, _, writing = self._waiting.popleft()
+        self._collect(case_id, writing.result)
+
+    def _collect(self, case_id: str, rows: Callable[[], list[dict[str, Any]] | None]) -> None:
+        """Add the rows of a case, once they are known, or the reason why it failed."""
+        try:
+            found = rows()
+        except ImageError as error:
+            self.failed[case_id] = str(error)
+            log.error("%s: %s", case_id, error)
+        else:
+            if found is not None:
+                self.rows[case_id] = found
+
+    def _start(self, case: ImageCase) -> list[dict[str, Any]] | None:
+        """Predict a case, and return None until its files are written; or return the rows of an earlier prediction."""
         record = self.folder / RECORDS / f"{case.case_id}.json"
         # everything that decides the prediction of this case beside the settings of the folder
         parts = [part for file in case.files for part in parts_of(file)]
@@ -180,16 +229,25 @@ class _Work:
         prepared = self.model.read(case)
         files = result_files(case.files[0], self.form, self.maker)
         try:
-            found = self.model.estimate(prepared)
+            found = self.model.estimate(prepared, self.members)
         except ImageError as error:
             raise ImageError(f"{case.files[0].name}: {error}") from error
-        rows = self.model.rows(case.case_id, prepared, found)
-        titles = {row["structure"]: _title(row) for row in rows}
-        names = write_estimate(self.folder, case, prepared, found, self.model.structures, titles, files)
-        content = json.dumps({**key, "files": names, "rows": rows}, indent=1)
-        # last, since the record marks the case as finished
-        write_whole(record, lambda path: path.write_text(content))
-        return rows
+        new_rows = self.model.rows(case.case_id, prepared, found)
+        titles = {row["structure"]: _title(row) for row in new_rows if self._draws(row)}
+
+        def write() -> list[dict[str, Any]]:
+            names = write_estimate(self.folder, case, prepared, found, self.model.structures, titles, files)
+            content = json.dumps({**key, "files": names, "rows": new_rows}, indent=1)
+            # last, since the record marks the case as finished
+            write_whole(record, lambda path: path.write_text(content))
+            return new_rows
+
+        kept = found.members + 3 if self.members else 3
+        self._waiting.append((case.case_id, kept * found.probability.numel(), self._threads.submit(write)))
+        return None
+
+    def _draws(self, row: Mapping[str, Any]) -> bool:
+        return self.overlay == "all" or (self.overlay == "flagged" and bool(row["flagged"]))
 
 
 def _read_record(record: Path) -> dict[str, Any]:
@@ -222,6 +280,8 @@ def _begin(configuration: Mapping[str, Any], folder: Path) -> None:
         "version": _VERSION,
         "checkpoint": _digest([Path(configuration["ckpt"])]),
         **{name: configuration.get(name) for name in ("sensitivity", "inference", "mask", "format")},
+        "overlay": configuration.get("overlay", "all"),
+        "members": configuration.get("members", False),
     }
     if path.is_file() and not configuration["overwrite"]:
         try:

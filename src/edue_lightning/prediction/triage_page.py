@@ -39,7 +39,7 @@ def layers_name(case_id: str, structure: str, structures: int) -> str:
     return f"{case_id}__layers__{structure}.js" if structures > 1 else f"{case_id}__layers.js"
 
 
-def layers_script(name: str, maps: CaseMaps, variance: str) -> str:
+def layers_script(name: str, maps: CaseMaps, variance: str, images: dict[int, str] | None = None) -> str:
     """Return the content of a script that hands the pictures of one case and structure to the page.
 
     A script, since a page that is opened from a folder may read no other file.
@@ -48,17 +48,23 @@ def layers_script(name: str, maps: CaseMaps, variance: str) -> str:
         name: name of the script's file.
         maps: maps of the case; of a volume at most 64 slices are kept, the most disputed one among them.
         variance: name of the map of disagreement.
+        images: encoded slices of the image by position, to which those that are missing are added: the structures of
+            a case share them.
     """
+    images = {} if images is None else images
     if maps.slices:
         first = maps.most_disputed
         spread = np.linspace(0, maps.slices - 1, min(maps.slices, _MOST_SLICES - 1)).round().astype(int)
         chosen = sorted({first, *spread.tolist()})
-        shown = {f"{at + 1} of {maps.slices} from the feet": maps.slice(at) for at in chosen}
+        names = [f"{at + 1} of {maps.slices} from the feet" for at in chosen]
     else:
-        first, chosen, shown = 0, [0], {"": maps}
-    slices = [
-        {"name": where, "image": _encoded(one.image), "maps": _encoded(_stacked(one))} for where, one in shown.items()
-    ]
+        first, chosen, names = 0, [0], [""]
+    slices = []
+    for at, where in zip(chosen, names, strict=True):
+        one = maps.slice(at) if maps.slices else maps
+        if at not in images:
+            images[at] = _encoded(one.image)
+        slices.append({"name": where, "image": images[at], "maps": _encoded(_stacked(one))})
     content = {"variance": variance, "aspect": maps.aspect, "first": chosen.index(first), "slices": slices}
     return f"edueLayers({_json(name)}, {_json(content)});\n"
 
@@ -77,7 +83,7 @@ def _encoded(values: NDArray[np.float32]) -> str:
         width, height = (max(1, round(edge * scale)) for edge in picture.size)
         picture = picture.resize((width, height), Image.Resampling.BOX)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", compress_level=4)
+    picture.save(buffer, format="PNG", compress_level=1)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
