@@ -101,7 +101,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["method=edue", "method.guidance.ramp_up_epochs=2", "data.num_workers=2"],
+        ["method=edue", "method.guidance.ramp_up_epochs=2", "data.num_workers=2", "augmentation=nnunet"],
         ["method=mc_dropout", "optimizer.schedule=cosine_warmup"],
         ["method=stochastic_segmentation", "method.warm_up_epochs=1"],
         ["method=probabilistic_unet"],

@@ -13,12 +13,19 @@ import torch
 from monai.data import get_track_meta, set_track_meta
 from monai.transforms import (
     Compose,
+    RandAdjustContrast,
     RandAffined,
     RandAffineGrid,
     RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandGridDistortiond,
+    Randomizable,
     RandRotate90d,
     RandScaleIntensityd,
+    RandScaleIntensityFixedMean,
     RandShiftIntensityd,
+    RandSimulateLowResolutiond,
     Transform,
 )
 from torch import Tensor
@@ -27,6 +34,17 @@ from edue_lightning.data.sample import RaterSample
 
 _EQUAL_SIZES = 0.01
 """Largest relative difference of voxel sizes that count as equal."""
+
+# ranges of nnU-Net (Isensee et al., Nature Methods 2021)
+_NOISE = 0.1**0.5
+_BLUR = (0.5, 1.0)
+_BRIGHTNESS = 0.25
+_CONTRAST = 0.25
+_LOW_RESOLUTION = (0.5, 1.0)
+_GAMMA = (0.7, 1.5)
+_ELASTIC = 0.3
+
+_PROBABILITIES = ("affine", "elastic", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma")
 
 
 def are_equal_sizes(one: float, other: float) -> bool:
@@ -48,6 +66,16 @@ class Augmentation:
         scaling: largest relative change of size; 0 for none.
         intensity_scale: largest relative change of the image's values.
         intensity_shift: largest shift of the image's values.
+        affine: probability of a rotation and scaling, if there are any.
+        elastic: probability of a deformation along every axis (MONAI's grid distortion): the widths of its five cells
+            change by up to 30 %.
+        noise: probability of Gaussian noise; its standard deviation is at most 0.32 of that of the channel.
+        blur: probability of a Gaussian blur of 0.5 to 1 voxels.
+        brightness: probability of a factor of 0.75 to 1.25.
+        contrast: probability of a contrast of 0.75 to 1.25 around the mean of each channel, within its range.
+        low_resolution: probability of a resolution of 0.5 to 1 of the image's.
+        gamma: probability of a gamma of 0.7 to 1.5 over the range of each channel, which keeps its mean and standard
+            deviation; with a third of this probability, another one is applied to the negative image.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -59,9 +87,17 @@ class Augmentation:
     scaling: float = 0.0
     intensity_scale: float = 0.0
     intensity_shift: float = 0.0
+    affine: float = 1.0
+    elastic: float = 0.0
+    noise: float = 0.0
+    blur: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    low_resolution: float = 0.0
+    gamma: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, most in (("flip", 1.0), ("rotate90", 1.0), ("scaling", 0.99)):
+        for name, most in (("flip", 1.0), ("rotate90", 1.0), ("scaling", 0.99), *((n, 1.0) for n in _PROBABILITIES)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"data.augmentation.{name} must lie between 0 and {most:g}, not {getattr(self, name)}")
         for name in ("rotation", "intensity_scale", "intensity_shift"):
@@ -83,25 +119,85 @@ class Augmentation:
         if self.rotate90:
             axes = (spatial_dims - 2, spatial_dims - 1)
             steps.append(_QuarterTurns(all_of, prob=self.rotate90, spatial_axes=axes, allow_missing_keys=True))
-        if self.rotation or self.scaling:
+        # a structure that reaches the border continues beyond it, as its image does; nothing there counts
+        sampling: dict[str, Any] = {
+            "mode": ("bilinear", "nearest", "nearest"),
+            "padding_mode": ("border", "border", "zeros"),
+            "allow_missing_keys": True,
+        }
+        if self.affine and (self.rotation or self.scaling):
             rotations = 1 if spatial_dims == 2 else 3
             steps.append(
                 _Rotations(
                     all_of,
-                    prob=1.0,
+                    prob=self.affine,
                     rotate_range=[self.rotation] * rotations,
                     scale_range=[self.scaling] * spatial_dims,
-                    mode=("bilinear", "nearest", "nearest"),
-                    # a structure that reaches the border goes on beyond it, as its image does; nothing there counts
-                    padding_mode=("border", "border", "zeros"),
-                    allow_missing_keys=True,
+                    **sampling,
                 )
+            )
+        if self.elastic:
+            steps.append(
+                RandGridDistortiond(all_of, num_cells=5, prob=self.elastic, distort_limit=_ELASTIC, **sampling)
             )
         if self.intensity_scale:
             steps.append(RandScaleIntensityd(("image",), factors=self.intensity_scale, prob=1.0))
         if self.intensity_shift:
             steps.append(RandShiftIntensityd(("image",), offsets=self.intensity_shift, prob=1.0))
-        return Compose(steps)
+        return Compose([*steps, *self._degradations(spatial_dims)])
+
+    def _degradations(self, spatial_dims: int) -> list[Transform]:
+        """Return the changes of nnU-Net to the image alone, in its order."""
+        upsampled = "bilinear" if spatial_dims == 2 else "trilinear"
+        found: list[tuple[float, Transform]] = [
+            (self.noise, _RelativeNoise(("image",), prob=self.noise, std=_NOISE)),
+            (self.blur, RandGaussianSmoothd(("image",), _BLUR, _BLUR, _BLUR, prob=self.blur)),
+            (self.brightness, RandScaleIntensityd(("image",), factors=_BRIGHTNESS, prob=self.brightness)),
+            (
+                self.contrast,
+                _EachChannel(RandScaleIntensityFixedMean(self.contrast, factors=_CONTRAST, preserve_range=True)),
+            ),
+            (
+                self.low_resolution,
+                RandSimulateLowResolutiond(
+                    ("image",), prob=self.low_resolution, upsample_mode=upsampled, zoom_range=_LOW_RESOLUTION
+                ),
+            ),
+            (
+                self.gamma,
+                _EachChannel(RandAdjustContrast(self.gamma / 3, _GAMMA, invert_image=True, retain_stats=True)),
+            ),
+            (self.gamma, _EachChannel(RandAdjustContrast(self.gamma, _GAMMA, retain_stats=True))),
+        ]
+        return [step for probability, step in found if probability]
+
+
+class _RelativeNoise(RandGaussianNoised):
+    """MONAI's noise with the same draws, in units of the standard deviation of each channel."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        image = data["image"]
+        noise = super().__call__({"image": torch.zeros_like(image)})["image"]
+        deviation = image.std(dim=tuple(range(1, image.ndim)), correction=0, keepdim=True)
+        return {**data, "image": image + deviation * noise}
+
+
+class _EachChannel(Randomizable, Transform):
+    """One of MONAI's random transforms of an image, applied to every channel alone, with the same draw."""
+
+    def __init__(self, transform: Any) -> None:
+        self.transform = transform
+
+    def set_random_state(self, seed: int | None = None, state: Any = None) -> _EachChannel:
+        super().set_random_state(seed, state)
+        self.transform.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        channels = data["image"].split(1)
+        self.transform.randomize(channels[0])
+        changed = [torch.as_tensor(self.transform(channel, randomize=False)) for channel in channels]
+        return {**data, "image": torch.cat(changed)}
 
 
 class _QuarterTurns(RandRotate90d):
