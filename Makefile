@@ -93,6 +93,7 @@ bench: install $(BENCH_STAMP)
 	$(BIN)/python experiments/benchmarks/ensemble_cost.py
 	$(BIN)/python experiments/benchmarks/sweep_cost.py
 	$(BIN)/python experiments/benchmarks/metric_cost.py
+	$(BIN)/python experiments/benchmarks/evaluation_cost.py
 	$(BIN)/python experiments/benchmarks/data_wait.py
 	$(BIN)/python experiments/benchmarks/growth.py
 	$(BIN)/python experiments/benchmarks/triage_page.py

@@ -48,7 +48,7 @@ class Setting:
     rounds: int
 
 
-SETTINGS = (Setting(32, 1, (256, 256), rounds=30), Setting(2, 2, (128, 128, 128), rounds=15))
+SETTINGS = (Setting(32, 1, (256, 256), rounds=30), Setting(2, 2, (96, 96, 96), rounds=15))
 QUICK = (Setting(2, 1, (32, 32), rounds=2), Setting(1, 2, (16, 16, 16), rounds=2))
 EPOCH = framework_cost.Setting(256, 32, steps=30, epochs=2, rounds=5, workers=8)
 QUICK_EPOCH = framework_cost.Setting(32, 4, steps=3, epochs=1, rounds=1)

@@ -24,6 +24,7 @@ BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
         ("framework_cost.py", "| ours |"),
         ("ensemble_cost.py", "| vectorised |"),
         pytest.param("sweep_cost.py", "| one run alone, 1 thread |", marks=pytest.mark.exhaustive),
+        ("evaluation_cost.py", "| predict overlay=flagged |"),
         ("growth.py --folder {folder}", "| raters | training step |"),
         pytest.param("triage_page.py", "| next case drawn |", marks=[pytest.mark.exhaustive, needs_browser]),
         ("gpu.py --device cpu --no-compile --folder {folder}", "The host waits, in one step:"),
