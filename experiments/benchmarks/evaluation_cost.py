@@ -77,7 +77,8 @@ def evaluate(method: SegmentationMethod, batches: list[RaterBatch]) -> None:
     """Predict every batch, and compute the metrics."""
     measured = CaseTable(method.structures, WITHOUT_SURFACES)
     trainer = build_test_trainer({**configuration()["trainer"], "accelerator": "cpu", "devices": 1})
-    trainer.test(Measuring(method, measured), DataLoader(batches, batch_size=None), verbose=False)
+    loader: DataLoader[RaterBatch] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    trainer.test(Measuring(method, measured), loader, verbose=False)
     measured.summary()
 
 
