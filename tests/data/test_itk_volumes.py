@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from edue_lightning.data.images import ImageError, parts_of, read_image, read_mask, read_segment
+from edue_lightning.data.itk_volumes import nrrd_file
 from edue_lightning.data.sources.manifest.source import ManifestSource
 
 SHAPE = (6, 5, 4)
@@ -291,3 +292,35 @@ def test_a_manifest_takes_segments_by_name_and_puts_parts_of_the_image_in_their_
     # beyond the image
     save_segments(tmp_path / "B.seg.nrrd", whole, (12.5, 20, 30), organ=(0, 1), tumour=(1, 1))
     assert "has another affine than image.mha" in ManifestSource(str(tmp_path)).problems[0]
+
+
+def test_segments_on_one_slice_and_empty_ones_are_put_in_their_place(tmp_path: Path) -> None:
+    sitk.WriteImage(volume(), str(tmp_path / "image.mha"))
+    whole = np.zeros((*SHAPE, 1), np.uint8)
+    whole[1:4, 2:4, 2] = 1
+    save_segments(tmp_path / "A.seg.nrrd", whole[1:, 1:, 2:3], (10.5, 22, 36), organ=(0, 1))
+    # 3D Slicer stores a single voxel, wherever it lies, if all segments are empty
+    save_segments(tmp_path / "B.seg.nrrd", whole[:1, :1, :1], (0.2, 0.3, 0.4), organ=(0, 1))
+    rows = ["case_id,image,mask,rater,structure"]
+    rows += [f"one,image.mha,{rater}.seg.nrrd,{rater},organ" for rater in "AB"]
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    source = ManifestSource(str(tmp_path), standardise=False)
+    assert not source.problems
+    sample = source.load("one")
+    np.testing.assert_array_equal(sample.masks[0, 0], whole[::-1, ::-1, :, 0])
+    assert sample.valid.tolist() == [True, True]
+    assert not sample.masks[1].any()
+
+
+@pytest.mark.parametrize("thickness", [3.0, 0.0])
+def test_a_slice_in_any_plane_keeps_its_place_and_pixel_size(tmp_path: Path, thickness: float) -> None:
+    affine = np.diag([1.0, 2.0, thickness, 1.0])
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    affine[:3, :3] = turn @ affine[:3, :3]
+    affine[:3, 3] = 5, 6, 7
+    (tmp_path / "a.nrrd").write_bytes(nrrd_file(VALUES[:, :, 0], affine))
+    found = read_image(tmp_path / "a.nrrd")
+    np.testing.assert_array_equal(found.array[0], VALUES[:, :, 0])
+    assert found.spacing == pytest.approx((1, 2))
+    assert found.affine is not None
+    np.testing.assert_allclose(found.affine[:, [0, 1, 3]], affine[:, [0, 1, 3]], atol=1e-6)

@@ -172,7 +172,7 @@ def itk_file(values: NDArray[Any], like: Path) -> tuple[bytes, str]:
 
 
 def nrrd_file(values: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
-    """Return values at a place as the content of a compressed NRRD file.
+    """Return values at a place as the content of a compressed NRRD file, a slice as a volume of one slice.
 
     Args:
         values: `[*S]`, two or three axes.
@@ -180,6 +180,9 @@ def nrrd_file(values: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
     """
     import SimpleITK as sitk  # noqa: N813
 
+    if values.ndim == 2:
+        # a slice may lie in any plane
+        values = values[..., None]
     return _nrrd(sitk.GetImageFromArray(np.ascontiguousarray(values.T)), affine)
 
 
@@ -236,12 +239,15 @@ def segmentation_file(
 def _nrrd(image: sitk.Image, affine: NDArray[np.float64]) -> bytes:
     import SimpleITK as sitk  # noqa: N813
 
-    axes = image.GetDimension()
-    placed = (_LPS_OF_RAS @ affine)[:axes, [*range(axes), 3]]
-    spacing = np.linalg.norm(placed[:, :axes], axis=0)
+    axes, origin = np.split((_LPS_OF_RAS @ affine)[:3], [3], axis=1)
+    if not axes[:, 2].any():
+        # a slice without thickness
+        normal = np.cross(axes[:, 0], axes[:, 1])
+        axes[:, 2] = normal / np.linalg.norm(normal)
+    spacing = np.linalg.norm(axes, axis=0)
     image.SetSpacing(spacing.tolist())
-    image.SetOrigin(placed[:, axes].tolist())
-    image.SetDirection((placed[:, :axes] / spacing).ravel().tolist())
+    image.SetOrigin(origin.ravel().tolist())
+    image.SetDirection((axes / spacing).ravel().tolist())
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"volume{NRRD[0]}"
         sitk.WriteImage(image, str(path), True)

@@ -103,7 +103,9 @@ class _Nrrd(_Single):
         self._affine = affine
 
         def save(folder: Path, name: str, values: NDArray) -> str:
-            content = nrrd_file(values, affine)
+            # a slice keeps the number of axes of its own file
+            as_stored = values.ndim == 2 and like.name.lower().endswith(NRRD)
+            content = itk_file(values, like)[0] if as_stored else nrrd_file(values, affine)
             write_whole(folder / f"{name}{NRRD[0]}", lambda path: path.write_bytes(content))
             return f"{name}{NRRD[0]}"
 

@@ -27,7 +27,7 @@ from edue_lightning.data.file_source import (
 )
 from edue_lightning.data.geometry import grid_spacing, within
 from edue_lightning.data.identity import content_digest
-from edue_lightning.data.images import ImageError, ImageFile, parts_of, read_image, read_mask, read_segment
+from edue_lightning.data.images import ImageError, ImageFile, canonical, parts_of, read_image, read_mask, read_segment
 from edue_lightning.data.itk_volumes import SEGMENTATION
 from edue_lightning.data.label_maps import LabelMap
 from edue_lightning.data.preparation import Stacked, agreed_spacing
@@ -282,13 +282,18 @@ class ManifestSource(FileSource):
             return self._file(reading, name, reader)
         found = self._file(reading, name, partial(read_segment, name=segment))
         first = images[0].image.grid if images and images[0] is not None else None
-        if found is None or first is None or found.image.affine is None or len(first.shape) != len(found.image.shape):
+        if found is None or first is None or found.image.affine is None or len(first.shape) != _VOLUME:
             return found
-        # 3D Slicer may store the part of the image around the segments alone
-        placed = within(found.image.array, found.image.affine, first) if len(first.shape) == _VOLUME else None
+        # 3D Slicer may store the part of the image around the segments alone, which may be one slice
+        volume = found.image.array[..., None] if len(found.image.shape) == 2 else None
+        stored = found.image if volume is None else canonical(ImageFile(volume, affine=found.image.affine))
+        assert stored.affine is not None, "as found"
+        # nothing but a single voxel: all segments are empty, and the place means nothing
+        is_empty = stored.array.size == 1 and not stored.array.any()
+        placed = np.zeros(first.shape, bool) if is_empty else within(stored.array, stored.affine, first)
         if placed is None:
             return found
-        return NamedImage(name, ImageFile(placed, found.image.spacing, first.affine.numpy()))
+        return NamedImage(name, ImageFile(placed, grid_spacing(first), first.affine.numpy()))
 
     def _in_dicom(
         self,
