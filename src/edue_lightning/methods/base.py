@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.losses import SegmentationLoss
+from edue_lightning.losses import MemberLoss, SegmentationLoss
 from edue_lightning.methods.sliding_window import Inference
 from edue_lightning.networks import HeadLayout
 from edue_lightning.uncertainty import Readout, Tie
@@ -156,7 +156,7 @@ class MethodParts:
 
     network: NetworkFactory
     structures: Sequence[str]
-    loss: SegmentationLoss
+    loss: SegmentationLoss | MemberLoss
     optimizer: OptimizerSettings
     inference: Inference = field(default_factory=Inference)
     majority_tie: Tie = "foreground"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.losses import SegmentationLoss, level_targets, mean_prediction_nll
+from edue_lightning.losses import MemberLoss, SegmentationLoss, level_targets, mean_prediction_nll
 from edue_lightning.methods.base import MethodParts, NetworkMethod
 from edue_lightning.methods.targets import member_target
 from edue_lightning.networks import HeadLayout
@@ -114,7 +114,7 @@ class EDUELevels(NetworkMethod):
         return {"loss": torch.stack([weights[name] * part for name, part in parts.items()]).sum(), **parts}
 
     @staticmethod
-    def _of_stages(loss: SegmentationLoss, logits: Tensor, targets: Tensor, batch: RaterBatch) -> Tensor:
+    def _of_stages(loss: SegmentationLoss | MemberLoss, logits: Tensor, targets: Tensor, batch: RaterBatch) -> Tensor:
         """Return the mean loss of each stage's logits `[B, N, m, K, *S]` against targets `[B, m, K, *S]`."""
         repeated = targets[:, None].expand_as(logits)
         return loss(logits.flatten(1, 2), repeated.flatten(1, 2), batch.region).mean()

@@ -99,6 +99,27 @@ def check_raters(method: SegmentationMethod, data: RaterDataModule) -> None:
         )
 
 
+def check_loss(method: SegmentationMethod) -> None:
+    """Check that the loss has a meaning for the targets of a method, and a weight for each structure.
+
+    Raises:
+        UserError: for soft targets with a loss of hard ones, or another number of weights than structures.
+    """
+    for part in method.trainees():
+        loss = getattr(part, "loss", None)
+        if getattr(part, "target", None) == "soft_majority" and not getattr(loss, "takes_soft_targets", True):
+            raise UserError(
+                f"method.target=soft_majority: the loss {type(loss).__name__} is defined for masks, not for shares of "
+                "raters; choose method.target=majority or random_rater, or another loss"
+            )
+        weights = getattr(loss, "structure_weights", None)
+        if weights is not None and len(weights) != len(method.structures):
+            raise UserError(
+                f"loss.structure_weights={list(weights)}: there are {len(method.structures)} structures "
+                f"({', '.join(method.structures)}); give one weight for each"
+            )
+
+
 def check_turns(method: SegmentationMethod, cases: TrainingCases) -> None:
     """Check that a method that exchanges the first two axes of an image meets voxels of equal sizes along them.
 

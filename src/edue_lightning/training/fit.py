@@ -28,7 +28,7 @@ from edue_lightning.runtime.processes import is_first_process, process_number, r
 from edue_lightning.runtime.signals import StopSignals
 from edue_lightning.text import named
 from edue_lightning.training.callbacks import build_callbacks
-from edue_lightning.training.checks import check_raters, check_sizes, check_turns, check_validated
+from edue_lightning.training.checks import check_loss, check_raters, check_sizes, check_turns, check_validated
 from edue_lightning.training.initial import InitialWeights
 from edue_lightning.training.loggers import log_curves, training_loggers
 from edue_lightning.training.progress import EpochLines
@@ -73,6 +73,7 @@ class Experiment:
         configuration = with_levels(configuration, data)
         method = build_method(configuration, image_format)
         check_raters(method, data)
+        check_loss(method)
         if cases is not None:
             check_turns(method, cases)
         initial = None if configuration.get("init") is None else InitialWeights.read(configuration["init"])
