@@ -149,3 +149,19 @@ def test_every_option_is_on_a_page() -> None:
     page = (Path(configuration_folder()).parent / "docs" / "data.md").read_text()
     for field in fields(Augmentation):
         assert f"| `{field.name}` |" in page, field.name
+
+
+@pytest.mark.parametrize("name", ["blur", "low_resolution"])
+@pytest.mark.parametrize("size", [(40, 48), (24, 20, 22)])
+def test_degradations_leave_the_image_in_its_place(name: str, size: tuple[int, ...]) -> None:
+    places = torch.stack(torch.meshgrid(*(torch.arange(float(length)) for length in size), indexing="ij"))
+    middle = torch.tensor([(length - 1) / 2 for length in size]).reshape(-1, *[1] * len(size))
+    blob = torch.exp(-((places - middle) ** 2).sum(dim=0) / 18)
+    sample = RaterSample(blob[None], torch.zeros(1, 1, *size, dtype=torch.uint8), torch.ones(1, dtype=torch.bool), "a")
+    transform = Augmentation(flip=0, **{name: 1.0}).transform(len(size))
+    shifts = []
+    for key in range(30):
+        changed = augment(sample, transform, key).image
+        shifts.append(((places - middle) * changed).flatten(1).sum(dim=1) / changed.sum())
+    # where a new voxel lies between two, one of them is taken
+    assert torch.stack(shifts).mean(dim=0).abs().max() < 0.15

@@ -160,7 +160,12 @@ class Augmentation:
             (
                 self.low_resolution,
                 RandSimulateLowResolutiond(
-                    ("image",), prob=self.low_resolution, upsample_mode=upsampled, zoom_range=_LOW_RESOLUTION
+                    ("image",),
+                    prob=self.low_resolution,
+                    # PyTorch's "nearest" moves the image by half a voxel against its masks
+                    downsample_mode="nearest-exact",
+                    upsample_mode=upsampled,
+                    zoom_range=_LOW_RESOLUTION,
                 ),
             ),
             (
