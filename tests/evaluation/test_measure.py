@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from method_parts import parts_of
 from torch import Tensor
@@ -15,6 +16,7 @@ from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import MetricSettings
 from edue_lightning.runs.trainer import build_test_trainer
 from edue_lightning.runtime.devices import device_name, on_device
+from edue_lightning.uncertainty import Tie
 
 TRAINER = {"_target_": "pytorch_lightning.Trainer", "_partial_": True, "accelerator": "cpu", "devices": 1}
 # computes like the CPU, but is another device for Lightning: `module.cpu()` leaves it
@@ -51,6 +53,19 @@ def test_panels_are_predicted_on_the_device_of_the_trainer() -> None:
     assert set(method.places[batches:]) == {OTHER}
     # and left where it was
     assert method.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("tie", ["foreground", "background"])
+def test_panels_have_the_soft_majority_that_is_measured(tie: Tie) -> None:
+    data = RaterDataModule("synthetic", SyntheticFundus(12, 24), eval_batch_size=4)
+    settings = MetricSettings(majority_tie=tie)
+    found = measure_method(Located(), data, Measurement("x", "test", settings, 0), build_test_trainer(TRAINER))
+    cases = found.cases_frame().set_index(["case_id", "structure"])
+    ties = 0
+    for panel in found.panels:
+        assert panel.consensus.sum() == cases.loc[(panel.case_id, panel.structure), "area"]
+        ties += int((panel.masks.mean(axis=0) == 0.5).sum())
+    assert ties
 
 
 def test_a_module_comes_back_from_a_device() -> None:

@@ -20,6 +20,8 @@ from edue_lightning.reporting.curves import (
 )
 from edue_lightning.reporting.tables import TIME_RATIO, cost_table, detection_table
 from edue_lightning.runs.files import (
+    DETECTION_COLUMNS,
+    DETECTION_FILE,
     DISTORTED_CASES_COLUMNS,
     DISTORTED_CASES_FILE,
     DISTORTION_SCORES,
@@ -117,6 +119,23 @@ def test_areas_by_severity_and_by_kind(folders: list[Path]) -> None:
     by_kind = auroc_by_kind(runs, "nodule", "entropy")
     assert by_kind.index.tolist() == ["all", "noise", "blur"]
     assert by_kind["blur"] == of_score[(of_score["severity"] == 0) & (of_score["distortion"] == "blur")]["auroc"].mean()
+
+
+@pytest.mark.parametrize("lacking", ["value", "row"])
+def test_an_area_that_one_seed_lacks_is_not_the_mean_of_the_others(folders: list[Path], lacking: str) -> None:
+    for seed, folder in enumerate(folders):
+        write_distortions(folder, "edue", seed)
+    path = folders[1] / DETECTION_FILE
+    table = pd.read_csv(path)
+    chosen = (table["score"] == "entropy") & (table["distortion"].isin(["all", "blur"]))
+    if lacking == "value":
+        table.loc[chosen, "auroc"] = np.nan
+    write_table(table if lacking == "value" else table[~chosen], DETECTION_COLUMNS, path)
+    runs = read(folders)
+    by_kind = auroc_by_kind(runs, "nodule", "entropy")
+    assert np.isnan(by_kind["all"]) and np.isnan(by_kind["blur"]) and not np.isnan(by_kind["noise"])
+    assert auroc_by_severity(runs, "nodule", "entropy").isna().all()
+    assert not auroc_by_severity(runs, "nodule", "sv").isna().any()
 
 
 def test_the_detection_table_leaves_undefined_scores_out(tmp_path: Path) -> None:

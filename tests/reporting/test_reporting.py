@@ -381,6 +381,14 @@ def test_panels_survive_the_file(tmp_path: Path) -> None:
         assert isinstance(after.case_id, str)
 
 
+def test_the_soft_majority_of_a_panel_has_ties_as_they_are_measured() -> None:
+    # half of the four raters marked row 13, three of them row 12
+    for tie, in_row_13 in (("foreground", True), ("background", False)):
+        consensus = cropped(replace(panel("a"), majority_tie=tie)).consensus
+        rows = np.flatnonzero(consensus.any(axis=1))
+        assert len(rows) == 8 + in_row_13
+
+
 def test_a_single_network_is_drawn_by_p_times_1_minus_p_and_labelled_so() -> None:
     network = replace(panel("a"), member_variance=np.zeros((20, 20), np.float32), sv=float("nan"), sv_total=7.25)
     expected = network.mean_probability * (1 - network.mean_probability)

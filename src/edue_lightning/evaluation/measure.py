@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytorch_lightning as pl
@@ -140,7 +140,7 @@ def _evaluation(
         samples = (sample_of(i) for i in positions.tolist())
         found = [(mask_fingerprints(sample), content_of(sample), unit_of(sample)) for sample in samples]
     if is_first_process() and measurement.panels:
-        panels = _panels(data, measurement.split, positions, cases["sv_star"], probabilities_of, table.readout)
+        panels = _panels(data, measurement, positions, cases["sv_star"], probabilities_of, table.readout)
     return Evaluation(
         label=measurement.label,
         data=data.name,
@@ -180,7 +180,7 @@ def mask_fingerprints(sample: RaterSample) -> list[str]:
 
 def _panels(
     data: RaterDataModule,
-    split: Subset,
+    measurement: Measurement,
     positions: Tensor,
     sv_star: Tensor,
     probabilities_of: ProbabilitiesOf,
@@ -194,11 +194,12 @@ def _panels(
     ]
     panels: dict[tuple[int, int], Panel] = {}
     for position in dict.fromkeys(position for _, position in chosen):
-        sample = data.sample(split, position)
+        sample = data.sample(measurement.split, position)
         probabilities = probabilities_of(position)
         for structure, of_case in chosen:
             if of_case == position:
-                panels[structure, position] = _panel(data.source, sample, structure, probabilities, readout)
+                made = _panel(data.source, sample, structure, probabilities, readout)
+                panels[structure, position] = replace(made, majority_tie=measurement.settings.majority_tie)
     return [panels[key] for key in chosen]
 
 

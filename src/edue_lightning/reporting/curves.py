@@ -106,15 +106,23 @@ def distorted_groups(runs: Sequence[Run], structure: str, score: str) -> dict[st
 
 
 def auroc_by_severity(runs: Sequence[Run], structure: str, score: str) -> pd.Series:
-    """Return the AUROC of a score for distorted images by severity, over all kinds, as the mean over seeds."""
-    rows = pd.concat([_of(run.detection, structure=structure, score=score, distortion=POOLED_KINDS) for run in runs])
-    return rows[rows["severity"] != POOLED_SEVERITY].groupby("severity")["auroc"].mean()
+    """Return the AUROC of a score for distorted images by severity, over all kinds, see `_mean_over_seeds`."""
+    tables = [_of(run.detection, structure=structure, score=score, distortion=POOLED_KINDS) for run in runs]
+    means = _mean_over_seeds(tables, "severity")
+    return means[means.index != POOLED_SEVERITY].sort_index()
 
 
 def auroc_by_kind(runs: Sequence[Run], structure: str, score: str) -> pd.Series:
-    """Return the AUROC of a score for distorted images by kind, all kinds first, as the mean over seeds."""
-    rows = pd.concat([_of(run.detection, structure=structure, score=score, severity=POOLED_SEVERITY) for run in runs])
-    return rows.groupby("distortion", sort=False)["auroc"].mean()
+    """Return the AUROC of a score for distorted images by kind, all kinds first, see `_mean_over_seeds`."""
+    tables = [_of(run.detection, structure=structure, score=score, severity=POOLED_SEVERITY) for run in runs]
+    return _mean_over_seeds(tables, "distortion")
+
+
+def _mean_over_seeds(tables: Sequence[pd.DataFrame], column: str) -> pd.Series:
+    """Return the mean AUROC over seeds by the values of a column; NaN where a seed does not define it or has no row."""
+    found = pd.concat(tables).groupby(column, sort=False)["auroc"]
+    # without this, seeds that lack a score would leave the mean of the others
+    return found.mean().where(found.count() == len(tables))
 
 
 def _of(frame: pd.DataFrame | None, **wanted: str | int) -> pd.DataFrame:

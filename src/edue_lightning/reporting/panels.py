@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from edue_lightning.errors import UserError
-from edue_lightning.uncertainty import reached
+from edue_lightning.uncertainty import Tie, majority, reached
 
 PANEL_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -49,6 +50,7 @@ class Panel:
         sv_total: sum of p(1 - p); NaN in files of earlier versions.
         decision: map that the mask is taken from, `[H, W]`; None in files of earlier versions, where it was p.
         threshold: threshold of the decision.
+        majority_tie: class of a pixel that exactly half of the raters marked, in the soft-majority mask.
     """
 
     case_id: str
@@ -63,6 +65,7 @@ class Panel:
     sv_total: float = float("nan")
     decision: NDArray[np.float32] | None = None
     threshold: float = 0.5
+    majority_tie: Tie = "foreground"
 
     @property
     def has_members(self) -> bool:
@@ -77,9 +80,8 @@ class Panel:
 
     @property
     def consensus(self) -> NDArray[np.bool_]:
-        """Mask of at least half of the raters, `[H, W]`."""
-        found: NDArray[np.bool_] = self.masks.mean(axis=0) >= 0.5
-        return found
+        """Soft-majority mask of the raters, `[H, W]`."""
+        return majority(torch.from_numpy(self.masks.mean(axis=0)), self.majority_tie).numpy()
 
     @property
     def total_variance(self) -> NDArray[np.float32]:
