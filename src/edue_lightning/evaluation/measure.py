@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytorch_lightning as pl
@@ -31,7 +31,7 @@ from edue_lightning.reporting.panels import (
 )
 from edue_lightning.runtime.devices import on_device
 from edue_lightning.runtime.processes import is_first_process, merged
-from edue_lightning.uncertainty import Readout, map_sums, rater_variance, score_maps, sum_of_variances
+from edue_lightning.uncertainty import Readout, Tie, map_sums, rater_variance, score_maps, sum_of_variances
 
 ProbabilitiesOf = Callable[[int], Tensor]
 """Probabilities `[M + n, K, *S]` of the case at a position of the split, see `Readout`."""
@@ -198,12 +198,14 @@ def _panels(
         probabilities = probabilities_of(position)
         for structure, of_case in chosen:
             if of_case == position:
-                made = _panel(data.source, sample, structure, probabilities, readout)
-                panels[structure, position] = replace(made, majority_tie=measurement.settings.majority_tie)
+                tie = measurement.settings.majority_tie
+                panels[structure, position] = _panel(data.source, sample, structure, probabilities, readout, tie)
     return [panels[key] for key in chosen]
 
 
-def _panel(source: CaseSource, sample: RaterSample, structure: int, probabilities: Tensor, readout: Readout) -> Panel:
+def _panel(
+    source: CaseSource, sample: RaterSample, structure: int, probabilities: Tensor, readout: Readout, majority_tie: Tie
+) -> Panel:
     batch = collate_samples([sample], [0], [0])
     of_structure = probabilities[None, :, structure : structure + 1]
     model = score_maps(of_structure.float(), readout)
@@ -240,5 +242,6 @@ def _panel(source: CaseSource, sample: RaterSample, structure: int, probabilitie
         sv_star=sum_of_variances(expert, voxel_size)[0, 0].item(),
         sv_total=sums["sv_total"],
         threshold=float(threshold),
+        majority_tie=majority_tie,
         **{**maps, "image": displayable(maps["image"])},
     )
