@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lidc_slice_files import write_data_set
 from patients import Patient
 from processes import run_command
 
 from edue_lightning.config.build import build_data
 from edue_lightning.convert import convert
-from edue_lightning.data import HecktorSource, ManifestSource, RaterDataModule
+from edue_lightning.data import HecktorSource, LidcSlices, ManifestSource, RaterDataModule
 from edue_lightning.data.conversion import write_manifest
 from edue_lightning.errors import UserError
 
@@ -73,6 +74,22 @@ def test_raters_out_of_natural_order_keep_their_places(tmp_path: Path) -> None:
     read_back(tmp_path / "out", data)
     header = (tmp_path / "out" / "manifest.csv").read_text().partition("\n")[0]
     assert header.endswith(",rater,structure,rater_position")
+
+
+def test_volumes_of_unknown_voxel_size_are_not_written_as_voxels_of_1_mm(tmp_path: Path) -> None:
+    write_data_set(tmp_path / "slices", [1, 2, 3])
+    stacked, flat = (
+        RaterDataModule("lidc_slices", LidcSlices(str(tmp_path / "slices"), volumes=volumes)) for volumes in (True, False)
+    )
+    with pytest.raises(UserError, match=r"data=lidc_slices: the voxel size of its volumes is unknown"):
+        write_manifest(stacked, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert write_manifest(flat, tmp_path / "out") == 12
+    again = ManifestSource(str(tmp_path / "out"), standardise=False)
+    for record in flat.splits["all"]:
+        found, expected = again.load(record.case_id), flat.source.load(record.case_id)
+        assert found.spacing is None
+        assert torch.equal(found.masks, expected.masks)
 
 
 @pytest.mark.slow

@@ -41,10 +41,16 @@ def write_manifest(data: RaterDataModule, folder: Path) -> int:
         the number of cases.
 
     Raises:
-        UserError: if the folder is not empty, or a file cannot be written.
+        UserError: if the folder is not empty, the data are volumes of unknown voxel size, or a file cannot be written.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"output={folder}: is not empty; choose another folder")
+    first = data.source.load(data.source.cases()[0].case_id)
+    if data.source.spatial_dims == 3 and first.spacing is None:
+        raise UserError(
+            f"data={data.name}: the voxel size of its volumes is unknown, which NIfTI files cannot say: areas would be "
+            "in mm of voxels of 1 mm; convert slices instead (data.source.volumes=false of lidc_slices)"
+        )
     split_of = {record.case_id: split for split in get_args(Split) for record in data.splits[split]}
     source = data.source
     rows: list[dict[str, str]] = []

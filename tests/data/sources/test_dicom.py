@@ -132,6 +132,31 @@ def test_raters_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
         DicomSource(str(tmp_path), rater="nobody")  # type: ignore[arg-type]
 
 
+def test_upper_and_lower_case_do_not_make_another_rater(tmp_path: Path) -> None:
+    # a ContentLabel has upper case alone, a StructureSetLabel any
+    for seed, name in enumerate(("a", "b")):
+        made = scan(seed)
+        slices = made.save(tmp_path / name)
+        write(made.outlines({"GTV": [GTV]}, "Anna"), tmp_path / name / "1.dcm")
+        node = np.stack([made.mask(NODE)])
+        write(segmentation(slices, node, ["node"], content_label="ANNA"), tmp_path / name / "2.dcm")
+        both = np.stack([made.mask(SMALLER), made.mask(NODE)])
+        if seed:
+            write(made.outlines({"gtv": [SMALLER], "Node": [NODE]}, "Ben"), tmp_path / name / "3.dcm")
+        else:
+            write(segmentation(slices, both, ["GTV", "node"], content_label="BEN"), tmp_path / name / "3.dcm")
+    for absent in ("refuse", "empty"):
+        source = DicomSource(str(tmp_path), absent=absent)  # type: ignore[arg-type]
+        assert not source.problems
+        assert (source.raters, source.structures) == (("Anna", "BEN"), ("GTV", "node"))
+        for seed, name in enumerate(("a", "b")):
+            sample = source.load(name)
+            assert sample.valid.tolist() == [True, True]
+            for slot, boxes in enumerate(((GTV, NODE), (SMALLER, NODE))):
+                for k, box in enumerate(boxes):
+                    np.testing.assert_array_equal(sample.masks[slot, k], to_ras(scan(seed).mask(box)))
+
+
 def localizer(made: Scan) -> Dataset:
     dataset = ct_slice(made.pixels[:, :, 0], 0.0, series=generate_uid())
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]

@@ -44,7 +44,7 @@ class DicomSource(FileSource):
         root: folder with one folder per patient.
         rater: where the name of the rater stands: `label`, the label of the object (StructureSetLabel of RTSTRUCT,
             ContentLabel of SEG); `operator`, the person (OperatorsName, ContentCreatorName); or `file`, the file's name
-            without its ending.
+            without its ending. Upper and lower case do not count: ContentLabel has upper case alone.
         structures: names of the structures, in this order; None for all, in order of first appearance. Upper and lower
             case and blanks at the ends do not count.
         name_pattern: regular expression for the names of regions and segments, with a group `structure` and optionally
@@ -94,8 +94,11 @@ class DicomSource(FileSource):
         self._cases = {case.case_id: case for case in listing.cases}
         self.structures = self._structures(structures, list(found.values()), problems)
         self._drawn: dict[str, dict[tuple[str, str], tuple[Path, int] | None]] = {}
+        raters: dict[str, str] = {}
+        for drawn in found.values():
+            raters = {**drawn.raters, **raters}
         for case_id, drawn in found.items():
-            self._drawn[case_id] = drawn.of(self.structures, absent, problems)
+            self._drawn[case_id] = drawn.of(raters, self.structures, absent, problems)
         self.raters: tuple[str, ...] = tuple(
             sorted({rater for drawn in self._drawn.values() for rater, _ in drawn}, key=natural_key)
         )
@@ -209,8 +212,9 @@ class _Drawn:
     """What was drawn in the objects of a case.
 
     Attributes:
-        masks: file and number of each rater's structures, their names in lower case.
+        masks: file and number of each rater's structures, both names in lower case.
         spelling: name of each structure as it was written first.
+        raters: name of each rater as it was written first, by its name in lower case.
     """
 
     def __init__(self, source: DicomSource, case: DicomCase, problems: list[str]) -> None:
@@ -218,6 +222,7 @@ class _Drawn:
         self.case_id = case.case_id
         self.masks: dict[tuple[str, str], tuple[Path, int]] = {}
         self.spelling: dict[str, str] = {}
+        self.raters: dict[str, str] = {}
         self.files: dict[str, Path] = {}
         before = len(problems)
         for path, header in case.masks.items():
@@ -238,7 +243,7 @@ class _Drawn:
         if found is None:
             return
         rater, structure = found
-        key = (rater, structure.casefold())
+        key = (rater.casefold(), structure.casefold())
         if key in self.masks:
             first = relative_name(self.masks[key][0], self.source.root)
             raise ImageError(
@@ -247,23 +252,31 @@ class _Drawn:
             )
         self.masks[key] = path, number
         self.spelling.setdefault(key[1], structure)
-        self.files.setdefault(rater, path)
+        self.raters.setdefault(key[0], rater)
+        self.files.setdefault(key[0], path)
 
     def of(
-        self, structures: Sequence[str], absent: Absent, problems: list[str]
+        self, raters: Mapping[str, str], structures: Sequence[str], absent: Absent, problems: list[str]
     ) -> dict[tuple[str, str], tuple[Path, int] | None]:
-        """Return the file and number of each rater's structures; None for an empty one."""
+        """Return the file and number of each rater's structures; None for an empty one.
+
+        Args:
+            raters: name of each rater in all cases, by the name in lower case.
+            structures: names of the structures.
+            absent: see `DicomSource`.
+            problems: list to which a line per missing structure is added.
+        """
         found: dict[tuple[str, str], tuple[Path, int] | None] = {}
         for rater, path in self.files.items():
             missing = [name for name in structures if (rater, name.casefold()) not in self.masks]
             if missing and absent == "refuse":
                 problem = (
-                    f"rater {rater!r} has no {named(missing)}; add it, choose others with data.source.structures, or "
+                    f"rater {raters[rater]!r} has no {named(missing)}; add it, choose others with data.source.structures, or "
                     "set data.source.absent=empty if that means that the rater outlined nothing"
                 )
                 problems.append(self.source.line(path, self.case_id, problem))
             for name in structures:
-                found[rater, name] = self.masks.get((rater, name.casefold()))
+                found[raters[rater], name] = self.masks.get((rater, name.casefold()))
         return found
 
 
