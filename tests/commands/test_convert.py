@@ -78,9 +78,8 @@ def test_raters_out_of_natural_order_keep_their_places(tmp_path: Path) -> None:
 
 def test_volumes_of_unknown_voxel_size_are_not_written_as_voxels_of_1_mm(tmp_path: Path) -> None:
     write_data_set(tmp_path / "slices", [1, 2, 3])
-    stacked, flat = (
-        RaterDataModule("lidc_slices", LidcSlices(str(tmp_path / "slices"), volumes=volumes)) for volumes in (True, False)
-    )
+    sources = [LidcSlices(str(tmp_path / "slices"), volumes=volumes) for volumes in (True, False)]
+    stacked, flat = (RaterDataModule("lidc_slices", source) for source in sources)
     with pytest.raises(UserError, match=r"data=lidc_slices: the voxel size of its volumes is unknown"):
         write_manifest(stacked, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,25 @@ def test_evaluation_has_the_precision_of_the_training(run: Path, tmp_path: Path)
     assert recorded["trainer"]["precision"] == "bf16-mixed"
     evaluate(configuration(run, "trainer.precision=32-true"), tmp_path / "full")
     assert not pd.read_csv(tmp_path / "full" / "metrics.csv")["value"].equals(first["value"])
+
+
+@pytest.mark.parametrize("rule", ["raters", "validation", "half"])
+def test_written_predictions_come_with_the_options_that_repeat_their_masks(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, rule: str
+) -> None:
+    override = {"validation": ["mask.thresholds={disc: 0.13, cup: 0.1}"]}.get(rule, [])
+    settings = configuration(run, "split=val", "save_predictions=true", f"mask={rule}", *override)
+    with caplog.at_level("WARNING"):
+        evaluate(settings, tmp_path / "own")
+    said = [line for line in caplog.messages if "holds probabilities, and not the rule for masks" in line]
+    options = shlex.split(said[0].split(" with ")[1]) if said else []
+    assert bool(said) == (rule != "half")
+    measured = [f"predictions={tmp_path / 'own' / 'predictions'}", "bootstrap_resamples=0", "split=val", *on(HASH)]
+    with initialize_config_dir(configuration_folder(), version_base="1.3"):
+        again = resolved(compose("evaluate", overrides=[*measured, *options]))
+    evaluate(again, tmp_path / "again")
+    first, second = (pd.read_csv(tmp_path / name / "cases.csv") for name in ("own", "again"))
+    pd.testing.assert_frame_equal(first[["dice", "predicted_area"]], second[["dice", "predicted_area"]])
 
 
 def test_thresholds_belong_to_predictions_in_float32(run: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from edue_lightning.runs.record import TRAINING, write_configuration
 from edue_lightning.runs.trainer import build_test_trainer, check_trainer
 from edue_lightning.runtime.devices import with_free_device
 from edue_lightning.runtime.processes import is_first_process, quiet_unless_first
+from edue_lightning.uncertainty.mask_rule import HALF
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +136,12 @@ def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any
         callbacks.append(PredictionWriter(folder / PREDICTIONS_FOLDER, data, measurement.split, method.readout))
     trainer = build_test_trainer(trainer_node, callbacks=callbacks)
     evaluation = measure_method(method, data, measurement, trainer, loaded.density)
+    if configuration["save_predictions"] and method.readout.mask.rule != HALF.rule and is_first_process():
+        log.warning(
+            "%s: holds probabilities, and not the rule for masks; measure them (predictions=) with %s",
+            folder / PREDICTIONS_FOLDER,
+            method.readout.mask.options,
+        )
     if distortions is not None:
         settings, split = measurement.settings, measurement.split
         shift = measure_shift(method, data, distortions, label, split, settings, trainer, loaded.density)

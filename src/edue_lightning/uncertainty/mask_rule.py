@@ -92,6 +92,17 @@ class MaskRule:
             return [float(self.thresholds[name]) for name in structures]
         return [0.5] * len(structures)
 
+    @property
+    def options(self) -> str:
+        """Options of a command that take masks by this rule, such as `mask=raters mask.raters=4`."""
+        options = f"mask={self.rule}"
+        if self.rule == "raters":
+            options += f" mask.raters={self.raters}"
+        if self.rule == "validation":
+            listed = ", ".join(f"{name}: {value:.9g}" for name, value in (self.thresholds or {}).items())
+            options += f" 'mask.thresholds={{{listed}}}'"
+        return options
+
     def of_image(self, decision: Tensor, structures: tuple[str, ...]) -> Tensor:
         """Return the threshold of each structure in one image, `[K]` float32.
 

@@ -271,8 +271,9 @@ class _Drawn:
             missing = [name for name in structures if (rater, name.casefold()) not in self.masks]
             if missing and absent == "refuse":
                 problem = (
-                    f"rater {raters[rater]!r} has no {named(missing)}; add it, choose others with data.source.structures, or "
-                    "set data.source.absent=empty if that means that the rater outlined nothing"
+                    f"rater {raters[rater]!r} has no {named(missing)}; add it, choose others with "
+                    "data.source.structures, or set data.source.absent=empty if that means that the rater outlined "
+                    "nothing"
                 )
                 problems.append(self.source.line(path, self.case_id, problem))
             for name in structures:
