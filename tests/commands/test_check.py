@@ -473,7 +473,7 @@ def test_the_command_tells_what_there_is(tmp_path: Path) -> None:
     assert len(pd.read_csv(tmp_path / "found" / "cases.csv")) == 12
     again = run_command("check", overrides, cwd=tmp_path)
     assert again.returncode == 2
-    assert "already holds a run" in again.stderr
+    assert "already holds a run; choose another folder, or remove it" in again.stderr
 
 
 def test_the_command_lists_every_problem_of_a_folder(tmp_path: Path) -> None:

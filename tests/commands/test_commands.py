@@ -212,7 +212,7 @@ def test_a_finished_run_is_not_overwritten(trained_run: Path, tmp_path: Path) ->
     before = (trained_run / "metrics.csv").read_bytes()
     done = run_command("train", [*SMALL, "seed=5", f"hydra.run.dir={trained_run}"], cwd=tmp_path)
     assert done.returncode == 2
-    assert "already holds a run" in done.stderr
+    assert "already holds a run; choose another folder, or resume that run with resume=auto" in done.stderr
     assert (trained_run / "metrics.csv").read_bytes() == before
 
 

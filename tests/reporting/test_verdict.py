@@ -21,7 +21,7 @@ from edue_lightning.reporting.comparison import (
 from edue_lightning.reporting.findings import Finding, Verdict
 from edue_lightning.reporting.outcomes import MARGINS, interval_p, outcome, two_sided_p
 from edue_lightning.reporting.tables import differences_table
-from edue_lightning.reporting.verdict_text import sentence, sentences, summary, table
+from edue_lightning.reporting.verdict_text import TITLES, summary, table
 from edue_lightning.runs.files import METRICS_COLUMNS, Replicates, Run, write_replicates, write_table
 
 NOTHING = dict.fromkeys(("image_pearson", "pixel_pearson"), 0.5)
@@ -35,6 +35,12 @@ def run(folder: Path, method: str, test: Mapping[str, float], validation: Mappin
     return read_run(
         write_values(folder / name, method, seed, {"nodule": {**NOTHING, **test}}, {"nodule": validation}, **more)
     )
+
+
+def row(verdict: Verdict, quantity: str) -> pd.Series:
+    """Return the row of a quantity in the table of the best baselines."""
+    shown = table(verdict, "best baseline")
+    return shown[shown["quantity"] == TITLES[quantity]].iloc[0]
 
 
 def of(verdict: Verdict, quantity: str, part: str = "best baseline", data: str = "lidc") -> Finding:
@@ -144,13 +150,15 @@ def test_the_best_baseline_is_chosen_on_validation_data(tmp_path: Path) -> None:
         # nor is an ensemble of its own networks
         run(tmp_path, "deep_ensemble_levels_mask", {"nll": 0.010}, {"nll": 0.01}),
     ]
-    found = of(judge(runs, "edue"), "nll")
+    verdict = judge(runs, "edue")
+    found = of(verdict, "nll")
     assert (found.baseline, found.value, found.baseline_value) == ("layer_ensemble", 0.049, 0.055)
     assert found.change == pytest.approx(-0.006)
     assert found.outcome == "better"
-    assert sentence(found) == (
-        "lidc, nodule: NLL 0.049 against 0.055 of layer_ensemble: lower by 0.006 [0.006, 0.006]; better."
-    )
+    shown = row(verdict, "nll")
+    assert shown.tolist()[:3] == ["lidc", "nodule", "NLL"]
+    assert (shown["edue"], shown["baseline"], shown["its value"]) == ("0.049", "layer_ensemble", "0.055")
+    assert (shown["change"], shown["outcome"]) == ("-0.006 [-0.006, -0.006]", "better")
 
 
 def test_each_method_has_the_read_out_that_is_best_on_validation_data(tmp_path: Path) -> None:
@@ -165,11 +173,13 @@ def test_each_method_has_the_read_out_that_is_best_on_validation_data(tmp_path: 
         run(tmp_path, "single", {"pixel_pearson": np.nan, "pixel_pearson_total": 0.5}),
         run(tmp_path, "layer_ensemble", {"pixel_pearson": 0.45, "pixel_pearson_total": 0.4}),
     ]
-    found = of(judge(runs, "edue"), "pixel_pearson")
+    verdict = judge(runs, "edue")
+    found = of(verdict, "pixel_pearson")
     assert (found.metric, found.value) == ("pixel_pearson", 0.6)
     assert (found.baseline, found.baseline_metric, found.baseline_value) == ("single", "pixel_pearson_total", 0.5)
     assert found.outcome == "better"
-    assert "0.600 (variance between members) against 0.500 (p(1 - p)) of single" in sentence(found)
+    shown = row(verdict, "pixel_pearson")
+    assert (shown["edue"], shown["its value"]) == ("0.600 (variance between members)", "0.500 (p(1 - p))")
 
 
 def test_each_method_flags_cases_by_the_score_that_is_best_on_validation_data(tmp_path: Path) -> None:
@@ -187,10 +197,12 @@ def test_each_method_flags_cases_by_the_score_that_is_best_on_validation_data(tm
             {"normalised_aurc_entropy": 0.5, "normalised_aurc_total": 0.9},
         ),
     ]
-    found = of(judge(runs, "edue"), "normalised_aurc")
+    verdict = judge(runs, "edue")
+    found = of(verdict, "normalised_aurc")
     assert (found.metric, found.baseline_metric) == ("normalised_aurc_aula", "normalised_aurc_entropy")
     assert found.outcome == "better"
-    assert "normalised AURC 0.400 (aula) against 0.500 (entropy) of single" in sentence(found)
+    shown = row(verdict, "normalised_aurc")
+    assert (shown["edue"], shown["its value"]) == ("0.400 (aula)", "0.500 (entropy)")
 
 
 @pytest.mark.parametrize(
@@ -245,12 +257,12 @@ def test_what_fails_is_said_plainly(tmp_path: Path) -> None:
         [run(tmp_path, "edue", {"dice": 0.8, "nll": 0.3}), run(tmp_path, "single", {"dice": 0.85, "nll": 0.3004})],
         "edue",
     )
-    (lines,) = sentences(verdict).values()
-    dice = next(line for line in lines if "Dice" in line)
-    assert dice == "lidc, nodule: Dice 0.800 against 0.850 of single: lower by 0.050 [0.050, 0.050]; worse."
-    nll = next(line for line in lines if "NLL" in line)
-    assert "0.3000 against 0.3004 of single: lower by 0.0004 [0.0004, 0.0004]; not distinguishable, within 0.006" in nll
-    assert "image-level rank correlation is undefined (of edue undefined on validation data)" in " ".join(lines)
+    dice, nll, rank = (row(verdict, quantity) for quantity in ("dice", "nll", "image_spearman"))
+    assert (dice["edue"], dice["its value"], dice["outcome"]) == ("0.800", "0.850", "worse")
+    assert dice["change"] == "-0.050 [-0.050, -0.050]"
+    assert (nll["edue"], nll["its value"], nll["change"]) == ("0.3000", "0.3004", "-0.0004 [-0.0004, -0.0004]")
+    assert nll["outcome"] == "not distinguishable, within 0.006"
+    assert rank["outcome"] == "undefined (of edue undefined on validation data)"
     assert summary(verdict) == (
         "10 comparisons of edue with the best baseline: 1 not distinguishable (1 of them within the margin), 1 worse, "
         "8 undefined."
@@ -491,9 +503,10 @@ def test_runs_without_resamples_show_nothing(tmp_path: Path) -> None:
     for each in runs:
         empty = {key: values[:0] for key, values in each.replicates.arrays.items()}
         write_replicates(Replicates(each.replicates.case_ids, empty), each.folder / "bootstrap.npz")
-    found = of(judge([read_run(each.folder) for each in runs], "edue"), "image_pearson")
+    verdict = judge([read_run(each.folder) for each in runs], "edue")
+    found, shown = of(verdict, "image_pearson"), row(verdict, "image_pearson")
     assert (found.outcome, found.reason) == ("undefined", "no interval")
-    assert "higher by 0.200 (no interval); undefined (no interval)." in sentence(found)
+    assert (shown["change"], shown["outcome"]) == ("+0.200 (no interval)", "undefined (no interval)")
 
 
 def test_without_validation_data_nothing_is_chosen(tmp_path: Path) -> None:

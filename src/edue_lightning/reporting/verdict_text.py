@@ -33,14 +33,6 @@ PARTS: dict[Part, str] = {
 _SMALL = 0.001
 
 
-def sentences(verdict: Verdict) -> dict[str, list[str]]:
-    """Return one sentence per finding, by data set; those on the average over data sets last."""
-    by_data: dict[str, list[str]] = {}
-    for finding in sorted(verdict.findings, key=lambda finding: finding.data == OVER_DATA):
-        by_data.setdefault(finding.data, []).append(sentence(finding))
-    return by_data
-
-
 def summary(verdict: Verdict) -> str:
     """Return one sentence with the number of comparisons of each outcome."""
     findings = [finding for finding in verdict.findings if finding.part == "best baseline"]
@@ -57,31 +49,6 @@ def summary(verdict: Verdict) -> str:
     }
     shown = ", ".join(text for name, text in counts.items() if name in outcomes)
     return f"{len(findings)} comparisons of {verdict.candidate} with the best baseline: {shown}."
-
-
-def sentence(finding: Finding) -> str:
-    """Return a finding as a plain sentence."""
-    where = ", ".join(filter(None, (finding.data, finding.structure)))
-    if finding.data == OVER_DATA:
-        where = "all data sets"
-    title = TITLES[finding.quantity]
-    if finding.part == "cost":
-        value = UNDEFINED if np.isnan(finding.value) else f"{finding.value:.4g}"
-        return f"{where}: {title} {value}, of at most {finding.target:g}; {_limit(finding)}."
-    if finding.part == "usual":
-        return f"{where}: {title} {_usual(finding)}; {outcome_text(finding)}."
-    if np.isnan(finding.change):
-        return f"{where}: {title} is undefined ({finding.reason})."
-    digits = _digits(finding)
-    sign = -1 if finding.change < 0 else 1
-    low, high = sorted((sign * finding.ci_low, sign * finding.ci_high))
-    against = f"{finding.value:.{digits}f}{read_out(finding.metric)} against {finding.baseline_value:.{digits}f}"
-    interval = "(no interval)" if np.isnan(low) else f"[{low:.{digits}f}, {high:.{digits}f}]"
-    amount = f"{'lower' if sign < 0 else 'higher'} by {abs(finding.change):.{digits}f} {interval}"
-    return (
-        f"{where}: {title} {against}{read_out(finding.baseline_metric)} of {finding.baseline}: {amount}; "
-        f"{outcome_text(finding)}."
-    )
 
 
 def outcome_text(finding: Finding) -> str:
@@ -145,32 +112,6 @@ def _valued(value: float, metric: str, digits: int, data: str) -> str:
     if data == OVER_DATA or np.isnan(value):
         return "" if data == OVER_DATA else UNDEFINED
     return _number(value, digits) + read_out(metric)
-
-
-def _usual(finding: Finding) -> str:
-    change, target = (_signed(value, 0, True) for value in (finding.change, finding.target))
-    ends = _interval(finding, 0, True)
-    if finding.data == OVER_DATA:
-        if np.isnan(finding.change):
-            return "has no relative gain on any data set"
-        return f"{change} {ends} on average, of a target of {target}, the mean of those of the data sets"
-    against = (
-        f"{_number(finding.value, 3)}{read_out(finding.metric)} against {_number(finding.baseline_value, 3)}, "
-        f"the mean of {finding.baseline}"
-    )
-    if np.isnan(finding.change):
-        return against
-    if finding.measure == "distance closed":
-        return (
-            f"{against}: there is no relative gain over a baseline that is not positive, and of its distance to 1 "
-            f"{change.lstrip('+')} {ends} is closed, of a target of {target.lstrip('+')}"
-        )
-    return f"{against}: {change} {ends}, of a target of {target}{_halved(finding)}"
-
-
-def _halved(finding: Finding) -> str:
-    halving = (1 - finding.baseline_value) / (2 * finding.baseline_value)
-    return ", which halves the baseline's distance to 1" if np.isclose(finding.target, halving) else ""
 
 
 def _interval(finding: Finding, digits: int, percent: bool) -> str:

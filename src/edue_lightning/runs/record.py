@@ -99,7 +99,9 @@ def write_configuration(
     """
     path = folder / CONFIGURATION_FILE
     if path.exists():
-        raise UserError(f"{folder}: already holds a run; choose another folder, or resume that run with resume=auto")
+        # only trainings can be resumed
+        other = "remove it" if training is None else "resume that run with resume=auto"
+        raise UserError(f"{folder}: already holds a run; choose another folder, or {other}")
     folder.mkdir(parents=True, exist_ok=True)
     record = {**configuration, "label": label, "command": command_line(), "commit": _commit(), "image_note": note}
     if training is not None:

@@ -130,7 +130,10 @@ class LidcSlices(CaseSource):
         listed, problems = list_slices(self._store.names)
         problems = [*self._store.problems, *problems]
         if not listed and not problems:
-            problems = [f"{root}: holds no slice of this data set; docs/data.md lists the layouts"]
+            problems = [
+                f"{root}: holds no slice of this data set; give the folder of the slices or their ZIP archive itself "
+                "(docs/data.md lists the layouts)"
+            ]
         folder = None if cache is None else Path(cache)
         traits, unreadable = survey(listed, self._store, folder, root)
         repeated, self.warnings = repeated_pictures(listed, traits)
