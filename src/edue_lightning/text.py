@@ -44,10 +44,11 @@ def ambiguous_structures(structures: Sequence[str]) -> tuple[str, str] | None:
     Files are named `CASE__KIND__STRUCTURE`, so with the structures `disc` and `mask__disc` the file
     `x__mask__mask__disc` could belong to the case `x` or to the case `x__mask`.
     """
+    names = set(structures)
     for longer in structures:
-        for shorter in structures:
-            start = longer.removesuffix(f"__{shorter}")
-            if start != longer and _KIND_OF_FILE.fullmatch(start.rpartition("__")[2]):
+        for joint in re.finditer("(?=__)", longer):
+            start, shorter = longer[: joint.start()], longer[joint.start() + 2 :]
+            if shorter in names and _KIND_OF_FILE.fullmatch(start.rpartition("__")[2]):
                 return longer, shorter
     return None
 

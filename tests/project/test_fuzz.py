@@ -428,6 +428,9 @@ class OneCase:
         return RaterSample(torch.zeros(1, 6, 5), masks, torch.ones(2, dtype=torch.bool), case_id)
 
 
+NO_METRICS = pd.DataFrame({"structure": [], "metric": []})
+
+
 def prediction(rng: Rng, folder: Path) -> Mutated:
     members = np.random.default_rng(0).random((3, 2, 6, 5))
     buffer = io.BytesIO()
@@ -471,7 +474,7 @@ def prediction(rng: Rng, folder: Path) -> Mutated:
     def load() -> None:
         assert PredictionFolder(folder, ("disc", "cup")).load(source.load("one")).shape[1:] == (2, 6, 5)
 
-    return f"{how}, packed by {packing}: {words}", [check, load, lambda: _read_replicates(path)]
+    return f"{how}, packed by {packing}: {words}", [check, load, lambda: _read_replicates(path, NO_METRICS)]
 
 
 # ------------------------------------------------------------------------------------------------------- manifests
