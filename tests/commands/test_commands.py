@@ -252,6 +252,7 @@ def test_a_finished_run_is_left_alone_and_one_cut_off_goes_on(tmp_path: Path) ->
     assert validation.read_text() == content
 
 
+@pytest.mark.exhaustive
 def test_a_dead_wandb_server_does_not_stop_a_training(tmp_path: Path) -> None:
     done = run_command(
         "train",

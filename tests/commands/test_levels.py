@@ -60,6 +60,7 @@ def test_a_training_fills_in_what_it_left_to_the_data(place: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_evaluations_of_a_checkpoint_and_of_its_predictions_agree_under_every_rule(place: Path) -> None:
     done = run_command("evaluate", [f"ckpt={CKPT}", "output=own", "save_predictions=true"], cwd=place)
     assert done.returncode == 0, done.stderr

@@ -115,6 +115,7 @@ def value_of(summary: str, label: str) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_check_of_the_slices_finds_what_was_published(tmp_path: Path) -> None:
     found = summary_of(tmp_path, "data=lidc_slices", f"data.root={shared('lidc_slices.zip')}")
     assert "15548 cases of 875 patients" in found
