@@ -188,6 +188,20 @@ def preparation_settings(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def differing_preparation(data: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings of `preparation_settings` in which two data sets differ: values of the training, and of now.
+
+    Args:
+        data: node `data` of a configuration.
+        trained: node `data` of the training.
+
+    Raises:
+        UserError: if one names no data set of this package.
+    """
+    found, expected = preparation_settings(data), preparation_settings(trained)
+    return {name: (expected[name], found[name]) for name in expected if name in found and found[name] != expected[name]}
+
+
 def build_distortions(node: Mapping[str, Any] | None) -> Distortions | None:
     """Build the distortions of a configuration; None without a node."""
     if node is None:

@@ -15,8 +15,8 @@ from edue_lightning.config.build import (
     build_data,
     build_distortions,
     build_metric_settings,
+    differing_preparation,
     mask_rule_for,
-    preparation_settings,
 )
 from edue_lightning.config.data_place import data_to_measure
 from edue_lightning.config.schema import check_configuration, check_only_ours
@@ -157,10 +157,9 @@ def _require_same_preparation(node: Mapping[str, Any] | None, trained: Mapping[s
     """
     if not node or not trained:
         return
-    found, expected = preparation_settings(node), preparation_settings(trained)
-    differing = [name for name in expected if name in found and found[name] != expected[name]]
+    differing = differing_preparation(node, trained)
     if differing:
-        wanted, other = (", ".join(f"{name}={values[name]}" for name in differing) for values in (expected, found))
+        wanted, other = (", ".join(f"{name}={values[which]}" for name, values in differing.items()) for which in (0, 1))
         raise UserError(
             f"{path}: was trained on images prepared with {wanted}, but data={node.get('name')} has {other}; use the "
             "settings of the training, or set allow_other_preparation=true"

@@ -106,7 +106,7 @@ def write_configuration(
     record = {**configuration, "label": label, "command": command_line(), "commit": _commit(), "image_note": note}
     if training is not None:
         record |= training_entries(training)
-    write_whole(path, lambda temporary: temporary.write_text(yaml.safe_dump(record, sort_keys=False)))
+    _write_record(record, path)
 
 
 def extend_record(configuration: Mapping[str, Any], folder: Path, epochs: int) -> None:
@@ -121,7 +121,11 @@ def extend_record(configuration: Mapping[str, Any], folder: Path, epochs: int) -
     record = read_mapping(path)
     record |= {"trainer": configuration["trainer"], "command": command_line(), "commit": _commit()}
     record[EXTENDED_FROM] = [*record.get(EXTENDED_FROM, []), epochs]
-    write_whole(path, lambda temporary: temporary.write_text(yaml.safe_dump(record, sort_keys=False)))
+    _write_record(record, path)
+
+
+def _write_record(record: Mapping[str, Any], path: Path) -> None:
+    write_whole(path, lambda temporary: temporary.write_text(yaml.safe_dump(dict(record), sort_keys=False)))
 
 
 def digest(parts: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edue_lightning.atomic import write_whole
 from edue_lightning.errors import UserError
 from edue_lightning.runs.checkpoints import without_results, write_checkpoint
 from edue_lightning.runs.files import CONFIGURATION_FILE, read_mapping
@@ -80,9 +81,7 @@ def set_results_aside(configuration: Mapping[str, Any], entries: Mapping[str, An
             path.replace(aside / path.name)
     best, kept = folder / CHECKPOINTS / BEST, aside / BEST
     if best.is_file() and not kept.is_file():
-        unfinished = kept.with_suffix(".part")
-        shutil.copy2(best, unfinished)
-        unfinished.replace(kept)
+        write_whole(kept, lambda temporary: shutil.copy2(best, temporary))
     if best.is_file():
         write_checkpoint({**without_results(best), **entries}, best)
     extend_record(configuration, folder, planned)

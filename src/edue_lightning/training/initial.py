@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from edue_lightning.config.build import preparation_settings
+from edue_lightning.config.build import differing_preparation
 from edue_lightning.data import RaterDataModule
 from edue_lightning.data.identity import TrainingCases
 from edue_lightning.errors import UserError
@@ -97,16 +97,15 @@ class InitialWeights:
         for split in ("val", "test"):
             require_unseen_cases(self.cases, data, same_data, split, self.path, fix)
         try:
-            found, expected = preparation_settings(node), preparation_settings(self.data)
+            differing = differing_preparation(node, self.data)
         # settings of another program or version raise errors of any type
         except Exception:
             return
-        differing = [name for name in expected if name in found and found[name] != expected[name]]
         if differing:
             log.warning(
                 "init=%s: was trained on images that were prepared in another way (%s)",
                 self.path,
-                ", ".join(f"{name}={expected[name]}, now {found[name]}" for name in differing),
+                ", ".join(f"{name}={before}, now {now}" for name, (before, now) in differing.items()),
             )
 
 

@@ -88,7 +88,7 @@ class TrackerSettings(ABC):
             configuration: configuration to store with the run.
 
         Returns:
-            the tracker; None if there is none, or in any but the first of several processes.
+            the tracker; None if the run is not tracked, or in any but the first of several processes.
         """
 
 
@@ -235,7 +235,25 @@ class _WandbTracker(Tracker):
         self.run.finish(exit_code=int(failed))
 
 
-class _TensorBoardTracker(Tracker):
+class _ValuesTracker(Tracker):
+    """Tracker that shows single values: of the results, the finite numbers of their summary."""
+
+    @abstractmethod
+    def log_values(self, values: Mapping[str, float]) -> None:
+        """Log values of the whole run."""
+
+    def log_results(
+        self,
+        evaluation: Evaluation,
+        detection: pd.DataFrame | None,
+        distorted_cases: pd.DataFrame | None,  # noqa: ARG002
+        cost: Mapping[str, float | str],
+    ) -> None:
+        """Log the values of the summary."""
+        self.log_values(_numbers(summary_values(evaluation, detection, cost)))
+
+
+class _TensorBoardTracker(_ValuesTracker):
     name = "TensorBoard"
 
     def __init__(self, folder: Path, configuration: Mapping[str, Any]) -> None:
@@ -249,23 +267,17 @@ class _TensorBoardTracker(Tracker):
         """Return a logger into the member's own folder; it replaces points of steps that are made again."""
         return _Harmless(self._logger(member, **({"purge_step": steps} if steps else {})), self)
 
-    def log_results(
-        self,
-        evaluation: Evaluation,
-        detection: pd.DataFrame | None,
-        distorted_cases: pd.DataFrame | None,  # noqa: ARG002
-        cost: Mapping[str, float | str],
-    ) -> None:
-        """Log the values of the summary as metrics of the settings."""
+    def log_values(self, values: Mapping[str, float]) -> None:
+        """Log values as metrics of the settings."""
         logger = self._logger("")
-        logger.log_hyperparams(dict(self.configuration), _numbers(summary_values(evaluation, detection, cost)))
+        logger.log_hyperparams(dict(self.configuration), dict(values))
         logger.finalize("success")
 
     def finish(self, failed: bool) -> None:
         """Do nothing; the files are complete."""
 
 
-class _MlflowTracker(Tracker):
+class _MlflowTracker(_ValuesTracker):
     name = "MLflow"
 
     def __init__(self, settings: MlflowSettings, run_name: str, run_id: str | None) -> None:
@@ -288,15 +300,9 @@ class _MlflowTracker(Tracker):
         """Return a logger whose keys begin with the member."""
         return _Harmless(self.logger(member), self)
 
-    def log_results(
-        self,
-        evaluation: Evaluation,
-        detection: pd.DataFrame | None,
-        distorted_cases: pd.DataFrame | None,  # noqa: ARG002
-        cost: Mapping[str, float | str],
-    ) -> None:
-        """Log the values of the summary as metrics of the run."""
-        self.logger("").log_metrics(_numbers(summary_values(evaluation, detection, cost)))
+    def log_values(self, values: Mapping[str, float]) -> None:
+        """Log values as metrics of the run."""
+        self.logger("").log_metrics(values)
 
     def finish(self, failed: bool) -> None:
         """Set the status of the run."""

@@ -89,7 +89,7 @@ def quality_control_chart(
     Args:
         curves: columns `flagged` and `missed`, by method or structure.
         styles: style of each.
-        reference: label whose ideal line is drawn; the first if there is none of that name.
+        reference: label whose ideal line is drawn; the first if no label has that name.
         names: names in the legend, where they are not the labels.
         name: name of the files.
         title: heading.

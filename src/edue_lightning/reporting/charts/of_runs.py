@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -131,9 +131,7 @@ def unit_of(cases: Mapping[str, pd.DataFrame]) -> str:
 
 def distorted_of(methods: Methods, place: Place) -> Chart | None:
     """Return box plots of the scores of one structure with none, half and all of the images distorted."""
-    distorted = {
-        label: members for label, members in methods.items() if all(run.distorted_cases is not None for run in members)
-    }
+    distorted = _measured(methods, lambda run: run.distorted_cases)
     if not distorted:
         return None
     groups = {
@@ -152,9 +150,7 @@ def distorted_of(methods: Methods, place: Place) -> Chart | None:
 
 def detection_of(methods: Methods, place: Place, reference: str) -> Chart | None:
     """Return how well the scores of one structure find distorted images, by severity."""
-    measured = {
-        label: members for label, members in methods.items() if all(run.detection is not None for run in members)
-    }
+    measured = _measured(methods, lambda run: run.detection)
     if not measured:
         return None
     areas = {
@@ -202,6 +198,11 @@ class UniqueNames:
 def lowest_seed(methods: Methods) -> dict[str, Run]:
     """Return the run of the lowest seed of each method."""
     return {label: min(members, key=lambda run: run.seed) for label, members in methods.items()}
+
+
+def _measured(methods: Methods, table: Callable[[Run], pd.DataFrame | None]) -> Methods:
+    """Return the methods whose runs all have a table."""
+    return {label: runs for label, runs in methods.items() if all(table(run) is not None for run in runs)}
 
 
 def _all(methods: Methods) -> list[Run]:

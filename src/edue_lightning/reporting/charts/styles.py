@@ -59,7 +59,7 @@ def method_styles(methods: Sequence[str], reference: str) -> dict[str, Style]:
 
     Args:
         methods: names of the methods.
-        reference: name of the method to stand out; the first if there is none of that name.
+        reference: name of the method to stand out; the first if no method has that name.
     """
     first = reference if reference in methods else next(iter(methods), "")
     styles = {first: Style(*_REFERENCE, _MARKERS[0], "solid", strong=True)}
