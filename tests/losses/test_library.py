@@ -126,8 +126,8 @@ def test_weights_of_structures(made: type[MemberLoss]) -> None:
         (Focal, {"alpha": 1.5}, "alpha must lie between 0 and 1"),
         (UnifiedFocal, {"delta": 1.2}, "delta must lie between 0 and 1"),
         (UnifiedFocal, {"gamma": 1.0}, "gamma must be at least 0 and below 1"),
-        (Focal, {"structure_weights": [0, 0]}, "structure_weights must be at least 0, and one of them above 0"),
-        (Focal, {"structure_weights": [-1, 2]}, "structure_weights must be at least 0"),
+        (Focal, {"structure_weights": [0, 0]}, "structure_weights must be positive numbers"),
+        (Focal, {"structure_weights": [-1, 2]}, "structure_weights must be positive numbers"),
     ],
 )
 def test_settings_out_of_range_are_refused(made: Any, settings: dict[str, Any], message: str) -> None:

@@ -2,7 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from edue_lightning.errors import UserError
 from edue_lightning.losses import SegmentationLoss
+from edue_lightning.training.checks import check_structure_weights
 
 
 def naive(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -50,6 +52,29 @@ def test_empty_target_is_finite() -> None:
     SegmentationLoss()(logits, torch.zeros(1, 1, 1, 4, 4)).sum().backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
+
+
+def test_weights_of_structures_in_both_parts_and_within_a_region() -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(2, 3, 2, 6, 7, generator=generator, dtype=torch.float64)
+    target = (torch.rand(logits.shape, generator=generator) > 0.5).double()
+    region = torch.rand(2, 6, 7, generator=generator) > 0.3
+    for inside in (None, region):
+        first, second = (SegmentationLoss()(logits[:, :, [k]], target[:, :, [k]], inside) for k in range(2))
+        weighted = SegmentationLoss(structure_weights=[1, 3])(logits, target, inside)
+        torch.testing.assert_close(weighted, (first + 3 * second) / 4)
+        equal = SegmentationLoss(structure_weights=[2, 2])(logits, target, inside)
+        torch.testing.assert_close(equal, SegmentationLoss()(logits, target, inside))
+
+
+def test_a_training_needs_one_positive_weight_per_structure() -> None:
+    for wrong in ([1.0, 0.0], [1.0, -2.0], [1.0, float("nan")], [float("inf"), 1.0], []):
+        with pytest.raises(ValueError, match="structure_weights must be positive numbers"):
+            SegmentationLoss(structure_weights=wrong)
+    with pytest.raises(UserError, match=r"loss\.structure_weights=\[1\.0\]: there are 2 structures \(disc, cup\)"):
+        check_structure_weights(SegmentationLoss(structure_weights=[1]), ("disc", "cup"))
+    with pytest.raises(ValueError, match="structure_weights has 1 entries, but there are 2 structures"):
+        SegmentationLoss(structure_weights=[1])(torch.zeros(1, 1, 2, 4, 4), torch.zeros(1, 1, 2, 4, 4))
 
 
 def test_senseless_weights_are_refused() -> None:

@@ -32,6 +32,8 @@ from edue_lightning.training.run import check_training
         ("+trainer.fast_dev_run=true", "trainer.fast_dev_run=True: not supported"),
         ("trainer.use_distributed_sampler=true", "trainer.use_distributed_sampler=True: not supported"),
         ("+trainer.limit_test_batches=2", "trainer.limit_test_batches=2: not supported"),
+        ("loss.structure_weights=[1.0,0.0]", r"loss: structure_weights must be positive numbers"),
+        ("loss.structure_weights=[inf,1.0]", r"loss: structure_weights must be positive numbers"),
         ("trainer.max_epochs=0", "trainer.max_epochs must be at least 1, not 0"),
         ("trainer.max_epochs=-1", "set trainer.max_epochs or trainer.max_steps"),
         ("+trainer.max_steps=0", "trainer.max_steps must be at least 1"),

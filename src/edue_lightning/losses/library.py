@@ -13,6 +13,7 @@ from monai.losses.unified_focal_loss import AsymmetricFocalLoss, AsymmetricFocal
 from torch import Tensor, nn
 
 from edue_lightning.losses.region import voxel_mean, within
+from edue_lightning.losses.structures import checked_weights, structure_mean
 from edue_lightning.uncertainty.maps import at_least_float32
 
 
@@ -20,10 +21,10 @@ class MemberLoss(nn.Module):
     """The loss of one member against its target, as the mean over structures, weighted where weights are given.
 
     Args:
-        structure_weights: weight of each structure in the mean, at least 0; None for equal weights.
+        structure_weights: positive weight of each structure in the mean; None for equal weights.
 
     Raises:
-        ValueError: if a weight is negative or infinite, or all are 0.
+        ValueError: if a weight is not positive and finite.
 
     Attributes:
         takes_soft_targets: whether targets between 0 and 1 have a meaning.
@@ -33,13 +34,7 @@ class MemberLoss(nn.Module):
 
     def __init__(self, structure_weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        if structure_weights is not None:
-            finite = all(0 <= weight < math.inf for weight in structure_weights)
-            if not finite or not sum(structure_weights) > 0:
-                raise ValueError(
-                    f"structure_weights must be at least 0, and one of them above 0, not {list(structure_weights)}"
-                )
-        self.structure_weights = None if structure_weights is None else tuple(map(float, structure_weights))
+        self.structure_weights = checked_weights(structure_weights)
 
     @abstractmethod
     def of_structures(self, logits: Tensor, target: Tensor, region: Tensor | None) -> Tensor:
@@ -65,15 +60,7 @@ class MemberLoss(nn.Module):
         flat = at_least_float32(logits).flatten(0, 1)
         inside = None if region is None else region.repeat_interleave(target.shape[1], dim=0)
         losses = self.of_structures(flat, target.to(flat.dtype).flatten(0, 1), inside)
-        if self.structure_weights is None:
-            return losses.mean(dim=1).unflatten(0, target.shape[:2])
-        if len(self.structure_weights) != losses.shape[1]:
-            raise ValueError(
-                f"structure_weights has {len(self.structure_weights)} entries, but there are {losses.shape[1]} "
-                "structures"
-            )
-        weights = losses.new_tensor(self.structure_weights)
-        return ((losses * weights).sum(dim=1) / weights.sum()).unflatten(0, target.shape[:2])
+        return structure_mean(losses, self.structure_weights).unflatten(0, target.shape[:2])
 
 
 class Tversky(MemberLoss):

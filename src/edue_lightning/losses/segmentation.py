@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 
 from edue_lightning.losses.region import voxel_mean, within
+from edue_lightning.losses.structures import checked_weights, structure_mean
 from edue_lightning.uncertainty.maps import at_least_float32
 
 
@@ -20,14 +23,21 @@ class SegmentationLoss(nn.Module):
         cross_entropy: weight of the cross-entropy (nats, mean over voxels).
         dice: weight of the soft Dice loss (per image and structure). For soft targets MONAI's soft-label form,
             whose optimum is the target itself.
+        structure_weights: positive weight of each structure in the mean; None for equal weights.
+
+    Raises:
+        ValueError: if a weight is out of its range.
     """
 
-    def __init__(self, cross_entropy: float = 1.0, dice: float = 1.0) -> None:
+    def __init__(
+        self, cross_entropy: float = 1.0, dice: float = 1.0, structure_weights: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         if cross_entropy < 0 or dice < 0 or cross_entropy + dice == 0:
             raise ValueError(f"loss weights must be positive: cross_entropy={cross_entropy}, dice={dice}")
         self.cross_entropy_weight = cross_entropy
         self.dice_weight = dice
+        self.structure_weights = checked_weights(structure_weights)
         self.dice = DiceLoss(sigmoid=True, soft_label=True, reduction="none")
 
     def forward(self, logits: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
@@ -37,15 +47,25 @@ class SegmentationLoss(nn.Module):
             logits: `[B, M, K, *S]`.
             target: `[B, M, K, *S]` in [0, 1].
             region: `[B, *S]` bool, the voxels that count; None if all do.
+
+        Raises:
+            ValueError: if there are not as many weights as structures.
         """
         logits = at_least_float32(logits).flatten(0, 1)
         flat_target = target.to(logits.dtype).flatten(0, 1)
         entropy = F.binary_cross_entropy_with_logits(logits, flat_target, reduction="none")
         inside = None if region is None else region.repeat_interleave(target.shape[1], dim=0)
-        loss = self.cross_entropy_weight * voxel_mean(entropy, inside)
+        if self.structure_weights is None:
+            loss = voxel_mean(entropy, inside)
+        else:
+            of_structures = torch.stack([voxel_mean(part, inside) for part in entropy.unbind(dim=1)], dim=1)
+            loss = structure_mean(of_structures, self.structure_weights)
+        loss = self.cross_entropy_weight * loss
         if self.dice_weight:
             if inside is not None:
                 logits = logits.masked_fill(~inside[:, None], -torch.inf)
                 flat_target = within(flat_target, inside)
-            loss = loss + self.dice_weight * self.dice(logits, flat_target).flatten(1).mean(dim=1)
+            loss = loss + self.dice_weight * structure_mean(
+                self.dice(logits, flat_target).flatten(1), self.structure_weights
+            )
         return loss.unflatten(0, target.shape[:2])

@@ -112,12 +112,21 @@ def check_loss(method: SegmentationMethod) -> None:
                 f"method.target=soft_majority: the loss {type(loss).__name__} is defined for masks, not for shares of "
                 "raters; choose method.target=majority or random_rater, or another loss"
             )
-        weights = getattr(loss, "structure_weights", None)
-        if weights is not None and len(weights) != len(method.structures):
-            raise UserError(
-                f"loss.structure_weights={list(weights)}: there are {len(method.structures)} structures "
-                f"({', '.join(method.structures)}); give one weight for each"
-            )
+        check_structure_weights(loss, method.structures)
+
+
+def check_structure_weights(loss: Any, structures: Sequence[str]) -> None:
+    """Check that a loss with weights of structures has one for each.
+
+    Raises:
+        UserError: for another number of weights than structures.
+    """
+    weights = getattr(loss, "structure_weights", None)
+    if weights is not None and len(weights) != len(structures):
+        raise UserError(
+            f"loss.structure_weights={list(weights)}: there are {len(structures)} structures "
+            f"({', '.join(structures)}); give one weight for each"
+        )
 
 
 def check_turns(method: SegmentationMethod, cases: TrainingCases) -> None:

@@ -14,7 +14,14 @@ import pytorch_lightning as pl
 import torch
 
 from edue_lightning.atomic import remove_unfinished
-from edue_lightning.config.build import ImageFormat, build_data, build_method, build_metric_settings, with_levels
+from edue_lightning.config.build import (
+    ImageFormat,
+    build,
+    build_data,
+    build_method,
+    build_metric_settings,
+    with_levels,
+)
 from edue_lightning.data import RaterDataModule
 from edue_lightning.data.identity import TrainingCases, identities
 from edue_lightning.errors import UserError
@@ -28,7 +35,14 @@ from edue_lightning.runtime.processes import is_first_process, process_number, r
 from edue_lightning.runtime.signals import StopSignals
 from edue_lightning.text import named
 from edue_lightning.training.callbacks import build_callbacks
-from edue_lightning.training.checks import check_loss, check_raters, check_sizes, check_turns, check_validated
+from edue_lightning.training.checks import (
+    check_loss,
+    check_raters,
+    check_sizes,
+    check_structure_weights,
+    check_turns,
+    check_validated,
+)
 from edue_lightning.training.initial import InitialWeights
 from edue_lightning.training.loggers import log_curves, training_loggers
 from edue_lightning.training.progress import EpochLines
@@ -66,6 +80,7 @@ class Experiment:
         data = build_data(configuration)
         data.require("train", "val", "test")
         image_format = ImageFormat.of(data.source)
+        check_structure_weights(build(configuration["loss"], "loss"), image_format.structures)
         if cases is None and is_first_process():
             cases = {split: identities(data.source, data.splits[split]) for split in ("train", "val")}
             check_sizes(configuration, data, cases)

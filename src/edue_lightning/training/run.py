@@ -146,6 +146,8 @@ def check_training(configuration: Mapping[str, Any]) -> None:
     check_trainer(configuration["trainer"])
     build_callbacks(configuration.get("callbacks"))
     check_numbers(configuration)
+    # reading the data may take long
+    build(configuration["loss"], "loss")
     sensitivity = configuration["triage_sensitivity"]
     if sensitivity is not None and not 0 < sensitivity <= 1:
         raise UserError(f"triage_sensitivity must be above 0 and at most 1, or null, not {sensitivity}")
