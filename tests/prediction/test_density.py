@@ -161,6 +161,12 @@ def test_a_training_stores_and_measures_it(trained: tuple[Path, dict[str, Any]])
     detection = pd.read_csv(folder / "detection.csv")
     found = detection[(detection["score"] == "density") & (detection["distortion"] == "all")]
     assert sorted(found["severity"].unique()) == [0, 1, 2, 3, 4, 5]
+    # those of the validation cases choose read-outs and baselines
+    of_validation = pd.read_csv(folder / "validation_detection.csv")
+    assert set(of_validation["split"]) == {"val"}
+    validation = load_method(folder / "checkpoints" / "best.ckpt").cases
+    assert validation is not None
+    assert of_validation["n_clean"].max() == len(validation["val"]) != detection["n_clean"].max()
     # the strongest distortions of a photograph are unlike all training images
     assert (found[found["severity"] == 5]["auroc"] > 0.9).all()
 

@@ -32,6 +32,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return write_report(folder / "runs", folder / "report", "edue")
 
 
+def test_distorted_images_are_a_quantity_of_the_verdict_and_the_matrix(report: Report) -> None:
+    for path in (report.verdict, report.folder / "matrix.csv"):
+        assert {"ood_auroc", "ood_auroc_uncertainty"} <= set(pd.read_csv(path)["quantity"]), path
+    assert "AUROC for distorted images, by uncertainty" in report.markdown.read_text()
+    assert 'data-label="distorted images, by uncertainty"' in report.html.read_text()
+    assert "not all runs have distorted validation images" in report.markdown.read_text()
+
+
 @pytest.fixture(scope="module")
 def wide(report: Report) -> Iterator[Any]:
     with opened(report.html) as window:

@@ -28,6 +28,7 @@ from edue_lightning.runs.files import (
     DISTORTION_SCORES,
     IDENTITY,
     POOLED_SEVERITY,
+    VALIDATION_DETECTION_FILE,
     write_table,
 )
 from edue_lightning.runs.tables import detection_table
@@ -72,6 +73,11 @@ class Shift:
         """Write both tables into a run's folder."""
         write_table(self.cases_frame(), DISTORTED_CASES_COLUMNS, folder / DISTORTED_CASES_FILE)
         write_table(self.detection_frame(), DETECTION_COLUMNS, folder / DETECTION_FILE)
+
+    @rank_zero_only
+    def write_validation(self, folder: Path) -> None:
+        """Write how well validation cases are detected, by which a report chooses read-outs and baselines."""
+        write_table(self.detection_frame(), DETECTION_COLUMNS, folder / VALIDATION_DETECTION_FILE)
 
     def _identified(self, frame: pd.DataFrame) -> pd.DataFrame:
         identity = dict(zip(IDENTITY, (self.label, self.data, self.split), strict=True))

@@ -2,6 +2,7 @@
 
 from edue_lightning.reporting.comparison import compare, comparison_table, paired_differences
 from edue_lightning.reporting.folds import pool_folds
+from edue_lightning.reporting.out_of_distribution import with_detection
 from edue_lightning.reporting.report import Report, write_report
 from edue_lightning.reporting.verdict import judge
 from edue_lightning.runs.files import Run, find_runs, read_run
@@ -16,5 +17,6 @@ __all__ = [
     "paired_differences",
     "pool_folds",
     "read_run",
+    "with_detection",
     "write_report",
 ]

@@ -8,6 +8,7 @@ from edue_lightning.metrics import MEAN_STRUCTURE
 from edue_lightning.reporting.comparison import TABLE_METRICS, group_by_subject, mean_over_seeds
 from edue_lightning.reporting.findings import listed
 from edue_lightning.reporting.folds import missing_folds
+from edue_lightning.reporting.out_of_distribution import differing_distortions, halved_cases
 from edue_lightning.reporting.outcomes import FEWEST_CASES, is_degenerate
 from edue_lightning.runs.files import Run
 
@@ -24,6 +25,7 @@ def caveats(runs: Sequence[Run]) -> list[str]:
     for (method, data, split), members in group_by_subject(runs).items():
         by_data.setdefault((data, split), {})[method] = members
     lines = []
+    distorted_otherwise, halved = differing_distortions(runs), halved_cases(runs)
     for (data, split), methods in by_data.items():
         where = f"{data}, {split}"
         structures = next(iter(methods.values()))[0].metrics["structure"].unique().tolist()
@@ -36,6 +38,18 @@ def caveats(runs: Sequence[Run]) -> list[str]:
                 for run in members
                 if (missing := missing_folds(run))
             ]
+        if (data, split) in distorted_otherwise:
+            lines.append(
+                f"{where}: the runs' images were distorted in different ways (distortions=...), so methods are not "
+                "compared by their AUROC for distorted images"
+            )
+        if (data, split) in halved:
+            choosing, judged = halved[data, split]
+            lines.append(
+                f"{where}: not all runs have distorted validation images, so the scores and the baseline of the AUROC "
+                f"for distorted images are chosen on {choosing} test cases, and compared on the {judged} of other "
+                "patients"
+            )
         alone = [method for method, members in methods.items() if len(members) == 1]
         if alone:
             lines.append(f"{where}: one seed of {_named(alone)}; intervals leave out differences between trainings")

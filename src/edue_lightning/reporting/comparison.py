@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edue_lightning.errors import UserError
 from edue_lightning.metrics import METRICS, interval
 from edue_lightning.reporting.identity import distinguish
+from edue_lightning.reporting.out_of_distribution import OOD_AUROC
 from edue_lightning.reporting.outcomes import holm, is_degenerate, is_shown, two_sided_p
 from edue_lightning.reporting.shared_cases import differing_cases, on_shared_cases
 from edue_lightning.runs.files import METRICS_COLUMNS, Run
@@ -281,7 +282,8 @@ def comparison_table(
 
 def shown_metrics(comparison: pd.DataFrame) -> list[str]:
     """Return the metrics of a table to read: `TABLE_METRICS`, and those from outside the package."""
-    return [*TABLE_METRICS, *(metric for metric in dict.fromkeys(comparison["metric"]) if metric not in METRICS)]
+    ours = {*METRICS, *OOD_AUROC}
+    return [*TABLE_METRICS, *(metric for metric in dict.fromkeys(comparison["metric"]) if metric not in ours)]
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -305,7 +307,7 @@ def interval_text(low: float, high: float, form: str = ".3f") -> str:
 def _better(row: Mapping[str, Any]) -> str:
     """Return the direction of a row's metric; tables of earlier versions do not hold it."""
     definition = METRICS.get(row["metric"])
-    return str(row.get("better", definition.better if definition else "high"))
+    return str(row.get("better") or (definition.better if definition else "high"))
 
 
 def _by_metric(run: Run) -> dict[tuple[str, str], Mapping[str, Any]]:

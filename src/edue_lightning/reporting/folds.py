@@ -128,6 +128,7 @@ def _pooled(folds: Sequence[Run]) -> Run:
         validation=_mean_validation(_together([run.validation for run in folds])),
         distorted_cases=distorted,
         detection=None if distorted is None else identified(detection_table(distorted)),
+        validation_detection=mean_detection(_together([run.validation_detection for run in folds])),
     )
 
 
@@ -212,6 +213,15 @@ def _mean_validation(tables: pd.DataFrame | None) -> pd.DataFrame | None:
     counts = found[["n_cases", "n_undefined"]].sum()
     frame = pd.concat([values, counts], axis=1).reset_index().assign(ci_low=np.nan, ci_high=np.nan)
     return frame[list(METRICS_COLUMNS)]
+
+
+def mean_detection(tables: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Return `validation_detection.csv` with the mean of the folds' values; NaN where a fold defines none."""
+    if tables is None:
+        return None
+    found = tables.groupby([*IDENTITY, "structure", "score", "distortion", "severity"], sort=False)
+    values = found[["auroc", "aupr"]].mean().where(found[["auroc", "aupr"]].count().eq(found.size(), axis=0))
+    return pd.concat([values, found[["n_clean", "n_distorted"]].sum()], axis=1).reset_index()
 
 
 def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

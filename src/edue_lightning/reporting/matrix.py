@@ -11,7 +11,7 @@ from edue_lightning.reporting.findings import TEST, Finding
 from edue_lightning.reporting.outcomes import is_degenerate
 from edue_lightning.reporting.selection import best_metric
 from edue_lightning.reporting.shared_cases import differing_cases
-from edue_lightning.reporting.verdict import QUANTITIES, with_difference, with_outcomes
+from edue_lightning.reporting.verdict import measured_quantities, with_difference, with_outcomes
 from edue_lightning.reporting.verdict_text import TITLES
 from edue_lightning.runs.files import Run
 
@@ -25,6 +25,8 @@ LETTERS = {
     "d_soft": "F",
     "ged2": "G",
     "dice": "D",
+    "ood_auroc": "O",
+    "ood_auroc_uncertainty": "U",
 }
 """Quantities of the matrix, by the letters at the head of their columns."""
 
@@ -50,7 +52,6 @@ def matrix_findings(runs: Sequence[Run], candidate: str) -> list[Finding]:
     for (method, data, split), members in group_by_subject(runs).items():
         if split == TEST:
             by_data.setdefault(data, {})[method] = members
-    quantities = [quantity for quantity in QUANTITIES if quantity.name in LETTERS]
     findings = []
     for data, methods in by_data.items():
         own = methods.get(candidate)
@@ -61,7 +62,9 @@ def matrix_findings(runs: Sequence[Run], candidate: str) -> list[Finding]:
         for name, others in methods.items():
             if name == candidate or any(run.validation is None for run in others):
                 continue
-            for quantity in quantities:
+            for quantity in measured_quantities(own, structure):
+                if quantity.name not in LETTERS:
+                    continue
                 findings.append(_finding(data, structure, quantity.name, quantity.metrics, own, name, others))
     return with_outcomes(findings)
 

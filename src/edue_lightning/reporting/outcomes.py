@@ -61,6 +61,8 @@ MARGINS = {
     "ged2": Margin(0.01, False, "values lie in [0, 2] on all data; publications give two decimals"),
     "nll": Margin(0.02, True, "its size depends on the share of background, so only a share of it can be judged"),
     "ece": Margin(0.1, True, "as for NLL; its bins make it noisy, so a tenth"),
+    "ood_auroc": Margin(0.01, False, _ON_A_SCALE),
+    "ood_auroc_uncertainty": Margin(0.01, False, _ON_A_SCALE),
     "normalised_aurc": Margin(
         0.05, False, "0 is the ideal order of the cases and 1 a blind one; a twentieth of the way"
     ),

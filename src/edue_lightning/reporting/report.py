@@ -26,6 +26,7 @@ from edue_lightning.reporting.folds import pool_folds
 from edue_lightning.reporting.identity import distinguish
 from edue_lightning.reporting.latex import latex_table
 from edue_lightning.reporting.matrix import LEGEND, matrix_findings, matrix_lines
+from edue_lightning.reporting.out_of_distribution import with_detection
 from edue_lightning.reporting.page.content import PageContent, report_page
 from edue_lightning.reporting.terminal_table import terminal_tables
 from edue_lightning.reporting.verdict import judge
@@ -76,7 +77,7 @@ def write_report(runs_folder: Path, output: Path, reference: str, figures: Figur
     Raises:
         UserError: if no run is finished, a run's file is damaged, two runs differ in nothing, or folds overlap.
     """
-    runs = distinguish(pool_folds(find_runs(runs_folder)))
+    runs = with_detection(distinguish(pool_folds(find_runs(runs_folder))))
     comparison, differences, warnings = compare(runs), paired_differences(runs, reference), caveats(runs)
     if any(reference in (run.method, run.label) for run in runs):
         verdict = judge(runs, reference)

@@ -21,6 +21,7 @@ from edue_lightning.reporting.comparison import (
     paired_replicates,
 )
 from edue_lightning.reporting.findings import OVER_DATA, TEST, UNDEFINED, Finding, Measure, Verdict, listed
+from edue_lightning.reporting.out_of_distribution import OOD_AUROC, PREFIX, UNCERTAINTY_AUROC
 from edue_lightning.reporting.outcomes import MARGINS, Outcome, holm, is_degenerate, outcome, two_sided_p, within_margin
 from edue_lightning.reporting.selection import best_metric, eligible_metrics, goodness, validation_mean
 from edue_lightning.reporting.shared_cases import differing_cases, on_shared_cases
@@ -79,8 +80,23 @@ QUANTITIES = (
     Quantity("dice", ("dice",)),
     Quantity("d_soft", ("d_soft",)),
     Quantity("ged2", ("ged2",)),
+    Quantity("ood_auroc", tuple(OOD_AUROC)),
+    # the density is a score of every method, and hides what the maps of uncertainty say of unusual images
+    Quantity("ood_auroc_uncertainty", tuple(UNCERTAINTY_AUROC)),
 )
-"""Quantities of a verdict. Margins are in `outcomes.MARGINS`."""
+"""Quantities of a verdict. Margins are in `outcomes.MARGINS`.
+
+The last two are compared where the candidate was measured on distorted images, see `out_of_distribution`."""
+
+
+def measured_quantities(runs: Sequence[Run], structure: str) -> list[Quantity]:
+    """Return the quantities without those of distorted images, if one of some runs was not measured on such images."""
+    return [
+        quantity
+        for quantity in QUANTITIES
+        if not quantity.metrics[0].startswith(PREFIX)
+        or all(any(run.n_cases(structure, metric) for metric in quantity.metrics) for run in runs)
+    ]
 
 
 def judge(runs: Sequence[Run], candidate: str) -> Verdict:
@@ -304,8 +320,17 @@ def _against_best(by_data: Methods, candidate: str) -> tuple[list[Finding], list
                     for name, runs in baselines.items()
                     if name not in rivals
                 ]
-                for quantity in QUANTITIES:
-                    findings += _compared(data, structure, quantity, methods[candidate], rivals)
+                for quantity in measured_quantities(methods[candidate], structure):
+                    without = [
+                        name for name, runs in rivals.items() if quantity not in measured_quantities(runs, structure)
+                    ]
+                    if without:
+                        remarks.append(
+                            f"{data}, {structure}: {quantity.name} is not compared with {listed(without)}, since their "
+                            "runs have no distorted images."
+                        )
+                    measured = {name: runs for name, runs in rivals.items() if name not in without}
+                    findings += _compared(data, structure, quantity, methods[candidate], measured)
     return findings, remarks
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from edue_lightning.metrics import LOWER_IS_BETTER, SCORES
 from edue_lightning.reporting.findings import OVER_DATA, UNDEFINED, Finding, Part, Verdict
+from edue_lightning.reporting.out_of_distribution import PREFIX
 
 TITLES = {
     "image_pearson": "image-level correlation",
@@ -19,6 +20,8 @@ TITLES = {
     "dice": "Dice",
     "d_soft": "soft Dice over thresholds",
     "ged2": "GED²",
+    "ood_auroc": "AUROC for distorted images",
+    "ood_auroc_uncertainty": "AUROC for distorted images, by uncertainty",
     "forward_passes": "forward passes",
     "parameter_ratio": "parameters over those of one plain U-Net",
 }
@@ -70,6 +73,8 @@ def read_out(metric: str) -> str:
     """Return the read-out of a metric in brackets, after a space; nothing for a metric with a single read-out."""
     if metric.startswith("normalised_aurc"):
         return f" ({SCORES[metric.removeprefix('normalised_aurc')][0]})"
+    if metric.startswith(PREFIX):
+        return f" ({metric.removeprefix(PREFIX)})"
     if metric == "image_spearman_normalised":
         return ""
     if metric.startswith(("image_", "pixel_")):

@@ -44,6 +44,8 @@ _SHORT_TITLES = {
     "pixel_pearson": "pixel-level correlation",
     "d_soft": "soft Dice",
     "normalised_aurc": "normalised AURC",
+    "ood_auroc": "distorted images",
+    "ood_auroc_uncertainty": "distorted images, by uncertainty",
 }
 
 

@@ -28,6 +28,7 @@ RELIABILITY_FILE = "reliability.csv"
 QUALITY_CONTROL_FILE = "quality_control.csv"
 DISTORTED_CASES_FILE = "distorted_cases.csv"
 DETECTION_FILE = "detection.csv"
+VALIDATION_DETECTION_FILE = "validation_detection.csv"
 BOOTSTRAP_FILE = "bootstrap.npz"
 PANELS_FILE = "panels.npz"
 CASE_ARRAYS_FILE = "case_arrays.npz"
@@ -129,6 +130,8 @@ class Run:
         validation: content of `validation.csv`; None for an evaluation of a checkpoint, or an older training.
         distorted_cases: content of `distorted_cases.csv`; None where no distortions were measured.
         detection: content of `detection.csv`; None where no distortions were measured.
+        validation_detection: content of `validation_detection.csv`, the same of the validation cases; None in addition
+            for an evaluation of a checkpoint and for runs of earlier versions.
         case_arrays: content of `case_arrays.npz`, `[N, K, ...]` by name, in the order of the replicates' cases; empty
             in runs of earlier versions.
         folds: runs of the folds, of a run that `reporting.folds.pool_folds` made of them.
@@ -148,6 +151,7 @@ class Run:
     validation: pd.DataFrame | None
     distorted_cases: pd.DataFrame | None
     detection: pd.DataFrame | None
+    validation_detection: pd.DataFrame | None = None
     case_arrays: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     folds: tuple[Run, ...] = ()
 
@@ -342,6 +346,7 @@ def read_run(folder: Path) -> Run:
         validation=_read_optional(folder / VALIDATION_FILE, METRICS_COLUMNS),
         distorted_cases=_read_optional(folder / DISTORTED_CASES_FILE, DISTORTED_CASES_COLUMNS),
         detection=_read_optional(folder / DETECTION_FILE, DETECTION_COLUMNS),
+        validation_detection=_read_optional(folder / VALIDATION_DETECTION_FILE, DETECTION_COLUMNS),
         case_arrays=_read_arrays(folder / CASE_ARRAYS_FILE) if (folder / CASE_ARRAYS_FILE).is_file() else {},
     )
 

@@ -225,7 +225,11 @@ def _run(
             evaluation = measure_method(method, data, of_test, trainer, density)
             detection = distorted_cases = None
             if distortions is not None:
-                shift = measure_shift(method, data, distortions, label, "test", metric_settings, trainer, density)
+                chosen_by, shift = (
+                    measure_shift(method, data, distortions, label, split, metric_settings, trainer, density)
+                    for split in ("val", "test")
+                )
+                chosen_by.write_validation(folder)
                 shift.write(folder)
                 detection, distorted_cases = shift.detection_frame(), shift.cases_frame()
             evaluation.write(folder, figures)
