@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from edue_lightning import __version__
+from edue_lightning.runtime.startup import imports_of_command
 
 COMMANDS = {
     "check": "inspect a data set: what it holds, and everything that is wrong with it",
@@ -36,7 +37,9 @@ def main() -> None:
     elif name in COMMANDS:
         _import_from_working_directory()
         sys.argv[:] = [f"{sys.argv[0]} {name}", *sys.argv[2:]]
-        import_module(f"edue_lightning.{name}").main()
+        with imports_of_command("__main__"):
+            command = import_module(f"edue_lightning.{name}")
+        command.main()
     else:
         print(f"error: unknown command {name!r}\n\n{usage()}", file=sys.stderr)
         sys.exit(2)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import sys
 
-from omegaconf import DictConfig
+from edue_lightning.runtime.startup import imports_of_command, start_process
 
-from edue_lightning.config.command import command, job_folder
-from edue_lightning.config.schema import resolved
-from edue_lightning.reporting.data_check import SHEET_FILE, SUMMARY_FILE, check
-from edue_lightning.runs.files import CASES_FILE
-from edue_lightning.runtime.startup import start_process
+with imports_of_command(__name__):
+    from omegaconf import DictConfig
+
+    from edue_lightning.config.command import command, job_folder
+    from edue_lightning.config.schema import resolved
+    from edue_lightning.reporting.data_check import SHEET_FILE, SUMMARY_FILE, check
+    from edue_lightning.runs.files import CASES_FILE
 
 __all__ = ["check", "main"]
 

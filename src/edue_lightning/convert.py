@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from edue_lightning.runtime.startup import imports_of_command, start_process
 
-from edue_lightning.config.build import build_data
-from edue_lightning.config.command import command
-from edue_lightning.config.schema import check_configuration, resolved
-from edue_lightning.data.conversion import write_manifest
-from edue_lightning.errors import UserError
-from edue_lightning.runtime.startup import start_process
+with imports_of_command(__name__):
+    from omegaconf import DictConfig
+
+    from edue_lightning.config.build import build_data
+    from edue_lightning.config.command import command
+    from edue_lightning.config.schema import check_configuration, resolved
+    from edue_lightning.data.conversion import write_manifest
+    from edue_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 

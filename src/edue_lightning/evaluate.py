@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from edue_lightning.runtime.startup import imports_of_command, start_process
 
-from edue_lightning.config.command import command, job_folder
-from edue_lightning.config.schema import check_configuration, resolved
-from edue_lightning.evaluation.run import EvaluateConfiguration, evaluate
-from edue_lightning.runtime.processes import launch
-from edue_lightning.runtime.startup import start_process
+with imports_of_command(__name__):
+    from omegaconf import DictConfig
+
+    from edue_lightning.config.command import command, job_folder
+    from edue_lightning.config.schema import check_configuration, resolved
+    from edue_lightning.evaluation.run import EvaluateConfiguration, evaluate
+    from edue_lightning.runtime.processes import launch
 
 __all__ = ["evaluate", "main"]
 

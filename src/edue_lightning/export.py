@@ -5,12 +5,14 @@ python -m edue_lightning.export ckpt=PATH format=onnx|torch_export|monai_bundle 
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from edue_lightning.runtime.startup import imports_of_command, start_process
 
-from edue_lightning.config.command import command
-from edue_lightning.config.schema import resolved
-from edue_lightning.exporting.run import export
-from edue_lightning.runtime.startup import start_process
+with imports_of_command(__name__):
+    from omegaconf import DictConfig
+
+    from edue_lightning.config.command import command
+    from edue_lightning.config.schema import resolved
+    from edue_lightning.exporting.run import export
 
 __all__ = ["export", "main"]
 

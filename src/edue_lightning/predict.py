@@ -9,12 +9,14 @@ import logging
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig
+from edue_lightning.runtime.startup import imports_of_command, start_process
 
-from edue_lightning.config.command import command
-from edue_lightning.config.schema import resolved
-from edue_lightning.prediction.run import TRIAGE_FILE, predict
-from edue_lightning.runtime.startup import start_process
+with imports_of_command(__name__):
+    from omegaconf import DictConfig
+
+    from edue_lightning.config.command import command
+    from edue_lightning.config.schema import resolved
+    from edue_lightning.prediction.run import TRIAGE_FILE, predict
 
 __all__ = ["main", "predict"]
 

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from edue_lightning.runtime.startup import imports_of_command, start_process
 
-from edue_lightning.config.command import command
-from edue_lightning.config.schema import check_configuration, resolved
-from edue_lightning.reporting import Report, write_report
-from edue_lightning.reporting.charts.draw import FigureForm
-from edue_lightning.runtime.startup import start_process
+with imports_of_command(__name__):
+    from omegaconf import DictConfig
+
+    from edue_lightning.config.command import command
+    from edue_lightning.config.schema import check_configuration, resolved
+    from edue_lightning.reporting import Report, write_report
+    from edue_lightning.reporting.charts.draw import FigureForm
 
 
 @dataclass

@@ -5,14 +5,16 @@ python -m edue_lightning.train experiment=NAME [overrides]
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from edue_lightning.runtime.startup import imports_of_command, start_process
 
-from edue_lightning.config.command import command, job_folder
-from edue_lightning.config.schema import resolved
-from edue_lightning.runs.folder import register_run_folder
-from edue_lightning.runtime.processes import launch
-from edue_lightning.runtime.startup import start_process
-from edue_lightning.training.run import check_training, train
+with imports_of_command(__name__):
+    from omegaconf import DictConfig
+
+    from edue_lightning.config.command import command, job_folder
+    from edue_lightning.config.schema import resolved
+    from edue_lightning.runs.folder import register_run_folder
+    from edue_lightning.runtime.processes import launch
+    from edue_lightning.training.run import check_training, train
 
 __all__ = ["main", "train"]
 
