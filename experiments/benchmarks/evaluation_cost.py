@@ -108,7 +108,7 @@ class EpochClock(pl.Callback):
 
 def validation_share(archive: Path, quick: bool) -> str:
     """Return the share of an epoch on CT slices that its validation takes."""
-    settings = configuration("experiment=lidc_slices", f"data.root={archive.resolve()}", "trainer.max_epochs=2")
+    settings = configuration("data=lidc_slices", f"data.root={archive.resolve()}", "trainer.max_epochs=2")
     short = {"limit_train_batches": 2, "limit_val_batches": 1} if quick else {}
     data = build_data(settings)
     method = build_method(settings, ImageFormat.of(data.source))

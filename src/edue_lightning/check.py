@@ -14,7 +14,8 @@ from edue_lightning.runtime.startup import imports_of_command, start_process
 with imports_of_command(__name__):
     from omegaconf import DictConfig
 
-    from edue_lightning.config.command import command, job_folder
+    from edue_lightning.config.command import command, job_folder, stated_keys
+    from edue_lightning.config.plan import keeping
     from edue_lightning.config.schema import resolved
     from edue_lightning.reporting.data_check import SHEET_FILE, SUMMARY_FILE, check
     from edue_lightning.runs.files import CASES_FILE
@@ -27,7 +28,7 @@ def main(config: DictConfig) -> None:
     """Run the command."""
     start_process()
     folder = job_folder()
-    result = check(resolved(config), folder)
+    result = check(keeping(resolved(config), stated_keys()), folder)
     print(result.text())
     print(f"\n{folder}: {', '.join((SUMMARY_FILE, CASES_FILE, *([SHEET_FILE] if result.overview.cases else [])))}")
     if result.problems:

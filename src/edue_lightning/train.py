@@ -10,11 +10,12 @@ from edue_lightning.runtime.startup import imports_of_command, start_process
 with imports_of_command(__name__):
     from omegaconf import DictConfig
 
-    from edue_lightning.config.command import command, job_folder
+    from edue_lightning.config.command import command, job_folder, stated_keys
+    from edue_lightning.config.plan import keeping
     from edue_lightning.config.schema import resolved
     from edue_lightning.runs.folder import register_run_folder
     from edue_lightning.runtime.processes import launch
-    from edue_lightning.training.run import check_training, train
+    from edue_lightning.training.run import check_training, planned_training, train
 
 __all__ = ["main", "train"]
 
@@ -25,9 +26,10 @@ register_run_folder()
 def main(config: DictConfig) -> float | None:
     """Run the command; a sweeper that searches gets `select_by` on the validation cases."""
     start_process()
-    configuration = resolved(config)
+    configuration = keeping(resolved(config), stated_keys())
     check_training(configuration)
-    return launch(train, configuration, job_folder())
+    # once, and not in every process
+    return launch(train, planned_training(configuration, job_folder()), job_folder())
 
 
 if __name__ == "__main__":

@@ -311,11 +311,11 @@ def write_grey(folder: Path) -> None:
 
 WINDOW = ["inference=default", "inference.window=[16,24,16]"]
 BUNDLES = {
-    "ct and pet": (write_petct, VOLUMES, ["experiment=hecktor", "data.source.spacing=[1.7,1.5,2.0]", *WINDOW]),
+    "ct and pet": (write_petct, VOLUMES, ["data=hecktor", "data.source.spacing=[1.7,1.5,2.0]", *WINDOW]),
     "pet on the ct": (
         write_cropped_petct,
         VOLUMES,
-        ["experiment=hecktor", "data.source.spacing=null", "method=single", *TWO_STAGES, *WINDOW],
+        ["data=hecktor", "data.source.spacing=null", "method=single", *TWO_STAGES, *WINDOW],
     ),
     "volumes": (
         write_volumes,
@@ -332,7 +332,7 @@ BUNDLES = {
     ),
     "colours": (write_colours, PICTURES, ["data=manifest", "method=deep_ensemble", "method.members=2", *TWO_STAGES]),
     "grey": (write_grey, ImageFormat(2, 1, ("nodule",)), ["experiment=lidc_dicom", "method=single", *TWO_STAGES]),
-    "squares": (write_colours, PICTURES, ["experiment=riga", "data.source.size=64", *TWO_STAGES]),
+    "squares": (write_colours, PICTURES, ["data=riga", "data.source.size=64", *TWO_STAGES]),
 }
 
 ELSEWHERE = """

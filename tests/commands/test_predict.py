@@ -70,7 +70,7 @@ def untrained(path: Path, images: ImageFormat, *overrides: str, poor: float = 1.
 def petct(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the checkpoint of a method for CT and PET."""
     path = tmp_path_factory.mktemp("petct") / "best.ckpt"
-    overrides = ("experiment=hecktor", "data.root=.", "inference.window=[16,16,8]", "data.source.spacing=[1.5,1.5,2]")
+    overrides = ("data=hecktor", "data.root=.", "inference.window=[16,16,8]", "data.source.spacing=[1.5,1.5,2]")
     return untrained(path, ImageFormat(3, 2, ("GTVn",)), *overrides)
 
 
@@ -78,7 +78,7 @@ def petct(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_of_cut_scans_warns_that_new_scans_are_whole(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, boxes: str | None
 ) -> None:
-    overrides = ("experiment=hecktor", "data.root=.", f"data.source.bounding_boxes={boxes or 'null'}")
+    overrides = ("data=hecktor", "data.root=.", f"data.source.bounding_boxes={boxes or 'null'}")
     Model(untrained(tmp_path / "best.ckpt", ImageFormat(3, 2, ("GTVn",)), *overrides), "cpu")
     assert caplog.text.count("trained on scans cut to bounding boxes, but takes new scans whole") == (boxes is not None)
 
@@ -336,7 +336,7 @@ def test_a_prediction_that_is_interrupted_says_one_word(trained_run: Path, tmp_p
 
 @pytest.mark.parametrize("third", [False, True])
 def test_slices_in_nifti_keep_their_header(tmp_path: Path, third: bool) -> None:
-    checkpoint = untrained(tmp_path / "best.ckpt", ImageFormat(2, 1, ("a",)), "experiment=qubiq", "data.root=.")
+    checkpoint = untrained(tmp_path / "best.ckpt", ImageFormat(2, 1, ("a",)), "data=qubiq", "data.root=.")
     shape = (24, 20, 1) if third else (24, 20)
     image = nibabel.Nifti1Image(
         np.random.default_rng(0).normal(size=shape).astype(np.float32), np.diag([-0.5, 0.75, 2, 1])
@@ -361,7 +361,7 @@ def test_cases_come_by_uncertainty_and_are_flagged_from_the_threshold_on(tmp_pat
     scans = tmp_path / "scans"
     for number, degrees in enumerate((5.0, 20.0, 33.0)):
         oblique(f"MDA-00{number}", degrees, number).write(scans)
-    overrides = ("experiment=hecktor", "data.root=.", "inference.window=[16,16,8]")
+    overrides = ("data=hecktor", "data.root=.", "inference.window=[16,16,8]")
     free = untrained(tmp_path / "free.ckpt", images, *overrides)
     table = predict(asked(free, scans, tmp_path / "free"), tmp_path / "free").triage
     totals = table["sv_total"].tolist()
@@ -440,7 +440,7 @@ def test_records_are_plain_and_damaged_ones_are_told(petct: Path, tmp_path: Path
 def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the checkpoint of a method for grey pictures, trained with known spacing."""
     path = tmp_path_factory.mktemp("slices") / "best.ckpt"
-    return untrained(path, ImageFormat(2, 1, ("a",)), "experiment=qubiq", "data.root=.", poor=8.0, good=2.0)
+    return untrained(path, ImageFormat(2, 1, ("a",)), "data=qubiq", "data.root=.", poor=8.0, good=2.0)
 
 
 def grey(folder: Path, *names: str) -> Path:

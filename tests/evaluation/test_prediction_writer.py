@@ -22,12 +22,11 @@ from edue_lightning.metrics import case_statistics
 from edue_lightning.uncertainty import Readout
 
 TINY = [
-    "experiment=hecktor",
+    "data=hecktor",
     "network.features=[4,6,8]",
     "data.patch.size=[16,16,8]",
     "data.patch.per_case=2",
     "trainer.max_epochs=2",
-    "trainer.check_val_every_n_epoch=1",
     "bootstrap_resamples=20",
 ]
 

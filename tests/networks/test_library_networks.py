@@ -194,3 +194,56 @@ def test_weights_of_an_encoder_come_from_a_file(tmp_path: Any) -> None:
     )
     for name, value in again.body.get_submodule("encoder").state_dict().items():
         torch.testing.assert_close(value, encoder.state_dict()[name])
+
+
+LOW_RESOLUTION = {
+    "features": (4, 6, 8),
+    "strides": ((1, 1, 1), (2, 2, 1), (2, 2, 2)),
+    "kernels": ((3, 3, 1), (3, 3, 3), (3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize(
+    "network",
+    [pytest.param(DynUNet, id="dynunet"), pytest.param(NnUNet, id="nnunet", marks=needs_libraries)],
+)
+def test_strides_and_kernels_per_axis_keep_an_axis_of_low_resolution(network: Callable[..., StagedNetwork]) -> None:
+    seen: list[tuple[int, ...]] = []
+    made = network(3, 1, 1, HeadLayout("encoder+decoder"), **LOW_RESOLUTION)
+    for module in made.body.modules():
+        if isinstance(module, nn.Conv3d):
+            module.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape[2:])))
+    # 5 slices are padded to 6, a multiple of 2, and not to 8
+    assert made(torch.randn(1, 1, 16, 20, 5)).shape == (1, 5, 1, 16, 20, 5)
+    assert (4, 5, 3) in seen
+    assert {size[2] for size in seen} == {6, 3}
+    kernels = {tuple(one.kernel_size) for one in made.body.modules() if isinstance(one, nn.Conv3d)}
+    assert (3, 3, 1) in kernels
+    assert made.multiples == (4, 4, 2)
+    assert made.stride == 4
+
+
+def test_strides_of_two_are_what_a_network_has_without_them() -> None:
+    torch.manual_seed(0)
+    plain = DynUNet(2, 1, 1, HeadLayout("decoder"), features=(4, 6, 8))
+    torch.manual_seed(0)
+    stated = DynUNet(
+        *(2, 1, 1, HeadLayout("decoder")), features=(4, 6, 8), strides=((1, 1), (2, 2), (2, 2)), kernels=((3, 3),) * 3
+    )
+    image = torch.randn(1, 1, 20, 24)
+    assert torch.equal(plain(image), stated(image))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strides": ((1, 1), (2, 2))}, "strides needs 3 stages of 2 numbers, one per axis"),
+        ({"strides": ((1, 1), (2, 2), (2, 2, 2))}, "strides needs 3 stages of 2 numbers, one per axis"),
+        ({"strides": ((2, 2), (2, 2), (2, 2))}, "strides must be 1 in the first stage"),
+        ({"strides": ((1, 1), (2, 0), (2, 2))}, "strides must be at least 1"),
+        ({"kernels": ((3, 3), (2, 3), (3, 3))}, "kernels must be odd"),
+    ],
+)
+def test_strides_and_kernels_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DynUNet(2, 1, 1, HeadLayout("last"), features=(4, 6, 8), **options)

@@ -134,6 +134,16 @@ def _quoted_value(key: str, value: str, is_path: bool, parser: OverridesParser, 
     return f"'{escaped}{escaped[len(escaped) - trailing :]}'"
 
 
+def stated_keys() -> list[str]:
+    """Return the keys of this job's configuration that its command line sets, such as `data.batch_size`.
+
+    Choices of a group, such as `data=riga`, are none of them.
+    """
+    keys = [_KEY.match(override) for override in HydraConfig.get().overrides.task]
+    found = {key.group().lstrip("+~") for key in keys if key is not None}
+    return sorted(key for key in found if "." in key and not key.startswith("plan."))
+
+
 def job_folder() -> Path:
     """Return the output folder that Hydra made for this job."""
     return Path(HydraConfig.get().runtime.output_dir)

@@ -14,10 +14,11 @@ from torch.overrides import TorchFunctionMode
 
 from edue_lightning.networks.heads import HeadLayout
 from edue_lightning.networks.staged import StagedNetwork
+from edue_lightning.networks.topology import stage_kernels, stage_strides, total_strides
 
 
 class DynUNet(StagedNetwork):
-    """MONAI's DynUNet, a U-Net of nnU-Net's kind (Isensee et al., Nature Methods 2021): kernels of 3, strides of 2.
+    """MONAI's DynUNet, a U-Net of nnU-Net's kind (Isensee et al., Nature Methods 2021).
 
     Args:
         spatial_dims: 2 or 3.
@@ -28,9 +29,12 @@ class DynUNet(StagedNetwork):
         residual: residual blocks.
         dropout: probability in every block.
         foreground_prior: see `MultiHeadUNet`.
+        strides: reduction along each axis at the beginning of each stage, `[stages][axes]`, the first of 1; None for 2
+            along all axes.
+        kernels: kernel size along each axis of each stage, `[stages][axes]`; None for 3 along all axes.
 
     Raises:
-        ValueError: for fewer than three stages.
+        ValueError: for fewer than three stages, or strides or kernels of another number of stages or axes.
     """
 
     def __init__(
@@ -43,15 +47,17 @@ class DynUNet(StagedNetwork):
         residual: bool = False,
         dropout: float = 0.0,
         foreground_prior: float = 0.05,
+        strides: Sequence[Sequence[int]] | None = None,
+        kernels: Sequence[Sequence[int]] | None = None,
     ) -> None:
         if len(features) < 3:
             raise ValueError(f"a DynUNet needs at least three stages, not features={list(features)}")
-        strides = [1] + [2] * (len(features) - 1)
+        reductions = stage_strides(strides, len(features), spatial_dims)
         network = partial(
             nets.DynUNet,
-            kernel_size=[3] * len(features),
-            strides=strides,
-            upsample_kernel_size=strides[1:],
+            kernel_size=stage_kernels(kernels, len(features), spatial_dims),
+            strides=reductions,
+            upsample_kernel_size=reductions[1:],
             filters=list(features),
             dropout=dropout or None,
             res_block=residual,
@@ -64,7 +70,7 @@ class DynUNet(StagedNetwork):
             network,
             decoder=r"upsamples\.\d+",
             encoder=r"input_block|downsamples\.\d+|bottleneck",
-            multiple=2 ** (len(features) - 1),
+            multiple=total_strides(reductions),
             foreground_prior=foreground_prior,
         )
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from edue_lightning.networks.heads import HeadLayout
 from edue_lightning.networks.staged import NOT_INSTALLED, StagedNetwork
+from edue_lightning.networks.topology import stage_kernels, stage_strides, total_strides
 
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 _NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
@@ -18,8 +19,8 @@ _DROPOUT = {2: nn.Dropout2d, 3: nn.Dropout3d}
 class NnUNet(StagedNetwork):
     """nnU-Net's own U-Net, plain or with a residual encoder, from `dynamic-network-architectures`.
 
-    Kernels of 3, strides of 2, instance normalisation and leaky ReLU, as nnU-Net configures them (Isensee et al.,
-    Nature Methods 2021; residual encoder: Isensee et al., MICCAI 2024).
+    Instance normalisation and leaky ReLU, as nnU-Net configures them (Isensee et al., Nature Methods 2021; residual
+    encoder: Isensee et al., MICCAI 2024).
 
     Args:
         spatial_dims: 2 or 3.
@@ -31,9 +32,12 @@ class NnUNet(StagedNetwork):
         blocks: convolutions, or residual blocks, in each stage of the encoder: one number, or one per stage.
         dropout: probability after every convolution.
         foreground_prior: see `MultiHeadUNet`.
+        strides: reduction along each axis at the beginning of each stage, `[stages][axes]`, the first of 1; None for 2
+            along all axes.
+        kernels: kernel size along each axis of each stage, `[stages][axes]`; None for 3 along all axes.
 
     Raises:
-        ValueError: if the library is missing, or the numbers of stages do not fit.
+        ValueError: if the library is missing, or the numbers of stages or axes do not fit.
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class NnUNet(StagedNetwork):
         blocks: int | Sequence[int] = 2,
         dropout: float = 0.0,
         foreground_prior: float = 0.05,
+        strides: Sequence[Sequence[int]] | None = None,
+        kernels: Sequence[Sequence[int]] | None = None,
     ) -> None:
         try:
             from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
@@ -58,6 +64,8 @@ class NnUNet(StagedNetwork):
             raise ValueError(
                 f"features={list(features)} needs two or more stages, and blocks={blocks} one number for each"
             )
+        reductions = stage_strides(strides, stages, spatial_dims)
+        kernel_sizes = stage_kernels(kernels, stages, spatial_dims)
 
         def network(in_channels: int, out_channels: int) -> nn.Module:
             counts: dict[str, Any] = {"n_blocks_per_stage" if residual else "n_conv_per_stage": per_stage}
@@ -66,8 +74,8 @@ class NnUNet(StagedNetwork):
                 n_stages=stages,
                 features_per_stage=list(features),
                 conv_op=_CONVOLUTION[spatial_dims],
-                kernel_sizes=3,
-                strides=[1] + [2] * (stages - 1),
+                kernel_sizes=kernel_sizes,
+                strides=reductions,
                 num_classes=out_channels,
                 n_conv_per_stage_decoder=[1 if residual else 2] * (stages - 1),
                 conv_bias=True,
@@ -90,6 +98,6 @@ class NnUNet(StagedNetwork):
             network,
             decoder=r"decoder\.stages\.\d+",
             encoder=r"encoder\.stages\.\d+",
-            multiple=2 ** (stages - 1),
+            multiple=total_strides(reductions),
             foreground_prior=foreground_prior,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -40,8 +40,8 @@ class StagedNetwork(nn.Module):
         decoder: regular expression that matches the full names of the decoder's stages, see `nn.Module.named_modules`,
             the last one included; None if the network has no stages.
         encoder: the same for the encoder, the bottleneck included.
-        multiple: number that the length of every axis must be a multiple of; an image is padded at its end by its
-            border values, and the logits are cropped.
+        multiple: number that the length of every axis must be a multiple of, or one number per axis; an image is padded
+            at its end by its border values, and the logits are cropped.
         foreground_prior: probability that every head predicts everywhere before training, see `MultiHeadUNet`.
 
     Shapes:
@@ -61,15 +61,16 @@ class StagedNetwork(nn.Module):
         network: Callable[..., nn.Module],
         decoder: str | None = None,
         encoder: str | None = None,
-        multiple: int = 1,
+        multiple: int | Sequence[int] = 1,
         foreground_prior: float = 0.05,
     ) -> None:
         super().__init__()
-        if multiple < 1:
-            raise ValueError(f"multiple must be at least 1, not {multiple}")
+        self.multiples = (multiple,) * spatial_dims if isinstance(multiple, int) else tuple(multiple)
+        if len(self.multiples) != spatial_dims or min(self.multiples) < 1:
+            raise ValueError(f"multiple must be at least 1, or one such number for each axis, not {multiple}")
         outputs = heads.per_stage * structures
         self.structures = structures
-        self.stride = multiple
+        self.stride = max(self.multiples)
         self.body = network(**_arguments(network, spatial_dims, in_channels, outputs))
         wanted = _matching(self.body, heads, decoder, encoder)
         # modules that run, with the channels of what they return
@@ -98,7 +99,7 @@ class StagedNetwork(nn.Module):
         """
         size = image.shape[2:]
         # axis by axis, since an exported graph for images of any size cannot contain the maximum
-        if self.stride > 1 and all(length <= self.stride for length in size):
+        if self.stride > 1 and all(length <= own for length, own in zip(size, self.multiples, strict=True)):
             raise ValueError(
                 f"image of size {list(size)} is too small for a network that halves it to 1/{self.stride}: "
                 "pad the images, or choose a network with fewer stages"
@@ -107,7 +108,7 @@ class StagedNetwork(nn.Module):
         logits = [head(self._features[name]) for head, name in zip(self.heads, self._stages, strict=True)]
         # nothing of one image stays in memory, nor in an exported graph
         self._features.clear()
-        padded = torch.Size(length + -length % self.stride for length in size)
+        padded = torch.Size(length + -length % own for length, own in zip(size, self.multiples, strict=True))
         stacked = stack_heads([*logits, output], padded, self.structures)
         for axis, length in enumerate(size, start=3):
             # an image of the padded size is left as it is, in exported graphs too
@@ -118,7 +119,7 @@ class StagedNetwork(nn.Module):
         self._features[name] = features
 
     def _padded(self, image: Tensor) -> Tensor:
-        missing = [-length % self.stride for length in image.shape[2:]]
+        missing = [-length % own for length, own in zip(image.shape[2:], self.multiples, strict=True)]
         if not any(missing):
             return image
         # `pad` counts from the last axis
@@ -139,9 +140,9 @@ class StagedNetwork(nn.Module):
 
         handles = [self.body.get_submodule(name).register_forward_hook(partial(see, name)) for name in names]
         training = self.body.training
-        length = 2 * max(self.stride, 16)
+        lengths = [2 * max(own, 16) for own in self.multiples]
         with torch.no_grad():
-            output = self.body.eval()(torch.zeros(1, in_channels, *[length] * spatial_dims))
+            output = self.body.eval()(torch.zeros(1, in_channels, *lengths))
         self.body.train(training)
         for handle in handles:
             handle.remove()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any, get_args
 import numpy as np
 
 from edue_lightning.config.build import ImageFormat, build, network_factory, refused_size
+from edue_lightning.config.plan import PlannedConfiguration, PlanSettings, fingerprint_of, measured_node, with_plan
 from edue_lightning.config.schema import check_configuration, configuration_folder
 from edue_lightning.data import CaseSource, RaterDataModule
+from edue_lightning.data.fingerprint import CaseFingerprint, Fingerprint, measure_training_case
 from edue_lightning.data.source import Split
 from edue_lightning.data.votes import CAVEAT
 from edue_lightning.errors import UserError
@@ -41,6 +43,7 @@ class CheckConfiguration:
     output: str
     data: dict[str, Any] | None = None
     network: dict[str, Any] | None = None
+    plan: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,18 +55,22 @@ class DataCheck:
         problems: reasons why the data cannot be trained on, one line each; empty if it can.
         warnings: what is suspicious about the data or its splits, one line each, as in the log.
         advice: settings that fit the data, one line each, see `data_advice.advice`.
+        plan: fingerprint of the training cases, and the plan that `train plan=auto` takes; None without one.
     """
 
     overview: DataOverview
     problems: Sequence[str]
     warnings: Sequence[str] = ()
     advice: Sequence[str] = ()
+    plan: PlannedConfiguration | None = None
 
     def text(self) -> str:
         """Return the numbers of the data set, and the settings that fit it."""
         parts = [self.overview.text()]
         if self.advice:
             parts.append("\n".join(["settings that fit:", *(f"- {line}" for line in self.advice)]))
+        if self.plan is not None:
+            parts.append(self.plan.text())
         return "\n\n".join(parts)
 
     def problems_text(self) -> str:
@@ -87,11 +94,12 @@ def check(configuration: Mapping[str, Any], folder: Path) -> DataCheck:
         known = ", ".join(sorted(path.stem for path in Path(configuration_folder(), "data").glob("[!_]*.yaml")))
         raise UserError(f"no data set to check; choose one with data=NAME, one of {known}")
     with _noted_warnings() as warnings:
-        source, problems, splits, cases = _examine(configuration, data, folder)
+        source, problems, splits, cases, training = _examine(configuration, data, folder)
     overview = DataOverview(
         data["name"], _note(data, source), source.structures, source.raters, cases, splits, source.facts
     )
-    result = DataCheck(overview, problems, list(dict.fromkeys(warnings)), advice(data, source, cases))
+    plan = None if problems else _plan(configuration, source, training)
+    result = DataCheck(overview, problems, list(dict.fromkeys(warnings)), advice(data, source, cases), plan)
     _write(result, source, folder)
     return result
 
@@ -103,8 +111,11 @@ def _note(data: Mapping[str, Any], source: CaseSource) -> str | None:
 
 def _examine(
     configuration: Mapping[str, Any], data: Mapping[str, Any], folder: Path
-) -> tuple[CaseSource, list[str], dict[str, Split], list[CaseOverview]]:
-    """Build the data set and measure its cases; return also its problems, and the split of each case."""
+) -> tuple[CaseSource, list[str], dict[str, Split], list[CaseOverview], list[CaseFingerprint]]:
+    """Build the data set and measure its cases; return also its problems, and the split of each case.
+
+    The last are the training cases as the plan needs them.
+    """
     # reuses the source: building it again would read all files twice
     make_module = build({key: data[key] for key in data if key != "source"} | {"_partial_": True}, "data")
     source: CaseSource = build(data["source"], "data.source")
@@ -118,10 +129,24 @@ def _examine(
             module.require(*get_args(Split))
         except UserError as error:
             problems.append(str(error))
-    cases = _measure(source, problems)
+    cases, training = _measure(source, problems, {case_id for case_id in splits if splits[case_id] == "train"})
     if configuration.get("network") is not None:
         problems += _refused_sizes(configuration["network"], data, source, cases)
-    return source, problems, splits, cases
+    return source, problems, splits, cases, training
+
+
+def _plan(
+    configuration: Mapping[str, Any], source: CaseSource, training: Sequence[CaseFingerprint]
+) -> PlannedConfiguration | None:
+    """Return the plan of a training on the data, or None if none is asked for."""
+    if configuration.get("plan") is None or configuration.get("network") is None:
+        return None
+    settings: PlanSettings = build(configuration["plan"], "plan")
+    data = configuration["data"]
+    # the cases were read with the voxels of the configuration
+    on_own_voxels = measured_node(data, settings.keep) == data
+    fingerprint = Fingerprint.of(source, training) if on_own_voxels else fingerprint_of(data, settings.keep)
+    return with_plan(configuration, settings, fingerprint)
 
 
 @contextmanager
@@ -141,24 +166,32 @@ def _noted_warnings() -> Iterator[list[str]]:
         package.removeHandler(handler)
 
 
-def _measure(source: CaseSource, problems: list[str]) -> list[CaseOverview]:
+def _measure(
+    source: CaseSource, problems: list[str], training_ids: Container[str]
+) -> tuple[list[CaseOverview], list[CaseFingerprint]]:
     """Measure the readable cases, and add those that cannot be read to the problems.
 
     Cases with other axes or channels than most are among the problems already, and are left out.
+
+    Returns:
+        all cases, and the training cases as a plan needs them.
     """
     records = source.healthy()
-    cases = []
+    cases, training = [], []
     logged = time.monotonic()
     for number, record in enumerate(records, start=1):
         try:
-            cases.append(measure_case(record, source.load(record.case_id)))
+            sample = source.load(record.case_id)
+            cases.append(measure_case(record, sample))
+            if record.case_id in training_ids:
+                training.append(measure_training_case(sample))
         except UserError as error:
             problems += str(error).splitlines()
         if time.monotonic() - logged > _SECONDS_BETWEEN_LINES:
             logged = time.monotonic()
             log.info("measured %d of %d cases", number, len(records))
     usual = Counter(case.kind for case in cases).most_common(1)
-    return [case for case in cases if case.kind == usual[0][0]]
+    return [case for case in cases if case.kind == usual[0][0]], training
 
 
 def _refused_sizes(

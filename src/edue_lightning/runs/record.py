@@ -61,6 +61,8 @@ _NOT_OF_THE_METHOD = _NOT_COMPARED | {
     *("init", EXTENDED_FROM),
     *("bootstrap_resamples", "allow_overlap", "metrics", TRAINING),
     *("compile", "device", "distortions", "hydra", "triage_sensitivity", "wandb"),
+    # its values are those of the other keys
+    "plan",
 }
 _NOT_OF_THE_METHOD_BELOW = {
     *("data.name", "data.note", "data.seed", "data.cache", "data.source.cache"),
@@ -264,8 +266,11 @@ def check_same_run(configuration: Mapping[str, Any], folder: Path) -> None:
         # a number that is left to the data was filled in
         levels = (recorded.get("method") or {}).get("levels")
         configuration = {**configuration, "method": {**method, "levels": levels}}
+    # a key that is null is one that an earlier version did not have
     differing = [
-        name for name in configuration if name not in _NOT_COMPARED and configuration[name] != recorded.get(name)
+        name
+        for name in configuration
+        if name not in _NOT_COMPARED and _flat({name: configuration[name]}) != _flat({name: recorded.get(name)})
     ]
     if differing:
         raise UserError(

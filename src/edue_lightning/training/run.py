@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from edue_lightning.atomic import write_whole
 from edue_lightning.config.build import ImageFormat, build, build_distortions, build_mask_rule, build_method
+from edue_lightning.config.plan import planned
 from edue_lightning.config.schema import check_configuration
 from edue_lightning.data import RaterDataModule
 from edue_lightning.distortions import Distortions
@@ -30,6 +31,7 @@ from edue_lightning.runs.files import (
     METRICS_COLUMNS,
     METRICS_FILE,
     VALIDATION_FILE,
+    read_mapping,
     write_table,
 )
 from edue_lightning.runs.folder import AUTO, BEST, CHECKPOINTS, folder_of, sole_writer
@@ -84,6 +86,7 @@ class TrainConfiguration:
     temperature: Literal["validation"] | None = None
     callbacks: dict[str, Any] | None = None
     init: str | None = None
+    plan: dict[str, Any] | None = None
 
 
 # the plain U-Net, the reference for the cost of every method
@@ -113,6 +116,7 @@ def train(configuration: Mapping[str, Any], folder: Path) -> float:
         SystemExit: if a scheduler stops the process, see `StopSignals`.
     """
     check_training(configuration)
+    configuration = planned_training(configuration, folder)
     quiet_unless_first()
     signals = StopSignals()
     signals.listen()
@@ -156,6 +160,23 @@ def check_training(configuration: Mapping[str, Any]) -> None:
             f"members_at_once={configuration['members_at_once']}: each member is trained on one device, so "
             "trainer.devices must be 1"
         )
+
+
+def planned_training(configuration: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a configuration with plain values in place of `plan=auto`, see `config.plan.planned`.
+
+    A run that is resumed keeps the plan of its record, so that its training cases are not measured again.
+
+    Args:
+        configuration: resolved and checked configuration of `conf/train.yaml`.
+        folder: folder of the run.
+
+    Raises:
+        UserError: if the data cannot be read, or the plan cannot be made.
+    """
+    path = folder / CONFIGURATION_FILE
+    resumed = configuration["resume"] is not None and path.is_file()
+    return planned(configuration, read_mapping(path).get("plan") if resumed else None)
 
 
 def _is_resumed(configuration: Mapping[str, Any], folder: Path) -> bool:
