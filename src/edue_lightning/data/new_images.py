@@ -17,6 +17,7 @@ from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile,
 from edue_lightning.data.itk_volumes import SEGMENTATION
 from edue_lightning.data.listing import ListingProblems, find_files, is_prediction, stem_of
 from edue_lightning.data.preparation import Preparation, PreparedImage, agreed_spacing, as_slice, require_channels
+from edue_lightning.data.slices import HOW_TO_SLICE
 from edue_lightning.data.sources.manifest.files import NamedFiles
 from edue_lightning.data.sources.manifest.table import TABLES, read_images
 from edue_lightning.errors import UserError
@@ -156,7 +157,8 @@ def read_case(
             require_storage(slice_storage(files[0].affine))
         require_channels(prepared, channels)
     except ImageError as error:
-        raise ImageError(f"{first}: {error}") from error
+        hint = f"; {HOW_TO_SLICE}" if spatial_dims == 2 and any(len(file.shape) > 2 for file in files) else ""
+        raise ImageError(f"{first}: {error}{hint}") from error
     # resampled to another grid it may have any size
     except MemoryError as error:
         raise ImageError(f"{first}: does not fit into memory after resampling; correct its affine") from error

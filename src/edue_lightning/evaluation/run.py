@@ -20,16 +20,20 @@ from edue_lightning.config.build import (
 )
 from edue_lightning.config.data_place import data_to_measure
 from edue_lightning.config.schema import check_configuration, check_only_ours
+from edue_lightning.config.slices import chosen_slicing, with_stored_values
 from edue_lightning.data import RaterDataModule
 from edue_lightning.data.images import ImageError
+from edue_lightning.data.slices import HOW_TO_SLICE, Slicing
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.measure import Measurement, measure_method, measure_predictions
 from edue_lightning.evaluation.prediction_folder import PredictionFolder
 from edue_lightning.evaluation.prediction_writer import PredictionWriter
 from edue_lightning.evaluation.result import Evaluation
 from edue_lightning.evaluation.shift import measure_shift
+from edue_lightning.evaluation.slices import VolumesAsSlices
 from edue_lightning.evaluation.unseen import require_unseen_cases, same_place
-from edue_lightning.runs.checkpoints import load_method
+from edue_lightning.methods import SegmentationMethod
+from edue_lightning.runs.checkpoints import LoadedMethod, load_method
 from edue_lightning.runs.record import TRAINING, write_configuration
 from edue_lightning.runs.trainer import build_test_trainer, check_trainer
 from edue_lightning.runtime.devices import with_free_device
@@ -61,6 +65,10 @@ class EvaluateConfiguration:
     allow_overlap: bool = False
     allow_other_preparation: bool = False
     distortions: dict[str, Any] | None = None
+    slice_axis: str | int | None = None
+    slice_directions: str | None = None
+    slice_window: list[float] | None = None
+    slice_batch: int = 8
 
 
 def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
@@ -87,13 +95,18 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     check_trainer(configuration["trainer"])
     if configuration.get("distortions") is not None and configuration["ckpt"] is None:
         raise UserError("distortions: predictions=DIR were made on undistorted images; use ckpt=PATH")
+    slicing = chosen_slicing(configuration)
+    if slicing is not None and configuration["ckpt"] is None:
+        raise UserError("slice_axis: predictions=DIR are predicted already; use ckpt=PATH")
+    if slicing is not None and configuration.get("distortions") is not None:
+        raise UserError("distortions: not supported with slice_axis; remove one of them")
     pl.seed_everything(int(configuration["seed"]), workers=True, verbose=False)
     quiet_unless_first()
     if configuration["ckpt"] is None:
         evaluation = _predictions(configuration, folder)
     else:
         with with_free_device(configuration["trainer"]) as trainer:
-            evaluation = _checkpoint(configuration, trainer, folder)
+            evaluation = _checkpoint(configuration, trainer, folder, slicing)
     evaluation.write(folder)
     for line in (evaluation.undefined_line(), evaluation.missing_intervals_line()):
         if line and is_first_process():
@@ -101,30 +114,38 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     return evaluation
 
 
-def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any], folder: Path) -> Evaluation:
+def _checkpoint(
+    configuration: Mapping[str, Any], trainer_node: Mapping[str, Any], folder: Path, slicing: Slicing | None
+) -> Evaluation:
     path = Path(configuration["ckpt"])
     loaded = load_method(path, configuration.get("inference"), configuration.get("mask"))
-    method, wanted, trained = loaded.method, loaded.image_format, loaded.configuration
+    method: SegmentationMethod = loaded.method
+    trained = loaded.configuration
     # a threshold of the training means the same in the same precision
     precision = trainer_node.get("precision") or (trained.get("trainer") or {}).get("precision", "32-true")
     trainer_node = {**trainer_node, "precision": precision}
     check_trainer(trainer_node)
     node = data_to_measure(configuration.get("data"), trained.get("data"), str(path))
+    if slicing is not None and node is not None:
+        node = with_stored_values(node)
     data = _data(node, str(path))
-    found = ImageFormat.of(data.source)
-    if found != wanted:
-        raise UserError(f"{path}: was trained for {wanted}, but data={data.name} has {found}")
-    try:
-        wanted.require_storage(found.storage)
-    except ImageError as error:
-        raise UserError(f"data={data.name}: {error}") from error
-    if not configuration.get("allow_other_preparation"):
-        _require_same_preparation(node, trained.get("data"), path)
+    density, volumes, measured = loaded.density, None, None
+    if slicing is None:
+        _require_format(loaded, data, path)
+        if not configuration.get("allow_other_preparation"):
+            _require_same_preparation(node, trained.get("data"), path)
+    else:
+        allowed = bool(configuration.get("allow_other_preparation"))
+        volumes = VolumesAsSlices(slicing, loaded, path, data, node or {}, allowed)
+        # the limit of 2D images does not hold for volumes
+        method, density = volumes.method(), None
+    if is_first_process() and volumes is not None:
+        measured = volumes.check(configuration["split"])
     if is_first_process() and not configuration.get("allow_overlap"):
         # data.root alone says that the data set of the training has moved
         same_data = "_target_" not in (configuration.get("data") or {}) or same_place(node, trained.get("data"))
         fix = "measure other cases, or set allow_overlap=true"
-        require_unseen_cases(loaded.cases, data, same_data, configuration["split"], path, fix)
+        require_unseen_cases(loaded.cases, data, same_data, configuration["split"], path, fix, measured)
     label = configuration["label"] or trained.get("label") or method.label
     measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
     distortions = build_distortions(configuration.get("distortions"))
@@ -135,7 +156,7 @@ def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any
     if configuration["save_predictions"]:
         callbacks.append(PredictionWriter(folder / PREDICTIONS_FOLDER, data, measurement.split, method.readout))
     trainer = build_test_trainer(trainer_node, callbacks=callbacks)
-    evaluation = measure_method(method, data, measurement, trainer, loaded.density)
+    evaluation = measure_method(method, data, measurement, trainer, density)
     if configuration["save_predictions"] and method.readout.mask.rule != HALF.rule and is_first_process():
         log.warning(
             "%s: holds probabilities, and not the rule for masks; measure them (predictions=) with %s",
@@ -147,6 +168,22 @@ def _checkpoint(configuration: Mapping[str, Any], trainer_node: Mapping[str, Any
         shift = measure_shift(method, data, distortions, label, split, settings, trainer, loaded.density)
         shift.write(folder)
     return evaluation
+
+
+def _require_format(loaded: LoadedMethod, data: RaterDataModule, path: Path) -> None:
+    """Check that images are of the kind that a model was trained for.
+
+    Raises:
+        UserError: if they are not.
+    """
+    found, wanted = ImageFormat.of(data.source), loaded.image_format
+    if found != wanted:
+        hint = f"; {HOW_TO_SLICE}" if found.spatial_dims > wanted.spatial_dims else ""
+        raise UserError(f"{path}: was trained for {wanted}, but data={data.name} has {found}{hint}")
+    try:
+        wanted.require_storage(found.storage)
+    except ImageError as error:
+        raise UserError(f"data={data.name}: {error}") from error
 
 
 def _require_same_preparation(node: Mapping[str, Any] | None, trained: Mapping[str, Any] | None, path: Path) -> None:

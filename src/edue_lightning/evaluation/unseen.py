@@ -19,7 +19,13 @@ _USES: Mapping[Split, str] = {"train": "training", "val": "validation", "test": 
 
 
 def require_unseen_cases(
-    cases: TrainingCases | None, data: RaterDataModule, same_data: bool, split: Subset, path: Path, fix: str
+    cases: TrainingCases | None,
+    data: RaterDataModule,
+    same_data: bool,
+    split: Subset,
+    path: Path,
+    fix: str,
+    measured: Sequence[CaseIdentity] | None = None,
 ) -> None:
     """Check that the cases to measure were not used to train the method, or to choose among its checkpoints.
 
@@ -33,6 +39,8 @@ def require_unseen_cases(
         split: part of the data to measure.
         path: checkpoint of the method, for messages.
         fix: what to do where it fails, for messages.
+        measured: identities of the cases to measure, several of one case if it consists of several images; None to
+            load the cases for them.
 
     Raises:
         UserError: naming some of the cases.
@@ -48,21 +56,22 @@ def require_unseen_cases(
         return
     used: tuple[Split, ...] = ("train",) if split == "val" else ("train", "val")
     known = [case for name in used for case in cases[name]]
-    measured = identities(data.source, data.records(split))
+    if measured is None:
+        measured = identities(data.source, data.records(split))
     found = overlapping(measured, known, same_data)
     if found:
         shown = [name if name == case.case_id else f"{name} (there {case.case_id})" for name, case in found.items()]
         raise UserError(
-            f"{path}: {len(found)} of the {len(measured)} cases of split={split}, or their patients, were in its "
-            f"{' or '.join(_USES[name] for name in used)}: {named(shown)}; {fix}"
+            f"{path}: {len(found)} of the {len(data.records(split))} cases of split={split}, or their patients, were "
+            f"in its {' or '.join(_USES[name] for name in used)}: {named(shown)}; {fix}"
         )
-    _warn_of_names(measured, known, split, path)
+    _warn_of_names([record.case_id for record in data.records(split)], known, split, path)
 
 
-def _warn_of_names(measured: Sequence[CaseIdentity], known: Sequence[CaseIdentity], split: Subset, path: Path) -> None:
+def _warn_of_names(measured: Sequence[str], known: Sequence[CaseIdentity], split: Subset, path: Path) -> None:
     """Warn of cases of another folder with names of the training but other images: they may be copies of these."""
     names = {case.case_id for case in known}
-    alike = [case.case_id for case in measured if case.case_id in names]
+    alike = [case_id for case_id in measured if case_id in names]
     if alike:
         log.warning(
             "%s: %d of the %d cases of split=%s have the names of cases of its training or validation (%s), with other "

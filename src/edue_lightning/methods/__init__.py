@@ -23,6 +23,7 @@ from edue_lightning.methods.measuring import Measuring
 from edue_lightning.methods.monte_carlo_dropout import MonteCarloDropout
 from edue_lightning.methods.probabilistic_unet import ProbabilisticUNet
 from edue_lightning.methods.single import SingleNetwork
+from edue_lightning.methods.slice_by_slice import SliceBySlice
 from edue_lightning.methods.sliding_window import Inference
 from edue_lightning.methods.stochastic_segmentation import StochasticSegmentation
 from edue_lightning.methods.test_time_augmentation import TestTimeAugmentation
@@ -45,6 +46,7 @@ __all__ = [
     "SGDSettings",
     "SegmentationMethod",
     "SingleNetwork",
+    "SliceBySlice",
     "StochasticSegmentation",
     "TestTimeAugmentation",
     "parameter_count",

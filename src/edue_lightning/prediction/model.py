@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,14 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import ArrayLike, NDArray
 
 from edue_lightning.config.build import ImageFormat, build_preparation, new_image_caveat
+from edue_lightning.config.slices import slice_layout, unequal_pixels
 from edue_lightning.data.images import ImageError, ImageFile
 from edue_lightning.data.new_images import ImageCase, read_case, warn_of_unoriented
 from edue_lightning.data.preparation import PreparedImage, require_channels
+from edue_lightning.data.slices import HOW_TO_SLICE, SlicedVolume, SliceLayout, Slicing, assumed_view
 from edue_lightning.errors import UserError
+from edue_lightning.methods import SliceBySlice
+from edue_lightning.methods.slice_by_slice import SliceSlabs
 from edue_lightning.prediction.estimate import Estimate, estimate
 from edue_lightning.prediction.triage import Triage
 from edue_lightning.prediction.triage_table import triage_frame, triage_rows
@@ -71,10 +75,12 @@ class Model:
         inference: node of the configuration, see `conf/inference`; None for the checkpoint's.
         mask: node of the configuration, see `conf/mask`; None for the checkpoint's.
         sensitivity: share of the poor segmentations to flag; None for the checkpoint's.
+        slicing: slices of volumes, to predict these with a model of 2D images; None to predict such images as trained.
+            The limits of 2D images do not hold for volumes, so `triage` and `density` are None.
 
     Attributes:
         image_format: axes, channels and names of the structures.
-        triage: rules that flag cases for review; None with `other_masks` or after an interrupted training.
+        triage: rules that flag cases for review; None with `other_masks`, `slicing` or after an interrupted training.
         other_masks: whether `mask` chose another rule than that of the training, so that no case can be flagged.
         density: density of the training images; None in a checkpoint of an interrupted training or earlier version.
 
@@ -89,6 +95,7 @@ class Model:
         inference: Mapping[str, Any] | None = None,
         sensitivity: float | None = None,
         mask: Mapping[str, Any] | None = None,
+        slicing: Slicing | None = None,
     ) -> None:
         if sensitivity is not None and not 0 < sensitivity <= 1:
             raise UserError(f"sensitivity must be above 0 and at most 1, not {sensitivity}")
@@ -100,14 +107,38 @@ class Model:
         self.density = loaded.density
         self.image_format: ImageFormat = loaded.image_format
         self._preparation = build_preparation(loaded.configuration)
+        self.slicing = slicing
         caveat = new_image_caveat(loaded.configuration)
         if caveat:
             log.warning("%s: %s", path, caveat)
         self.triage = None if loaded.triage is None else Triage.from_dict(loaded.triage, str(path))
         if self.triage is not None and set(self.triage.structures) != set(self.structures):
             raise UserError(f"{path}: its triage data is for other structures; train again or use another checkpoint")
+        if slicing is not None:
+            self._predict_volumes(slicing, sensitivity, path)
         self._sensitivity = sensitivity or (None if self.triage is None else self.triage.sensitivity)
         self.method.to(chosen_device(device))
+
+    def _predict_volumes(self, slicing: Slicing, sensitivity: float | None, path: Path) -> None:
+        """Predict volumes from now on, slice by slice, without the limits of 2D images.
+
+        Raises:
+            UserError: if the model takes volumes, or it is unknown how its images lie in one.
+        """
+        if sensitivity is not None:
+            raise UserError(
+                f"sensitivity={sensitivity}: has no effect with slice_axis, as no volume is flagged; remove it"
+            )
+        wanted = self.image_format
+        self._layout = slice_layout(slicing, wanted, str(path))
+        if slicing.assumes_view(wanted.storage):
+            log.warning("%s: %s", path, assumed_view(self._layout))
+        # the preparation turns volumes already
+        self.method = SliceBySlice(self.method, self._preparation, SliceLayout("RAS"), slicing.batch_size)
+        self.method.inference = SliceSlabs(batch_size=slicing.batch_size)
+        self._preparation = SlicedVolume(slicing, self._preparation, wanted.storage)
+        self.image_format = replace(wanted, spatial_dims=_VOLUME, storage=None)
+        self.triage = self.density = None
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -143,16 +174,23 @@ class Model:
         if array.ndim == self.image_format.spatial_dims:
             array = array[None]
         if array.ndim != self.image_format.spatial_dims + 1 or array.size == 0 or not np.isfinite(array).all():
-            raise UserError(f"image: an array of shape {list(array.shape)}, but the model expects {self.image_format}")
+            expected = str(self.image_format)
+            if array.ndim > self.image_format.spatial_dims + 1:
+                expected += f"; {HOW_TO_SLICE}"
+            raise UserError(f"image: an array of shape {list(array.shape)}, but the model expects {expected}")
         sizes, placed = _placed(spacing, affine, self.image_format.spatial_dims)
         # one file per channel, like a CT and its PET
         files = [ImageFile(channel[None], sizes, placed) for channel in array]
         try:
             prepared = self._preparation.prepare(self._as_files(files), self.image_format.spatial_dims)
             require_channels(prepared, self.image_format.channels)
+            self._require_pixels(prepared)
             found = self.estimate(prepared, members)
         except ImageError as error:
-            raise UserError(f"image: {error}") from error
+            # a volume without an axis of channels looks like a picture of many channels
+            is_picture = self.image_format.spatial_dims == 2 and len(array) != self.image_format.channels
+            hint = f"; {HOW_TO_SLICE}" if is_picture else ""
+            raise UserError(f"image: {error}{hint}") from error
         return self._prediction("array", prepared, found)
 
     def predict_files(self, *files: Path | str, members: bool = False) -> Prediction:
@@ -182,7 +220,9 @@ class Model:
             ImageError: naming the file, if one cannot be used.
         """
         wanted = self.image_format
-        return read_case(case, self._preparation, wanted.spatial_dims, wanted.channels, wanted.require_storage)
+        prepared = read_case(case, self._preparation, wanted.spatial_dims, wanted.channels, wanted.require_storage)
+        self._require_pixels(prepared)
+        return prepared
 
     def estimate(self, prepared: PreparedImage, members: bool = False) -> Estimate:
         """Predict a prepared image; sizes are in pixels or voxels.
@@ -198,8 +238,9 @@ class Model:
             found = estimate(self.method, prepared.image, members=members)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
+            window = "[96,96,48]" if self.slicing is None else "[256,256] slice_batch=1"
             raise ImageError(
-                "exceeds the device's memory; predict it by windows: inference=default inference.window=[96,96,48]"
+                f"exceeds the device's memory; predict it by windows: inference=default inference.window={window}"
             ) from error
         # raised for an image too small for the network's stages
         except (RuntimeError, ValueError) as error:
@@ -216,7 +257,20 @@ class Model:
         if self.density is not None:
             image = prepared.image[None].to(self.method.device)
             unusual = self.density.outside(float(self.density(self.method, image)))
-        return triage_rows(case_id, prepared, found, self.structures, self.triage, self._sensitivity, unusual)
+        # without limits to compare with, each volume has its own unit
+        spaced = None if self.slicing is None else prepared.spacing is not None
+        return triage_rows(case_id, prepared, found, self.structures, self.triage, self._sensitivity, unusual, spaced)
+
+    def _require_pixels(self, prepared: PreparedImage) -> None:
+        """Check that the method can predict the slices of a volume.
+
+        Raises:
+            ImageError: if it cannot.
+        """
+        if isinstance(self.method, SliceBySlice):
+            reason = unequal_pixels(self.method.method, self._layout, prepared.spacing)
+            if reason is not None:
+                raise ImageError(reason)
 
     def _as_files(self, channels: list[ImageFile]) -> list[ImageFile]:
         # pictures store their colours in one file

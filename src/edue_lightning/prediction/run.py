@@ -25,6 +25,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from edue_lightning import __version__
 from edue_lightning.atomic import write_whole
 from edue_lightning.config.schema import check_configuration
+from edue_lightning.config.slices import chosen_slicing
 from edue_lightning.data.images import ImageError, parts_of
 from edue_lightning.data.listing import PREDICTION_FILE, RECORDS
 from edue_lightning.data.new_images import ImageCase, find_images, warn_of_unoriented
@@ -67,6 +68,10 @@ class PredictConfiguration:
     format: str | None = None
     overlay: str = "all"
     members: bool = False
+    slice_axis: str | int | None = None
+    slice_directions: str | None = None
+    slice_window: list[float] | None = None
+    slice_batch: int = 8
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,13 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
         configuration.get("inference"),
         configuration["sensitivity"],
         configuration.get("mask"),
+        chosen_slicing(configuration),
     )
-    if model.triage is None and not model.other_masks:
+    if model.slicing is not None:
+        log.warning(
+            "%s: predicts volumes slice by slice; its limits were set on 2D images, so no volume is flagged", path
+        )
+    elif model.triage is None and not model.other_masks:
         log.warning(
             "%s: has no triage data (interrupted training?), so no case will be flagged; resume the training to add it",
             path,
@@ -282,6 +292,7 @@ def _begin(configuration: Mapping[str, Any], folder: Path) -> None:
         **{name: configuration.get(name) for name in ("sensitivity", "inference", "mask", "format")},
         "overlay": configuration.get("overlay", "all"),
         "members": configuration.get("members", False),
+        **{name: configuration.get(name) for name in ("slice_axis", "slice_directions", "slice_window")},
     }
     if path.is_file() and not configuration["overwrite"]:
         try:

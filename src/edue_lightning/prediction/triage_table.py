@@ -40,6 +40,7 @@ def triage_rows(
     triage: Triage | None,
     sensitivity: float | None,
     unusual: Sequence[str] | None = None,
+    spaced: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Return one row per structure of a case, plain values by `COLUMNS`.
 
@@ -67,8 +68,10 @@ def triage_rows(
         triage: triage data of the checkpoint, or None.
         sensitivity: share of the poor cases to flag, None without `triage`.
         unusual: what the density of the training images says of this one, see `Density.outside`; None if it is unknown.
+        spaced: whether sizes are in mm² or mm³; None for the unit of the training.
     """
-    spaced = triage is not None and triage.spaced
+    if spaced is None:
+        spaced = triage is not None and triage.spaced
     # NaN makes every size undefined that would be in another unit
     voxel_size = 1.0 if not spaced else math.nan if prepared.spacing is None else prepared.voxel_size
     unit = f"mm{prepared.image.ndim - 1}" if spaced else {2: "pixels", 3: "voxels"}[prepared.image.ndim - 1]
