@@ -22,6 +22,7 @@ from hydra import compose, initialize_config_dir
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.runs.files import COST_FILE, METRICS_COLUMNS, VALIDATION_FILE, read_mapping, read_table
 from edue_lightning.runs.folder import register_run_folder
+from edue_lightning.runtime.startup import start_process
 from edue_lightning.training.run import train
 
 RESULTS = Path(__file__).parent / "results.csv"
@@ -90,6 +91,7 @@ def run(data: Path, folder: Path, names: Sequence[str]) -> None:
         folder: folder for the runs and the cache.
         names: keys of `JOBS`, in this order.
     """
+    start_process()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     register_run_folder()
