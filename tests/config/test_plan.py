@@ -149,6 +149,10 @@ def test_a_network_without_strides_per_axis_halves_all_axes_alike() -> None:
     assert found.features == (16, 32)
 
 
+def test_one_slice_is_padded_for_a_network_that_halves_all_axes() -> None:
+    assert make_plan(fingerprint((1, 12, 12)), NetworkRules(per_axis=False)).patch == (2, 12, 12)
+
+
 def test_less_memory_gives_smaller_patches_and_batches() -> None:
     cases = fingerprint((240, 240, 155), (1.0, 1.0, 1.0))
     large, small = (make_plan(cases, NetworkRules(), memory_gb) for memory_gb in (8.0, 4.0))

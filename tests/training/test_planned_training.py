@@ -13,6 +13,7 @@ from patients import LPS, Patient, affine_of
 from processes import run_command
 
 from edue_lightning.config import plan
+from edue_lightning.config.build import preparation_settings
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.run import evaluate
@@ -80,6 +81,8 @@ def test_the_record_and_the_checkpoint_hold_plain_numbers(run: Path) -> None:
     stored = read_checkpoint(run / "checkpoints" / "best.ckpt")["edue_configuration"]
     for part in ("data", "network", "inference"):
         assert stored[part] == record[part]
+    # so that new images get the same voxels
+    assert preparation_settings(stored["data"])["spacing"] == [1.0, 1.0, 3.0]
 
 
 def test_check_prints_the_plan_that_the_training_took(run: Path, scans: Path, tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ def _topology(network: NetworkRules, spacing: Sequence[float], patch: Sequence[f
             if len(strides) >= network.least_stages:
                 break
             # tiny images: the smallest network, which pads them
-            halved = [axis for axis in axes if size[axis] > 1] or list(axes)
+            halved = [axis for axis in axes if size[axis] > 1 or not network.per_axis] or list(axes)
         kernel = [3 if old == 3 or own / min(voxels) < 2 else 1 for old, own in zip(kernel, voxels, strict=True)]
         kernels.append(list(kernel) if network.per_axis else [3] * len(patch))
         strides.append([2 if axis in halved else 1 for axis in axes])
