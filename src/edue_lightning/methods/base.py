@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.losses import MemberLoss, SegmentationLoss
+from edue_lightning.losses import Boundary, MemberLoss, SegmentationLoss
 from edue_lightning.methods.sliding_window import Inference
 from edue_lightning.networks import HeadLayout
 from edue_lightning.uncertainty import Readout, Tie
@@ -286,6 +286,18 @@ class NetworkMethod(SegmentationMethod):
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits of every head, `[B, M, K, *S]`."""
         return self.network(image)
+
+    def member_losses(self, logits: Tensor, target: Tensor, batch: RaterBatch) -> Tensor:
+        """Return the loss of each member against its target, `[B, M]`.
+
+        Args:
+            logits: `[B, M, K, *S]`.
+            target: `[B, M, K, *S]` in [0, 1].
+            batch: cases with their regions and voxel sizes.
+        """
+        if isinstance(self.loss, Boundary):
+            return self.loss(logits, target, batch.region, batch.spacing, self.current_epoch)
+        return self.loss(logits, target, batch.region)
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -67,7 +67,7 @@ class EDUE(NetworkMethod):
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
         """Return `loss`, `segmentation` (mean over heads), and if used, unweighted, `guidance` and `mean`."""
         logits = self(batch.image)
-        segmentation = self.loss(logits, self.head_targets(batch, logits.shape[1]), batch.region).mean()
+        segmentation = self.member_losses(logits, self.head_targets(batch, logits.shape[1]), batch).mean()
         parts = {"loss": segmentation, "segmentation": segmentation}
         if self.guidance.weight:
             parts["guidance"] = self.guidance(logits, batch.masks, batch.valid, batch.region)

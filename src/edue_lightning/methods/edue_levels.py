@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.losses import MemberLoss, SegmentationLoss, level_targets, mean_prediction_nll
+from edue_lightning.losses import SegmentationLoss, level_targets, mean_prediction_nll
 from edue_lightning.methods.base import MethodParts, NetworkMethod
 from edue_lightning.methods.targets import member_target
 from edue_lightning.networks import HeadLayout
 from edue_lightning.uncertainty import Readout
 from edue_lightning.uncertainty.maps import at_least_float32
+
+MemberLosses = Callable[[Tensor, Tensor, RaterBatch], Tensor]
+"""Losses `[B, M]` of logits `[B, M, K, *S]` and targets for a batch, see `NetworkMethod.member_losses`."""
 
 
 class EDUELevels(NetworkMethod):
@@ -101,23 +105,29 @@ class EDUELevels(NetworkMethod):
         parts = {"levels": self.level_loss(logits[:, : self.levels], targets, batch.region).mean()}
         weights = {"levels": 1.0, "stages": self.stage_weight, "mean": self.mean_weight}
         if self.stage_weight:
-            parts["stages"] = self._of_stages(self.level_loss, of_stages[:, :, : self.levels], targets, batch)
+            parts["stages"] = self._of_stages(self._level_losses, of_stages[:, :, : self.levels], targets, batch)
         if self.mean_weight:
             levels = logits[:, : self.levels]
             parts["mean"] = mean_prediction_nll(levels, batch.masks, batch.valid, batch.region).mean()
         if self.mask_weight:
             weights |= {"mask": self.mask_weight, "mask_stages": self.mask_weight * self.stage_weight}
             wanted = member_target(batch, "majority", tie=self.majority_tie)
-            parts["mask"] = self.loss(logits[:, self.levels :], wanted, batch.region).mean()
+            parts["mask"] = self.member_losses(logits[:, self.levels :], wanted, batch).mean()
             if self.stage_weight:
-                parts["mask_stages"] = self._of_stages(self.loss, of_stages[:, :, self.levels :], wanted, batch)
+                parts["mask_stages"] = self._of_stages(
+                    self.member_losses, of_stages[:, :, self.levels :], wanted, batch
+                )
         return {"loss": torch.stack([weights[name] * part for name, part in parts.items()]).sum(), **parts}
 
+    def _level_losses(self, logits: Tensor, targets: Tensor, batch: RaterBatch) -> Tensor:
+        losses: Tensor = self.level_loss(logits, targets, batch.region)
+        return losses
+
     @staticmethod
-    def _of_stages(loss: SegmentationLoss | MemberLoss, logits: Tensor, targets: Tensor, batch: RaterBatch) -> Tensor:
+    def _of_stages(losses: MemberLosses, logits: Tensor, targets: Tensor, batch: RaterBatch) -> Tensor:
         """Return the mean loss of each stage's logits `[B, N, m, K, *S]` against targets `[B, m, K, *S]`."""
         repeated = targets[:, None].expand_as(logits)
-        return loss(logits.flatten(1, 2), repeated.flatten(1, 2), batch.region).mean()
+        return losses(logits.flatten(1, 2), repeated.flatten(1, 2), batch).mean()
 
 
 def _descending(logits: Tensor) -> Tensor:

@@ -56,4 +56,4 @@ class LayerEnsemble(NetworkMethod):
         """Return `loss`, the sum over all heads (skipped ones too), averaged over cases."""
         logits = self.network(batch.image)
         target = member_target(batch, self.target, tie=self.majority_tie).expand_as(logits)
-        return {"loss": self.loss(logits, target, batch.region).sum(dim=1).mean()}
+        return {"loss": self.member_losses(logits, target, batch).sum(dim=1).mean()}

@@ -84,7 +84,7 @@ class MonteCarloDropout(NetworkMethod):
         """Return `loss` of one pass, averaged over cases."""
         logits = self.network(batch.image)
         target = member_target(batch, self.target, tie=self.majority_tie).expand_as(logits)
-        return {"loss": self.loss(logits, target, batch.region).mean()}
+        return {"loss": self.member_losses(logits, target, batch).mean()}
 
     def _dropout_layers(self) -> list[nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d]:
         return [module for module in self.network.modules() if isinstance(module, (nn.Dropout, *_WHOLE_CHANNELS))]

@@ -40,4 +40,4 @@ class SingleNetwork(NetworkMethod):
         """Return `loss`, averaged over cases (and over heads, should there be several)."""
         logits = self(batch.image)
         target = member_target(batch, self.target, self.member, self.majority_tie).expand_as(logits)
-        return {"loss": self.loss(logits, target, batch.region).mean()}
+        return {"loss": self.member_losses(logits, target, batch).mean()}

@@ -113,4 +113,4 @@ class TestTimeAugmentation(NetworkMethod):
         """Return `loss` of the image as it is, averaged over cases."""
         logits = self.network(batch.image)
         target = member_target(batch, self.target, tie=self.majority_tie).expand_as(logits)
-        return {"loss": self.loss(logits, target, batch.region).mean()}
+        return {"loss": self.member_losses(logits, target, batch).mean()}
