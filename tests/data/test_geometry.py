@@ -206,9 +206,12 @@ def test_a_box_keeps_the_voxels_whose_centres_it_holds(seed: int) -> None:
     affine[:3, 3] = rng.uniform(-50, 50, 3)
     grid = grid_of(rng.integers(6, 15, 3), affine)
     first, count = rng.integers(-3, 5, 3), rng.integers(2, 12, 3)
-    low = apply_affine(affine, first + rng.uniform(-0.4, 0.4, 3))
-    box = cropped(grid, low, low + count * spacing)
-    start, stop = np.maximum(first, 0), np.minimum(first + count, grid.shape)
+    corner = apply_affine(affine, first + rng.uniform(-0.4, 0.4, 3))
+    # along some axes the box lies on the side of the smaller coordinates
+    sides = rng.choice([-1, 1], 3)
+    box = cropped(grid, corner, corner + sides * count * spacing)
+    start = np.where(sides > 0, first, first - count + 1)
+    start, stop = np.maximum(start, 0), np.minimum(start + count, grid.shape)
     if (stop <= start).any():
         assert box is None
         return

@@ -60,23 +60,26 @@ def slice_storage(affine: NDArray[np.float64] | None) -> str:
     return "picture" if affine is None else f"NIfTI slice {''.join(aff2axcodes(affine)[:2])}"
 
 
-def cropped(grid: Grid, low: Sequence[float], high: Sequence[float]) -> Grid | None:
+def cropped(grid: Grid, first: Sequence[float], last: Sequence[float]) -> Grid | None:
     """Return the part of a grid within a box, or None if the two do not overlap.
 
-    The first voxel is the one with its centre nearest to the first corner of the box; the number of voxels is the
-    length of the box, rounded. On an oblique grid the box is replaced by the smallest box along the grid's axes around
-    it.
+    The first voxel is the one with its centre nearest to the first corner of the box; the others lie on the side of the
+    last corner, wherever the grid's axes point. Their number is the length of the box, rounded. On an oblique grid the
+    box is replaced by the smallest box along the grid's axes around it.
 
     Args:
         grid: grid of three axes.
-        low: first corner of the box, mm.
-        high: last corner of the box, mm.
+        first: first corner of the box, mm.
+        last: last corner of the box, mm; its coordinates may be smaller.
     """
-    corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), axis=-1).reshape(-1, 3)
-    indices = apply_affine(np.linalg.inv(grid.affine.numpy()), corners)
-    first, length = indices.min(axis=0), np.ptp(indices, axis=0)
-    start = np.round(first).astype(int)
-    stop = start + np.round(length).astype(int)
+    inverse = np.linalg.inv(grid.affine.numpy())
+    corners = np.stack(np.meshgrid(*zip(first, last, strict=True), indexing="ij"), axis=-1).reshape(-1, 3)
+    indices = apply_affine(inverse, corners)
+    count = np.round(np.ptp(indices, axis=0)).astype(int)
+    ends = np.round([indices.min(axis=0), indices.max(axis=0)]).astype(int)
+    forward = apply_affine(inverse, last) >= apply_affine(inverse, first)
+    start = np.where(forward, ends[0], ends[1] + 1 - count)
+    stop = start + count
     start, stop = np.maximum(start, 0), np.minimum(stop, grid.shape)
     if (stop <= start).any():
         return None

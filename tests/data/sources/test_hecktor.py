@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 from nibabel.affines import apply_affine
 from nibabel.orientations import aff2axcodes, axcodes2ornt, io_orientation, ornt_transform
@@ -115,6 +116,37 @@ def test_a_bounding_box_cuts_in_millimetres(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sample.masks[2, 0], patient.label("release", places) == 2)
     np.testing.assert_allclose(sample.image[0], (patient.ct(places) + 250) / 500, atol=1e-5)
     assert whole.masks[2].sum() == sample.masks[2].sum()
+
+
+def test_a_bounding_box_holds_the_voxels_that_the_organisers_take(tmp_path: Path) -> None:
+    patient = Patient()
+    patient.write(tmp_path)
+    ct = next(tmp_path.rglob("*__CT.nii.gz"))
+    # a CT of even voxels whose centres lie on whole millimetres, as after the organisers' resampling
+    values = np.random.default_rng(0).uniform(-250, 250, (30, 32, 34)).astype(np.float32)
+    affine = np.array([[1.0, 0, 0, -14], [0, 1, 0, -16], [0, 0, 1, 90], [0, 0, 0, 1]])
+    save(ct, values, affine)
+    label = np.zeros_like(values)
+    label[8:20, 10:25, 8:20] = values[8:20, 10:25, 8:20] > 0
+    for path in tmp_path.rglob("labelsTr*/*.nii.gz"):
+        save(path, label.astype(np.uint8) * 2, affine)
+    x1, x2, y1, y2, z1, z2 = -9, 11, -12, 10, 95, 118
+    (tmp_path / "bbox.csv").write_text(f"PatientID,x1,x2,y1,y2,z1,z2\nCHUM-001,{x1},{x2},{y1},{y2},{z1},{z2}\n")
+    sample = HecktorSource(str(tmp_path), bounding_boxes="bbox.csv").load(patient.name)
+    # src/resampling/resample.py of github.com/voreille/hecktor, in SimpleITK's LPS
+    resampler = SimpleITK.ResampleImageFilter()
+    resampler.SetOutputDirection([1, 0, 0, 0, 1, 0, 0, 0, 1])
+    resampler.SetOutputSpacing([1, 1, 1])
+    resampler.SetOutputOrigin([x1, y1, z1])
+    resampler.SetSize([x2 - x1, y2 - y1, z2 - z1])
+    resampler.SetInterpolator(SimpleITK.sitkNearestNeighbor)
+    expected = [
+        SimpleITK.GetArrayFromImage(resampler.Execute(SimpleITK.ReadImage(str(path)))).transpose(2, 1, 0)[::-1, ::-1]
+        for path in (ct, next(tmp_path.rglob("labelsTr/*.nii.gz")))
+    ]
+    assert sample.image.shape[1:] == expected[0].shape
+    np.testing.assert_allclose(sample.image[0], (expected[0] + 250) / 500, atol=1e-6)
+    np.testing.assert_array_equal(sample.masks[2, 0], expected[1] == 2)
 
 
 def test_releases_of_2020_hold_the_primary_tumour_alone(tmp_path: Path) -> None:

@@ -87,6 +87,8 @@ class HecktorCase:
 class BoundingBox:
     """Box in space to which a case of 2020 or 2021 is cropped.
 
+    The organisers' first voxel has its centre at the corner with the smallest coordinates in LPS, which is `first`.
+
     Attributes:
         low: smallest x, y and z in mm, in the RAS world coordinates of NIfTI affines.
         high: largest x, y and z.
@@ -94,6 +96,16 @@ class BoundingBox:
 
     low: tuple[float, float, float]
     high: tuple[float, float, float]
+
+    @property
+    def first(self) -> tuple[float, float, float]:
+        """Corner to the right, anterior and inferior: the organisers' (x1, y1, z1)."""
+        return self.high[0], self.high[1], self.low[2]
+
+    @property
+    def last(self) -> tuple[float, float, float]:
+        """The opposite corner."""
+        return self.low[0], self.low[1], self.high[2]
 
 
 @dataclass(frozen=True)

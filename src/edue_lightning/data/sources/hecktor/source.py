@@ -213,7 +213,7 @@ class HecktorSource(FileSource):
         grid: Grid | None = closest_canonical(ct_grid)
         box = self._box_of_case.get(files.case_id)
         if grid is not None and box is not None:
-            grid = cropped(grid, box.low, box.high)
+            grid = cropped(grid, box.first, box.last)
             if grid is None:
                 reading.report(files.ct, "lies outside of its bounding box; correct the box or the affine")
         return None if grid is None else self._images.respaced(grid)
