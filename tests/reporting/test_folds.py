@@ -177,6 +177,27 @@ def test_folds_that_differ_in_speed_and_storage_alone_are_pooled(folder: Path, t
     assert {len(values) for run in pooled for values in run.case_arrays.values()} == {36}
 
 
+def test_folds_of_data_in_several_places_are_pooled(folder: Path, tmp_path: Path) -> None:
+    def move(run: Path, root: str) -> None:
+        record = yaml.safe_load((run / "config.yaml").read_text())
+        record["data"]["root"] = record["data"]["source"]["root"] = root
+        (run / "config.yaml").write_text(yaml.safe_dump(record))
+
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    move(tmp_path / "runs" / "0_1", "/of/another/machine")
+    pooled = pool_folds(find_runs(tmp_path / "runs"))
+    assert [len(run.folds) for run in pooled] == [FOLDS, FOLDS]
+    expected = pool_folds(find_runs(folder / "runs"))
+    pd.testing.assert_frame_equal(pooled[0].metrics, expected[0].metrics)
+    # other data of the same name have the same folds
+    for fold in range(FOLDS):
+        shutil.copytree(folder / "runs" / f"0_{fold}", tmp_path / "runs" / f"other_{fold}")
+        move(tmp_path / "runs" / f"other_{fold}", "/other/data")
+        move(tmp_path / "runs" / f"0_{fold}", "/data")
+    pooled = pool_folds(find_runs(tmp_path / "runs"))
+    assert [(run.seed, len(run.folds)) for run in pooled] == [(0, FOLDS), (0, FOLDS), (1, FOLDS)]
+
+
 def test_folds_that_list_the_structures_in_other_orders_are_pooled_by_name(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "runs", tmp_path / "runs")
     run = tmp_path / "runs" / "0_1"

@@ -13,6 +13,9 @@ import yaml
 from trainings import configuration
 
 from edue_lightning.config.build import build_data
+from edue_lightning.data import RaterSample
+from edue_lightning.data.identity import CaseIdentity
+from edue_lightning.data.source import CaseRecord
 from edue_lightning.errors import UserError
 from edue_lightning.runs.checkpoints import load_method, read_checkpoint, training_cases
 from edue_lightning.runs.record import method_settings
@@ -91,6 +94,20 @@ def test_earlier_training_cases_are_refused_in_validation_and_test(first: Path) 
     refusal = r"cases of split=val, or their patients, were in its training: .*keep the splits"
     with pytest.raises(UserError, match=refusal):
         Experiment.of(configuration(*ONE_EPOCH, f"init={first}", "data.fractions.seed=3"))
+
+
+def test_each_case_is_identified_once(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    identified: list[str] = []
+    of = CaseIdentity.of
+
+    def counted(record: CaseRecord, sample: RaterSample) -> CaseIdentity:
+        identified.append(record.case_id)
+        return of(record, sample)
+
+    monkeypatch.setattr(CaseIdentity, "of", counted)
+    experiment = Experiment.of(configuration(*ONE_EPOCH, f"init={first}"))
+    expected = [record.case_id for split in ("train", "val", "test") for record in experiment.data.records(split)]
+    assert sorted(identified) == sorted(expected)
 
 
 def test_earlier_training_cases_are_known_to_a_later_evaluation(first: Path, tmp_path: Path) -> None:

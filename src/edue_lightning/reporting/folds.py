@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from edue_lightning.errors import UserError
 from edue_lightning.metrics import MEAN_STRUCTURE, CaseStatistics, summarise
 from edue_lightning.runs.files import IDENTITY, METRICS_COLUMNS, TEXT_COLUMNS, Replicates, Run
 from edue_lightning.runs.record import (
+    ROOTS,
     TRAINING,
     TRAINING_CASES,
     TRAINING_CONTENT,
@@ -41,14 +42,18 @@ def pool_folds(runs: Sequence[Run]) -> list[Run]:
     Args:
         runs: see `find_runs`.
 
+    Folds are of the same data wherever these lie (`data.root`). Where a fold or a case is there twice, those of each
+    place stand for themselves.
+
     Raises:
         UserError: if two runs are the same fold, a case is tested in two, or a run lacks the statistics of its cases.
     """
-    pooled: dict[str, list[Run]] = {}
-    for run in runs:
-        pooled.setdefault(_identity(run), []).append(run)
+    alike: list[list[Run]] = []
+    for members in _grouped(runs, _identity):
+        # one data set may lie in several places, and so may several of one name
+        alike += [members] if _is_one_division(members) else _grouped(members, _root)
     return [
-        _pooled(folds) if _fold_of(folds[0]) is not None and folds[0].tested else folds[0] for folds in _each(pooled)
+        _pooled(folds) if _fold_of(folds[0]) is not None and folds[0].tested else folds[0] for folds in _each(alike)
     ]
 
 
@@ -58,10 +63,23 @@ def missing_folds(run: Run) -> list[int]:
     return [number for number in range(_count_of(run)) if number not in found] if run.folds else []
 
 
-def _each(pooled: Mapping[str, list[Run]]) -> list[list[Run]]:
+def _grouped(runs: Sequence[Run], key: Callable[[Run], str]) -> list[list[Run]]:
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(key(run), []).append(run)
+    return list(found.values())
+
+
+def _is_one_division(runs: Sequence[Run]) -> bool:
+    """Return whether each fold is there once, and each case in one fold."""
+    cases = [case for run in runs for case in run.replicates.case_ids]
+    return len({_fold_of(run) for run in runs}) == len(runs) and len(set(cases)) == len(cases)
+
+
+def _each(alike: Sequence[list[Run]]) -> list[list[Run]]:
     """Return the groups of folds; runs without folds, and trainings without a test, stand alone."""
     found = []
-    for group in pooled.values():
+    for group in alike:
         if _fold_of(group[0]) is None or not group[0].tested:
             found += [[run] for run in group]
         else:
@@ -79,11 +97,15 @@ def _count_of(run: Run) -> int:
 
 
 def _identity(run: Run) -> str:
-    """Return a text that the folds of one method, seed and data set share."""
+    """Return a text that the folds of one method, seed and data set share, wherever the data lie."""
     settings = {**method_settings(run.configuration), **data_settings(run.configuration)}
-    settings = {key: value for key, value in settings.items() if key not in (_FOLD, *_TRAINING_CASES)}
+    settings = {key: value for key, value in settings.items() if key not in (_FOLD, *_TRAINING_CASES, *ROOTS)}
     parts = [run.label, run.data, run.split, run.seed, run.tested, settings, metric_settings(run.configuration)]
     return json.dumps(parts, sort_keys=True, default=str)
+
+
+def _root(run: Run) -> str:
+    return json.dumps([data_settings(run.configuration).get(key) for key in ROOTS], default=str)
 
 
 def _pooled(folds: Sequence[Run]) -> Run:

@@ -72,11 +72,12 @@ _NOT_OF_THE_METHOD_BELOW = {
     *("trainer.logger", "trainer.profiler", "network.channels_last"),
     "inference.batch_size",
 }
-_ROOTS = ("data.root", "data.source.root")
+ROOTS = ("data.root", "data.source.root")
+"""Settings of the place of the data, by dotted key."""
 
 _SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
-PARTLY_KNOWN = (TRAINING_CASES, TRAINING_CONTENT, *_ROOTS)
+PARTLY_KNOWN = (TRAINING_CASES, TRAINING_CONTENT, *ROOTS)
 """Settings of a method that not every record holds; they count where both of two records do."""
 
 
@@ -177,7 +178,7 @@ def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("trainer.devices") in ("free", "1"):
         # one device, whichever it is
         settings["trainer.devices"] = 1
-    ignored = {*_NOT_OF_THE_METHOD_BELOW, *(_ROOTS if TRAINING_CASES in trained or trained is not record else ())}
+    ignored = {*_NOT_OF_THE_METHOD_BELOW, *(ROOTS if TRAINING_CASES in trained or trained is not record else ())}
     return {key: value for key, value in settings.items() if key not in ignored}
 
 

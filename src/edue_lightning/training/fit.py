@@ -95,8 +95,8 @@ class Experiment:
         if initial is not None:
             configuration = {**configuration, INIT_DIGEST: initial.digest}
             initial.load_into(method)
-            if is_first_process():
-                initial.check_cases(data, configuration["data"])
+            if is_first_process() and cases is not None:
+                initial.check_cases(data, cases, configuration["data"])
         metric_settings = build_metric_settings(configuration["metrics"], method.structures)
         if configuration["compile"]:
             method.compile_networks()

@@ -82,11 +82,12 @@ class InitialWeights:
         drawn = f"; drawn anew, since missing there or of another shape: {named(others)}" if others else ""
         log.info("init=%s: %.1f %% of the weights are taken from it%s", self.path, 100 * share, drawn)
 
-    def check_cases(self, data: RaterDataModule, node: Mapping[str, Any]) -> None:
+    def check_cases(self, data: RaterDataModule, cases: TrainingCases, node: Mapping[str, Any]) -> None:
         """Check that its training cases are not in this validation, nor its training or validation cases in this test.
 
         Args:
             data: data of the new training.
+            cases: its training and validation cases.
             node: node `data` of the new training's configuration.
 
         Raises:
@@ -94,8 +95,9 @@ class InitialWeights:
         """
         same_data = same_place(node, self.data)
         fix = "keep the splits of that training (data.fractions, data.folds), or begin from other weights"
-        for split in ("val", "test"):
-            require_unseen_cases(self.cases, data, same_data, split, self.path, fix)
+        # the validation cases are known already
+        require_unseen_cases(self.cases, data, same_data, "val", self.path, fix, cases["val"])
+        require_unseen_cases(self.cases, data, same_data, "test", self.path, fix)
         try:
             differing = differing_preparation(node, self.data)
         # settings of another program or version raise errors of any type
