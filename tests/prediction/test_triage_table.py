@@ -127,6 +127,14 @@ def test_a_score_without_unit_is_flagged_at_any_spacing() -> None:
         assert row(known, *case(spacing, model_agreement=0.95))["flagged"] is False
 
 
+@pytest.mark.parametrize("area", [0.0, 5.0, 40.0])
+def test_the_range_of_the_volume_includes_the_mask_whatever_its_threshold(area: float) -> None:
+    # the members' masks have 4 and 6 pixels of 6 mm²
+    found = row(triage("sv_total", [8.0, 2.0]), *case((2.0, 3.0), predicted_area=area))
+    expected = (6 * area, 6 * min(4, area), 6 * max(6, area))
+    assert (found["volume"], found["volume_low"], found["volume_high"]) == expected
+
+
 def test_pixels_of_a_volume_are_those_of_the_file() -> None:
     found = row(triage("sv_total", [8.0, 2.0], spaced=False), *case(None, size=8, file=16, predicted_area=5.0))
     assert (found["volume"], found["volume_low"], found["volume_high"]) == (20.0, 16.0, 24.0)

@@ -112,7 +112,7 @@ def _row(row: Mapping[str, Any], structures: int) -> dict[str, Any]:
     values = [
         ("Score", f"{row['score']} {withheld or _text(row['score_value'])}"),
         ("Flagged from", _text(row["threshold"])),
-        ("Size of the mask", f"{size[0]} {row['unit']}, members {size[1]} to {size[2]}" if size[0] else ""),
+        ("Size of the mask", f"{size[0]} {row['unit']}, with the members {size[1]} to {size[2]}" if size[0] else ""),
         ("Voxel size", _in_mm(row["voxel_size"])),
         *((name, _text(row[name])) for name in ("sv", "sv_total", "model_agreement", "entropy")),
     ]

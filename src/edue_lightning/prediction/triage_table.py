@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
 
@@ -56,7 +57,8 @@ def triage_rows(
       `triage` and `unusual`. Then `uncertainty` is None, and so is the value of a score that is an estimate, the
       expected Dice, since both hold within the range alone.
     - `voxel_size`: of the file in mm along each axis, such as `0.7x0.7x2.5`, or `unknown`.
-    - `volume`: volume of the mask, with the smallest and largest volume of the members' masks; area for a picture.
+    - `volume`: volume of the mask; area for a picture. `volume_low` and `volume_high`: the smallest and largest volume
+      among this mask and the members', which are cut at one half whatever rule the mask has (see `MaskRule`).
     - `unit`: unit of volumes and sums, the same in all rows of a model: mm² or mm³ if it was trained on images of known
       voxel size, else pixels or voxels (of the file for volumes, of the image that the network saw for sums).
 
@@ -103,11 +105,13 @@ def triage_rows(
             }
             if row["score"] == EXPECTED_DICE:
                 row["score_value"] = None
-        members = estimate.member_areas[:, k] * voxel_size * on_file
+        volume = scores["predicted_area"] * on_file
+        # the mask has a rule of its own, and need not lie between the members' masks
+        sizes = [volume, *(estimate.member_areas[:, k] * voxel_size * on_file).tolist()]
         row |= {
-            "volume": scores["predicted_area"] * on_file,
-            "volume_low": float(members.min()),
-            "volume_high": float(members.max()),
+            "volume": volume,
+            "volume_low": float(np.min(sizes)),
+            "volume_high": float(np.max(sizes)),
             "unit": unit,
         }
         rows.append(row)
