@@ -16,6 +16,8 @@ from patients import tilted
 from pydicom import Dataset
 from pydicom.uid import RLELossless, generate_uid
 
+from edue_lightning.data.dicom_masks import describe_masks, open_masks
+from edue_lightning.data.images import ImageError
 from edue_lightning.data.sources.manifest.source import ManifestSource
 
 # columns, rows, slices
@@ -244,6 +246,13 @@ def test_two_raters_with_one_segment_are_suspicious(tmp_path: Path, caplog: pyte
     assert "stand in several rows" not in caplog.text
     loaded(tmp_path, "one,ct,a.dcm,A,GTV,", "one,ct,a.dcm,B,GTV,gtv")
     assert "1 mask files stand in several rows, such as a.dcm: case 'one': is the mask of rater 'A'" in caplog.text
+
+
+def test_a_file_of_another_format_is_told_as_for_slices(tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(b"not DICOM" * 40)
+    for read in (describe_masks, open_masks):
+        with pytest.raises(ImageError, match=r"^is no DICOM file; remove it$"):
+            read(tmp_path / "a.dcm")
 
 
 def test_another_object_is_no_mask(tmp_path: Path) -> None:

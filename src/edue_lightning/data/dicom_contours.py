@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from skimage.draw import polygon
 
-from edue_lightning.data.dicom_objects import DicomMasks, ImagePlace, MasksHeader, names_of, plain_errors
+from edue_lightning.data.dicom_objects import DicomMasks, ImagePlace, MasksHeader, names_of
+from edue_lightning.data.dicom_series import plain_errors
 from edue_lightning.data.image_limits import ImageError
 
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")

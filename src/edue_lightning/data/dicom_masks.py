@@ -9,9 +9,9 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import RTStructureSetStorage, SegmentationStorage
 
 from edue_lightning.data.dicom_contours import OUTLINES_TAGS, Outlines, outlines_header
-from edue_lightning.data.dicom_objects import DicomMasks, MasksHeader, plain_errors
+from edue_lightning.data.dicom_objects import DicomMasks, MasksHeader
 from edue_lightning.data.dicom_segmentation import SEGMENTS_TAGS, Segments, segments_header
-from edue_lightning.data.dicom_series import LABEL_MAP_SEGMENTATION, is_decoded
+from edue_lightning.data.dicom_series import LABEL_MAP_SEGMENTATION, is_decoded, plain_errors
 from edue_lightning.data.image_limits import ImageError
 
 _MOST_BYTES = 2**30

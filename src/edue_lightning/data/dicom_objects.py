@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,6 @@ from edue_lightning.data.dicom_series import SeriesHeader
 from edue_lightning.data.geometry import grid_of
 from edue_lightning.data.image_limits import ImageError
 from edue_lightning.data.sample import Grid
-from edue_lightning.text import reason_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,15 +109,3 @@ def names_of(value: Any) -> str:
     """Return one or several names of people, as an element of DICOM holds them, as one text."""
     people = [] if value is None else value if isinstance(value, MultiValue) else [value]
     return ", ".join(str(person).strip() for person in people if str(person).strip())
-
-
-@contextmanager
-def plain_errors(path: Path) -> Iterator[None]:
-    """Turn any error of a decoder into an `ImageError`."""
-    try:
-        yield
-    except ImageError:
-        raise
-    # decoders raise all kinds of errors on damaged files: OSError, AttributeError, struct.error, ...
-    except Exception as error:
-        raise ImageError(f"cannot be read ({reason_of(error, path)}); save it again") from error

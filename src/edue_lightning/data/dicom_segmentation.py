@@ -10,7 +10,8 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from edue_lightning.data.dicom_objects import DicomMasks, ImagePlace, MasksHeader, names_of, plain_errors
+from edue_lightning.data.dicom_objects import DicomMasks, ImagePlace, MasksHeader, names_of
+from edue_lightning.data.dicom_series import plain_errors
 from edue_lightning.data.image_limits import ImageError
 
 _LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

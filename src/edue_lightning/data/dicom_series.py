@@ -222,7 +222,7 @@ def read_voxels(series: SeriesHeader) -> NDArray[np.float32]:
         )
         if not (0 < abs(slope) <= _MOST_RESCALE and abs(intercept) <= _MOST_RESCALE):
             raise ImageError(f"{path.name}: its header claims value x {slope:g} {intercept:+g}; correct it")
-        with _decoding(path):
+        with plain_errors(path, named=True):
             pixels = dcmread(path).pixel_array
         if pixels.shape != series.shape[1::-1]:
             raise ImageError(f"{path.name}: holds other pixels than its header claims; save it again")
@@ -275,7 +275,7 @@ def read_header(path: Path) -> Dataset:
     Raises:
         ImageError: naming the file, if it cannot be read, or is compressed and there is no decoder for it.
     """
-    with _decoding(path):
+    with plain_errors(path, named=True):
         if path.stat().st_size > _MOST_BYTES:
             raise ImageError(f"{path.name}: is larger than 256 MiB, unlike any slice; save one slice per file")
         syntax = read_file_meta_info(path).get("TransferSyntaxUID")
@@ -285,6 +285,30 @@ def read_header(path: Path) -> Dataset:
                 "it is installed; decompress it, for example with gdcmconv --raw"
             )
         return dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER))
+
+
+@contextmanager
+def plain_errors(
+    path: Path, *, named: bool = False, damaged: str = "save it again", foreign: str = "remove it"
+) -> Iterator[None]:
+    """Turn any error of a decoder of DICOM into an `ImageError`.
+
+    Args:
+        path: path of the file.
+        named: whether the message begins with the name of the file.
+        damaged: fix for a file that cannot be read.
+        foreign: fix for a file of another format.
+    """
+    place = f"{path.name}: " if named else ""
+    try:
+        yield
+    except ImageError:
+        raise
+    except InvalidDicomError as error:
+        raise ImageError(f"{place}is no DICOM file; {foreign}") from error
+    # decoders raise all kinds of errors on damaged files: OSError, AttributeError, struct.error, ...
+    except Exception as error:
+        raise ImageError(f"{place}cannot be read ({reason_of(error, path)}); {damaged}") from error
 
 
 def is_decoded(syntax: str | None) -> bool:
@@ -395,17 +419,3 @@ def _text(header: Dataset, name: str) -> str:
 
 def _position(header: Dataset) -> NDArray[np.float64]:
     return np.array(header.ImagePositionPatient, dtype=np.float64)
-
-
-@contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Turn any error of the decoder into an `ImageError` that names the file."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except InvalidDicomError as error:
-        raise ImageError(f"{path.name}: is no DICOM file; remove it") from error
-    # the decoder raises all kinds of errors on damaged files: OSError, AttributeError, struct.error, ...
-    except Exception as error:
-        raise ImageError(f"{path.name}: cannot be read ({reason_of(error, path)}); save it again") from error

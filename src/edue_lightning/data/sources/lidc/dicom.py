@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import (
     UID,
@@ -32,11 +30,10 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from edue_lightning.data.dicom_series import require_plain_pixels
+from edue_lightning.data.dicom_series import plain_errors, require_plain_pixels
 from edue_lightning.data.images import ImageError
 from edue_lightning.data.listing import ListingProblems, find_files
 from edue_lightning.errors import UserError
-from edue_lightning.text import reason_of
 
 AIR_TO_WATER = 1000.0
 """Difference between air and water in Hounsfield units."""
@@ -60,6 +57,7 @@ MOST_RESCALE = 1e4
 """Largest slope and intercept that a header may claim; scanners write a slope of 1 and an intercept of -1024 or 0."""
 
 _DEEPEST = 100
+_FIX = "download it again"
 _UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _HEADER_TAGS = ["Modality", "SeriesInstanceUID", "ImagePositionPatient", "PixelSpacing"]
 _SLICE_TAGS = [
@@ -161,7 +159,7 @@ def read_slice(path: Path) -> NDArray[np.float32]:
     Raises:
         ImageError: if the file cannot be read, is cut off or compressed, or is not one 2D CT slice.
     """
-    with _decoding(path):
+    with plain_errors(path, damaged=_FIX, foreign=_FIX):
         if path.stat().st_size > MOST_BYTES:
             raise ImageError("is larger than 64 MiB, unlike any CT slice; download it again")
         syntax = _transfer_syntax(path)
@@ -315,7 +313,7 @@ def _up_to_first_readable(entries: Iterator[_Entry]) -> list[_Entry]:
 
 
 def _read_header(path: Path) -> _Header:
-    with _decoding(path):
+    with plain_errors(path, damaged=_FIX, foreign=_FIX):
         # the whole file would be inflated, to a size that no header claims
         if _transfer_syntax(path) == DeflatedExplicitVRLittleEndian:
             raise ImageError("is deflated; inflate it, for example with dcmconv +ti")
@@ -375,17 +373,3 @@ def _value(dataset: Dataset, keyword: str) -> Any:
 
 def _agree(spacing: tuple[float, ...], expected: float) -> bool:
     return len(spacing) == 2 and all(abs(size - expected) <= SPACING_TOLERANCE * expected for size in spacing)
-
-
-@contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Turn any error of the decoder into an `ImageError`."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except InvalidDicomError as error:
-        raise ImageError("is no DICOM file; download it again") from error
-    # the decoder raises all kinds of errors on damaged files: OSError, AttributeError, struct.error, ...
-    except Exception as error:
-        raise ImageError(f"cannot be read ({reason_of(error, path)}); download it again") from error
