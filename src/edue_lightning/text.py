@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _LONGEST_LINE = 1000
@@ -36,6 +38,22 @@ def can_be_in_file_name(text: str) -> bool:
     """Return whether a text can be part of a file name on every file system that results are written to."""
 
     return text != "" and text.isprintable() and len(text.encode()) <= _MOST_NAME_BYTES and not {*"/\\"} & {*text}
+
+
+def name_in_files(name: str) -> str:
+    """Return what a name becomes on file systems that know no upper and lower case, and compose letters with accents.
+
+    Results of two cases share files there if this text is the same for both names, such as `A` and `a`.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def ambiguous_names(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the groups of different names that some file systems take for one, see `name_in_files`."""
+    groups: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for name in names:
+        groups[name_in_files(name)][name] = None
+    return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 def ambiguous_structures(structures: Sequence[str]) -> tuple[str, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,10 @@ def test_cases_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None
         # a stem that is the name of another's path
         ["a/b.png", "c/b.png", "a_b.png.tif"],
         ["a/b.png", "a/b.nii", "a_b.png/b.png", "a/b.png_b.png"],
+        ["A.png", "a.png", "b.png"],
+        ["A/image.png", "a/Image.png", "IMAGE.png"],
+        # an accent as a letter of its own
+        ["Jos\u00e9.png", "jose\u0301.png"],
     ],
 )
 def test_cases_never_share_a_name(tmp_path: Path, names: list[str]) -> None:
@@ -47,7 +52,9 @@ def test_cases_never_share_a_name(tmp_path: Path, names: list[str]) -> None:
     assert not found.problems
     files = [case.files[0].relative_to(tmp_path).as_posix() for case in found.cases]
     assert sorted(files) == sorted(names)
-    assert len({case.case_id for case in found.cases}) == len(names)
+    # also where upper and lower case, and the composition of accents, make no difference
+    distinct = {unicodedata.normalize("NFC", case.case_id).lower() for case in found.cases}
+    assert len(distinct) == len(names)
     # the same names again, so that an interrupted prediction finds its files, also beside another case
     touch(tmp_path, "another.png")
     assert {case.case_id for case in found.cases} < {case.case_id for case in find_images(tmp_path, 1).cases}
@@ -105,7 +112,7 @@ def test_a_table_names_the_images(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "sub/b.png")
     (tmp_path / "list.csv").write_text(
         "case_id,image,spacing,mask\nfirst,a.png,0.5x0.7,m1\nfirst,a.png,0.5x0.7,m2\nsecond,sub/b.png,,\n"
-        "third,../a.png,,\nfourth,gone.png,,\nfifth,,,\nsixth,a.png,wide,\n../x,a.png,,\nseventh,a.png,,\nseventh,sub/b.png,,\n"
+        "third,../a.png,,\nEight,a.png,,\neight,sub/b.png,,\nfourth,gone.png,,\nfifth,,,\nsixth,a.png,wide,\n../x,a.png,,\nseventh,a.png,,\nseventh,sub/b.png,,\n"
     )
     found = find_images(tmp_path / "list.csv", 3)
     assert listed(found) == {"first": ["a.png"], "second": ["b.png"]}
@@ -117,6 +124,8 @@ def test_a_table_names_the_images(tmp_path: Path) -> None:
     assert problems["sixth"].startswith("spacing is ")
     assert "cannot be a file name" in problems["../x"]
     assert "its rows differ" in problems["seventh"]
+    assert problems["Eight"] == "some file systems take its name for that of 'eight'; rename one"
+    assert problems["eight"] == "some file systems take its name for that of 'Eight'; rename one"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from edue_lightning.data.prepared import PreparedCases
 from edue_lightning.data.sample import Grid, RaterSample
 from edue_lightning.data.source import CaseRecord, CaseSource
 from edue_lightning.errors import UserError
-from edue_lightning.text import counted, one_line, times
+from edue_lightning.text import ambiguous_names, counted, one_line, times
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +112,12 @@ class FileSource(CaseSource):
         """
         self._settings = {"source": type(self).__name__, **settings}
         found, lines = self._survey(cases)
+        for names in ambiguous_names(case.record.case_id for case in cases):
+            listed = ", ".join(map(repr, names))
+            lines.append(
+                f"{self.root.name}: cases {listed} have names that some file systems take for one, so their results "
+                "would share files; rename one, by more than upper and lower case"
+            )
         lines = [*problems, *lines, *_odd_ones(found, self.root), *self._compare(found)]
         if not found and not lines:
             lines = [f"{self._named_root}: holds no case of this data set; see docs/data.md for its layouts"]

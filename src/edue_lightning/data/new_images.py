@@ -21,7 +21,7 @@ from edue_lightning.data.slices import HOW_TO_SLICE
 from edue_lightning.data.sources.manifest.files import NamedFiles
 from edue_lightning.data.sources.manifest.table import TABLES, read_images
 from edue_lightning.errors import UserError
-from edue_lightning.text import can_be_in_file_name, one_line
+from edue_lightning.text import ambiguous_names, can_be_in_file_name, name_in_files, one_line
 
 log = logging.getLogger(__name__)
 
@@ -293,16 +293,18 @@ def _place(path: Path, case_id: str, root: Path) -> str:
 
 
 def _named(cases: Sequence[tuple[tuple[Path, ...], str]], root: Path) -> list[ImageCase]:
-    """Return the cases; if several have the same name, each is named by its path."""
+    """Return the cases; if several have the same name, on any file system, each is named by its path."""
     names = [name for _, name in cases]
     paths = [files[0].relative_to(root) for files, _ in cases]
     for by_path in (
         lambda path: "_".join(path.parts),
-        # paths that differ in a separator alone, such as a/b_c.png and a_b/c.png
+        # paths that differ in a separator alone, such as a/b_c.png and a_b/c.png, or in upper and lower case
         lambda path: f"{'_'.join(path.parts)}-{hashlib.sha256(bytes(path)).hexdigest()[:_DIGITS]}",
     ):
-        count = Counter(names)
-        names = [name if count[name] == 1 else by_path(path) for name, path in zip(names, paths, strict=True)]
+        count = Counter(map(name_in_files, names))
+        names = [
+            name if count[name_in_files(name)] == 1 else by_path(path) for name, path in zip(names, paths, strict=True)
+        ]
     return [ImageCase(name, files) for name, (files, _) in zip(names, cases, strict=True)]
 
 
@@ -314,7 +316,12 @@ def _in_table(path: Path) -> ImageCases:
     cases: list[ImageCase] = []
     problems: list[tuple[str, str]] = [*rows.problems]
     named = NamedFiles(path.parent)
+    shared = {name: names for names in ambiguous_names(rows.cases) for name in names}
     for case_id, (names, spacing) in rows.cases.items():
+        if case_id in shared:
+            others = ", ".join(repr(name) for name in shared[case_id] if name != case_id)
+            problems.append((case_id, f"some file systems take its name for that of {others}; rename one"))
+            continue
         try:
             files = tuple(named.locate(name) for name in names)
         except ImageError as error:

@@ -479,6 +479,10 @@ BROKEN = [
         change(0, structure="Di sc"),
         "manifest.csv: structure 'Di sc', 'disc' differ in upper and lower case or blanks only",
     ),
+    (
+        change_case("two", case_id="ONE"),
+        "data: cases 'one', 'ONE' have names that some file systems take for one, so their results would share files; ",
+    ),
     (patients("P  1", "p1"), "manifest.csv: patient 'P  1', 'p1' differ in upper and lower case or blanks only; write"),
     (
         change_case("two", mask="one_A.png"),
