@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 from patients import LPS, affine_of, tilted
+from pydicom import dcmread
 from untrained import checkpoint
 
 import edue_lightning
@@ -293,6 +294,13 @@ def test_a_dicom_series_gets_masks_maps_and_members_on_its_voxels_in_each_format
                 stored = _read(out, f"one__{name}__{structure}", made)
                 np.testing.assert_allclose(stored, wanted, atol=1e-6, err_msg=f"{form} {name}")
         np.testing.assert_allclose(expected.probability, by_array.probability, atol=1e-5)
+    described = {
+        path.name: dcmread(path, stop_before_pixels=True).SeriesDescription
+        for path in (tmp_path / "dicom").glob("*__core.dcm")
+    }
+    assert described["one__probability__core.dcm"] == "edue-lightning: Probability of the structure: core"
+    assert described["one__member_2__core.dcm"] == "edue-lightning: Probability by member 2: core"
+    assert len(set(described.values())) == len(described) == 2 + len(expected.members)
     segments = highdicom.seg.segread(tmp_path / "dicom" / "one__mask.dcm")
     assert [one.SegmentLabel for one in segments.SegmentSequence] == list(STRUCTURES)
     masks = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "nrrd" / "one__mask.seg.nrrd")))

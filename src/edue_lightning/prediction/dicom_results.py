@@ -120,13 +120,14 @@ class DicomResults:
             content_label="MASK",
         )
 
-    def map(self, values: NDArray[np.float32], quantity: str, structure: str) -> bytes:
+    def map(self, values: NDArray[np.float32], quantity: str, structure: str, member: int | None = None) -> bytes:
         """Return a map as a parametric map of floating-point numbers.
 
         Args:
             values: `[I, J, k]` on the voxels of the series.
             quantity: `probability`, `disagreement` or `total_variance`.
             structure: name of the structure.
+            member: number of the member whose map it is, from 1; None for that of all members.
 
         Raises:
             ImageError: if the headers of the series do not allow it.
@@ -134,9 +135,11 @@ class DicomResults:
         import highdicom
 
         code, meaning, most = _QUANTITIES[quantity]
+        # viewers list series by this text
+        text = f"{meaning}: {structure}" if member is None else f"Probability by member {member}: {structure}"
         mapping = highdicom.pm.RealWorldValueMapping(
             lut_label=code,
-            lut_explanation=f"{meaning}: {structure}"[:_LONGEST_TEXT],
+            lut_explanation=text[:_LONGEST_TEXT],
             unit=codes.UCUM.NoUnits,
             value_range=(0.0, most),
             slope=1.0,
@@ -146,7 +149,7 @@ class DicomResults:
         return self._written(
             highdicom.pm.ParametricMap,
             np.ascontiguousarray(values.T, dtype=np.float32),
-            f"{meaning}: {structure}",
+            text,
             1 + list(_QUANTITIES).index(quantity),
             contains_recognizable_visual_features=False,
             real_world_value_mappings=[mapping],

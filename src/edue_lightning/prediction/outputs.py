@@ -75,7 +75,7 @@ def write_estimate(
             kept = estimate.member_probabilities
             for number, member in enumerate(() if kept is None else kept, 1):
                 name = f"{case.case_id}__{MEMBER}_{number}{ending}"
-                written.append(files.map(folder, name, prepared.on_file(member[k]), PROBABILITY, structure))
+                written.append(files.map(folder, name, prepared.on_file(member[k]), PROBABILITY, structure, number))
             if structure in titles:
                 drawn = overlay_picture(maps, f"{case.case_id}, {structure}: {titles[structure]}", variance)
                 picture = f"{case.case_id}__{OVERLAY}{ending}.png"

@@ -39,8 +39,24 @@ class ResultFiles(ABC):
         """
 
     @abstractmethod
-    def map(self, folder: Path, name: str, values: NDArray[np.float32], quantity: str, structure: str) -> str:
+    def map(
+        self,
+        folder: Path,
+        name: str,
+        values: NDArray[np.float32],
+        quantity: str,
+        structure: str,
+        member: int | None = None,
+    ) -> str:
         """Write a map, and return the name of the file, which is `name` with an ending.
+
+        Args:
+            folder: existing folder for the file.
+            name: name of the file without its ending.
+            values: `[*F]`.
+            quantity: `probability`, `disagreement` or `total_variance`.
+            structure: name of the structure.
+            member: number of the member whose map it is, from 1; None for that of all members.
 
         Raises:
             ImageError: if the case's own file does not allow it.
@@ -90,7 +106,15 @@ class _Single(ResultFiles):
             for name, mask in masks.items()
         ]
 
-    def map(self, folder: Path, name: str, values: NDArray[np.float32], quantity: str, structure: str) -> str:  # noqa: ARG002
+    def map(
+        self,
+        folder: Path,
+        name: str,
+        values: NDArray[np.float32],
+        quantity: str,  # noqa: ARG002
+        structure: str,  # noqa: ARG002
+        member: int | None = None,  # noqa: ARG002
+    ) -> str:
         return self._save(folder, name, values)
 
 
@@ -132,8 +156,16 @@ class _Dicom(ResultFiles):
         write_whole(folder / name, lambda path: path.write_bytes(content))
         return [name]
 
-    def map(self, folder: Path, name: str, values: NDArray[np.float32], quantity: str, structure: str) -> str:
-        content = self._results.map(values, quantity, structure)
+    def map(
+        self,
+        folder: Path,
+        name: str,
+        values: NDArray[np.float32],
+        quantity: str,
+        structure: str,
+        member: int | None = None,
+    ) -> str:
+        content = self._results.map(values, quantity, structure, member)
         write_whole(folder / f"{name}.dcm", lambda path: path.write_bytes(content))
         return f"{name}.dcm"
 
