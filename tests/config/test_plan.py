@@ -181,6 +181,11 @@ def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) ->
         PlanSettings(**settings)
 
 
+def test_an_experiment_with_a_plan_is_trained_without_it_by_plan_none() -> None:
+    assert composed("experiment=qubiq", "plan.memory_gb=12")["plan"]["memory_gb"] == 12
+    assert composed("experiment=qubiq", "plan=none")["plan"] is None
+
+
 # what the user states
 
 
@@ -294,7 +299,7 @@ def test_the_options_it_names_give_the_same_configuration() -> None:
         options = found.options().split(" ")
         OverridesParser.create().parse_overrides(options)
         again = composed(*overrides, *options)
-        assert {key: value for key, value in found.configuration.items() if key != "plan"} == again
+        assert {**found.configuration, "plan": None} == again
 
 
 def test_without_a_plan_and_with_a_made_one_nothing_is_measured() -> None:
