@@ -44,17 +44,19 @@ class ImageFormat:
         structures: names of the K structures.
         storage: how the files of 2D images store their axes, see `geometry.slice_storage`; None if it is unknown. It is
             not compared.
+        exclusive: whether the structures exclude each other.
     """
 
     spatial_dims: int
     channels: int
     structures: tuple[str, ...]
     storage: str | None = dataclasses.field(default=None, compare=False)
+    exclusive: bool = False
 
     @classmethod
     def of(cls, source: CaseSource) -> ImageFormat:
         """Return the format of a source's images."""
-        return cls(source.spatial_dims, source.channels, tuple(source.structures), source.storage)
+        return cls(source.spatial_dims, source.channels, tuple(source.structures), source.storage, source.exclusive)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageFormat:
@@ -65,15 +67,19 @@ class ImageFormat:
             int(values["channels"]),
             tuple(values["structures"]),
             None if storage is None else str(storage),
+            # absent in checkpoints of earlier versions
+            bool(values.get("exclusive", False)),
         )
 
     def __str__(self) -> str:
-        return f"{self.spatial_dims}D images of {self.channels} channels with {', '.join(self.structures)}"
+        exclusive = " (data.source.exclusive=true)" if self.exclusive else ""
+        return f"{self.spatial_dims}D images of {self.channels} channels with {', '.join(self.structures)}{exclusive}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the format as plain values."""
         plain = {**dataclasses.asdict(self), "structures": list(self.structures)}
-        return {name: value for name, value in plain.items() if value is not None}
+        # as earlier versions wrote it, where nothing else is needed
+        return {name: value for name, value in plain.items() if value not in (None, False)}
 
     def require_storage(self, storage: str | None) -> None:
         """Check that 2D images are stored like those of the training.
@@ -283,17 +289,39 @@ def build_method(configuration: Mapping[str, Any], image_format: ImageFormat) ->
     parts = MethodParts(
         network=network_factory(configuration["network"], image_format),
         structures=image_format.structures,
-        loss=build(configuration["loss"], "loss"),
+        loss=_loss(configuration["loss"], image_format),
         optimizer=build(configuration["optimizer"], "optimizer"),
         inference=build_inference(configuration.get("inference"), image_format),
         majority_tie=build_metric_settings(configuration.get("metrics"), image_format.structures).majority_tie,
+        exclusive=image_format.exclusive,
     )
     make_method = build(configuration["method"], "method")
     try:
         method: SegmentationMethod = make_method(parts=parts)
     except ValueError as error:
         raise UserError(f"method: {error}") from error
+    if method.readout.exclusive != image_format.exclusive:
+        raise UserError(
+            f"method={method.label}: its read-out does not know that the structures exclude each other; pass "
+            "exclusive=parts.exclusive to it, or set data.source.exclusive=false"
+        )
     return method
+
+
+def _loss(node: Mapping[str, Any], image_format: ImageFormat) -> Any:
+    """Build the loss of a member, that of a softmax where the structures exclude each other."""
+    refuse_keys(node, "loss", ("exclusive",))
+    if not image_format.exclusive:
+        return build(node, "loss")
+    try:
+        return build({**node, "exclusive": True}, "loss")
+    except UserError as error:
+        if "'exclusive'" not in str(error):
+            raise
+        raise UserError(
+            f"loss: {node.get('_target_')} takes no argument exclusive, so it has no form for structures that exclude "
+            "each other; choose another loss, or set data.source.exclusive=false"
+        ) from error
 
 
 def with_levels(configuration: Mapping[str, Any], data: RaterDataModule) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edue_lightning.data.exclusive import Shared, shared_voxels
 from edue_lightning.data.geometry import same_grid, slice_storage
 from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, affine_of, canonical, is_oriented
 from edue_lightning.data.inventory import CaseTraits, ComparedCase, repeated_pictures, suspicions, traits_of
@@ -86,17 +87,20 @@ class FileSource(CaseSource):
     Args:
         root: folder with the data set.
         cache: folder for the prepared cases; None to read a case's files each time it is loaded.
+        exclusive: whether the structures exclude each other, see `CaseSource`; a rater who gives a voxel to two of them
+            is a problem of the case.
 
     Raises:
         UserError: if the folder does not exist.
     """
 
-    def __init__(self, root: str | None, cache: str | None) -> None:
+    def __init__(self, root: str | None, cache: str | None, exclusive: bool = False) -> None:
         if root is None:
             raise UserError("data.root: not set; set data.root=FOLDER, the folder with the data set")
         if not Path(root).is_dir():
             raise UserError(f"data.root={root}: no such folder; set data.root=FOLDER, the folder with the data set")
         self.root = Path(root).resolve()
+        self.exclusive = exclusive
         self._named_root = root
         self._prepared = None if cache is None else PreparedCases(Path(cache))
         self._found: dict[str, _Found] = {}
@@ -232,6 +236,8 @@ class FileSource(CaseSource):
             sample = self._take(case, key)
         except CaseError as error:
             return error
+        if self.exclusive and (shared := shared_voxels(sample)):
+            return CaseError([self._shared_line(case, one) for one in shared])
         raters = int(sample.valid.sum())
         if raters == 0:
             first = relative_name(next(iter(case.files.values())), self.root)
@@ -249,6 +255,31 @@ class FileSource(CaseSource):
             else next((file for file in case.files.values() if not is_oriented(file)), None)
         )
         return _Found(case, key, shape, channels, raters, spaced, storage, traits, unoriented)
+
+    def _shared_line(self, case: FileCase, shared: Shared) -> str:
+        """Return the problem that a rater gave voxels to two structures, in one line."""
+        first, second = (self.structures[position] for position in shared.structures)
+        rater = f"rater {shared.rater + 1}" if self.raters is None else f"rater {self.raters[shared.rater]!r}"
+        problem = (
+            f"{rater} gave {shared.voxels} voxels both to {first} and to {second}, but data.source.exclusive=true says "
+            "that structures exclude each other; correct the mask, or set data.source.exclusive=false"
+        )
+        return problem_line(self.mask_name(case, shared.rater, second), case.record.case_id, problem)
+
+    def mask_name(self, case: FileCase, rater: int, structure: str) -> str:
+        """Return the name of the file with a rater's mask of a structure, for problems.
+
+        The default is the file whose role names the rater, and if possible the structure; else the case's first file.
+
+        Args:
+            case: case of the mask.
+            rater: position on the rater axis.
+            structure: name of the structure.
+        """
+        name = str(rater) if self.raters is None else self.raters[rater]
+        of_rater = [role for role in case.files if name in role]
+        chosen = [role for role in of_rater if structure in role] or of_rater or list(case.files)
+        return relative_name(case.files[chosen[0]], self.root)
 
     def _noted_traits(self, key: str, sample: RaterSample) -> CaseTraits:
         """Return the traits of a prepared case, whose image need not be read again for them."""

@@ -57,6 +57,26 @@ class LabelMap:
             )
         return cls(structures, ignore)
 
+    def require_exclusive(self, structures: Sequence[str], setting: str) -> None:
+        """Check that no number belongs to two of the structures.
+
+        Args:
+            structures: names of structures that exclude each other.
+            setting: name of the setting or file with the numbers, for the error.
+
+        Raises:
+            UserError: if one does, naming it.
+        """
+        owners: dict[int, str] = {}
+        for name in structures:
+            for number in self.structures.get(name, ()):
+                if number in owners:
+                    raise UserError(
+                        f"{setting}: number {number} belongs both to {owners[number]} and to {name}, so they overlap "
+                        "or nest; set data.source.exclusive=false, or give each number to one structure"
+                    )
+                owners[number] = name
+
     @property
     def names(self) -> Mapping[int, str]:
         """Names of all numbers, for messages."""

@@ -112,6 +112,11 @@ class RaterDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.cache_cases = cache_cases
         self.order_seed = seed
+        if source.exclusive and source.votes:
+            raise UserError(
+                "data.source.exclusive=true: votes do not say which rater gave a voxel to which structure; set "
+                "data.source.exclusive=false"
+            )
         if source.votes:
             if training_raters is not None:
                 raise UserError(

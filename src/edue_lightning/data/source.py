@@ -55,6 +55,8 @@ class CaseSource(ABC):
         spatial_dims: 2 or 3.
         channels: image channels C.
         structures: names of the K structures, in the order of the masks' axis.
+        exclusive: whether the structures exclude each other: no rater gives a voxel to two of them. Models then have a
+            softmax over the structures and the background.
         raters: names of the R raters, in the order of the masks' axis; None if a position on that axis is nobody in
             particular.
         votes: whether only the raters' votes are known, so that the rater axis holds nested level masks, see
@@ -73,6 +75,7 @@ class CaseSource(ABC):
     channels: int
     structures: tuple[str, ...]
     raters: tuple[str, ...] | None = None
+    exclusive: bool = False
     votes: bool = False
     problems: Sequence[str] = ()
     mixed_sizes: bool = False

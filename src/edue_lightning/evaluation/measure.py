@@ -31,7 +31,17 @@ from edue_lightning.reporting.panels import (
 )
 from edue_lightning.runtime.devices import on_device
 from edue_lightning.runtime.processes import is_first_process, merged
-from edue_lightning.uncertainty import Readout, Tie, map_sums, rater_variance, score_maps, sum_of_variances
+from edue_lightning.uncertainty import (
+    Readout,
+    Tie,
+    first_largest,
+    map_sums,
+    plurality,
+    rater_mean,
+    rater_variance,
+    score_maps,
+    sum_of_variances,
+)
 
 ProbabilitiesOf = Callable[[int], Tensor]
 """Probabilities `[M + n, K, *S]` of the case at a position of the split, see `Readout`."""
@@ -210,8 +220,14 @@ def _panel(
     of_structure = probabilities[None, :, structure : structure + 1]
     model = score_maps(of_structure.float(), readout)
     decision = readout.decision(of_structure.double())
+    if readout.exclusive:
+        of_all = readout.decision(probabilities[None].double())
+        decision = of_all[:, structure : structure + 1]
     inside = within(decision, batch.region)[0]
     threshold = readout.mask.of_image(inside, (source.structures[structure],))
+    if readout.exclusive:
+        # the mask of a structure must follow from its own map
+        decision = decision * first_largest(of_all, dim=1)[:, structure : structure + 1]
     expert = rater_variance(batch.masks[:, :, structure : structure + 1], batch.valid)
     maps = {
         "image": batch.image[0].numpy(),
@@ -221,6 +237,9 @@ def _panel(
         "mean_probability": readout.probability(of_structure.double())[0, 0].float().numpy(),
         "decision": decision[0, 0].float().numpy(),
     }
+    if readout.exclusive:
+        share = rater_mean(batch.masks, batch.valid)
+        maps["agreed"] = plurality(share, majority_tie, dim=1)[0, structure].numpy()
     if source.spatial_dims == 3:
         if sample.affine is not None:
             affine = sample.affine.numpy()

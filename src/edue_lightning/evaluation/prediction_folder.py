@@ -10,8 +10,8 @@
 
 A file `readout.json` may say how probability, disagreement and decision are read from the members, with the attributes
 of `Readout`, each optional: `{"levels": true}` for nested levels, `{"own_maps": ["decision"]}` for maps of the
-prediction's own. Each such map is an array `[K, *S]` of its name in the archive, or files
-`CASE_ID__decision__STRUCTURE.nii.gz`. Without that file, members are opinions.
+prediction's own, `{"exclusive": true}` for structures that exclude each other. Each own map is an array `[K, *S]` of
+its name in the archive, or files `CASE_ID__decision__STRUCTURE.nii.gz`. Without that file, members are opinions.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import re
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,19 @@ class PredictionFolder:
             name
         )
 
+    def set_exclusive(self, exclusive: bool) -> None:
+        """Set whether the structures exclude each other, which is known of the data set.
+
+        Raises:
+            UserError: if `readout.json` says that they do, and those of the data set do not.
+        """
+        if self.readout.exclusive and not exclusive:
+            raise UserError(
+                f"{self}: {READOUT_FILE} says that the structures exclude each other; set data.source.exclusive=true, "
+                "or predict with a model that was trained without it"
+            )
+        self.readout = replace(self.readout, exclusive=exclusive)
+
     def check(self, records: Sequence[CaseRecord], all_records: Sequence[CaseRecord], source: CaseSource) -> None:
         """Check every prediction against its case, before anything is computed.
 
@@ -182,7 +196,9 @@ class PredictionFolder:
         if archive is not None and images:
             raise _PredictionError(f"exists as {archive.name} and as NIfTI; remove one")
         if archive is not None and (name := _nnunet_array(archive)) is not None:
-            return torch.from_numpy(self._read_probabilities(archive, name, sample))
+            probabilities = torch.from_numpy(self._read_probabilities(archive, name, sample))
+            self._check_sums(probabilities)
+            return probabilities
         if archive is not None and _is_turned(sample):
             raise _PredictionError(
                 f"{archive.name}: the axes of the case's file were turned when it was read, and an array does not say "
@@ -195,7 +211,27 @@ class PredictionFolder:
         if low < -ROUNDING or high > 1 + ROUNDING:
             raise _PredictionError(f"holds values from {low:.9g} to {high:.9g}; probabilities lie in [0, 1]")
         found = torch.from_numpy(values if low >= 0 and high <= 1 else values.clip(0, 1))
+        self._check_sums(found)
         return self._descending(found) if self.readout.levels else found
+
+    def _check_sums(self, channels: Tensor) -> None:
+        """Check that probabilities of structures that exclude each other add up to at most 1.
+
+        Raises:
+            _PredictionError: if they do not.
+        """
+        if not self.readout.exclusive:
+            return
+        members = self.readout.members(channels[None])
+        maps = [members.mean(dim=1) if self.readout.levels else members[0]]
+        names = [name for name in self.readout.own_maps if name != "disagreement"]
+        maps += [own for name in names if (own := self.readout.own_map(channels[None], name)) is not None]
+        highest = max(float(part.sum(dim=1).max()) for part in maps)
+        if highest > 1 + _MOST_DEVIATION:
+            raise _PredictionError(
+                f"the probabilities of the structures add up to {highest:.3g} at a voxel, but they exclude each other "
+                "(data.source.exclusive=true); save those of a softmax, or set data.source.exclusive=false"
+            )
 
     def _descending(self, channels: Tensor) -> Tensor:
         """Return the channels with levels that descend exactly.

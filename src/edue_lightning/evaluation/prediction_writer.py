@@ -31,7 +31,8 @@ class PredictionWriter(pl.Callback):
         folder: folder for the files, created if necessary.
         data: data set of the tested cases.
         split: split that is tested.
-        readout: the method's; `readout.json` says it, unless the maps are the members' mean and variance.
+        readout: the method's; `readout.json` says it, unless the maps are the members' mean and variance and structures
+            may overlap.
     """
 
     def __init__(self, folder: Path, data: RaterDataModule, split: Subset, readout: Readout = MEMBERS) -> None:
@@ -61,7 +62,7 @@ class PredictionWriter(pl.Callback):
 
 
 def write_readout(folder: Path, readout: Readout) -> None:
-    """Write the `readout.json` of a folder of predictions; none for members that are opinions.
+    """Write the `readout.json` of a folder of predictions; none where nothing differs from the default.
 
     Args:
         folder: folder for the file, created if necessary.
@@ -70,7 +71,7 @@ def write_readout(folder: Path, readout: Readout) -> None:
     Raises:
         UserError: if the file cannot be written.
     """
-    if not readout.levels and not readout.own_maps:
+    if not (readout.levels or readout.own_maps or readout.exclusive):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

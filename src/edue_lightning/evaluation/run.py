@@ -211,6 +211,7 @@ def _predictions(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     measurement = _measurement(configuration, configuration.get("metrics"), label, data)
     rule = mask_rule_for(configuration.get("mask"), data.source.structures, measurement.settings.majority_tie)
     predictions.readout = replace(predictions.readout, mask=rule)
+    predictions.set_exclusive(data.source.exclusive)
     predictions.check(data.records(measurement.split), data.records("all"), data.source)
     write_configuration(configuration, label, data.note, folder)
     return measure_predictions(predictions, data, measurement)

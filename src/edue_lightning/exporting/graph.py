@@ -26,7 +26,8 @@ from edue_lightning.uncertainty import (
     Readout,
     case_scores,
     disagreement_map,
-    foreground,
+    exclusive_decision,
+    first_largest,
     map_sums,
     pair_overlap,
     score_maps,
@@ -58,7 +59,7 @@ class MemberLogits(nn.Module):
         self.method = method
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits `[B, (M + n) K, *S]` for images `[B, C, *S]`, see `Readout`."""
+        """Return logits `[B, (M + n) K, *S]` for images `[B, C, *S]`, before `Readout.log_odds`."""
         logits = self.method.calibrated(image)
         return logits.flatten(1, 2)
 
@@ -78,7 +79,7 @@ class MemberMaps(nn.Module):
 
     def forward(self, logits: Tensor) -> dict[str, Tensor]:
         """Return `MAPS` by name, each `[B, K, *S]`, for logits `[B, (M + n) K, *S]`."""
-        channels = torch.sigmoid(logits.unflatten(1, (-1, self.structures)).double())
+        channels = torch.sigmoid(self.readout.log_odds(logits.unflatten(1, (-1, self.structures))).double())
         return _shown(channels, score_maps(channels.float(), self.readout), self.readout)
 
 
@@ -99,14 +100,16 @@ class ImageEstimate(nn.Module):
         Scores count voxels. Undefined ones, as most are for a single member, are NaN.
         """
         readout = self.method.readout
-        channels = torch.sigmoid(self.method.calibrated(image).double())
+        channels = torch.sigmoid(readout.log_odds(self.method.calibrated(image)).double())
         maps = score_maps(channels.float(), readout)
         shown = _shown(channels, maps, readout)
         thresholds = thresholds_of(self.method)
         # not `masks_of`: the thresholds are constants of the graph
         of_structures = zip(shown["decision"].unbind(dim=1), thresholds, strict=True)
         predicted = torch.stack([values >= threshold for values, threshold in of_structures], dim=1)
-        masks = torch.cat([predicted[:, None], foreground(readout.members(channels))], dim=1)
+        if readout.exclusive:
+            predicted = predicted & first_largest(shown["decision"], dim=1)
+        masks = torch.cat([predicted[:, None], readout.member_masks(readout.members(channels))], dim=1)
         return {**shown, **case_scores(map_sums(maps), _overlap(masks))}
 
 
@@ -242,10 +245,11 @@ def require_same(
     for number, size in zip((1, 3), example_sizes(method, spatial_dims), strict=True):
         image = torch.randn((number, channels, *size), generator=generator)
         with torch.inference_mode():
-            expected, members = (
-                reference(image),
-                torch.sigmoid(method.readout.members(method.calibrated(image)).float()),
-            )
+            expected = reference(image)
+            log_odds = method.readout.log_odds(method.calibrated(image))
+            members = method.readout.members(torch.sigmoid(log_odds.float()))
+            if method.readout.exclusive and not method.readout.levels:
+                members = exclusive_decision(members, dim=2)
         found = run(image)
         for name, value in _differences(expected, found, members, thresholds_of(method)).items():
             largest[name] = max(largest[name], value)

@@ -84,6 +84,12 @@ def bundle_configuration(
     sets = [["CT", "PT"], [f"{n:04d}" for n in range(channels)], [str(n + 1) for n in range(channels)]]
     sets = [one for one in sets if len(one) == channels > 1]
     names = image_format.structures
+    reached = "[values >= threshold for values, threshold in zip(data['decision'], @thresholds)]"
+    if image_format.exclusive:
+        reached = (
+            "[(values >= threshold) & (data['decision'].argmax(0) == k) for k, (values, threshold) in"
+            " enumerate(zip(data['decision'], @thresholds))]"
+        )
     return {
         "imports": _IMPORTS if volumes else [*_IMPORTS, "$from PIL import Image"],
         "bundle_root": ".",
@@ -131,8 +137,7 @@ def bundle_configuration(
                 "$lambda data: {**data, 'probability': @on_file(data['probability'][0].cpu(), data),"
                 " 'disagreement': @on_file(data['disagreement'][0].cpu(), data).clamp_min(0),"
                 " 'decision': @on_file(data['decision'][0].cpu(), data)}",
-                f"$lambda data: @write_masks(data, '{MASK}', [values >= threshold for values, threshold in"
-                " zip(data['decision'], @thresholds)]) and data",
+                f"$lambda data: @write_masks(data, '{MASK}', {reached}) and data",
                 f"$lambda data: @write_maps(data, '{PROBABILITY}', data['probability']) and data",
                 f"$lambda data: @write_maps(data, '{DISAGREEMENT if has_disagreement else TOTAL_VARIANCE}',"
                 " data['disagreement']) and data",
@@ -169,6 +174,9 @@ def bundle_metadata(description: Mapping[str, Any], image_format: ImageFormat, s
     channels = {str(number): f"channel {number + 1}" for number in range(image_format.channels)}
     members = [f"member {number + 1}" for number in range(description["members"])]
     channels_of = [*members, *description["readout"]["own_maps"]]
+    logits = "logits of all structures of the first member, then of the second, ..."
+    if image_format.exclusive:
+        logits += "; those of a softmax, in which the background has the logit 0"
     return {
         "schema": _SCHEMA,
         "version": "1.0.0",
@@ -198,7 +206,7 @@ def bundle_metadata(description: Mapping[str, Any], image_format: ImageFormat, s
             "outputs": {
                 "pred": {
                     **per_voxel,
-                    "format": "logits of all structures of the first member, then of the second, ...",
+                    "format": logits,
                     "num_channels": len(channels_of) * len(image_format.structures),
                     "value_range": [],
                     "channel_def": {

@@ -1,6 +1,7 @@
 """Losses: pure functions of member logits, masks and the validity of the raters."""
 
 from edue_lightning.losses.boundary import Boundary, signed_distance
+from edue_lightning.losses.exclusive import categorical_cross_entropy
 from edue_lightning.losses.levels import level_targets
 from edue_lightning.losses.library import Focal, MemberLoss, Tversky, UnifiedFocal
 from edue_lightning.losses.mean_likelihood import mean_prediction_nll
@@ -16,6 +17,7 @@ __all__ = [
     "Tversky",
     "UnifiedFocal",
     "VarianceGuidance",
+    "categorical_cross_entropy",
     "level_targets",
     "map_distance",
     "mean_prediction_nll",

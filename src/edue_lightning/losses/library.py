@@ -14,14 +14,19 @@ from torch import Tensor, nn
 
 from edue_lightning.losses.region import voxel_mean, within
 from edue_lightning.losses.structures import checked_weights, structure_mean
+from edue_lightning.uncertainty.exclusive import exclusive_log_odds
 from edue_lightning.uncertainty.maps import at_least_float32
 
 
 class MemberLoss(nn.Module):
     """The loss of one member against its target, as the mean over structures, weighted where weights are given.
 
+    Each structure is a class against all that is not it. Of structures that exclude each other, its probability is that
+    of the softmax with the background.
+
     Args:
         structure_weights: positive weight of each structure in the mean; None for equal weights.
+        exclusive: whether the structures exclude each other.
 
     Raises:
         ValueError: if a weight is not positive and finite.
@@ -32,16 +37,17 @@ class MemberLoss(nn.Module):
 
     takes_soft_targets = True
 
-    def __init__(self, structure_weights: Sequence[float] | None = None) -> None:
+    def __init__(self, structure_weights: Sequence[float] | None = None, exclusive: bool = False) -> None:
         super().__init__()
         self.structure_weights = checked_weights(structure_weights)
+        self.exclusive = exclusive
 
     @abstractmethod
     def of_structures(self, logits: Tensor, target: Tensor, region: Tensor | None) -> Tensor:
         """Return the loss of each structure, `[N, K]`.
 
         Args:
-            logits: `[N, K, *S]`, N cases and members.
+            logits: `[N, K, *S]`, N cases and members; their sigmoid are the probabilities.
             target: `[N, K, *S]` in [0, 1].
             region: `[N, *S]` bool, or None.
         """
@@ -58,6 +64,8 @@ class MemberLoss(nn.Module):
             ValueError: if there are not as many weights as structures.
         """
         flat = at_least_float32(logits).flatten(0, 1)
+        if self.exclusive:
+            flat = exclusive_log_odds(flat, dim=1)
         inside = None if region is None else region.repeat_interleave(target.shape[1], dim=0)
         losses = self.of_structures(flat, target.to(flat.dtype).flatten(0, 1), inside)
         return structure_mean(losses, self.structure_weights).unflatten(0, target.shape[:2])
@@ -73,13 +81,20 @@ class Tversky(MemberLoss):
         alpha: weight of false positives.
         beta: weight of false negatives.
         structure_weights: see `MemberLoss`.
+        exclusive: see `MemberLoss`.
 
     Raises:
         ValueError: if a weight is not positive.
     """
 
-    def __init__(self, alpha: float = 0.3, beta: float = 0.7, structure_weights: Sequence[float] | None = None) -> None:
-        super().__init__(structure_weights)
+    def __init__(
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        structure_weights: Sequence[float] | None = None,
+        exclusive: bool = False,
+    ) -> None:
+        super().__init__(structure_weights, exclusive)
         if not (0 < alpha < math.inf and 0 < beta < math.inf):
             raise ValueError(f"alpha and beta must be above 0, not alpha={alpha}, beta={beta}")
         self.tversky = TverskyLoss(sigmoid=True, alpha=alpha, beta=beta, soft_label=True, reduction="none")
@@ -102,15 +117,20 @@ class Focal(MemberLoss):
         gamma: exponent; 0 gives the cross-entropy.
         alpha: weight of the foreground, `1 - alpha` being that of the background; None for weights of 1.
         structure_weights: see `MemberLoss`.
+        exclusive: see `MemberLoss`.
 
     Raises:
         ValueError: if a number is out of its range.
     """
 
     def __init__(
-        self, gamma: float = 2.0, alpha: float | None = None, structure_weights: Sequence[float] | None = None
+        self,
+        gamma: float = 2.0,
+        alpha: float | None = None,
+        structure_weights: Sequence[float] | None = None,
+        exclusive: bool = False,
     ) -> None:
-        super().__init__(structure_weights)
+        super().__init__(structure_weights, exclusive)
         if not 0 <= gamma < math.inf:
             raise ValueError(f"gamma must be at least 0, not {gamma}")
         if alpha is not None and not 0 < alpha < 1:
@@ -138,6 +158,7 @@ class UnifiedFocal(MemberLoss):
         gamma: exponent of both; 0 gives plain losses.
         delta: weight of the foreground, and of false negatives.
         structure_weights: see `MemberLoss`.
+        exclusive: see `MemberLoss`.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -151,8 +172,9 @@ class UnifiedFocal(MemberLoss):
         gamma: float = 0.5,
         delta: float = 0.7,
         structure_weights: Sequence[float] | None = None,
+        exclusive: bool = False,
     ) -> None:
-        super().__init__(structure_weights)
+        super().__init__(structure_weights, exclusive)
         for name, value in (("weight", weight), ("delta", delta)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, not {value}")

@@ -30,7 +30,16 @@ def structure_mean(losses: Tensor, weights: Sequence[float] | None) -> Tensor:
     """
     if weights is None:
         return losses.mean(dim=1)
-    if len(weights) != losses.shape[1]:
-        raise ValueError(f"structure_weights has {len(weights)} entries, but there are {losses.shape[1]} structures")
+    check_count(weights, losses.shape[1])
     numbers = losses.new_tensor(weights)
     return (losses * numbers).sum(dim=1) / numbers.sum()
+
+
+def check_count(weights: Sequence[float], structures: int) -> None:
+    """Check that there is one weight per structure.
+
+    Raises:
+        ValueError: if there is not.
+    """
+    if len(weights) != structures:
+        raise ValueError(f"structure_weights has {len(weights)} entries, but there are {structures} structures")

@@ -93,7 +93,8 @@ class VarianceGuidance(nn.Module):
         """Return the unweighted distance, averaged over the cases with at least two valid raters.
 
         Args:
-            logits: member logits `[B, M, K, *S]`; narrower types than float32 are converted first.
+            logits: member logits `[B, M, K, *S]`, whose sigmoid are the probabilities, see `Readout.log_odds`; narrower
+                types than float32 are converted first.
             masks: `[B, R, K, *S]` in {0, 1}.
             valid: `[B, R]` bool.
             region: `[B, *S]` bool, the voxels that count; None if all do.

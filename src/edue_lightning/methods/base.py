@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -152,6 +152,8 @@ class MethodParts:
         optimizer: optimizer and learning rate schedule.
         inference: prediction of whole images, at once or window by window.
         majority_tie: class of a voxel that exactly half of the raters marked, in the target `majority`.
+        exclusive: whether the structures exclude each other; `loss` is then one of a softmax, see
+            `Readout.log_odds`.
     """
 
     network: NetworkFactory
@@ -160,6 +162,7 @@ class MethodParts:
     optimizer: OptimizerSettings
     inference: Inference = field(default_factory=Inference)
     majority_tie: Tie = "foreground"
+    exclusive: bool = False
 
 
 class SegmentationMethod(pl.LightningModule):
@@ -174,6 +177,7 @@ class SegmentationMethod(pl.LightningModule):
     Attributes:
         readout: how probability, disagreement and decision are read from what `forward` returns; the default takes the
             members' mean and variance. A method with another one sets it in its constructor.
+        exclusive: whether the structures exclude each other, so that logits are those of a softmax.
         temperature: `[K]`, divides the logits of each structure in a prediction; None before one is fitted.
     """
 
@@ -181,7 +185,8 @@ class SegmentationMethod(pl.LightningModule):
 
     def __init__(self, parts: MethodParts) -> None:
         super().__init__()
-        self.readout = Readout(majority_tie=parts.majority_tie)
+        self.readout = Readout(majority_tie=parts.majority_tie, exclusive=parts.exclusive)
+        self.exclusive = parts.exclusive
         self.structures = tuple(parts.structures)
         self.optimizer_settings = parts.optimizer
         self.inference = parts.inference
@@ -196,7 +201,10 @@ class SegmentationMethod(pl.LightningModule):
 
     @abstractmethod
     def forward(self, image: Tensor) -> Tensor:
-        """Return member logits `[B, M, K, *S]`, and those of `readout.own_maps` behind, for images `[B, C, *S]`."""
+        """Return member logits `[B, M, K, *S]`, and those of `readout.own_maps` behind, for images `[B, C, *S]`.
+
+        Of structures that exclude each other they are those of a softmax, before `Readout.log_odds`.
+        """
 
     @abstractmethod
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
@@ -237,9 +245,22 @@ class SegmentationMethod(pl.LightningModule):
         divisors = torch.stack([self.temperature if is_fitted else unchanged for is_fitted in fitted])
         return channels / divisors[(..., *[None] * (channels.ndim - 3))]
 
-    def predict(self, image: Tensor) -> Tensor:
+    def raw_logits(self, image: Tensor) -> Tensor:
         """Return what `calibrated` does for whole images `[B, C, *S]`, see `inference`."""
         return self.inference(self.calibrated, image)
+
+    def predict(self, image: Tensor) -> Tensor:
+        """Return the logits of whole images `[B, C, *S]`, whose sigmoid are the probabilities, see `Readout.log_odds`.
+
+        Returns:
+            `[B, M + n, K, *S]`, members and own maps.
+        """
+        return self.readout.log_odds(self.raw_logits(image))
+
+    def slabs(self, image: Tensor) -> Iterator[Tensor]:
+        """Yield what `predict` returns in slabs along the first spatial axis, see `Inference.slabs`."""
+        for logits in self.inference.slabs(self.calibrated, image):
+            yield self.readout.log_odds(logits)
 
     def trainees(self) -> Sequence[SegmentationMethod]:
         """Return the parts that are trained one after the other: the method itself, or an ensemble's members."""

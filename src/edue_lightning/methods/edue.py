@@ -70,9 +70,10 @@ class EDUE(NetworkMethod):
         segmentation = self.member_losses(logits, self.head_targets(batch, logits.shape[1]), batch).mean()
         parts = {"loss": segmentation, "segmentation": segmentation}
         if self.guidance.weight:
-            parts["guidance"] = self.guidance(logits, batch.masks, batch.valid, batch.region)
+            parts["guidance"] = self.guidance(self.readout.log_odds(logits), batch.masks, batch.valid, batch.region)
             parts["loss"] = parts["loss"] + self.guidance.current_weight(self.current_epoch) * parts["guidance"]
         if self.mean_weight:
-            parts["mean"] = mean_prediction_nll(logits, batch.masks, batch.valid, batch.region).mean()
+            nll = mean_prediction_nll(logits, batch.masks, batch.valid, batch.region, self.exclusive)
+            parts["mean"] = nll.mean()
             parts["loss"] = parts["loss"] + self.mean_weight * parts["mean"]
         return parts

@@ -81,7 +81,7 @@ class EDUELevels(NetworkMethod):
         self.mean_weight = mean_weight
         self.mask_weight = mask_weight
         own_maps = ("decision",) if mask_weight else ()
-        self.readout = Readout(levels=True, own_maps=own_maps, majority_tie=self.majority_tie)
+        self.readout = Readout(levels=True, own_maps=own_maps, majority_tie=self.majority_tie, exclusive=self.exclusive)
 
     @property
     def label(self) -> str:
@@ -111,7 +111,7 @@ class EDUELevels(NetworkMethod):
             parts["mean"] = mean_prediction_nll(levels, batch.masks, batch.valid, batch.region).mean()
         if self.mask_weight:
             weights |= {"mask": self.mask_weight, "mask_stages": self.mask_weight * self.stage_weight}
-            wanted = member_target(batch, "majority", tie=self.majority_tie)
+            wanted = member_target(batch, "majority", tie=self.majority_tie, exclusive=self.exclusive)
             parts["mask"] = self.member_losses(logits[:, self.levels :], wanted, batch).mean()
             if self.stage_weight:
                 parts["mask_stages"] = self._of_stages(

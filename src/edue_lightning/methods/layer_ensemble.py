@@ -55,5 +55,5 @@ class LayerEnsemble(NetworkMethod):
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
         """Return `loss`, the sum over all heads (skipped ones too), averaged over cases."""
         logits = self.network(batch.image)
-        target = member_target(batch, self.target, tie=self.majority_tie).expand_as(logits)
+        target = member_target(batch, self.target, tie=self.majority_tie, exclusive=self.exclusive).expand_as(logits)
         return {"loss": self.member_losses(logits, target, batch).sum(dim=1).mean()}

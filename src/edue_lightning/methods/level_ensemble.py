@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edue_lightning.data.sample import RaterBatch
+from edue_lightning.losses.exclusive import log_total
 from edue_lightning.methods.base import MethodParts, SegmentationMethod
 from edue_lightning.methods.edue_levels import EDUELevels
 from edue_lightning.uncertainty.maps import at_least_float32
@@ -68,7 +69,13 @@ class LevelEnsemble(SegmentationMethod):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits of the average levels in descending order, `[B, M, K, *S]`, and of the masks behind."""
-        return average_logits([member(image) for member in self.members])
+        found = [member(image) for member in self.members]
+        if not self.exclusive:
+            return average_logits(found)
+        # the map of a mask head is that of a softmax
+        count = self.readout.count(found[0].shape[1])
+        levels = average_logits([one[:, :count] for one in found])
+        return torch.cat([levels, average_softmax_logits([one[:, count:] for one in found], dim=2)], dim=1)
 
     def trainees(self) -> Sequence[SegmentationMethod]:
         """Return the networks, which are trained one after the other."""
@@ -87,3 +94,15 @@ def average_logits(logits: Sequence[Tensor]) -> Tensor:
     """
     stacked = at_least_float32(torch.stack(list(logits)))
     return F.logsigmoid(stacked).logsumexp(dim=0) - F.logsigmoid(-stacked).logsumexp(dim=0)
+
+
+def average_softmax_logits(logits: Sequence[Tensor], dim: int) -> Tensor:
+    """Return the logits of the average softmax, with a logit of 0 for the background, in float32 or better.
+
+    Args:
+        logits: tensors of one shape.
+        dim: axis of the structures.
+    """
+    stacked = at_least_float32(torch.stack(list(logits)))
+    total = log_total(stacked, dim + 1)
+    return (stacked - total.unsqueeze(dim + 1)).logsumexp(dim=0) - (-total).logsumexp(dim=0).unsqueeze(dim)

@@ -83,7 +83,7 @@ class MonteCarloDropout(NetworkMethod):
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
         """Return `loss` of one pass, averaged over cases."""
         logits = self.network(batch.image)
-        target = member_target(batch, self.target, tie=self.majority_tie).expand_as(logits)
+        target = member_target(batch, self.target, tie=self.majority_tie, exclusive=self.exclusive).expand_as(logits)
         return {"loss": self.member_losses(logits, target, batch).mean()}
 
     def _dropout_layers(self) -> list[nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d]:

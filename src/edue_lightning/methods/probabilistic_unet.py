@@ -10,7 +10,7 @@ from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.losses import within
+from edue_lightning.losses import categorical_cross_entropy, within
 from edue_lightning.methods.base import MethodParts, NetworkMethod
 from edue_lightning.methods.targets import member_target
 from edue_lightning.networks import DiagonalGaussian, GaussianEncoder, HeadLayout
@@ -75,9 +75,9 @@ class ProbabilisticUNet(NetworkMethod):
     the priors agree. One vector for all windows would need a prior of the whole image, which no training has seen.
 
     Differences from the authors' code (github.com/SimonKohl/probabilistic_unet): each structure has a sigmoid of its
-    own, as structures may nest; the bound is divided by the number of voxels and structures, else the usual clipping of
-    gradients would cut every step; the U-Net is the one of all methods; the encoders have two convolutions per stage
-    like that U-Net, and no weight penalty of their own.
+    own, as structures may nest, unless they exclude each other; the bound is divided by the number of voxels and
+    structures, else the usual clipping of gradients would cut every step; the U-Net is the one of all methods; the
+    encoders have two convolutions per stage like that U-Net, and no weight penalty of their own.
 
     Args:
         parts: see `MethodParts`. The network's attributes `spatial_dims`, `in_channels` and `features` describe the
@@ -167,13 +167,18 @@ class ProbabilisticUNet(NetworkMethod):
         posterior = self.posterior(torch.cat([batch.image, target[:, 0].to(batch.image.dtype) - 0.5], dim=1))
         latents = posterior.draws(torch.randn_like(posterior.mean)[:, None])
         logits = at_least_float32(self.combination(features, latents))
-        reconstruction = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
+        wanted = target.to(logits.dtype)
+        if self.exclusive:
+            reconstruction = categorical_cross_entropy(logits, wanted, dim=2)[:, :, None]
+        else:
+            reconstruction = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        terms = reconstruction.shape[2]
         reconstruction = within(reconstruction, batch.region).flatten(1).sum(dim=1).mean()
         divergence = divergence_cost(posterior, prior, self.free_bits)
-        counted: Tensor | int = target[0].numel()
+        counted: Tensor | int = terms * target[0, 0, 0].numel()
         if batch.region is not None:
             # on average over the batch
-            counted = (target.shape[2] * batch.region.sum() / len(batch)).clamp_min(1)
+            counted = (terms * batch.region.sum() / len(batch)).clamp_min(1)
         loss = (reconstruction + self.beta * divergence) / counted
         return {"loss": loss, "reconstruction": reconstruction, "kl": divergence}
 

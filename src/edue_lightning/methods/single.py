@@ -39,5 +39,5 @@ class SingleNetwork(NetworkMethod):
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
         """Return `loss`, averaged over cases (and over heads, should there be several)."""
         logits = self(batch.image)
-        target = member_target(batch, self.target, self.member, self.majority_tie).expand_as(logits)
+        target = member_target(batch, self.target, self.member, self.majority_tie, self.exclusive).expand_as(logits)
         return {"loss": self.member_losses(logits, target, batch).mean()}

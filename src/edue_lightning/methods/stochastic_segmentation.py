@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.losses import within
+from edue_lightning.losses import categorical_cross_entropy, within
 from edue_lightning.methods.base import MethodParts, NetworkMethod
 from edue_lightning.methods.targets import member_target
 from edue_lightning.networks import HeadLayout
@@ -70,10 +70,10 @@ class StochasticSegmentation(NetworkMethod):
     Window by window, member m moves along the factors alike in each window, so that it stays one opinion across their
     borders; noise of single voxels repeats in each window, and is averaged where windows overlap.
 
-    Differences from the authors' code (github.com/biomedia-mira/stochastic_segmentation_networks): each structure has
-    a sigmoid of its own, as structures may nest; the loss is per voxel rather than per image, else the usual clipping
-    of gradients would cut every step; the covariance starts small, and the mean may be trained alone at first; draws
-    need no inverse.
+    Differences from the authors' code (github.com/biomedia-mira/stochastic_segmentation_networks): each structure
+    has a sigmoid of its own, as structures may nest, unless they exclude each other; the loss is per voxel rather
+    than per image, else the usual clipping of gradients would cut every step; the covariance starts small, and the
+    mean may be trained alone at first; draws need no inverse.
 
     Args:
         parts: see `MethodParts`. The network's attribute `heads` holds its heads, each a stack that ends in the bias
@@ -141,16 +141,20 @@ class StochasticSegmentation(NetworkMethod):
         distribution = LogitDistribution.of(self.network(batch.image))
         target = member_target(batch, "random_rater")
         if self.current_epoch < self.warm_up_epochs:
-            return {"loss": negative_log_likelihood(distribution.mean[:, None], target, batch.region).mean()}
+            return {
+                "loss": negative_log_likelihood(distribution.mean[:, None], target, batch.region, self.exclusive).mean()
+            }
         mean, pairs = distribution.mean, self.training_samples // 2
         shared = _noise(mean, (len(mean), pairs, self.rank))
         own = _noise(mean, (len(mean), pairs, *mean.shape[1:]))
         logits = distribution.logits(torch.cat([shared, -shared], dim=1), torch.cat([own, -own], dim=1))
-        return {"loss": negative_log_likelihood(logits, target, batch.region).mean()}
+        return {"loss": negative_log_likelihood(logits, target, batch.region, self.exclusive).mean()}
 
 
-def negative_log_likelihood(logits: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
-    """Return `-log(1/n sum_i p(y | logits_i))` of each case over its voxels and structures, `[B]`, in nats.
+def negative_log_likelihood(
+    logits: Tensor, target: Tensor, region: Tensor | None = None, exclusive: bool = False
+) -> Tensor:
+    """Return `-log(1/n sum_i p(y | logits_i))` of each case per voxel and structure, `[B]`, in nats.
 
     The log-probabilities of a draw's voxels are summed before draws are averaged.
 
@@ -158,12 +162,16 @@ def negative_log_likelihood(logits: Tensor, target: Tensor, region: Tensor | Non
         logits: `[B, n, K, *S]`, n draws.
         target: `[B, 1, K, *S]` in {0, 1}.
         region: `[B, *S]` bool, the voxels that count; None if all do.
+        exclusive: whether the structures exclude each other, as the classes of a softmax; then it is per voxel.
     """
     target = target.to(logits.dtype).expand_as(logits)
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    if exclusive:
+        cross_entropy = categorical_cross_entropy(logits, target, dim=2)[:, :, None]
+    else:
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     summed = within(cross_entropy, region).flatten(2).sum(dim=2)
     likelihood = torch.logsumexp(-summed, dim=1) - math.log(logits.shape[1])
-    counted = cross_entropy[0, 0].numel() if region is None else logits.shape[2] * region.flatten(1).sum(dim=1)
+    counted = cross_entropy[0, 0].numel() if region is None else cross_entropy.shape[2] * region.flatten(1).sum(dim=1)
     return -likelihood / torch.as_tensor(counted, device=logits.device).clamp_min(1)
 
 

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from edue_lightning.data.sample import RaterBatch
+from edue_lightning.uncertainty.exclusive import plurality
 from edue_lightning.uncertainty.maps import Tie, majority, rater_mean
 
 Target = Literal["majority", "soft_majority", "random_rater", "rater_per_member"]
 """Training target of a network:
 
-- `majority`: the mask of voxels that most of the valid raters marked; see `Tie` for exactly half of them;
+- `majority`: the mask of voxels that most of the valid raters marked; see `Tie` for exactly half of them, and
+    `plurality` for structures that exclude each other;
 - `soft_majority`: the share q of the valid raters;
 - `random_rater`: one valid rater, drawn anew for each case and epoch;
 - `rater_per_member`: member m always learns from rater m, see `fixed_raters`.
@@ -86,7 +88,9 @@ def select_raters(masks: Tensor, raters: Tensor) -> Tensor:
     return masks[rows, raters]
 
 
-def member_target(batch: RaterBatch, target: Target, member: int = 0, tie: Tie = "foreground") -> Tensor:
+def member_target(
+    batch: RaterBatch, target: Target, member: int = 0, tie: Tie = "foreground", exclusive: bool = False
+) -> Tensor:
     """Return the training target of one member, `[B, 1, K, *S]` float32 in [0, 1].
 
     Args:
@@ -94,6 +98,7 @@ def member_target(batch: RaterBatch, target: Target, member: int = 0, tie: Tie =
         target: kind of target.
         member: position of the member, for `rater_per_member`.
         tie: class of a voxel that exactly half of the raters marked, for `majority`.
+        exclusive: whether the structures exclude each other, so that `majority` is the class of most raters.
     """
     if target == "random_rater":
         return select_raters(batch.masks, draw_raters(batch.valid, batch.draw_key, 1)).float()
@@ -102,4 +107,4 @@ def member_target(batch: RaterBatch, target: Target, member: int = 0, tie: Tie =
     share = rater_mean(batch.masks, batch.valid)[:, None]
     if target == "soft_majority":
         return share
-    return majority(share, tie).float()
+    return (plurality(share, tie, dim=2) if exclusive else majority(share, tie)).float()

@@ -112,5 +112,5 @@ class TestTimeAugmentation(NetworkMethod):
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
         """Return `loss` of the image as it is, averaged over cases."""
         logits = self.network(batch.image)
-        target = member_target(batch, self.target, tie=self.majority_tie).expand_as(logits)
+        target = member_target(batch, self.target, tie=self.majority_tie, exclusive=self.exclusive).expand_as(logits)
         return {"loss": self.member_losses(logits, target, batch).mean()}

@@ -138,7 +138,7 @@ class Case:
 
     @property
     def consensus(self) -> Tensor:
-        """Soft-majority mask, q >= 0.5 (or > 0.5, see `MetricSettings`), `[K, V]` bool."""
+        """Soft-majority mask, q >= 0.5 (or > 0.5, see `MetricSettings`), or `plurality`, `[K, V]` bool."""
         return self._of_case(self._batch.consensus)
 
     def share_reached(self, share: float) -> Tensor:

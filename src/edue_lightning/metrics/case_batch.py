@@ -17,10 +17,10 @@ from edue_lightning.uncertainty import (
     PairOverlap,
     Readout,
     entropy_maps,
-    foreground,
     majority,
     masks_of_images,
     pair_overlap,
+    plurality,
     predictive_entropy,
 )
 
@@ -65,7 +65,8 @@ class CaseBatch:
         masks: masks of the valid raters, `[B, R, K, V]` bool.
         spacing: `[B, n]`, mm along each spatial axis; 1 where it is unknown.
         shape: shape of the images, `*S`.
-        contents: contents of `members`, logits or probabilities.
+        contents: contents of `members`, logits (whose sigmoid are the probabilities, see `Readout.log_odds`) or
+            probabilities.
         settings: see `MetricSettings`.
         structures: names of the K structures.
         positions: position of each voxel in the flattened image, `[B, V]`; None if V is the whole image.
@@ -206,7 +207,7 @@ class CaseBatch:
     @cached_property
     def predicted(self) -> Tensor:
         """Predicted mask, the decision at the threshold of the read-out's `MaskRule` in float32, `[B, K, V]`."""
-        return masks_of_images(self.decision, self.readout.mask, self.structures)
+        return masks_of_images(self.decision, self.readout.mask, self.structures, self.readout.exclusive)
 
     def share_reached(self, share: float) -> Tensor:
         """Return the mask of the voxels that at least a share of the raters is expected to mark, `[B, K, V]`."""
@@ -214,7 +215,12 @@ class CaseBatch:
 
     @cached_property
     def consensus(self) -> Tensor:
-        """Soft-majority mask, q >= 0.5 (or > 0.5, see `MetricSettings`), `[B, K, V]`."""
+        """Soft-majority mask, q >= 0.5 (or > 0.5, see `MetricSettings`), `[B, K, V]`.
+
+        Of structures that exclude each other it is the class of most raters, see `plurality`.
+        """
+        if self.readout.exclusive:
+            return plurality(self.share, self.settings.majority_tie, dim=1)
         return majority(self.share, self.settings.majority_tie)
 
     @cached_property
@@ -263,7 +269,8 @@ class CaseBatch:
     @cached_property
     def overlap(self) -> PairOverlap:
         """Overlap of the masks: predicted, consensus, M members', R raters', `[B, K, 2 + M + R, 2 + M + R]`."""
-        stacked = [self.predicted[:, None], self.consensus[:, None], foreground(self.probabilities), self.masks]
+        of_members = self.readout.member_masks(self.probabilities)
+        stacked = [self.predicted[:, None], self.consensus[:, None], of_members, self.masks]
         return pair_overlap(torch.cat(stacked, dim=1).transpose(1, 2))
 
     @property

@@ -11,7 +11,7 @@ from edue_lightning.metrics.case_batch import CaseBatch
 from edue_lightning.metrics.case_statistics import Columns
 from edue_lightning.metrics.definition import Statistic
 from edue_lightning.metrics.metric import CaseRows
-from edue_lightning.uncertainty import dice_of_counts
+from edue_lightning.uncertainty import dice_of_counts, first_largest
 
 GRID = torch.arange(1, 100, dtype=torch.float64).div(100).float()
 """Thresholds to choose from, 0.01 to 0.99."""
@@ -19,6 +19,9 @@ GRID = torch.arange(1, 100, dtype=torch.float64).div(100).float()
 
 def _counts(cases: CaseBatch) -> Sequence[Tensor]:
     decision = cases.decision.float()
+    if cases.readout.exclusive:
+        # no threshold puts the others into a mask
+        decision = decision * first_largest(decision, dim=1)
     # number of thresholds that the voxel reaches
     position = torch.bucketize(decision, GRID.to(decision.device), right=True)
     counts = cases.mean.new_zeros(*decision.shape[:2], len(GRID) + 1, 2)

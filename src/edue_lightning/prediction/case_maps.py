@@ -6,6 +6,7 @@ from edue_lightning.data.preparation import PreparedImage
 from edue_lightning.prediction.estimate import Estimate
 from edue_lightning.reporting.overlay import CaseMaps
 from edue_lightning.reporting.panels import displayable, radiological, radiological_spacing
+from edue_lightning.uncertainty import first_largest
 
 
 def case_maps(prepared: PreparedImage, estimate: Estimate) -> list[CaseMaps]:
@@ -17,7 +18,11 @@ def case_maps(prepared: PreparedImage, estimate: Estimate) -> list[CaseMaps]:
     """
     image = prepared.image.numpy()
     # each `[K, *S]`
-    maps = [of_all.numpy() for of_all in (estimate.probability, estimate.disagreement, estimate.decision)]
+    decision = estimate.decision
+    if estimate.exclusive:
+        # the mask of a structure must follow from its own map
+        decision = decision * first_largest(decision, dim=0)
+    maps = [of_all.numpy() for of_all in (estimate.probability, estimate.disagreement, decision)]
     spacing = tuple(prepared.spacing or (1.0,) * (image.ndim - 1))
     if len(spacing) == 3 and prepared.grid is not None:
         affine = prepared.grid.affine.numpy()
@@ -27,9 +32,9 @@ def case_maps(prepared: PreparedImage, estimate: Estimate) -> list[CaseMaps]:
     shown = displayable(image.reshape(len(image), -1, image.shape[-1]))
     picture = shown.reshape(*image.shape[1:], *shown.shape[2:])
     aspect = spacing[-2] / spacing[-1]
-    probability, disagreement, decision = maps
+    probability, disagreement, decided = maps
     thresholds = estimate.thresholds.tolist()
     return [
-        CaseMaps(picture, probability[k], disagreement[k], decision[k], threshold, aspect)
+        CaseMaps(picture, probability[k], disagreement[k], decided[k], threshold, aspect)
         for k, threshold in enumerate(thresholds)
     ]

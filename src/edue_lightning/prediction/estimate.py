@@ -15,7 +15,6 @@ from edue_lightning.uncertainty import (
     Readout,
     case_scores,
     disagreement_map,
-    foreground,
     map_sums,
     masks_of,
     pair_overlap,
@@ -40,6 +39,7 @@ class Estimate:
             is unknown).
         member_probabilities: probabilities of the members, or samples, `[M, K, *S]` float32; None unless they were
             requested.
+        exclusive: whether the structures exclude each other.
     """
 
     probability: Tensor
@@ -50,11 +50,12 @@ class Estimate:
     scores: Mapping[str, Tensor]
     member_areas: Tensor
     member_probabilities: Tensor | None = None
+    exclusive: bool = False
 
     @property
     def mask(self) -> Tensor:
         """Predicted mask, `[K, *S]` bool."""
-        return masks_of(self.decision, self.thresholds)
+        return masks_of(self.decision, self.thresholds, self.exclusive)
 
     @property
     def members(self) -> int:
@@ -75,7 +76,7 @@ def estimate(method: SegmentationMethod, image: Tensor, voxel_size: float = 1.0,
         members: whether to keep the probabilities of the members.
     """
     running = _Running(method.readout, method.structures, members)
-    for logits in method.inference.slabs(method.calibrated, image[None].to(method.device)):
+    for logits in method.slabs(image[None].to(method.device)):
         running.add(torch.sigmoid(logits.double()))
     return running.estimate(voxel_size)
 
@@ -99,10 +100,10 @@ class _Running:
             self.sums[name] = self.sums.get(name, 0) + found[0].cpu()
         self.has_disagreement = self.readout.has_disagreement(channels.shape[1])
         probability, decision = self.readout.probability(channels).float(), self.readout.decision(channels).float()
-        members = self.readout.members(channels)[0]
+        members = self.readout.members(channels)
         if self.members is not None:
-            self.members.append(members.float().cpu())
-        masks = foreground(members)
+            self.members.append(members[0].float().cpu())
+        masks = self.readout.member_masks(members)[0]
         counted = pair_overlap(masks.transpose(0, 1).flatten(2)).intersection.cpu()
         self.overlap = counted if self.overlap is None else self.overlap + counted
         shown = disagreement_map(maps, self.has_disagreement)
@@ -116,8 +117,18 @@ class _Running:
         thresholds = self.readout.mask.of_image(decision, self.structures)
         # of the predicted mask, the scores need the size alone
         overlap = F.pad(self.overlap, (1, 0, 1, 0))
-        overlap[:, 0, 0] = masks_of(decision, thresholds).flatten(1).sum(dim=1)
+        overlap[:, 0, 0] = masks_of(decision, thresholds, self.readout.exclusive).flatten(1).sum(dim=1)
         scores = case_scores(self.sums, PairOverlap(overlap), voxel_size)
         areas = PairOverlap(self.overlap).size.T * voxel_size
         members = None if self.members is None else torch.cat(self.members, dim=2)
-        return Estimate(probability, disagreement, decision, thresholds, self.has_disagreement, scores, areas, members)
+        return Estimate(
+            probability,
+            disagreement,
+            decision,
+            thresholds,
+            self.has_disagreement,
+            scores,
+            areas,
+            members,
+            self.readout.exclusive,
+        )

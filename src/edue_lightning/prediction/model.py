@@ -30,7 +30,7 @@ from edue_lightning.prediction.triage_table import triage_frame, triage_rows
 from edue_lightning.runs.checkpoints import load_method, warn_of_other_masks
 from edue_lightning.runtime.devices import chosen_device
 from edue_lightning.text import reason_of
-from edue_lightning.uncertainty import reached
+from edue_lightning.uncertainty import masks_of
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class Prediction:
         thresholds: threshold of `decision` for each structure, `[K]` float32, see `MaskRule`.
         table: one row per structure with scores, volume and flag, see `triage_table.triage_rows`.
         members: probabilities of the members, or samples, `[M, K, *F]` float32; None unless they were requested.
+        exclusive: whether the structures exclude each other, so that their masks do not overlap.
     """
 
     probability: NDArray[np.float32]
@@ -58,12 +59,14 @@ class Prediction:
     thresholds: NDArray[np.float32]
     table: pd.DataFrame
     members: NDArray[np.float32] | None = None
+    exclusive: bool = False
 
     @property
     def mask(self) -> NDArray[np.bool_]:
         """Predicted mask, `[K, *F]`."""
-        pairs = zip(self.decision, self.thresholds, strict=True)
-        return np.stack([reached(values, float(threshold)) for values, threshold in pairs])
+        decision, thresholds = torch.from_numpy(self.decision), torch.from_numpy(self.thresholds)
+        found: NDArray[np.bool_] = masks_of(decision, thresholds, self.exclusive).numpy()
+        return found
 
 
 class Model:
@@ -288,7 +291,8 @@ class Model:
         kept = None
         if members is not None:
             kept = np.stack([np.stack([prepared.on_file(values) for values in member]) for member in members])
-        return Prediction(probability, disagreement, decision, found.thresholds.numpy(), table, kept)
+        thresholds = found.thresholds.numpy()
+        return Prediction(probability, disagreement, decision, thresholds, table, kept, found.exclusive)
 
 
 def _placed(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from edue_lightning.atomic import write_whole
@@ -18,7 +19,7 @@ from edue_lightning.prediction.estimate import Estimate
 from edue_lightning.prediction.result_files import MASK, ResultFiles
 from edue_lightning.prediction.triage_page import layers_name, layers_script
 from edue_lightning.reporting.overlay import overlay_picture
-from edue_lightning.uncertainty import reached
+from edue_lightning.uncertainty import masks_of, reached
 
 __all__ = ["DISAGREEMENT", "MASK", "OVERLAY", "PROBABILITY", "TOTAL_VARIANCE", "write_estimate"]
 
@@ -61,14 +62,13 @@ def write_estimate(
         UserError: if one cannot be written.
     """
     written = []
-    masks: dict[str, NDArray[np.bool_]] = {}
+    masks = dict(zip(structures, _masks(prepared, estimate), strict=True))
     variance = DISAGREEMENT if estimate.has_disagreement else TOTAL_VARIANCE
     images: dict[int, str] = {}
     try:
         for k, (structure, maps) in enumerate(zip(structures, case_maps(prepared, estimate), strict=True)):
             probability = prepared.on_file(estimate.probability[k])
             disagreement = prepared.on_file(estimate.disagreement[k])
-            masks[structure] = reached(prepared.on_file(estimate.decision[k]), float(estimate.thresholds[k]))
             ending = f"__{structure}" if len(structures) > 1 else ""
             for name, values in ((PROBABILITY, probability), (variance, np.maximum(disagreement, 0))):
                 written.append(files.map(folder, f"{case.case_id}__{name}{ending}", values, name, structure))
@@ -93,3 +93,12 @@ def write_estimate(
         reason = error.strerror or error
         raise UserError(f"{folder}: cannot be written ({reason}); free some space or choose another output") from error
     return written
+
+
+def _masks(prepared: PreparedImage, estimate: Estimate) -> list[NDArray[np.bool_]]:
+    """Return the mask of each structure on the voxels of the file."""
+    if estimate.exclusive:
+        decision = torch.from_numpy(np.stack([prepared.on_file(values) for values in estimate.decision]))
+        return list(masks_of(decision, estimate.thresholds, exclusive=True).numpy())
+    pairs = zip(estimate.decision, estimate.thresholds, strict=True)
+    return [reached(prepared.on_file(values), float(threshold)) for values, threshold in pairs]

@@ -96,12 +96,19 @@ def check(configuration: Mapping[str, Any], folder: Path) -> DataCheck:
     with _noted_warnings() as warnings:
         source, problems, splits, cases, training = _examine(configuration, data, folder)
     overview = DataOverview(
-        data["name"], _note(data, source), source.structures, source.raters, cases, splits, source.facts
+        data["name"], _note(data, source), source.structures, source.raters, cases, splits, _facts(source)
     )
     plan = None if problems else _plan(configuration, source, training)
     result = DataCheck(overview, problems, list(dict.fromkeys(warnings)), advice(data, source, cases), plan)
     _write(result, source, folder)
     return result
+
+
+def _facts(source: CaseSource) -> Mapping[str, str]:
+    """Return what only this data set has, by label."""
+    if not source.exclusive:
+        return source.facts
+    return {**source.facts, "structures": "exclude each other (data.source.exclusive=true)"}
 
 
 def _note(data: Mapping[str, Any], source: CaseSource) -> str | None:

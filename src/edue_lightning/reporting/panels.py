@@ -51,6 +51,8 @@ class Panel:
         decision: map that the mask is taken from, `[H, W]`; None in files of earlier versions, where it was p.
         threshold: threshold of the decision.
         majority_tie: class of a pixel that exactly half of the raters marked, in the soft-majority mask.
+        agreed: soft-majority mask of a structure that excludes others, whose masks it depends on, `[H, W]`; None for
+            other structures.
     """
 
     case_id: str
@@ -66,6 +68,7 @@ class Panel:
     decision: NDArray[np.float32] | None = None
     threshold: float = 0.5
     majority_tie: Tie = "foreground"
+    agreed: NDArray[np.bool_] | None = None
 
     @property
     def has_members(self) -> bool:
@@ -81,6 +84,8 @@ class Panel:
     @property
     def consensus(self) -> NDArray[np.bool_]:
         """Soft-majority mask of the raters, `[H, W]`."""
+        if self.agreed is not None:
+            return self.agreed
         return majority(torch.from_numpy(self.masks.mean(axis=0)), self.majority_tie).numpy()
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,28 +41,37 @@ class TemperatureSearch(Metric):
 
     Args:
         structures: names of the K structures.
+        link: from scaled logits to those whose sigmoid are probabilities, for structures that exclude each other, whose
+            probabilities depend on each other; they get one temperature, that of the least mean over structures. None
+            for other structures, which get one each.
     """
 
     full_state_update = False
     rows: list[Tensor]
 
-    def __init__(self, structures: Sequence[str]) -> None:
+    def __init__(self, structures: Sequence[str], link: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
         self.structures = tuple(structures)
+        self.link = link
+        count = len(self.structures)
+        # structures with one temperature
+        self.groups = [slice(k, k + 1) for k in range(count)] if link is None else [slice(0, count)]
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, batch: RaterBatch) -> None:
         """Add a batch of cases.
 
         Args:
-            logits: logits `[B, M, K, *S]` of the members, whose mean is the prediction.
+            logits: logits `[B, M, K, *S]` of the members, whose mean is the prediction; what `link` takes, if there is
+                one.
             batch: the cases, on the same device.
         """
         columns = [batch.case_index.double()]
-        for k in range(len(self.structures)):
-            of_structure, masks = logits[:, :, k : k + 1].float(), batch.masks[:, :, k : k + 1]
+        for group in self.groups:
+            of_group, masks = logits[:, :, group].float(), batch.masks[:, :, group]
             for log_temperature in GRID.tolist():
-                scaled = of_structure / math.exp(log_temperature)
+                scaled = of_group / math.exp(log_temperature)
+                scaled = scaled if self.link is None else self.link(scaled)
                 columns.append(mean_prediction_nll(scaled, masks, batch.valid, batch.region).double())
         # one flat vector, since only vectors of different length can be gathered
         self.rows.append(torch.stack(columns, dim=1).flatten())
@@ -70,10 +79,11 @@ class TemperatureSearch(Metric):
     def compute(self) -> list[float]:
         """Return the temperature of each structure with the least negative log-likelihood, averaged over cases."""
         rows = self.rows if isinstance(self.rows, Tensor) else torch.cat(self.rows)
-        table = rows.reshape(-1, 1 + len(self.structures) * _STEPS).cpu().numpy()
+        table = rows.reshape(-1, 1 + len(self.groups) * _STEPS).cpu().numpy()
         _, first = np.unique(table[:, 0], return_index=True)
-        curves = table[first, 1:].mean(axis=0).reshape(len(self.structures), _STEPS)
-        return [best_temperature(curve) for curve in curves]
+        curves = table[first, 1:].mean(axis=0).reshape(len(self.groups), _STEPS)
+        found = [best_temperature(curve) for curve in curves]
+        return found if self.link is None else found * len(self.structures)
 
 
 def best_temperature(curve: NDArray[np.float64]) -> float:
@@ -99,16 +109,22 @@ class _Searching(pl.LightningModule):
     def __init__(self, method: SegmentationMethod) -> None:
         super().__init__()
         self.method = method
-        self.search = TemperatureSearch(method.structures)
+        self.search = TemperatureSearch(method.structures, self._log_odds if method.exclusive else None)
         self.found: list[float] = []
 
     def test_step(self, batch: RaterBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Add a batch."""
-        channels = self.method.predict(batch.image)
-        own = self.method.readout.own_map(channels, "probability")
-        logits = self.method.readout.members(channels) if own is None else own[:, None]
+        channels = self.method.raw_logits(batch.image)
+        logits = channels if self.method.exclusive else self._of_probability(channels)
         with torch.autocast(channels.device.type, enabled=False):
             self.search.update(logits, batch)
+
+    def _of_probability(self, channels: Tensor) -> Tensor:
+        own = self.method.readout.own_map(channels, "probability")
+        return self.method.readout.members(channels) if own is None else own[:, None]
+
+    def _log_odds(self, channels: Tensor) -> Tensor:
+        return self._of_probability(self.method.readout.log_odds(channels))
 
     def on_test_epoch_end(self) -> None:
         """Choose the temperatures, while the processes can still exchange their cases."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 from torch import Tensor
 
+from edue_lightning.uncertainty.exclusive import first_largest
 from edue_lightning.uncertainty.maps import Tie
 
 Rule = Literal["half", "raters", "validation", "expected_dice"]
@@ -127,18 +128,26 @@ def reached(values: ArrayOrTensor, threshold: float) -> ArrayOrTensor:
     return values.astype(np.float32) >= np.float32(threshold)
 
 
-def masks_of(decision: Tensor, thresholds: Tensor) -> Tensor:
-    """Return the masks of one image's maps, `[K, *V]` and thresholds `[K]` to `[K, *V]` bool, see `reached`."""
-    return torch.stack([reached(values, float(one)) for values, one in zip(decision, thresholds, strict=True)])
+def masks_of(decision: Tensor, thresholds: Tensor, exclusive: bool = False) -> Tensor:
+    """Return the masks of one image's maps, `[K, *V]` and thresholds `[K]` to `[K, *V]` bool, see `reached`.
+
+    Args:
+        decision: map that each mask is taken from.
+        thresholds: threshold of each structure.
+        exclusive: whether the structures exclude each other; then only the one with the largest value is in a mask.
+    """
+    masks = torch.stack([reached(values, float(one)) for values, one in zip(decision, thresholds, strict=True)])
+    return masks & first_largest(decision.float(), dim=0) if exclusive else masks
 
 
-def masks_of_images(decision: Tensor, rule: MaskRule, structures: tuple[str, ...]) -> Tensor:
-    """Return the masks of several images' maps by a rule, `[B, K, *V]` to `[B, K, *V]` bool, see `reached`."""
+def masks_of_images(decision: Tensor, rule: MaskRule, structures: tuple[str, ...], exclusive: bool = False) -> Tensor:
+    """Return the masks of several images' maps by a rule, `[B, K, *V]` to `[B, K, *V]` bool, see `masks_of`."""
     fixed = rule.fixed(structures)
     if fixed is None:
-        return torch.stack([masks_of(values, rule.of_image(values, structures)) for values in decision])
+        return torch.stack([masks_of(values, rule.of_image(values, structures), exclusive) for values in decision])
     thresholds = torch.tensor(fixed, dtype=torch.float32, device=decision.device)
-    return decision.float() >= thresholds.reshape(-1, *[1] * (decision.ndim - 2))
+    masks = decision.float() >= thresholds.reshape(-1, *[1] * (decision.ndim - 2))
+    return masks & first_largest(decision.float(), dim=1) if exclusive else masks
 
 
 def majority_threshold(raters: int, tie: Tie) -> float:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from edue_lightning.uncertainty.exclusive import capped_log_odds, exclusive_decision, exclusive_log_odds
 from edue_lightning.uncertainty.maps import Tie, at_least_float32, foreground, member_variance
 from edue_lightning.uncertainty.mask_rule import HALF, MaskRule
 
@@ -30,7 +31,8 @@ class Readout:
     """Read-out of a prediction's maps from its channels: pure functions of each voxel.
 
     A prediction has the channels `[B, M + n, K, *S]`: the M members, and then n maps of its own, in the order of
-    `own_maps`. All channels are logits before, probabilities after the sigmoid; sliding windows average logits.
+    `own_maps`. All channels are logits before, probabilities after the sigmoid of their `log_odds`; sliding windows
+    average logits.
 
     Members are either exchangeable opinions (the default) or nested levels: member k = 1..M is then
     `pi_k = P(q >= k / M)`, the probability that at least k of M raters mark the voxel, in descending order.
@@ -42,6 +44,10 @@ class Readout:
     | decision | probability | `pi_k` of the smallest k with a majority |
     | mask of at least a share t | `probability >= t` | `pi_k >= 0.5` of the smallest `k >= t M` |
 
+    Of structures that exclude each other, the logits are those of a softmax (of levels see `capped_log_odds`), so that
+    probabilities add up to 1 with that of the background, and the decision is the `exclusive_decision` of the
+    probability, or of the prediction's own decision.
+
     Attributes:
         levels: whether the members are nested levels.
         own_maps: names of the maps (of `MAPS`) that the prediction has channels for; each replaces what would be read
@@ -49,6 +55,7 @@ class Readout:
         majority_tie: class of a voxel that exactly half of the raters marked, which chooses the level of the decision.
         mask: threshold of the decision, and whether it is the probability after all. It is no part of `as_dict`: it is
             chosen anew for each use.
+        exclusive: whether the structures exclude each other.
 
     Raises:
         ValueError: if a map is unknown or named twice, or the tie is unknown.
@@ -58,6 +65,7 @@ class Readout:
     own_maps: tuple[str, ...] = ()
     majority_tie: Tie = "foreground"
     mask: MaskRule = HALF
+    exclusive: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.own_maps if name not in MAPS]
@@ -68,7 +76,12 @@ class Readout:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the read-out as plain values."""
-        return {"levels": self.levels, "own_maps": list(self.own_maps), "majority_tie": self.majority_tie}
+        return {
+            "levels": self.levels,
+            "own_maps": list(self.own_maps),
+            "majority_tie": self.majority_tie,
+            "exclusive": self.exclusive,
+        }
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Readout:
@@ -80,7 +93,11 @@ class Readout:
         levels, own_maps, tie = stored["levels"], stored["own_maps"], stored["majority_tie"]
         if not isinstance(levels, bool) or not isinstance(own_maps, list | tuple):
             raise ValueError(f"levels must be true or false and own_maps a list, not {levels!r} and {own_maps!r}")
-        return cls(levels, tuple(map(str, own_maps)), tie)
+        # those of earlier versions have no such entry
+        exclusive = stored.get("exclusive", False)
+        if not isinstance(exclusive, bool):
+            raise ValueError(f"exclusive must be true or false, not {exclusive!r}")
+        return cls(levels, tuple(map(str, own_maps)), tie, exclusive=exclusive)
 
     def count(self, channels: int) -> int:
         """Return M, the number of members among some channels."""
@@ -89,6 +106,24 @@ class Readout:
     def has_disagreement(self, channels: int) -> bool:
         """Return whether a prediction of so many channels has a disagreement: a single opinion has no variance."""
         return self.count(channels) > 1 or "disagreement" in self.own_maps
+
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """Return the logits whose sigmoid are the probabilities, `[B, M + n, K, *S]`: the one place of the softmax.
+
+        They are the logits themselves, unless the structures exclude each other.
+
+        Args:
+            logits: logits `[B, M + n, K, *S]` of a method, after sliding windows have averaged them.
+        """
+        if not self.exclusive:
+            return logits
+        logits = at_least_float32(logits)
+        members = self.members(logits)
+        parts = [capped_log_odds(members) if self.levels else exclusive_log_odds(members, dim=2)]
+        for name, own in zip(self.own_maps, logits[:, members.shape[1] :].unbind(dim=1), strict=True):
+            # a variance is no probability of a class
+            parts.append((own if name == "disagreement" else exclusive_log_odds(own, dim=1))[:, None])
+        return torch.cat(parts, dim=1) if self.own_maps else parts[0]
 
     def members(self, channels: Tensor) -> Tensor:
         """Return the members of a prediction, `[B, M + n, K, *S]` to `[B, M, K, *S]`."""
@@ -116,17 +151,29 @@ class Readout:
     @property
     def decides_by_probability(self) -> bool:
         """Whether the decision is the probability."""
-        return self.mask.takes_probability or not (self.levels or "decision" in self.own_maps)
+        return self.mask.takes_probability or not (self.exclusive or self.levels or "decision" in self.own_maps)
 
     def decision(self, channels: Tensor) -> Tensor:
         """Return the map that the mask is taken from, `[B, K, *S]`, for probabilities `[B, M + n, K, *S]`."""
         if self.decides_by_probability:
             return self.probability(channels)
         own = self.own_map(channels, "decision")
+        if self.exclusive:
+            return exclusive_decision(self.probability(channels) if own is None else own, dim=1)
         if own is not None:
             return at_least_float32(own)
         members = self.members(channels)
         return at_least_float32(members[:, majority_level(members.shape[1], self.majority_tie) - 1])
+
+    def member_masks(self, members: Tensor) -> Tensor:
+        """Return the masks of the members, `[B, M, K, *S]` bool: of at least one half, or the most probable class.
+
+        Args:
+            members: probabilities `[B, M, K, *S]`. Levels are no opinions, so those of two structures may overlap.
+        """
+        if self.exclusive and not self.levels:
+            return foreground(exclusive_decision(members, dim=2))
+        return foreground(members)
 
     def share_reached(self, channels: Tensor, share: float, probability: Tensor | None = None) -> Tensor:
         """Return the mask of the voxels that at least a share of the raters is expected to mark, `[B, K, *S]` bool.

@@ -58,6 +58,7 @@ class CurvasSource(FileSource):
         header_of_image: names of cases whose annotations take their place in space from the CT, whatever their own
             headers say, if they have its shape.
         cache: see `FileSource`.
+        exclusive: whether the structures exclude each other, see `CaseSource`.
 
     Raises:
         UserError: if the folder does not exist or a setting is invalid.
@@ -69,8 +70,9 @@ class CurvasSource(FileSource):
         structures: Sequence[str] | None = None,
         header_of_image: Sequence[str] = (),
         cache: str | None = None,
+        exclusive: bool = False,
     ) -> None:
-        super().__init__(root, cache)
+        super().__init__(root, cache, exclusive)
         listed, problems = list_curvas(self.root)
         experts = sorted({expert for case in listed for expert in case.annotations})
         release = "PDACVI" if experts and experts[-1] >= _FEWEST_OF_PDACVI else "CURVAS"
@@ -86,6 +88,8 @@ class CurvasSource(FileSource):
         if unknown and listed:
             raise UserError(f"data.source.header_of_image={list(header_of_image)}: no case is named {unknown[0]}")
         self._labels = LabelMap.of(dict(known), None, release)
+        if exclusive:
+            self._labels.require_exclusive(self.structures, release)
         self._trusted = frozenset(header_of_image)
         self._cases = {case.case_id: case for case in listed}
         self._expert = {number: f"expert {number}" for number in experts}

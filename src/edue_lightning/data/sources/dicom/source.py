@@ -57,6 +57,7 @@ class DicomSource(FileSource):
         threshold: for fractional segmentations, the stored value above which a voxel is marked; None to refuse them.
         standardise: whether to bring the image to mean 0 and standard deviation 1.
         cache: see `FileSource`.
+        exclusive: whether the structures exclude each other, see `CaseSource`.
 
     Raises:
         UserError: if the folder does not exist, or a setting is invalid.
@@ -74,8 +75,9 @@ class DicomSource(FileSource):
         threshold: float | None = None,
         standardise: bool = True,
         cache: str | None = None,
+        exclusive: bool = False,
     ) -> None:
-        super().__init__(root, cache)
+        super().__init__(root, cache, exclusive)
         _require_choice("rater", rater, get_args(Rater))
         _require_choice("absent", absent, get_args(Absent))
         if structures is not None and not structures:

@@ -40,6 +40,7 @@ from edue_lightning.text import natural_key
 Structure = Literal["GTVp", "GTVn"]
 LABELS = {1: "GTVp", 2: "GTVn"}
 _MOST_OUTSIDE = 0.01
+_ROUNDING = 1e-4
 """Largest share of a structure's voxels that may lie outside of the grid: enough for the rounding of a box."""
 
 
@@ -71,6 +72,7 @@ class HecktorSource(FileSource):
         suv_window: standardised uptake values that become 0 and 1.
         leave_out_unlabelled: whether to leave out cases without any label; 2025 has such cases for its other tasks.
         cache: folder for prepared cases, see `FileSource`.
+        exclusive: whether the structures exclude each other, see `CaseSource`.
 
     Raises:
         UserError: if the folder does not exist or a setting is invalid.
@@ -86,8 +88,9 @@ class HecktorSource(FileSource):
         suv_window: Sequence[float] = (0.0, 25.0),
         leave_out_unlabelled: bool = False,
         cache: str | None = None,
+        exclusive: bool = False,
     ) -> None:
-        super().__init__(root, cache)
+        super().__init__(root, cache, exclusive)
         if not structures or not set(structures) <= set(LABELS.values()) or len(set(structures)) < len(structures):
             raise UserError(f"data.source.structures={list(structures)}: take GTVp, GTVn or both, each once")
         if spacing is not None and (len(spacing) != 3 or not all(0 < size < math.inf for size in spacing)):
@@ -105,13 +108,16 @@ class HecktorSource(FileSource):
         self.raters: tuple[str, ...] = tuple(
             sorted({rater for case in listed for rater in case.labels}, key=natural_key)
         )
-        settings = {
+        settings: dict[str, Any] = {
             "structures": list(structures),
             "spacing": None if spacing is None else list(spacing),
             "ct_window": list(ct_window),
             "suv_window": list(suv_window),
             "raters": list(self.raters),
         }
+        if exclusive:
+            # cases of other settings keep their prepared files
+            settings["exclusive"] = True
         problems += [*box_problems, *self._unlabelled_structures(listed)]
         self.check([self._file_case(case) for case in listed], problems, settings)
 
@@ -187,7 +193,7 @@ class HecktorSource(FileSource):
         ct_grid = file_grid(ct)
         if overlap_share(grid, file_grid(pet)) == 0:
             reading.report(files.pet, f"lies nowhere on {files.ct.name}; correct the affine of one")
-        masks = {}
+        shares: dict[tuple[str, str], NDArray[np.float32]] = {}
         for rater, parts in labels.items():
             for structure, (path, mask) in parts.items():
                 if mask is not None:
@@ -195,12 +201,12 @@ class HecktorSource(FileSource):
                         reading.report(
                             path, f"has the shape of {files.ct.name} but lies elsewhere; correct the affine of one"
                         )
-                    masks[rater, structure] = self._on_grid(reading, path, mask, structure, grid)
+                    shares[rater, structure] = self._on_grid(reading, path, mask, structure, grid)
         reading.finish()
         sample = stack_case(
             case.record.case_id,
             self._images.channels(ct, pet, grid),
-            masks,
+            self._masks(shares),
             self.raters,
             self.structures,
             spacing=grid_spacing(grid),
@@ -239,16 +245,31 @@ class HecktorSource(FileSource):
 
     def _on_grid(
         self, reading: CaseReading, path: Path, mask: ImageFile, structure: str, grid: Grid
-    ) -> NDArray[np.bool_]:
+    ) -> NDArray[np.float32]:
+        """Return the share of each voxel of a grid that a mask covers, see `resample`."""
         inside = share_inside(mask.array > 0, affine_of(mask), grid)
         if inside < 1 - _MOST_OUTSIDE:
             where = "its bounding box" if self._boxed else "the CT"
             lost = f"{100 * (1 - inside):.0f} % of {structure} lies outside of {where}"
             reading.report(path, f"{lost}; correct the affine" + (" or the box" if self._boxed else ""))
-        moved = resample(mask.array.astype(np.float32), affine_of(mask), grid, fill=0.0) >= 0.5
-        if mask.array.any() and inside == 1 and not moved.any():
+        moved = resample(mask.array.astype(np.float32), affine_of(mask), grid, fill=0.0)
+        if mask.array.any() and inside == 1 and not (moved >= 0.5).any():
             reading.report(path, f"{structure} vanishes between voxels this large; set a smaller data.source.spacing")
         return moved
+
+    def _masks(self, shares: Mapping[tuple[str, str], NDArray[np.float32]]) -> dict[tuple[str, str], NDArray[np.bool_]]:
+        """Return the voxels that are covered by half.
+
+        Halfway between two structures that exclude each other both cover half of a voxel; then the first has it.
+        """
+        masks = {key: share >= 0.5 for key, share in shares.items()}
+        if self.exclusive:
+            for rater, structure in masks:
+                for earlier in self.structures[: self.structures.index(structure)]:
+                    if (rater, earlier) in masks:
+                        halves = shares[rater, earlier] + shares[rater, structure] <= 1 + _ROUNDING
+                        masks[rater, structure] &= ~(masks[rater, earlier] & halves)
+        return masks
 
 
 def _is_displaced(label: Grid, ct: Grid) -> bool:

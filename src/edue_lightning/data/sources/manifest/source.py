@@ -73,6 +73,7 @@ class ManifestSource(FileSource):
             for anti-aliased pictures and fractional segmentations of DICOM; None to refuse such masks. Label maps have
             no threshold.
         cache: see `FileSource`.
+        exclusive: whether the structures exclude each other, see `CaseSource`.
 
     Raises:
         UserError: if the folder does not exist, `structures` is empty, or `labels` and `ignore` are invalid.
@@ -91,8 +92,9 @@ class ManifestSource(FileSource):
         ignore: int | None = None,
         threshold: float | None = None,
         cache: str | None = None,
+        exclusive: bool = False,
     ) -> None:
-        super().__init__(root, cache)
+        super().__init__(root, cache, exclusive)
         if structures is not None and not structures:
             raise UserError("data.source.structures: is empty; name at least one structure, or set it to null")
         given = None if labels is None else LabelMap.of(labels, ignore, "data.source.labels").structures
@@ -109,6 +111,13 @@ class ManifestSource(FileSource):
         self._stacked = self.preparation({"standardise": standardise})
         if table.votes and (labels is not None or threshold is not None):
             raise UserError("data.source.labels and threshold have no effect on votes; set both to null")
+        if exclusive and table.votes:
+            raise UserError(
+                "data.source.exclusive=true: votes do not say which rater gave a voxel to which structure; set "
+                "data.source.exclusive=false, or list each rater's own masks"
+            )
+        if exclusive:
+            self._label_map.require_exclusive(table.structures, "data.source.labels" if labels else "column label")
         self.votes = table.votes
         self._names = table.raters
         self.raters = None if table.votes else table.raters
@@ -143,6 +152,10 @@ class ManifestSource(FileSource):
         if channels == len(numbers):
             return ProbabilityChannels([[list(numbers).index(name)] for name in self.structures], exclusive=False)
         return None
+
+    def mask_name(self, case: FileCase, rater: int, structure: str) -> str:
+        """Return the name of a mask file in the table, see `FileSource.mask_name`."""
+        return self._rows[case.record.case_id].masks[self._names[rater], structure]
 
     def _file_case(self, case: ManifestCase, manifest: Path) -> FileCase:
         details = {

@@ -46,6 +46,7 @@ class NnunetSource(FileSource):
         fold: fold of that file. Its cases `val` are for validation if there are labelled cases in `imagesTs`, otherwise
             they are the test cases, and validation cases are drawn from the others.
         cache: see `FileSource`.
+        exclusive: whether the structures exclude each other, see `CaseSource`.
 
     Raises:
         UserError: if the folder, `dataset.json` or the file of the splits cannot be used.
@@ -59,8 +60,9 @@ class NnunetSource(FileSource):
         splits_file: str | None = None,
         fold: int = 0,
         cache: str | None = None,
+        exclusive: bool = False,
     ) -> None:
-        super().__init__(root, cache)
+        super().__init__(root, cache, exclusive)
         self._description = read_description(find_description(self.root))
         folder = self._description.path.parent
         labels = self._description.labels
@@ -71,6 +73,8 @@ class NnunetSource(FileSource):
             raise UserError(
                 f"data.source.structures={list(self.structures)}: choose among {', '.join(known)}, each once"
             )
+        if exclusive:
+            labels.require_exclusive(self.structures, self._description.path.name)
         listed, unlabelled, problems = list_nnunet(folder, self._description.ending, len(self._description.channels))
         if unlabelled:
             self.warn(f"{unlabelled} images of imagesTs have no labels and are left out")

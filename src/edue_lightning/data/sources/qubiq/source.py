@@ -45,13 +45,20 @@ class QubiqSource(FileSource):
         root: folder with one data set, such as `brain-growth`, at any depth.
         data_set: name of the data set to take if there are several below `root`, or None.
         cache: see `FileSource`.
+        exclusive: whether the structures exclude each other, see `CaseSource`.
 
     Raises:
         UserError: if the folder does not exist.
     """
 
-    def __init__(self, root: str | None = None, data_set: str | None = None, cache: str | None = None) -> None:
-        super().__init__(root, cache)
+    def __init__(
+        self,
+        root: str | None = None,
+        data_set: str | None = None,
+        cache: str | None = None,
+        exclusive: bool = False,
+    ) -> None:
+        super().__init__(root, cache, exclusive)
         listed, problems = list_qubiq(self.root, data_set)
         self._cases = {case.case_id: case for case in listed}
         keys = [key for case in listed for key in case.masks]
