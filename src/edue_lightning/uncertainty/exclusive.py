@@ -16,6 +16,8 @@ from edue_lightning.uncertainty.maps import Tie, at_least_float32
 
 # largest number in float32 below one half
 _BELOW_HALF = 0.5 - 2.0**-25
+# distance of neighbouring numbers in float32 below 1
+_SPACING = 2.0**-24
 # shares of up to some thousand raters that differ by less are equal
 _EQUAL = 1e-4
 
@@ -68,7 +70,9 @@ def exclusive_decision(probability: Tensor, dim: int) -> Tensor:
     rounded = probability.float().double()
     background = (1 - rounded.sum(dim)).clamp_min(0)
     share = rounded / (rounded + torch.stack(_of_others(rounded.unbind(dim), background, torch.maximum), dim))
-    wins = first_largest(rounded, dim) & (rounded >= background.unsqueeze(dim))
+    # equal but for the rounding of the others; none of it where there are no others
+    rounding = (probability.shape[dim] - 1) * _SPACING
+    wins = first_largest(rounded, dim) & (rounded >= background.unsqueeze(dim) - rounding)
     return torch.where(wins, share.clamp_min(0.5), share.clamp_max(_BELOW_HALF)).to(probability.dtype)
 
 
