@@ -143,20 +143,51 @@ def naive_surface(predicted: np.ndarray, consensus: np.ndarray, spacing: list[fl
     return float(hausdorff), float(dice)
 
 
-def naive_statistics(cases: Cases, i: int, k: int) -> dict[str, float]:
-    """Compute one case and structure in float64 with NumPy, SciPy, scikit-learn and MONAI."""
+def naive_winner(of_structures: np.ndarray, k: int, whole: float = 1.0) -> np.ndarray:
+    """Return where structure k is the class with the most, voxel by voxel, of `[K, *S]`; of equal ones the first.
+
+    The background is the last class, with the rest of the whole.
+    """
+    found = np.zeros(of_structures.shape[1:], dtype=bool)
+    for place in np.ndindex(found.shape):
+        values = [float(value) for value in of_structures[(slice(None), *place)]]
+        found[place] = max(values) >= whole - sum(values) and values.index(max(values)) == k
+    return found
+
+
+def naive_statistics(cases: Cases, i: int, k: int, exclusive: bool = False) -> dict[str, float]:
+    """Compute one case and structure in float64 with NumPy, SciPy, scikit-learn and MONAI.
+
+    Args:
+        cases: the cases; of structures that exclude each other the logits are those of a softmax.
+        i: position of the case.
+        k: position of the structure.
+        exclusive: whether the structures exclude each other.
+    """
     logits, masks, valid, spacing = cases
     p = 1 / (1 + np.exp(-logits[i, :, k].double().numpy()))
     y = masks[i, valid[i], k].numpy().astype(bool)
+    own = p >= 0.5
+    if exclusive:
+        odds = np.exp(logits[i].double().numpy())
+        softmax = odds / (1 + odds.sum(axis=1, keepdims=True))
+        p = softmax[:, k]
+        own = np.stack([naive_winner(member, k) for member in softmax])
     scale = float(spacing[i].double().prod())
     mean, share = p.mean(axis=0), y.mean(axis=0)
-    predicted, consensus = mean >= 0.5, share >= 0.5
+    predicted, consensus, decision = mean >= 0.5, share >= 0.5, mean
+    if exclusive:
+        means = softmax.mean(axis=0)
+        predicted = naive_winner(means, k)
+        consensus = naive_winner(masks[i, valid[i]].double().numpy().sum(axis=0), k, len(y))
+        rivals = np.concatenate([np.delete(means, k, axis=0), 1 - means.sum(axis=0, keepdims=True)])
+        decision = mean / (mean + rivals.max(axis=0))
     expert, between, total = y.var(axis=0), p.var(axis=0), mean * (1 - mean)
     disputed = y.any(axis=0) & ~y.all(axis=0)
     labels = y.reshape(len(y), -1)
     repeated = np.broadcast_to(mean.ravel(), labels.shape)
-    pairs = list(itertools.combinations(p >= 0.5, 2))
-    neighbours = [naive_dice(a, b) for a, b in itertools.pairwise(p >= 0.5)]
+    pairs = list(itertools.combinations(own, 2))
+    neighbours = [naive_dice(a, b) for a, b in itertools.pairwise(own)]
     two, varies = len(y) >= 2, len(p) >= 2
     hausdorff, surface_dice = naive_surface(predicted, consensus, spacing[i].tolist())
     return {
@@ -165,13 +196,13 @@ def naive_statistics(cases: Cases, i: int, k: int) -> dict[str, float]:
         "d_soft": float(np.mean([naive_dice(mean >= t, share >= t) for t in (0.1, 0.3, 0.5, 0.7, 0.9)])),
         "hd95": hausdorff,
         "nsd": surface_dice,
-        **naive_matches(p >= 0.5, y),
+        **naive_matches(own, y),
         "dice_consensus": naive_dice(predicted & (y.all(axis=0) | ~y.any(axis=0)), y.all(axis=0)) if two else np.nan,
         "dice_dissensus": naive_dice(predicted[disputed], consensus[disputed]) if disputed.any() else np.nan,
         "nll": log_loss(labels.ravel(), repeated.ravel(), labels=[0, 1]),
         "brier": brier_score_loss(labels.ravel(), repeated.ravel()),
         "adaptive_ece": naive_adaptive_error(mean.ravel(), share.ravel()),
-        "ged2": naive_ged2(p >= 0.5, y),
+        "ged2": naive_ged2(own, y),
         "volume_crps": naive_crps(mean.sum() * scale, labels.sum(axis=1) * scale),
         "sv": between.sum() * scale if varies else np.nan,
         "sv_total": total.sum() * scale,
@@ -180,7 +211,7 @@ def naive_statistics(cases: Cases, i: int, k: int) -> dict[str, float]:
         "mutual_information": (naive_entropy(mean) - naive_entropy(p).mean(axis=0)).sum() * scale if varies else np.nan,
         "sv_normalised": between.sum() / predicted.sum() if varies else np.nan,
         "sv_total_normalised": total.sum() / predicted.sum(),
-        "soft_dice_confidence": 2 * mean[predicted].sum() / (mean.sum() + predicted.sum()),
+        "soft_dice_confidence": 2 * decision[predicted].sum() / (decision.sum() + predicted.sum()),
         "sv_patch": naive_patch(between if varies else total),
         "sv_top": float(np.sort((between if varies else total).ravel())[::-1][: predicted.sum()].mean()),
         "predicted_area": predicted.sum() * scale,

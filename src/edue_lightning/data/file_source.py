@@ -269,7 +269,7 @@ class FileSource(CaseSource):
     def mask_name(self, case: FileCase, rater: int, structure: str) -> str:
         """Return the name of the file with a rater's mask of a structure, for problems.
 
-        The default is the file whose role names the rater, and if possible the structure; else the case's first file.
+        The default is the file whose role names the rater, and maybe the structure; else the case's first file.
 
         Args:
             case: case of the mask.
@@ -277,9 +277,9 @@ class FileSource(CaseSource):
             structure: name of the structure.
         """
         name = str(rater) if self.raters is None else self.raters[rater]
-        of_rater = [role for role in case.files if name in role]
-        chosen = [role for role in of_rater if structure in role] or of_rater or list(case.files)
-        return relative_name(case.files[chosen[0]], self.root)
+        roles = [f"label {name} {structure}", f"label {name}", f"{structure} {name}", name]
+        chosen = next((role for role in roles if role in case.files), next(iter(case.files)))
+        return relative_name(case.files[chosen], self.root)
 
     def _noted_traits(self, key: str, sample: RaterSample) -> CaseTraits:
         """Return the traits of a prepared case, whose image need not be read again for them."""

@@ -16,11 +16,9 @@ from torch import distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from edue_lightning.data.augmentation import augment
-from edue_lightning.data.exclusive import shared_voxels
 from edue_lightning.data.patches import PatchSampling, foreground_points
 from edue_lightning.data.sample import RaterBatch, RaterSample, collate_samples
 from edue_lightning.data.source import CaseSource
-from edue_lightning.errors import UserError
 
 
 class SampleKey(NamedTuple):
@@ -46,18 +44,8 @@ def draw_key(seed: int, epoch: int, position: int, draw: int = 0) -> int:
 
 
 def load_case(source: CaseSource, case_id: str, raters: Sequence[int] | None = None) -> RaterSample:
-    """Load a case with all its raters, or only with those at the given positions (see `RaterSample.of_raters`).
-
-    Raises:
-        UserError: if a rater gave a voxel to two structures of a source whose structures exclude each other.
-    """
+    """Load a case with all its raters, or only with those at the given positions (see `RaterSample.of_raters`)."""
     sample = source.load(case_id)
-    if source.exclusive and (shared := shared_voxels(sample)):
-        first, second = (source.structures[position] for position in shared[0].structures)
-        raise UserError(
-            f"case {case_id!r}: rater {shared[0].rater + 1} gave {shared[0].voxels} voxels both to {first} and to "
-            f"{second}, but the structures exclude each other; correct the mask, or set data.source.exclusive=false"
-        )
     return sample if raters is None else sample.of_raters(raters)
 
 

@@ -13,6 +13,8 @@ from monai.transforms import Compose
 from torch.utils.data import DataLoader
 
 from edue_lightning.data.augmentation import Augmentation
+from edue_lightning.data.exclusive import shared_voxels
+from edue_lightning.data.file_source import FileSource
 from edue_lightning.data.loading import (
     CaseDataset,
     CaseSampler,
@@ -145,10 +147,11 @@ class RaterDataModule(pl.LightningDataModule):
         """Check that each of the splits has a case, and that the training cases can be batched.
 
         With `training_raters`, each case of training and validation is loaded once to check that one of them outlined
-        it.
+        it; and so is each case of a source without files whose structures exclude each other.
 
         Raises:
-            UserError: if a split is empty, naming it, or if none of `training_raters` outlined a case.
+            UserError: if a split is empty, naming it, if none of `training_raters` outlined a case, or if a rater gave
+                a voxel to two structures that exclude each other.
         """
         empty = [split for split in splits if not self.splits[split]]
         if empty:
@@ -170,6 +173,7 @@ class RaterDataModule(pl.LightningDataModule):
             )
         for split in splits:
             if split not in self._rated:
+                self._require_exclusive(split)
                 self._require_raters(split)
                 self._rated.add(split)
 
@@ -255,6 +259,19 @@ class RaterDataModule(pl.LightningDataModule):
     def single_batch(self, split: Subset, index: int) -> RaterBatch:
         """Return one `sample` as a batch of one case."""
         return collate([KeyedSample(self.sample(split, index), index, draw_key=0)])
+
+    def _require_exclusive(self, split: Subset) -> None:
+        """Check the masks of structures that exclude each other; a data set in files has checked them already."""
+        if not self.source.exclusive or isinstance(self.source, FileSource):
+            return
+        for record in self.splits[split]:
+            shared = shared_voxels(self.source.load(record.case_id))
+            if shared:
+                first, second = (self.source.structures[position] for position in shared[0].structures)
+                raise UserError(
+                    f"case {record.case_id!r}: rater {shared[0].rater + 1} gave {shared[0].voxels} voxels both to "
+                    f"{first} and to {second}, but the structures of this source exclude each other; correct the masks"
+                )
 
     def _require_raters(self, split: Subset) -> None:
         seen = self.raters_seen(split)

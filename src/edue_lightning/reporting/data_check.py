@@ -108,7 +108,7 @@ def _facts(source: CaseSource) -> Mapping[str, str]:
     """Return what only this data set has, by label."""
     if not source.exclusive:
         return source.facts
-    return {**source.facts, "structures": "exclude each other (data.source.exclusive=true)"}
+    return {**source.facts, "exclusive": "structures exclude each other (data.source.exclusive=true)"}
 
 
 def _note(data: Mapping[str, Any], source: CaseSource) -> str | None:

@@ -157,6 +157,11 @@ class DicomSource(FileSource):
             )
         return tuple(name.strip() for name in chosen)
 
+    def mask_name(self, case: FileCase, rater: int, structure: str) -> str:
+        """Return the name of the object with a rater's mask of a structure, see `FileSource.mask_name`."""
+        drawn = self._drawn[case.record.case_id].get((self.raters[rater], structure))
+        return super().mask_name(case, rater, structure) if drawn is None else relative_name(drawn[0], self.root)
+
     def _file_case(self, case: DicomCase) -> FileCase:
         files = {relative_name(path, self.root): path for path in (*case.slices, *case.masks)}
         drawn = self._drawn[case.case_id]
