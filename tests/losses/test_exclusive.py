@@ -186,3 +186,19 @@ def test_the_average_of_softmaxes_keeps_its_logits() -> None:
     found = average_softmax_logits(parts, dim=2)
     mean = torch.stack([exclusive_log_odds(part, dim=2).sigmoid() for part in parts]).mean(dim=0)
     torch.testing.assert_close(exclusive_log_odds(found, dim=2).sigmoid(), mean)
+
+
+def test_weights_count_the_voxels_of_a_structure_more() -> None:
+    generator = torch.Generator().manual_seed(10)
+    logits = torch.randn(1, 1, 2, 4, 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    target = classes(generator, 1, 1, 4, 5, structures=2)
+    made = SegmentationLoss(dice=0.0, structure_weights=[1.0, 3.0], exclusive=True)
+    p = exclusive_log_odds(logits, dim=2).sigmoid()[0, 0]
+    y = target[0, 0]
+    terms = 0.5 * y[0] * p[0].log() + 1.5 * y[1] * p[1].log() + (1 - y.sum(dim=0)) * (1 - p.sum(dim=0)).log()
+    assert made(logits, target).item() == pytest.approx(-terms.mean().item())
+    assert torch.autograd.gradcheck(lambda values: made(values, target), logits)
+    even = SegmentationLoss(structure_weights=[2.0, 2.0], exclusive=True)(logits, target)
+    torch.testing.assert_close(even, SegmentationLoss(exclusive=True)(logits, target))
+    with pytest.raises(ValueError, match="structure_weights has 3 entries, but there are 2 structures"):
+        SegmentationLoss(dice=0.0, structure_weights=[1.0, 1.0, 1.0], exclusive=True)(logits, target)
