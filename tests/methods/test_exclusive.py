@@ -9,7 +9,9 @@ import torch
 from method_parts import loss_before_and_after
 from torch import Tensor, nn
 
+from edue_lightning.data.preparation import Stacked
 from edue_lightning.data.sample import RaterBatch
+from edue_lightning.data.slices import SliceLayout
 from edue_lightning.losses import Focal, SegmentationLoss, Tversky, VarianceGuidance
 from edue_lightning.methods import (
     EDUE,
@@ -24,6 +26,7 @@ from edue_lightning.methods import (
     ProbabilisticUNet,
     SegmentationMethod,
     SingleNetwork,
+    SliceBySlice,
     StochasticSegmentation,
     TestTimeAugmentation,
 )
@@ -205,3 +208,14 @@ def test_the_fitted_temperature_is_the_one_that_made_the_logits_too_sure() -> No
     found = searching.search.compute()
     assert found == [pytest.approx(3.0, rel=0.03)] * 3
     assert len(set(found)) == 1
+
+
+def test_slices_of_a_volume_have_one_softmax() -> None:
+    method = METHODS["edue"](parts(2)).eval()
+    volume = torch.randn(1, 1, 5, 12, 8)
+    sliced = SliceBySlice(method, Stacked(), SliceLayout("RAS"), batch_size=2).eval()
+    with torch.no_grad():
+        expected = torch.stack([method.predict(volume[:, :, at]) for at in range(5)], dim=3)
+        torch.testing.assert_close(sliced.predict(volume), expected)
+    assert sliced.exclusive
+    assert sliced.readout.exclusive

@@ -41,9 +41,15 @@ class SliceBySlice(SegmentationMethod):
         batch_size: int,
         values: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        tie = method.majority_tie
-        unused = SegmentationLoss(), OptimizerSettings()
-        super().__init__(MethodParts(_no_network, method.structures, *unused, majority_tie=tie))
+        parts = MethodParts(
+            _no_network,
+            method.structures,
+            SegmentationLoss(),
+            OptimizerSettings(),
+            majority_tie=method.majority_tie,
+            exclusive=method.exclusive,
+        )
+        super().__init__(parts)
         self.method = method
         self.readout = method.readout
         self.preparation = preparation
@@ -72,7 +78,8 @@ class SliceBySlice(SegmentationMethod):
     def _of_slices(self, slices: Tensor) -> Tensor:
         """Return the logits of slices `[C, n, H, W]`, `[M + n, K, n, H, W]`."""
         prepared = prepared_slices(slices, self.preparation).to(slices.device)
-        logits = self.method.predict(prepared)
+        # before a softmax, which is that of the volume
+        logits = self.method.raw_logits(prepared)
         size = slices.shape[2:]
         if logits.shape[3:] != size:
             # back from the size that the network takes, as maps of a picture are
