@@ -181,6 +181,26 @@ def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) ->
         PlanSettings(**settings)
 
 
+@pytest.mark.parametrize(
+    ("experiment", "image_format", "size"),
+    [
+        ("hecktor", ImageFormat(3, 2, ("GTVn",)), (192, 160, 64)),
+        ("riga", ImageFormat(2, 3, ("disc", "cup")), (256, 256)),
+        ("lidc_slices", ImageFormat(2, 1, ("nodule",)), (128, 128)),
+        ("lidc_slices", ImageFormat(2, 1, ("nodule",)), (64, 64)),
+    ],
+)
+def test_the_networks_of_the_presets_take_images_of_their_true_size(
+    experiment: str, image_format: ImageFormat, size: tuple[int, ...]
+) -> None:
+    # shapes alone: the networks are of the size for a GPU
+    with torch.device("meta"), torch.no_grad():
+        method = build_method(composed(f"experiment={experiment}", "data.root=.", "method=edue"), image_format)
+        logits = method.network(torch.zeros(2, image_format.channels, *size))
+    stages = len(composed(f"experiment={experiment}")["network"]["features"])
+    assert logits.shape == (2, 2 * (stages - 1), len(image_format.structures), *size)
+
+
 def test_an_experiment_with_a_plan_is_trained_without_it_by_plan_none() -> None:
     assert composed("experiment=qubiq", "plan.memory_gb=12")["plan"]["memory_gb"] == 12
     assert composed("experiment=qubiq", "plan=none")["plan"] is None
