@@ -119,24 +119,26 @@ def test_what_does_not_fit_is_refused(
     )
     whole = checkpoint(tmp_path / "whole.ckpt", image_format=ImageFormat(3, 1, STRUCTURES))
     other = checkpoint(tmp_path / "other.ckpt", image_format=ImageFormat(2, 1, ("liver",), "picture"))
-    on = f"data.root={volumes}"
-    for path, overrides, message in (
-        (model, [], "has 3D images of 1 channels with tumour, core; for a volume, set slice_axis=axial, coronal or"),
-        (whole, ["slice_axis=axial"], r"whole.ckpt was trained on volumes, not on slices; remove slice_axis"),
-        (other, ["slice_axis=axial"], "was trained for 2D images of 1 channels with liver, but data=manifest has 3D"),
-        (model, ["slice_axis=sagittal"], "the slices of the training have the axes LP"),
-        (pictures, ["slice_axis=axial"], "data=manifest: case 'one': has values from -.* set slice_window"),
-        (model, ["slice_axis=axial", "distortions=default"], "distortions: not supported with slice_axis"),
-        (model, ["slice_directions=PL"], "slice_directions: has no effect without slice_axis"),
+    base = configuration(f"data.root={volumes}")
+    axial = {"slice_axis": "axial"}
+    distortions = {"_target_": "edue_lightning.distortions.Distortions"}
+    for path, options, message in (
+        (model, {}, "has 3D images of 1 channels with tumour, core; for a volume, set slice_axis=axial, coronal or"),
+        (whole, axial, r"whole.ckpt was trained on volumes, not on slices; remove slice_axis"),
+        (other, axial, "was trained for 2D images of 1 channels with liver, but data=manifest has 3D"),
+        (model, {"slice_axis": "sagittal"}, "the slices of the training have the axes LP"),
+        (pictures, axial, "data=manifest: case 'one': has values from -.* set slice_window"),
+        (model, {**axial, "distortions": distortions}, "distortions: not supported with slice_axis"),
+        (model, {"slice_directions": "PL"}, "slice_directions: has no effect without slice_axis"),
     ):
         with pytest.raises(UserError, match=message):
-            evaluate(configuration(f"ckpt={path}", on, *overrides), tmp_path / "out")
+            evaluate({**base, "ckpt": str(path), **options}, tmp_path / "out")
     with pytest.raises(UserError, match=r"slice_axis: predictions=DIR are predicted already; use ckpt=PATH"):
-        evaluate(configuration(f"predictions={volumes}", on, "slice_axis=axial"), tmp_path / "out")
+        evaluate({**base, "predictions": str(volumes), **axial}, tmp_path / "out")
     assert not (tmp_path / "out" / "cases.csv").exists()
-    settings = configuration(f"ckpt={pictures}", on, "slice_axis=coronal", "slice_window=[-100,100]")
+    coronal = {"slice_axis": "coronal", "slice_window": [-100, 100]}
     with caplog.at_level(logging.WARNING):
-        evaluate(settings, tmp_path / "out")
+        evaluate({**base, "ckpt": str(pictures), **coronal}, tmp_path / "out")
     assert "slices are taken as radiologists see them, rows from S to I" in caplog.text
     assert (tmp_path / "out" / "cases.csv").exists()
 

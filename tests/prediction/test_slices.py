@@ -208,29 +208,24 @@ def test_what_does_not_fit_is_refused_in_one_line(nifti_model: Path, picture_mod
     volume = scan()
     nibabel.save(volume, tmp_path / "scan.nii.gz")
 
-    def predicted(path: Path, *overrides: str) -> None:
-        predict(asked(path, tmp_path / "scan.nii.gz", tmp_path / "out", *overrides), tmp_path / "out")
-
-    for path, overrides, message in (
-        (checkpoint(tmp_path / "3d.ckpt"), ["slice_axis=axial"], "3d.ckpt was trained on volumes, .*remove slice_axis"),
-        (
-            nifti_model,
-            ["slice_axis=coronal"],
-            "slices of the training have the axes LP, which do not lie in this plane",
-        ),
-        (nifti_model, ["slice_axis=0"], "have the axes LP"),
-        (unknown, ["slice_axis=axial"], "does not say how the axes of its 2D images run; set slice_directions"),
-        (nifti_model, ["slice_axis=transversal"], "slice_axis=transversal: must be axial, coronal or sagittal, or"),
-        (nifti_model, ["slice_axis=3"], "slice_axis=3: must be"),
-        (nifti_model, ["slice_axis=axial", "slice_directions=SL"], "slice_directions=SL: must be two letters"),
-        (nifti_model, ["slice_axis=axial", "slice_directions=RL"], "slice_directions=RL: must be two letters"),
-        (nifti_model, ["slice_axis=axial", "slice_window=[3,1]"], "must be two numbers, the lower one first"),
-        (nifti_model, ["slice_axis=axial", "slice_batch=0"], "slice_batch must be at least 1"),
-        (nifti_model, ["slice_window=[0,1]"], "slice_window: has no effect without slice_axis"),
-        (nifti_model, ["slice_axis=axial", "sensitivity=0.5"], "sensitivity=0.5: has no effect with slice_axis"),
+    base = asked(nifti_model, tmp_path / "scan.nii.gz", tmp_path / "out")
+    axial = {"slice_axis": "axial"}
+    for path, options, message in (
+        (checkpoint(tmp_path / "3d.ckpt"), axial, "3d.ckpt was trained on volumes, .*remove slice_axis"),
+        (nifti_model, {"slice_axis": "coronal"}, "the training have the axes LP, which do not lie in this plane"),
+        (nifti_model, {"slice_axis": 0}, "have the axes LP"),
+        (unknown, axial, "does not say how the axes of its 2D images run; set slice_directions"),
+        (nifti_model, {"slice_axis": "transversal"}, "slice_axis=transversal: must be axial, coronal or sagittal, or"),
+        (nifti_model, {"slice_axis": 3}, "slice_axis=3: must be"),
+        (nifti_model, {**axial, "slice_directions": "SL"}, "slice_directions=SL: must be two letters"),
+        (nifti_model, {**axial, "slice_directions": "RL"}, "slice_directions=RL: must be two letters"),
+        (nifti_model, {**axial, "slice_window": [3, 1]}, "must be two numbers, the lower one first"),
+        (nifti_model, {**axial, "slice_batch": 0}, "slice_batch must be at least 1"),
+        (nifti_model, {"slice_window": [0, 1]}, "slice_window: has no effect without slice_axis"),
+        (nifti_model, {**axial, "sensitivity": 0.5}, "sensitivity=0.5: has no effect with slice_axis"),
     ):
         with pytest.raises(UserError, match=message) as refused:
-            predicted(path, *overrides)
+            predict({**base, "ckpt": str(path), **options}, tmp_path / "out")
         assert "\n" not in str(refused.value)
     found = predict(asked(unknown, tmp_path / "scan.nii.gz", tmp_path / "whole"), tmp_path / "whole")
     assert "has 5 channels, but the model expects 1; for a volume, set slice_axis=axial, cor" in found.failed["scan"]

@@ -4,6 +4,7 @@ from edue_lightning.data.augmentation import Augmentation
 from edue_lightning.data.module import RaterDataModule
 from edue_lightning.data.patches import PatchSampling
 from edue_lightning.data.sample import Grid, RaterBatch, RaterSample, collate_samples
+from edue_lightning.data.slices import Slicing
 from edue_lightning.data.source import CaseRecord, CaseSource
 from edue_lightning.data.sources.curvas.source import CurvasSource
 from edue_lightning.data.sources.dicom.source import DicomSource
@@ -42,6 +43,7 @@ __all__ = [
     "RaterSample",
     "RetinalVessels",
     "RigaSource",
+    "Slicing",
     "SplitFractions",
     "SyntheticFundus",
     "SyntheticPetCt",
