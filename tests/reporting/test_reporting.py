@@ -413,7 +413,12 @@ def test_the_measured_panel_of_a_single_network_has_no_sum_of_variances(members:
     masks = torch.from_numpy((rng.random((2, 1, 12, 10)) > 0.5).astype(np.uint8))
     sample = RaterSample(torch.zeros(1, 12, 10), masks, torch.ones(2, dtype=torch.bool), "a", (2.0, 3.0))
     found = _panel(
-        SimpleNamespace(spatial_dims=2, structures=("cup",)), sample, 0, probabilities, MEMBERS, "foreground"
+        SimpleNamespace(spatial_dims=2, structures=("cup",), storage=None),
+        sample,
+        0,
+        probabilities,
+        MEMBERS,
+        "foreground",
     )
     mean = probabilities.numpy()[:, 0].mean(axis=0)
     assert found.sv_total == pytest.approx(6 * (mean * (1 - mean)).sum(), rel=1e-5)

@@ -46,6 +46,10 @@ def closest_canonical(grid: Grid) -> Grid:
     return grid_of([grid.shape[axis] for axis in order], turned)
 
 
+NIFTI_SLICE = "NIfTI slice "
+"""Beginning of `slice_storage` of a NIfTI file; the directions of its axes follow."""
+
+
 def slice_storage(affine: NDArray[np.float64] | None) -> str:
     """Return how a file stores the axes of a 2D image: `picture`, or `NIfTI slice` and the directions of its axes.
 
@@ -57,7 +61,7 @@ def slice_storage(affine: NDArray[np.float64] | None) -> str:
     Args:
         affine: affine of the file, `[4, 4]`, or None for a picture.
     """
-    return "picture" if affine is None else f"NIfTI slice {''.join(aff2axcodes(affine)[:2])}"
+    return "picture" if affine is None else f"{NIFTI_SLICE}{''.join(map(str, aff2axcodes(affine)[:2]))}"
 
 
 def cropped(grid: Grid, first: Sequence[float], last: Sequence[float]) -> Grid | None:

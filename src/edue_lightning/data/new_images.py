@@ -7,7 +7,7 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edue_lightning.data.dicom_series import files_in, has_image, is_dicom
@@ -153,8 +153,10 @@ def read_case(
     first = case.files[0].name
     try:
         prepared = preparation.prepare(files, spatial_dims)
-        if spatial_dims == 2 and require_storage is not None:
-            require_storage(slice_storage(files[0].affine))
+        if spatial_dims == 2:
+            prepared = replace(prepared, storage=slice_storage(files[0].affine))
+            if require_storage is not None:
+                require_storage(str(prepared.storage))
         require_channels(prepared, channels)
     except ImageError as error:
         hint = f"; {HOW_TO_SLICE}" if spatial_dims == 2 and any(len(file.shape) > 2 for file in files) else ""

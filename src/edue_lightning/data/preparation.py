@@ -34,6 +34,7 @@ class PreparedImage:
         grid: grid of the voxels of a volume, or None for pictures and slices.
         file: `[*F]`, shape of the (first) file's spatial axes.
         file_grid: grid of that file, or None for pictures and slices.
+        storage: how the file of a 2D image stores its axes, see `geometry.slice_storage`; None if it is unknown.
     """
 
     image: Tensor
@@ -41,6 +42,7 @@ class PreparedImage:
     grid: Grid | None
     file: tuple[int, ...]
     file_grid: Grid | None
+    storage: str | None = None
 
     @property
     def voxel_size(self) -> float:

@@ -12,7 +12,7 @@ import torch
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from torch import Tensor
 
-from edue_lightning.data.geometry import grid_of
+from edue_lightning.data.geometry import NIFTI_SLICE, grid_of
 from edue_lightning.data.images import ImageError, ImageFile
 from edue_lightning.data.preparation import Preparation, PreparedImage, Stacked
 from edue_lightning.data.sample import Grid
@@ -25,7 +25,6 @@ _RADIOLOGICAL: dict[Plane, str] = {"axial": "PL", "coronal": "IL", "sagittal": "
 _CANONICAL = "RAS"
 _OPPOSITES = {"R": "R", "L": "R", "A": "A", "P": "A", "S": "S", "I": "S"}
 _OPPOSITE_LETTERS = dict(zip("RLAPSI", "LRPAIS", strict=True))
-_NIFTI_SLICE = "NIfTI slice "
 _PICTURE = "picture"
 
 HOW_TO_SLICE = "for a volume, set slice_axis=axial, coronal or sagittal"
@@ -94,8 +93,8 @@ class Slicing:
         """
         if self.directions is not None:
             return SliceLayout(self._normal + self.directions)
-        if storage is not None and storage.startswith(_NIFTI_SLICE):
-            found = storage.removeprefix(_NIFTI_SLICE)
+        if storage is not None and storage.startswith(NIFTI_SLICE):
+            found = storage.removeprefix(NIFTI_SLICE)
             if self._problem(found):
                 raise ValueError(
                     f"slice_axis={self.axis}: the slices of the training have the axes {found}, which do not lie in "

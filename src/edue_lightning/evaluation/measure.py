@@ -27,6 +27,7 @@ from edue_lightning.reporting.panels import (
     displayable,
     most_disputed_slice,
     radiological,
+    radiological_slice,
     view_window,
 )
 from edue_lightning.runtime.devices import on_device
@@ -246,6 +247,8 @@ def _panel(
             maps = {name: radiological(values, affine) for name, values in maps.items()}
         shown = most_disputed_slice(maps["rater_variance"])
         maps = {name: np.take(values, shown, axis=values.ndim - 3) for name, values in maps.items()}
+    else:
+        maps = {name: radiological_slice(values, source.storage) for name, values in maps.items()}
     rows, columns = view_window(maps["masks"].max(axis=0))
     maps = {name: values[..., rows, columns] for name, values in maps.items()}
     voxel_size = batch.spacing.prod(dim=1)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from edue_lightning.data.preparation import PreparedImage
 from edue_lightning.prediction.estimate import Estimate
 from edue_lightning.reporting.overlay import CaseMaps
-from edue_lightning.reporting.panels import displayable, radiological, radiological_spacing
+from edue_lightning.reporting.panels import (
+    displayable,
+    radiological,
+    radiological_slice,
+    radiological_slice_spacing,
+    radiological_spacing,
+)
 from edue_lightning.uncertainty import first_largest
 
 
@@ -28,6 +34,9 @@ def case_maps(prepared: PreparedImage, estimate: Estimate) -> list[CaseMaps]:
         affine = prepared.grid.affine.numpy()
         image, *maps = (radiological(values, affine) for values in (image, *maps))
         spacing = radiological_spacing(spacing, affine)
+    if len(spacing) == 2:
+        image, *maps = (radiological_slice(values, prepared.storage) for values in (image, *maps))
+        spacing = radiological_slice_spacing(spacing, prepared.storage)
     # rows of all slices below each other, so that the slices have one range of greys
     shown = displayable(image.reshape(len(image), -1, image.shape[-1]))
     picture = shown.reshape(*image.shape[1:], *shown.shape[2:])

@@ -15,7 +15,15 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from edue_lightning.reporting.figures import COLOURS
-from edue_lightning.reporting.panels import displayable, marked_extent, radiological, radiological_spacing, view_window
+from edue_lightning.reporting.panels import (
+    displayable,
+    marked_extent,
+    radiological,
+    radiological_slice,
+    radiological_slice_spacing,
+    radiological_spacing,
+    view_window,
+)
 
 MOST_CASES = 12
 MOST_CHANNELS = 4
@@ -80,6 +88,7 @@ def sheet_panel(
     valid: NDArray[np.bool_],
     spacing: Sequence[float] | None = None,
     affine: NDArray[np.float64] | None = None,
+    storage: str | None = None,
 ) -> SheetPanel:
     """Choose the part of a case to draw: the slice of a volume with the largest sum of V*, a crop of a large image.
 
@@ -95,6 +104,7 @@ def sheet_panel(
         valid: `[R]`, whether the rater gave outlines.
         spacing: mm along each spatial axis, or None.
         affine: affine of a volume from voxel indices to mm (RAS), `[4, 4]`, or None.
+        storage: how the file of a 2D image stores its axes, see `radiological_slice`.
     """
     lines = [case_id, caption]
     spacing = tuple(spacing or (1.0,) * (image.ndim - 1))
@@ -107,6 +117,8 @@ def sheet_panel(
         lines.append(f"{plane} {shown + 1} of {image.shape[1]}")
         pictured, masks, spacing = _channels(image[:, shown]), masks[:, :, shown], spacing[1:]
     else:
+        image, masks = radiological_slice(image, storage), radiological_slice(masks, storage)
+        spacing = radiological_slice_spacing(spacing, storage)
         pictured = [image] if len(image) == 3 else _channels(image)
     outlined = masks.max(axis=(0, 1))
     rows, columns = view_window(outlined)

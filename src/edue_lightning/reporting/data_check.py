@@ -252,4 +252,5 @@ def _panel(case: CaseOverview, source: CaseSource) -> SheetPanel:
         valid=sample.valid.numpy(),
         spacing=sample.spacing,
         affine=None if sample.affine is None else sample.affine.numpy(),
+        storage=source.storage,
     )

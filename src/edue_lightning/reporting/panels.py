@@ -12,6 +12,7 @@ import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
+from edue_lightning.data.geometry import NIFTI_SLICE
 from edue_lightning.errors import UserError
 from edue_lightning.uncertainty import Tie, majority, reached
 
@@ -28,12 +29,16 @@ SMALLEST_PANEL = 24
 _MARGIN = 0.35
 # slices from the feet up, rows from anterior to posterior, columns from the patient's right to the left
 _RADIOLOGICAL = ("S", "P", "L")
+# of a slice: the axis of columns is the first of its two, and rows and columns grow in these directions
+_AXES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+_GROWING = frozenset("LPI")
 
 
 @dataclass(frozen=True)
 class Panel:
     """Maps of one case and structure: of a 2D image, or of the slice of a volume with the largest V*.
 
+    Volumes and NIfTI slices are turned as radiologists see them, pictures are as they are stored.
     A large image is cropped around the outlines.
 
     Attributes:
@@ -151,6 +156,39 @@ def radiological_spacing(spacing: Sequence[float], affine: NDArray[np.float64]) 
 def _turn(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     turn: NDArray[np.float64] = ornt_transform(io_orientation(affine), axcodes2ornt(_RADIOLOGICAL))
     return turn
+
+
+def radiological_slice(array: NDArray, storage: str | None) -> NDArray:
+    """Return a 2D image as radiologists see its plane, if its file says how its axes run.
+
+    Axial: anterior on top, the patient's right on the left; coronal: the head on top, the right on the left; sagittal:
+    the head on top, anterior on the left. Pictures stay as they are.
+
+    Args:
+        array: `[..., H, W]`.
+        storage: see `data.geometry.slice_storage`; None if it is unknown.
+    """
+    turn = _slice_turn(storage)
+    if turn is None:
+        return array
+    swapped, flipped = turn
+    turned = np.flip(array, tuple(axis - 2 for axis in range(2) if flipped[axis]))
+    return np.swapaxes(turned, -1, -2) if swapped else turned
+
+
+def radiological_slice_spacing(spacing: Sequence[float], storage: str | None) -> tuple[float, ...]:
+    """Return the spacing of the axes of a 2D image turned by `radiological_slice`."""
+    turn = _slice_turn(storage)
+    return tuple(spacing) if turn is None or not turn[0] else tuple(spacing)[::-1]
+
+
+def _slice_turn(storage: str | None) -> tuple[bool, tuple[bool, bool]] | None:
+    """Return whether the axes of a slice are swapped, and which are flipped before; None to leave it as it is."""
+    directions = "" if storage is None or not storage.startswith(NIFTI_SLICE) else storage.removeprefix(NIFTI_SLICE)
+    if len(directions) != 2 or not set(directions) <= _AXES.keys():
+        return None
+    first, second = directions[0], directions[1]
+    return _AXES[first] < _AXES[second], (first not in _GROWING, second not in _GROWING)
 
 
 def view_window(marked: NDArray[np.uint8]) -> tuple[slice, slice]:
