@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from edue_lightning.data import (
     HecktorSource,
     LidcContours,
     ManifestSource,
+    RaterDataModule,
     RaterSample,
     SyntheticFundus,
 )
+from edue_lightning.data.conversion import write_manifest
 from edue_lightning.data.identity import CaseIdentity, identities, overlapping
 
 
@@ -155,3 +158,55 @@ def test_generated_images_have_the_same_content_on_machines_that_round_different
     assert len(others) == 20
     larger = source(size=56)
     assert CaseIdentity.of(first, larger.load(first.case_id)).content == known.content
+
+
+def test_an_identity_keeps_its_digests_in_a_checkpoint() -> None:
+    known = identity(0)
+    assert CaseIdentity.from_list(known.as_list()).images == known.images
+    # as earlier versions stored it
+    for length in (5, 6):
+        assert CaseIdentity.from_list(known.as_list()[:length]) == known
+    with pytest.raises(ValueError, match="damaged"):
+        CaseIdentity.from_list([*known.as_list()[:6], [1]])
+
+
+def renamed(cases: Sequence[CaseIdentity]) -> list[CaseIdentity]:
+    return [replace(case, case_id=f"new {case.case_id}", group=f"new {case.group}") for case in cases]
+
+
+@pytest.mark.parametrize("kind", ["pictures", "scans"])
+def test_what_convert_writes_of_the_training_data_is_known_with_any_preparation(tmp_path: Path, kind: str) -> None:
+    origin, other = tmp_path / "origin", {"standardise": False}
+    if kind == "pictures":
+        source: CaseSource = ManifestSource(str(pictures(origin)))
+    else:
+        source = HecktorSource(str(scans(origin)), spacing=[2.0, 2.0, 3.0])
+    write_manifest(RaterDataModule("origin", source), tmp_path / "written")
+    trained = all_of(source)
+    # checkpoints of earlier versions know the prepared image, too
+    earlier = [CaseIdentity.from_list(case.as_list()[:6]) for case in trained]
+    for settings in ({}, other):
+        measured = all_of(ManifestSource(str(tmp_path / "written"), **settings))
+        for known in (trained, earlier):
+            assert len(overlapping(renamed(measured), known, same_data=False)) == 3
+            assert len(overlapping(renamed(known), measured, same_data=False)) == 3
+
+
+@pytest.mark.parametrize("scale", [1 / 255, 257.0, -1.0])
+def test_a_copy_with_scaled_values_is_known_unless_it_is_inverted(tmp_path: Path, scale: float) -> None:
+    trained = all_of(ManifestSource(str(pictures(tmp_path / "a"))))
+    copy = pictures(tmp_path / "b", "tif")
+    for path in copy.glob("i*.tif"):
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.float32) * np.float32(scale)).save(path)
+    found = overlapping(renamed(all_of(ManifestSource(str(copy)))), trained, same_data=False)
+    assert len(found) == (3 if scale > 0 else 0)
+
+
+def test_flat_drawings_and_ramps_of_one_order_are_no_copies_of_each_other() -> None:
+    disc = torch.zeros(1, 32, 32)
+    disc[:, 8:20, 8:20] = 1
+    ramp = torch.arange(1024.0).reshape(1, 32, 32)
+    for image in (disc, ramp):
+        first, second = (replace(sample(0, 32), image=image * factor) for factor in (1, 3))
+        trained, measured = CaseIdentity.of(CaseRecord("a", "a"), first), CaseIdentity.of(CaseRecord("b", "b"), second)
+        assert not overlapping([measured], [trained], same_data=False)

@@ -428,7 +428,7 @@ def stack_case(
     affine: NDArray[np.float64] | None = None,
     origin: Grid | None = None,
     region: NDArray | None = None,
-    content: str | None = None,
+    content: tuple[str, ...] | None = None,
 ) -> RaterSample:
     """Put a case together from its parts, all on one grid; masks become zero outside of the region.
 
@@ -442,7 +442,7 @@ def stack_case(
         affine: `[4, 4]` of a volume, or None.
         origin: grid of the image's file, if it is another one.
         region: `[*S]` bool, the voxels that count, see `RaterSample.region`; None if all do.
-        content: digest of the images before they were prepared, see `identity.content_digest`.
+        content: digests of the images before they were prepared, see `identity.content_digest`.
     """
     turned = canonical(ImageFile(image, spacing, affine, origin))
     stacked = torch.zeros(len(raters), len(structures), *turned.shape, dtype=torch.uint8)

@@ -31,6 +31,8 @@ class CaseIdentity:
         blank: whether every channel of the prepared image is constant, so that its digests identify no case; not known
             of a case from a checkpoint.
         spacing: mm along each axis of `size`; None if it is unknown, as of a case from a checkpoint.
+        copies: further digests by which copies of the image are recognised: of the prepared image as a file would hold
+            it, of the image before it was prepared as if it had been prepared, and of the order of their values.
     """
 
     case_id: str
@@ -41,18 +43,28 @@ class CaseIdentity:
     content: str | None = field(default=None, compare=False)
     blank: bool = field(default=False, compare=False)
     spacing: tuple[float, ...] | None = field(default=None, compare=False)
+    copies: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(cls, record: CaseRecord, sample: RaterSample) -> CaseIdentity:
         """Return the identity of a loaded case."""
         size = tuple(sample.image.shape[1:])
-        image, masks = _digest(sample.image), _masks_digest(sample)
+        masks = _masks_digest(sample)
         blank = all(bool(channel.amin() == channel.amax()) for channel in sample.image)
-        return cls(record.case_id, record.group, size, image, masks, content_of(sample), blank, sample.spacing)
+        prepared = content_digest([sample.image.numpy()])
+        image = prepared[1]
+        content, *raw = sample.content or prepared
+        copies = tuple(dict.fromkeys([*raw, *prepared]))
+        return cls(record.case_id, record.group, size, image, masks, content, blank, sample.spacing, copies)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """All known digests of the image."""
+        return (self.image, *([] if self.content is None else [self.content]), *self.copies)
 
     def as_list(self) -> list[Any]:
         """Return plain values, for a checkpoint."""
-        return [self.case_id, self.group, list(self.size), self.image, self.masks, self.content]
+        return [self.case_id, self.group, list(self.size), self.image, self.masks, self.content, list(self.copies)]
 
     @classmethod
     def from_list(cls, stored: Sequence[Any]) -> CaseIdentity:
@@ -62,40 +74,56 @@ class CaseIdentity:
             ValueError: if it is damaged.
         """
         case_id, group, size, image, masks, *more = stored
-        # earlier versions did not store the content
-        content = more[0] if len(more) == 1 else None
-        if len(more) > 1 or not all(isinstance(text, str) for text in (case_id, group, image, masks, content or "")):
+        # earlier versions stored fewer entries
+        content = more[0] if more else None
+        copies = tuple(more[1]) if len(more) > 1 else ()
+        if len(more) > 2 or not all(
+            isinstance(text, str) for text in (case_id, group, image, masks, content or "", *copies)
+        ):
             raise ValueError("an identity of a case is damaged")
-        return cls(case_id, group, tuple(int(length) for length in size), image, masks, content)
+        return cls(case_id, group, tuple(int(length) for length in size), image, masks, content, copies=copies)
 
+
+# smallest share of neighbours with a larger value, and with a smaller one, for an order that identifies an image
+_LEAST_STEPS = 0.05
 
 TrainingCases = Mapping[Split, Sequence[CaseIdentity]]
 """Cases that a method was trained (`train`) and validated (`val`) on."""
 
 
-def content_digest(images: Sequence[NDArray]) -> str:
-    """Return a digest of images as they were read, before they are cut, resampled or their values are changed.
+def content_digest(images: Sequence[NDArray]) -> tuple[str, ...]:
+    """Return digests of images as they were read, before they are cut, resampled or their values are changed.
+
+    The first is that of the values. The second is the digest that the images have as a prepared image, by which a file
+    written from a prepared image is recognised; it is left out if the channels differ in size. The last is that of the
+    order of neighbouring values, which is the same after a change of scale; it is left out for images that are mostly
+    flat or a ramp, which may have one order without being copies.
 
     Args:
         images: images of a case, `[C, *S]` each, in the order of the channels; volumes with an affine are turned to one
             orientation, see `geometry.canonical`.
     """
     channels = [np.ascontiguousarray(channel, dtype=np.float32) for image in images for channel in image]
-    return _digest(*(torch.from_numpy(channel) for channel in channels))
+    tensors = [torch.from_numpy(channel) for channel in channels]
+    found = [_digest(*tensors)]
+    if len({channel.shape for channel in channels}) == 1:
+        found.append(_digest_of_shape((len(channels), *channels[0].shape), *tensors))
+    order = _order_digest(channels)
+    return (*found, *([] if order is None else [order]))
 
 
-def generated_content(*decisive: object) -> str:
+def generated_content(*decisive: object) -> tuple[str, ...]:
     """Return the digest of an image that code generates, the same on machines that round differently.
 
     Args:
         decisive: plain values that decide what the image shows, whatever its size.
     """
-    return hashlib.blake2b(repr(decisive).encode(), digest_size=16).hexdigest()
+    return (hashlib.blake2b(repr(decisive).encode(), digest_size=16).hexdigest(),)
 
 
 def content_of(sample: RaterSample) -> str:
-    """Return the digest of a case's image before it was prepared."""
-    return sample.content or _digest(*sample.image)
+    """Return the digest of the values of a case's image before it was prepared."""
+    return _digest(*sample.image) if sample.content is None else sample.content[0]
 
 
 def identities(source: CaseSource, records: Sequence[CaseRecord]) -> list[CaseIdentity]:
@@ -108,8 +136,8 @@ def overlapping(
 ) -> Mapping[str, CaseIdentity]:
     """Return the measured cases that are known from a training, each with the case of the training.
 
-    A case is known if its image is, whatever its name and however it is prepared, unless it is blank; if its patient
-    is, where patients have names of their own; or if its name is, unless it belongs to other data and its image
+    A case is known if its image is, whatever its name and however it is prepared or scaled, unless it is blank; if its
+    patient is, where patients have names of their own; or if its name is, unless it belongs to other data and its image
     differs, as for the case `001` of another hospital.
 
     Args:
@@ -117,13 +145,13 @@ def overlapping(
         trained: cases of the training.
         same_data: whether both lie in one folder, so that a name means the same case even if its image has changed.
     """
-    by_image = {image: case for case in trained for image in (case.image, case.content) if image is not None}
+    by_image = {image: case for case in trained for image in case.images}
     by_name = {case.case_id: case for case in trained}
     by_group = {case.group: case for case in trained if same_data or case.group != case.case_id}
     found = {}
     for case in measured:
-        known = None if case.blank else by_image.get(case.image) or by_image.get(case.content or "")
-        known = known or by_group.get(case.group)
+        images = () if case.blank else case.images
+        known = next((by_image[image] for image in images if image in by_image), None) or by_group.get(case.group)
         if known is None and same_data:
             known = by_name.get(case.case_id)
         if known is not None:
@@ -136,7 +164,25 @@ def _masks_digest(sample: RaterSample) -> str:
 
 
 def _digest(values: Tensor, *more: Tensor) -> str:
-    digest = hashlib.blake2b(repr(tuple(values.shape)).encode(), digest_size=16)
-    for part in (values, *more):
+    return _digest_of_shape(tuple(values.shape), values, *more)
+
+
+def _digest_of_shape(shape: tuple[int, ...], *parts: Tensor) -> str:
+    digest = hashlib.blake2b(repr(shape).encode(), digest_size=16)
+    for part in parts:
         digest.update(part.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _order_digest(channels: Sequence[NDArray]) -> str | None:
+    """Return the digest of which values are larger and smaller than their neighbour on the last axis, or None."""
+    digest = hashlib.blake2b(b"order", digest_size=16)
+    telling = False
+    for channel in channels:
+        before, after = channel[..., :-1], channel[..., 1:]
+        digest.update(repr(channel.shape).encode())
+        steps = [after > before, after < before]
+        for step in steps:
+            digest.update(np.packbits(step).data)
+        telling |= all(np.count_nonzero(step) > _LEAST_STEPS * step.size for step in steps)
+    return digest.hexdigest() if telling else None

@@ -25,7 +25,7 @@ from edue_lightning.text import reason_of
 
 log = logging.getLogger(__name__)
 
-VERSION = 8
+VERSION = 9
 """Version of the entries' format and of the code that makes samples from files; part of the entries' names.
 
 Raise it with every change that gives a sample other values: in decoding, preparation, resampling or rasterising.

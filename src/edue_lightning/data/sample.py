@@ -42,7 +42,7 @@ class RaterSample:
             listed. See `foreground_points`.
         region: `[*S]` bool, the voxels that count in training and in every metric, such as the field of view of a
             camera; None if all do. Masks are zero outside of it.
-        content: digest of the image before it was prepared, see `identity.content_digest`; None for that of `image`.
+        content: digests of the image before it was prepared, see `identity.content_digest`; None for those of `image`.
     """
 
     image: Tensor
@@ -54,7 +54,7 @@ class RaterSample:
     origin: Grid | None = None
     foreground: Tensor | None = None
     region: Tensor | None = None
-    content: str | None = None
+    content: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         spatial = self.image.shape[1:]
@@ -69,6 +69,8 @@ class RaterSample:
             problems.append(f"spacing must have one entry per spatial axis, is {self.spacing}")
         if self.region is not None and (self.region.dtype != torch.bool or self.region.shape != spatial):
             problems.append(f"region must be bool [*S] on the image's grid, is {_describe(self.region)}")
+        if isinstance(self.content, str):
+            problems.append("content must be a tuple of digests, see content_digest, is one text")
         if problems:
             raise ValueError(f"case {self.case_id!r}: " + "; ".join(problems))
 
