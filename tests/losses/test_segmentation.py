@@ -1,10 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from method_parts import parts_of
 
 from edue_lightning.errors import UserError
 from edue_lightning.losses import SegmentationLoss
-from edue_lightning.training.checks import check_structure_weights
+from edue_lightning.methods import EDUELevels, StochasticSegmentation
+from edue_lightning.training.checks import check_loss, check_structure_weights
 
 
 def naive(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -75,6 +77,15 @@ def test_a_training_needs_one_positive_weight_per_structure() -> None:
         check_structure_weights(SegmentationLoss(structure_weights=[1]), ("disc", "cup"))
     with pytest.raises(ValueError, match="structure_weights has 1 entries, but there are 2 structures"):
         SegmentationLoss(structure_weights=[1])(torch.zeros(1, 1, 2, 4, 4), torch.zeros(1, 1, 2, 4, 4))
+
+
+def test_levels_take_the_weights_and_likelihoods_refuse_them() -> None:
+    loss = SegmentationLoss(structure_weights=[1, 3])
+    assert EDUELevels(parts_of(loss=loss), levels=3).level_loss.structure_weights == (1.0, 3.0)
+    assert EDUELevels(parts_of(), levels=3).level_loss.structure_weights is None
+    check_loss(StochasticSegmentation(parts_of()))
+    with pytest.raises(UserError, match=r"loss\.structure_weights: has no effect on stochastic_segmentation"):
+        check_loss(StochasticSegmentation(parts_of(loss=loss)))
 
 
 def test_senseless_weights_are_refused() -> None:

@@ -43,7 +43,7 @@ class EDUELevels(NetworkMethod):
     over the stages and the mask head are ours.
 
     Args:
-        parts: see `MethodParts`; `loss` is that of the mask head.
+        parts: see `MethodParts`; `loss` is that of the mask head, and its weights of structures hold for levels too.
         levels: M, at least two; a training takes the largest number of raters of a training case if it is None.
         stages: stages with heads, see `HeadLayout`.
         cross_entropy_weight: weight of the cross-entropy of a level.
@@ -76,7 +76,8 @@ class EDUELevels(NetworkMethod):
                 raise ValueError(f"{name}_weight must not be negative: {weight}")
         super().__init__(parts, HeadLayout(stages, per_stage=levels + (mask_weight > 0)))
         self.levels = levels
-        self.level_loss = SegmentationLoss(cross_entropy_weight, dice_weight)
+        weights = getattr(parts.loss, "structure_weights", None)
+        self.level_loss = SegmentationLoss(cross_entropy_weight, dice_weight, weights)
         self.stage_weight = stage_weight
         self.mean_weight = mean_weight
         self.mask_weight = mask_weight

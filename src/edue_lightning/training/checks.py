@@ -10,7 +10,7 @@ from edue_lightning.config.build import ImageFormat, network_factory, refused_si
 from edue_lightning.data import RaterDataModule
 from edue_lightning.data.augmentation import are_equal_sizes
 from edue_lightning.errors import UserError
-from edue_lightning.methods import SegmentationMethod
+from edue_lightning.methods import ProbabilisticUNet, SegmentationMethod, StochasticSegmentation
 from edue_lightning.runs.checkpoints import TrainingCases
 from edue_lightning.text import times
 
@@ -103,7 +103,8 @@ def check_loss(method: SegmentationMethod) -> None:
     """Check that the loss has a meaning for the targets of a method, and a weight for each structure.
 
     Raises:
-        UserError: for soft targets with a loss of hard ones, or another number of weights than structures.
+        UserError: for soft targets with a loss of hard ones, another number of weights than structures, or weights that
+            the method does not use.
     """
     for part in method.trainees():
         loss = getattr(part, "loss", None)
@@ -113,6 +114,12 @@ def check_loss(method: SegmentationMethod) -> None:
                 "raters; choose method.target=majority or random_rater, or another loss"
             )
         check_structure_weights(loss, method.structures)
+        likelihood = isinstance(part, ProbabilisticUNet | StochasticSegmentation)
+        if likelihood and getattr(loss, "structure_weights", None) is not None:
+            raise UserError(
+                f"loss.structure_weights: has no effect on {part.label}, which is trained by the likelihood of all "
+                "structures together; set it to null"
+            )
 
 
 def check_structure_weights(loss: Any, structures: Sequence[str]) -> None:
