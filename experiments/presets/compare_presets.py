@@ -77,7 +77,6 @@ def table(folder: Path) -> pd.DataFrame:
             {
                 **{"method": method, "recipe": recipe, "epochs": EPOCHS, **numbers},
                 "parameters": int(cost["parameters"]),
-                "train_seconds": round(cost["train_seconds"]),
             }
         )
     return pd.DataFrame(rows)
