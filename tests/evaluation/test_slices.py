@@ -16,13 +16,14 @@ from hydra import compose, initialize_config_dir
 from untrained import checkpoint
 
 import edue_lightning
-from edue_lightning.config.build import ImageFormat
+from edue_lightning.config.build import ImageFormat, build_data
 from edue_lightning.config.schema import configuration_folder, resolved
-from edue_lightning.data import ManifestSource
+from edue_lightning.data import ManifestSource, Slicing
 from edue_lightning.data.identity import identities
 from edue_lightning.data.preparation import standardised
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.run import evaluate
+from edue_lightning.evaluation.slices import VolumesAsSlices
 from edue_lightning.runs.checkpoints import load_method
 
 STRUCTURES = ("tumour", "core")
@@ -141,6 +142,16 @@ def test_what_does_not_fit_is_refused(
         evaluate({**base, "ckpt": str(pictures), **coronal}, tmp_path / "out")
     assert "slices are taken as radiologists see them, rows from S to I" in caplog.text
     assert (tmp_path / "out" / "cases.csv").exists()
+
+
+def test_volumes_whose_values_were_changed_are_refused(model: Path, volumes: Path) -> None:
+    data = build_data(configuration(f"data.root={volumes}"))
+    with initialize_config_dir(configuration_folder(), version_base="1.3"):
+        changed = resolved(compose("evaluate", overrides=["data=hecktor", f"data.root={volumes}"]))["data"]
+    arguments = Slicing("axial"), load_method(model), model, data, changed
+    with pytest.raises(UserError, match=r"data=manifest changes them \(PetCt\) before; .*allow_other_preparation=true"):
+        VolumesAsSlices(*arguments, allow_other_preparation=False)
+    VolumesAsSlices(*arguments, allow_other_preparation=True)
 
 
 def test_a_volume_that_holds_a_slice_of_the_training_is_refused(volumes: Path, tmp_path: Path) -> None:

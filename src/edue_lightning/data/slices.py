@@ -240,12 +240,12 @@ class SlicedVolume(Preparation):
 
 
 def keeps_values(preparation: Preparation) -> bool:
-    """Return whether the values of the files can be told from volumes prepared in this way."""
+    """Return whether the values of the files can be computed from volumes prepared in this way."""
     return isinstance(preparation, Stacked) and not preparation.standardise
 
 
 def as_stored(volume: Tensor, preparation: Preparation) -> Tensor:
-    """Return the values of the files from a prepared volume `[C, *S]`, or the volume itself where none can be told.
+    """Return the values of the files from a prepared volume `[C, *S]`, or the volume itself where they are lost.
 
     Args:
         volume: prepared volume.
