@@ -29,7 +29,7 @@ from edue_lightning.uncertainty import (
     exclusive_decision,
     first_largest,
     map_sums,
-    pair_overlap,
+    overlap_by_product,
     score_maps,
 )
 
@@ -41,7 +41,7 @@ TOLERANCE = 1e-4
 """Largest difference allowed between an exported model and its method; relative to the value where that exceeds 1."""
 
 _MOST_BATCH = 2**12
-# voxels along an axis; fewer than the voxels that `pair_overlap` counts at a time
+# voxels along an axis; fewer than the voxels that `overlap_by_product` counts at a time
 _LONGEST_AXIS = 2**16
 # a mask is compared where no probability lies within this many times the difference of two computations of 0.5
 _UNDECIDED = 10
@@ -131,10 +131,10 @@ def _shown(channels: Tensor, maps: Mapping[str, Tensor], readout: Readout) -> di
 def _overlap(masks: Tensor) -> PairOverlap:
     """Return the pairwise overlap `[B, K, n, n]` of masks `[B, n, K, *S]`, counted row by row.
 
-    `pair_overlap` splits voxels into chunks, whose number depends on the image's size, which a graph cannot do. One row
-    fits into one chunk.
+    `overlap_by_product` splits voxels into chunks, whose number depends on the image's size, which a graph cannot do.
+    One row fits into one chunk.
     """
-    of_rows = pair_overlap(masks.movedim(1, -2)).intersection
+    of_rows = overlap_by_product(masks.movedim(1, -2)).intersection
     return PairOverlap(of_rows.flatten(2, -3).sum(dim=2))
 
 

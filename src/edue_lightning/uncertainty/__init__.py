@@ -43,7 +43,7 @@ from edue_lightning.uncertainty.mask_rule import (
     masks_of_images,
     reached,
 )
-from edue_lightning.uncertainty.overlap import PairOverlap, dice_of_counts, pair_overlap
+from edue_lightning.uncertainty.overlap import PairOverlap, dice_of_counts, overlap_by_product, pair_overlap
 from edue_lightning.uncertainty.readout import MAPS, MEMBERS, Readout, level_variance, majority_level
 from edue_lightning.uncertainty.scores import (
     area_under_layer_agreement,
@@ -88,6 +88,7 @@ __all__ = [
     "member_variance",
     "model_agreement",
     "mutual_information",
+    "overlap_by_product",
     "pair_overlap",
     "patch_maximum",
     "plurality",

