@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from processes import PATIENCE, SMALL, run_command, wait_until
+from processes import PATIENCE, SMALL, TABLES_ALONE, run_command, wait_until
 
 METRIC_COLUMNS = [
     *("method", "data", "split", "structure", "metric"),
@@ -124,7 +124,7 @@ def test_a_multirun_of_methods_and_seeds_is_compared(tmp_path: Path) -> None:
         "train",
         [
             "-m",
-            *SMALL,
+            *TABLES_ALONE,
             "trainer.max_epochs=1",
             "data.source.n_cases=16",
             "method=edue,layer_ensemble,deep_ensemble",
@@ -162,14 +162,14 @@ def test_a_multirun_of_methods_and_seeds_is_compared(tmp_path: Path) -> None:
 
 
 def test_an_ensemble_with_a_rater_per_member_has_its_own_row(tmp_path: Path) -> None:
-    overrides = [*SMALL, "method=deep_ensemble", "method.target=rater_per_member", "method.members=2"]
+    overrides = [*TABLES_ALONE, "method=deep_ensemble", "method.target=rater_per_member", "method.members=2"]
     done = run_command("train", [*overrides, "trainer.max_epochs=1", "hydra.run.dir=run"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert set(pd.read_csv(tmp_path / "run" / "metrics.csv").method) == {"deep_ensemble_rater_per_member"}
 
 
 def test_lidc_trains(tmp_path: Path) -> None:
-    overrides = [*SMALL[3:], "experiment=lidc", "trainer.max_epochs=1", "+trainer.limit_train_batches=2"]
+    overrides = [*TABLES_ALONE[3:], "experiment=lidc", "trainer.max_epochs=1", "+trainer.limit_train_batches=2"]
     done = run_command("train", [*overrides, "hydra.run.dir=run"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert set(pd.read_csv(tmp_path / "run" / "metrics.csv").structure) == {"nodule"}
@@ -202,7 +202,7 @@ def test_bad_input_is_one_clear_message(tmp_path: Path, command: str, overrides:
 
 def test_a_checkpoint_is_not_chosen_by_a_metric_that_is_undefined(tmp_path: Path) -> None:
     overrides = ["method=deep_ensemble", "select_by=image_pearson", "trainer.max_epochs=1", "hydra.run.dir=run"]
-    done = run_command("train", [*SMALL, *overrides], cwd=tmp_path)
+    done = run_command("train", [*TABLES_ALONE, *overrides], cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: select_by=image_pearson: undefined on the validation cases")
     assert not (tmp_path / "run" / "metrics.csv").exists()
@@ -217,7 +217,7 @@ def test_a_finished_run_is_not_overwritten(trained_run: Path, tmp_path: Path) ->
 
 
 def test_a_search_is_told_the_validation_nll_and_never_tests(tmp_path: Path) -> None:
-    done = run_command("train", [*SMALL, "test=false", f"hydra.run.dir={tmp_path}/run"], cwd=tmp_path)
+    done = run_command("train", [*TABLES_ALONE, "test=false", f"hydra.run.dir={tmp_path}/run"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "run" / "metrics.csv").exists()
     validation = pd.read_csv(tmp_path / "run" / "validation.csv")
@@ -228,7 +228,7 @@ def test_a_search_is_told_the_validation_nll_and_never_tests(tmp_path: Path) -> 
 
 
 def test_a_finished_run_is_left_alone_and_one_cut_off_goes_on(tmp_path: Path) -> None:
-    overrides = [*SMALL, "trainer.max_epochs=1", "test=false", "resume=auto", f"hydra.run.dir={tmp_path}/run"]
+    overrides = [*TABLES_ALONE, "trainer.max_epochs=1", "test=false", "resume=auto", f"hydra.run.dir={tmp_path}/run"]
     assert run_command("train", overrides, cwd=tmp_path).returncode == 0
     checkpoint, validation = tmp_path / "run" / "checkpoints" / "best.ckpt", tmp_path / "run" / "validation.csv"
     first, content = checkpoint.stat().st_mtime_ns, validation.read_text()

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
-from processes import SMALL, run_command
+from processes import TABLES_ALONE, run_command
 
 from edue_lightning.prediction.model import Model
 from edue_lightning.runs.checkpoints import load_method, read_checkpoint
@@ -18,7 +18,7 @@ from edue_lightning.uncertainty import majority_threshold
 CKPT = "run/checkpoints/best.ckpt"
 COLUMNS = ["structure", "metric", "value", "n_cases"]
 TRAINING = [
-    *(*SMALL, "data.source.raters=3", "method=edue_levels_mask", "mask=validation", "hydra.run.dir=run"),
+    *(*TABLES_ALONE, "data.source.raters=3", "method=edue_levels_mask", "mask=validation", "hydra.run.dir=run"),
     *("optimizer.learning_rate=0.01", "network.foreground_prior=0.5"),
 ]
 

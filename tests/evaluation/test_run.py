@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from processes import SMALL, run_command
+from processes import TABLES_ALONE, run_command
 
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.errors import UserError
@@ -26,7 +26,7 @@ HASH = "data.fractions.draw=hash"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run in bf16 on cases whose splits are drawn by hashes."""
     folder = tmp_path_factory.mktemp("hashed") / "run"
-    overrides = [*SMALL, HASH, "method=single", "trainer.precision=bf16-mixed", f"hydra.run.dir={folder}"]
+    overrides = [*TABLES_ALONE, HASH, "method=single", "trainer.precision=bf16-mixed", f"hydra.run.dir={folder}"]
     done = run_command("train", overrides, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     undefined = [line for line in done.stdout.splitlines() if "undefined" in line]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import command_server
 
 from edue_lightning.data import CaseSource
 
@@ -28,11 +33,24 @@ SMALL = [
 ]
 """Overrides that make a training take seconds."""
 
+TABLES_ALONE = [*SMALL, "figures=false", "logger.mode=disabled"]
+"""The same without figures and W&B, where these are not what is tested."""
+
 
 def run_command(
     command: str, overrides: Sequence[str], cwd: Path, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m edue_lightning.COMMAND OVERRIDES` in a process of its own."""
+    """Run `python -m edue_lightning.COMMAND OVERRIDES` in a process of its own.
+
+    It is a child of a process that has imported the libraries, see `command_server`; `run_fresh` imports them anew.
+    """
+    return _served(f"edue_lightning.{command}", overrides, cwd, environment)
+
+
+def run_fresh(
+    command: str, overrides: Sequence[str], cwd: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m edue_lightning.COMMAND OVERRIDES` in a process that imports all by itself."""
     return _run([sys.executable, "-m", f"edue_lightning.{command}", *overrides], cwd, environment)
 
 
@@ -56,11 +74,43 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] |
         time.sleep(0.05)
 
 
+def _served(
+    module: str, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    server = _command_server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    with tempfile.NamedTemporaryFile() as stdout, tempfile.NamedTemporaryFile() as stderr:
+        request = {
+            **{"module": module, "arguments": list(arguments), "folder": str(cwd.resolve())},
+            **{"stdout": stdout.name, "stderr": stderr.name, "seconds": int(PATIENCE)},
+            "environment": {**os.environ, **_ENVIRONMENT, **environment},
+        }
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        status = int(server.stdout.readline())
+        return subprocess.CompletedProcess(
+            [module, *arguments], status, Path(stdout.name).read_text(), Path(stderr.name).read_text()
+        )
+
+
+@functools.cache
+def _command_server() -> subprocess.Popen[str]:
+    """Start the server of this process of tests; it ends when its input does, which is when this process ends."""
+    # -P: its own folder is none of the commands' places to import from
+    command = [sys.executable, "-P", command_server.__file__]
+    environment = {**os.environ, **_ENVIRONMENT}
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+
+
 def _run(command: list[str], cwd: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **environment},
+        env={**os.environ, **_ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from processes import PATIENCE, SMALL, run_command
+from processes import PATIENCE, SMALL, run_fresh
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def test_an_installed_wheel_runs_every_command_in_an_empty_folder(tmp_path: Path
         text=True,
     )
     assert where.stdout.strip() == str(site / "edue_lightning" / "conf")
-    done = run_command("train", [*SMALL, "trainer.max_epochs=1"], cwd=empty, PYTHONPATH=str(site))
+    done = run_fresh("train", [*SMALL, "trainer.max_epochs=1"], cwd=empty, PYTHONPATH=str(site))
     assert done.returncode == 0, done.stderr
     (metrics,) = empty.glob("outputs/synthetic/edue/*/metrics.csv")
     assert len(pd.read_csv(metrics))
@@ -52,7 +52,7 @@ def test_an_installed_wheel_runs_every_command_in_an_empty_folder(tmp_path: Path
         "report": [f"runs={empty}/outputs/synthetic", "output=report"],
     }
     for command, overrides in commands.items():
-        done = run_command(command, overrides, cwd=empty, PYTHONPATH=str(site))
+        done = run_fresh(command, overrides, cwd=empty, PYTHONPATH=str(site))
         assert done.returncode == 0, f"{command}: {done.stderr}"
     by_script = subprocess.run(
         [str(site / "bin" / "edue"), "predict", checkpoint, "input=pictures", "output=predictions"],

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from PIL import Image
-from processes import SMALL, run_command
+from processes import TABLES_ALONE, run_command
 
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data import ManifestSource, SplitFractions
@@ -217,7 +217,7 @@ def test_a_training_per_fold_records_its_cases_and_is_pooled(tmp_path: Path) -> 
     tested: list[str] = []
     for fold in range(2):
         folder = tmp_path / "runs" / str(fold)
-        overrides = [*SMALL, "method=single", "data.folds=2", f"data.fold={fold}", f"hydra.run.dir={folder}"]
+        overrides = [*TABLES_ALONE, "method=single", "data.folds=2", f"data.fold={fold}", f"hydra.run.dir={folder}"]
         done = run_command("train", [*overrides, "trainer.max_epochs=1"], cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         own = pd.read_csv(folder / "cases.csv")["case_id"].unique().tolist()

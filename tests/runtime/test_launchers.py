@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from processes import SMALL, run_command, run_script
+from processes import TABLES_ALONE, run_fresh, run_script
 
 from edue_lightning.config.schema import configuration_folder
 
@@ -27,8 +27,8 @@ def launcher(name: str, *overrides: str) -> DictConfig:
     return whole.hydra.launcher
 
 
-def assert_sweeps(folder: Path, *overrides: str, run: Callable[..., CompletedProcess[str]] = run_command) -> None:
-    sweep = ["-m", *SMALL, "trainer.max_epochs=1", "data.source.n_cases=16", "test=false", "seed=0,1"]
+def assert_sweeps(folder: Path, *overrides: str, run: Callable[..., CompletedProcess[str]] = run_fresh) -> None:
+    sweep = ["-m", *TABLES_ALONE, "trainer.max_epochs=1", "data.source.n_cases=16", "test=false", "seed=0,1"]
     done = run("train", [*sweep, "hydra.sweep.dir=runs", *overrides], cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     finished = sorted(path.parent.name for path in folder.glob("runs/*/validation.csv"))
@@ -55,7 +55,7 @@ def test_ray_gives_each_run_a_gpu_of_its_own() -> None:
     assert launcher("ray_local", "hydra.launcher.ray.remote.num_gpus=0").ray.remote.num_gpus == 0
 
 
-@pytest.mark.parametrize("run", [run_command, run_script])
+@pytest.mark.parametrize("run", [run_fresh, run_script])
 def test_a_sweep_of_several_runs_at_a_time(tmp_path: Path, run: Callable[..., CompletedProcess[str]]) -> None:
     assert_sweeps(tmp_path, "hydra/launcher=local", "hydra.launcher.n_jobs=2", run=run)
     records = [yaml.safe_load(path.read_text()) for path in tmp_path.glob("runs/*/config.yaml")]

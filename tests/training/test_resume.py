@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from processes import PATIENCE, SMALL, run_command, wait_until
+from processes import PATIENCE, TABLES_ALONE, run_command, wait_until
 from torch import Tensor
 
 from edue_lightning.config.schema import configuration_folder, resolved
@@ -326,7 +326,7 @@ def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_auto_finds_the_run_of_the_same_command(tmp_path: Path) -> None:
-    command = [*SMALL, "test=false", "logger.mode=disabled", "trainer.max_epochs=1"]
+    command = [*TABLES_ALONE, "test=false", "trainer.max_epochs=1"]
     assert run_command("train", command, cwd=tmp_path).returncode == 0
     (run,) = tmp_path.glob("outputs/*/*/*_0")
     (run / "validation.csv").unlink()
