@@ -34,7 +34,7 @@ def png_file(picture: Image.Image) -> bytes:
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     packer = zlib.compressobj(_FASTEST, memLevel=_MOST_MEMORY)
     header = struct.pack(">IIBBBBB", picture.width, picture.height, _DEPTH, kind, 0, 0, 0)
-    data = packer.compress(filtered) + packer.flush()
+    data = packer.compress(filtered.tobytes()) + packer.flush()
     return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 
 
