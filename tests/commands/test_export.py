@@ -40,6 +40,10 @@ from edue_lightning.runs.checkpoints import checkpoint_entries, load_method, sav
 from edue_lightning.uncertainty import CASE_SCORES, MAPS
 
 PICTURES, VOLUMES = ImageFormat(2, 3, ("disc", "cup")), ImageFormat(3, 2, ("node",))
+EXCLUSIVE = {
+    2: ImageFormat(2, 3, ("disc", "cup"), exclusive=True),
+    3: ImageFormat(3, 2, ("primary", "node", "bone"), exclusive=True),
+}
 TINY = ["network.features=[4,6,8]", "network.foreground_prior=0.5"]
 TWO_STAGES = ["network.features=[4,6]"]
 SYNTHETIC = {2: "experiment=synthetic", 3: "experiment=synthetic_petct"}
@@ -104,6 +108,34 @@ def test_the_graph_is_the_estimate_of_each_image(tmp_path: Path, method: str, im
     assert_estimates(checkpoint, image, found, tolerance=1e-6)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=edue"],
+        ["method=single", "mask=validation", "mask.thresholds={THRESHOLDS}"],
+        ["method=edue_levels", "method.levels=3"],
+        ["method=edue_levels_mask", "method.levels=3"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_the_graph_of_exclusive_structures_is_the_estimate_of_each_image(
+    tmp_path: Path, overrides: list[str], dims: int
+) -> None:
+    image_format = EXCLUSIVE[dims]
+    low = ", ".join(f"{name}: 0.2" for name in image_format.structures)
+    checkpoint = synthetic(tmp_path, image_format, *(part.replace("THRESHOLDS", low) for part in overrides))
+    image = torch.randn(2, image_format.channels, *(12, 16, 20)[:dims])
+    method = load_method(checkpoint).method
+    with torch.inference_mode():
+        found = ImageEstimate(method)(image)
+    assert_estimates(checkpoint, image, found, tolerance=1e-6)
+    assert method.readout.exclusive
+    assert found["probability"].sum(dim=1).max() <= 1 + 1e-5
+    assert (found["decision"] >= 0.5).sum(dim=1).max() == 1
+    assert found["predicted_area"].min() > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "image_format", "overrides"),
@@ -124,6 +156,21 @@ def test_the_graph_is_the_estimate_of_each_image(tmp_path: Path, method: str, im
             "torch_export",
             VOLUMES,
             ["method=deep_ensemble", "method.members=2", "network.channels_last=true", *TWO_STAGES],
+        ),
+        pytest.param(
+            "torch_export",
+            EXCLUSIVE[2],
+            ["method=deep_ensemble_levels_mask", "method.levels=3", "method.members=2", *TWO_STAGES],
+            marks=pytest.mark.exhaustive,
+        ),
+        *(
+            pytest.param("onnx", EXCLUSIVE[dims], [*overrides, *TWO_STAGES], marks=pytest.mark.exhaustive)
+            for dims, overrides in [
+                (2, ["method=edue_levels_mask", "method.levels=4"]),
+                (2, ["method=single", "mask=validation", "mask.thresholds={disc: 0.2, cup: 0.2}"]),
+                (3, ["method=edue"]),
+                (3, ["method=edue_levels", "method.levels=3"]),
+            ]
         ),
     ],
 )
@@ -332,6 +379,14 @@ BUNDLES = {
     ),
     "colours": (write_colours, PICTURES, ["data=manifest", "method=deep_ensemble", "method.members=2", *TWO_STAGES]),
     "grey": (write_grey, ImageFormat(2, 1, ("nodule",)), ["experiment=lidc_dicom", "method=single", *TWO_STAGES]),
+    "exclusive": (
+        write_colours,
+        EXCLUSIVE[2],
+        [
+            *("data=manifest", "method=edue", "inference=default", "inference.window=[32,32]", *TWO_STAGES),
+            *("mask=validation", "mask.thresholds={disc:0.3,cup:0.25}"),
+        ],
+    ),
     "squares": (write_colours, PICTURES, ["data=riga", "data.source.size=64", *TWO_STAGES]),
 }
 
@@ -385,6 +440,7 @@ def test_a_bundle_gives_the_maps_of_a_prediction(tmp_path: Path, monkeypatch: py
     assert len(written) == len(list((bundle / "output").iterdir()))
     metadata = json.loads((bundle / METADATA).read_text())
     assert metadata["edue_lightning"]["structures"] == list(model.structures)
+    assert metadata["edue_lightning"]["readout"]["exclusive"] is image_format.exclusive
     assert metadata["network_data_format"]["inputs"]["image"]["num_channels"] == image_format.channels
 
 

@@ -20,7 +20,7 @@ CASES, PATIENTS = 12, 6
 
 def test_an_evaluation_draws_whole_patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_panels", lambda *_: [])
-    monkeypatch.setattr(measure, "mask_fingerprints", lambda _: ["same"])
+    monkeypatch.setattr(measure, "mask_fingerprints", lambda *_: ["same"])
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(CASES, 2, 1, 8, 8, generator=generator)
     masks = torch.rand(CASES, 3, 1, 8, 8, generator=generator) > 0.5

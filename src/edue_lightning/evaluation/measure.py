@@ -36,6 +36,7 @@ from edue_lightning.uncertainty import (
     Readout,
     Tie,
     first_largest,
+    majority,
     map_sums,
     plurality,
     rater_mean,
@@ -149,7 +150,8 @@ def _evaluation(
     # only the first process writes them
     if is_first_process():
         samples = (sample_of(i) for i in positions.tolist())
-        found = [(mask_fingerprints(sample), content_of(sample), unit_of(sample)) for sample in samples]
+        tie = measurement.settings.majority_tie if table.readout.exclusive else None
+        found = [(mask_fingerprints(sample, tie), content_of(sample), unit_of(sample)) for sample in samples]
     if is_first_process() and measurement.panels:
         panels = _panels(data, measurement, positions, cases["sv_star"], probabilities_of, table.readout)
     return Evaluation(
@@ -177,16 +179,28 @@ def unit_of(sample: RaterSample) -> str:
     return volume_unit(sample.image.ndim - 1, sample.spacing is not None)
 
 
-def mask_fingerprints(sample: RaterSample) -> list[str]:
+def mask_fingerprints(sample: RaterSample, exclusive_tie: Tie | None = None) -> list[str]:
     """Return a digest of the valid raters' masks on their grid, and of the region, for each structure, `[K]`.
 
     Runs are compared case by case only if their cases have the same digests.
+
+    Args:
+        sample: the case.
+        exclusive_tie: setting `majority_tie` for structures that exclude each other, whose soft-majority mask is part
+            of the digest where it differs from that of structures that may overlap; None for those.
     """
     spacing = sample.spacing and [f"{length:.6g}" for length in sample.spacing]
     grid = f"{tuple(sample.masks.shape[2:])} {spacing} {sample.valid.tolist()}"
     masks = sample.masks[sample.valid].to(torch.uint8).cpu().numpy()
     shared = grid.encode() + (b"" if sample.region is None else sample.region.cpu().numpy().tobytes())
-    return [hashlib.sha256(shared + masks[:, k].tobytes()).hexdigest()[:12] for k in range(masks.shape[1])]
+    agreed = [b""] * masks.shape[1]
+    if exclusive_tie is not None:
+        share = rater_mean(sample.masks[None], sample.valid[None])
+        own = plurality(share, exclusive_tie, dim=1)[0]
+        other = majority(share, exclusive_tie)[0]
+        agreed = [b"" if torch.equal(*pair) else pair[0].numpy().tobytes() for pair in zip(own, other, strict=True)]
+    digests = (hashlib.sha256(shared + masks[:, k].tobytes() + part) for k, part in enumerate(agreed))
+    return [digest.hexdigest()[:12] for digest in digests]
 
 
 def _panels(

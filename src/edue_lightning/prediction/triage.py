@@ -35,7 +35,7 @@ from edue_lightning.prediction.limits import FALSE_ALARMS, Range, fit_ranges
 from edue_lightning.runtime.devices import on_device
 from edue_lightning.runtime.processes import merged, own_share
 from edue_lightning.text import reason_of
-from edue_lightning.uncertainty import CASE_SCORES, VARIANCE_SCORES
+from edue_lightning.uncertainty import CASE_SCORES, VARIANCE_SCORES, Readout
 
 Array = NDArray[np.float64]
 
@@ -362,6 +362,7 @@ def _measure(method: SegmentationMethod, sample: RaterSample, settings: MetricSe
         settings=settings,
         names=["dice"],
         region=None if sample.region is None else sample.region[None],
+        readout=Readout(exclusive=method.exclusive),
     )["dice"]
     return _MeasuredCase(scores, dice[0].numpy(), intensities_of(sample.image), voxel_size)
 

@@ -120,9 +120,10 @@ class Readout:
         logits = at_least_float32(logits)
         members = self.members(logits)
         parts = [capped_log_odds(members) if self.levels else exclusive_log_odds(members, dim=2)]
-        for name, own in zip(self.own_maps, logits[:, members.shape[1] :].unbind(dim=1), strict=True):
+        for position, name in enumerate(self.own_maps, start=members.shape[1]):
+            own = logits[:, position : position + 1]
             # a variance is no probability of a class
-            parts.append((own if name == "disagreement" else exclusive_log_odds(own, dim=1))[:, None])
+            parts.append(own if name == "disagreement" else exclusive_log_odds(own, dim=2))
         return torch.cat(parts, dim=1) if self.own_maps else parts[0]
 
     def members(self, channels: Tensor) -> Tensor:
