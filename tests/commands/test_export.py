@@ -166,7 +166,7 @@ def test_the_graph_of_exclusive_structures_is_the_estimate_of_each_image(
         *(
             pytest.param("onnx", EXCLUSIVE[dims], [*overrides, *TWO_STAGES], marks=pytest.mark.exhaustive)
             for dims, overrides in [
-                (2, ["method=edue_levels_mask", "method.levels=4"]),
+                (2, ["method=edue_levels_mask", "method.levels=3"]),
                 (2, ["method=single", "mask=validation", "mask.thresholds={disc: 0.2, cup: 0.2}"]),
                 (3, ["method=edue"]),
                 (3, ["method=edue_levels", "method.levels=3"]),
