@@ -191,6 +191,9 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--slices", type=Path, help="folder or ZIP archive of data=lidc_slices, for the validation")
     arguments.add_argument("--share", type=float, default=1.0, help="share of the slices to train and validate on")
+    arguments.add_argument("--batches", type=int, default=4, help="batches of an evaluation")
+    arguments.add_argument("--pictures", type=int, default=300, help="pictures to predict")
+    arguments.add_argument("--rounds", type=int, default=5, help="rounds of each part")
     arguments.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts to measure")
     arguments.add_argument(
         "--cpu-time", action="store_true", help="time on the CPU, for a machine that does other work"
@@ -200,7 +203,8 @@ def main() -> None:
     quiet_libraries()
     warnings.simplefilter("ignore")
     clock = time.process_time if given.cpu_time else time.perf_counter
-    size, batches, pictures, edge, rounds = (32, 1, 6, 32, 1) if given.quick else (256, 4, 300, 128, 5)
+    size, edge = (32, 32) if given.quick else (256, 128)
+    batches, pictures, rounds = (1, 6, 1) if given.quick else (given.batches, given.pictures, given.rounds)
     print(f"{machine()}, {'time on the CPU' if given.cpu_time else 'elapsed time'}")
     if "evaluations" in given.only:
         print(f"\n{batches} batches of {BATCH} images of {size}x{size}, {RATERS} raters, {rounds} rounds\n")
@@ -208,7 +212,6 @@ def main() -> None:
     if "validation" in given.only and given.slices is not None:
         print(f"\n{validation_share(given.slices, given.share, clock)}")
     if "predictions" in given.only:
-        rounds = rounds if given.quick else 3
         print(f"\n{pictures} pictures of 3 x {edge}x{edge}, two structures, {rounds} rounds\n")
         print(predictions(pictures, edge, rounds, clock))
 
