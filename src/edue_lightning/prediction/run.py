@@ -49,7 +49,7 @@ _VOLUME = 3
 _OVERLAYS = ("all", "flagged", "none")
 # threads that write files, cases that wait for them, and values of their maps (0.5 GB)
 _MOST_THREADS, _MOST_WAITING, _MOST_VALUES_WAITING = 4, 8, 2**27
-_VERSION = 5
+_VERSION = 6
 """Number of the code's version that made a prediction, raised whenever its results change for the same settings."""
 
 
