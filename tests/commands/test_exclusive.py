@@ -18,9 +18,11 @@ from nnunet_files import VERSION_2, save, write_nnunet
 from numpy.typing import NDArray
 from PIL import Image
 
+from edue_lightning.config.build import ImageFormat, build_method
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.run import evaluate
+from edue_lightning.methods import SingleNetwork
 from edue_lightning.prediction.model import Model
 from edue_lightning.prediction.run import predict
 from edue_lightning.report import report
@@ -28,6 +30,7 @@ from edue_lightning.reporting.data_check import check
 from edue_lightning.reporting.panels import load_panels
 from edue_lightning.runs.checkpoints import load_method
 from edue_lightning.training.run import train
+from edue_lightning.uncertainty import Readout
 
 EDGE = 24
 CASES = 12
@@ -214,6 +217,21 @@ def test_a_loss_or_method_that_does_not_know_exclusive_structures_is_refused(dat
         train({**known, "loss": {"_target_": "torch.nn.MSELoss"}}, tmp_path / "a")
     with pytest.raises(UserError, match=r"loss\.exclusive=True: has no effect, the program sets it itself"):
         train({**known, "loss": {**known["loss"], "exclusive": True}}, tmp_path / "b")
+
+
+def test_a_method_whose_read_out_forgets_that_structures_exclude_each_other_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Forgetful(SingleNetwork):
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            self.readout = Readout()
+
+    known = composed("train", "data=nnunet", "data.root=none", "method=single", "network.features=[4,6]")
+    monkeypatch.setattr("edue_lightning.methods.SingleNetwork", Forgetful)
+    with pytest.raises(UserError, match="its read-out does not know that the structures exclude each other"):
+        build_method(known, ImageFormat(2, 1, ("a", "b"), exclusive=True))
+    assert not build_method(known, ImageFormat(2, 1, ("a", "b"))).readout.exclusive
 
 
 def test_windows_and_temperature_change_logits_before_the_softmax(run_of: Callable[[str], Path], data: Path) -> None:
