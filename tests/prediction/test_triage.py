@@ -235,9 +235,21 @@ def test_the_threshold_lies_between_neighbouring_scores_however_close() -> None:
 
 
 def test_scores_without_a_number_between_them_are_told_apart() -> None:
+    smallest = float(np.nextafter(0.0, 1.0))
+    for low, high in ((0.0, smallest), (smallest, 2 * smallest)):
+        assert structure([0.9, 0.1], [low, high]).threshold(1.0) == Threshold(high, 1.0, 0.5)
+
+
+def test_scores_that_differ_by_rounding_alone_are_flagged_together() -> None:
     above = float(np.nextafter(1.0, 2.0))
     for low, high in ((1.0, above), (above, float(np.nextafter(above, 2.0)))):
-        assert structure([0.9, 0.1], [low, high]).threshold(1.0) == Threshold(high, 1.0, 0.5)
+        for uncertainties in ([low, high, 0.5], [high, low, 0.5]):
+            threshold = structure([0.9, 0.1, 0.9], uncertainties).threshold(1.0)
+            assert threshold == Threshold(pytest.approx(0.75), 1.0, 2 / 3)
+    threshold = structure([0.9, 0.1], [1.0, 1 + 1e-9]).threshold(1.0)
+    assert threshold.value is not None
+    assert 1 < threshold.value < 1 + 1e-9
+    assert threshold.flagged == 0.5
 
 
 def test_any_sensitivity_flags_a_poor_case_first() -> None:

@@ -172,8 +172,13 @@ class CaseBatch:
 
     @cached_property
     def expert(self) -> Tensor:
-        """Variance V* = q (1 - q) between the raters, `[B, K, V]`."""
-        return self.share * (1 - self.share)
+        """Variance V* = q (1 - q) between the raters, `[B, K, V]`; the same number for q and 1 - q."""
+        return self.disputes / max(self.n_raters, 1) ** 2
+
+    @property
+    def disputes(self) -> Tensor:
+        """Pairs of a rater who marked a voxel and one who did not, R² V*, whole numbers `[B, K, V]`."""
+        return self.marked * (self.n_raters - self.marked)
 
     @property
     def variance_rounding(self) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from edue_lightning.metrics.definition import Array, Definition, Statistic, mean_over_cases, over_pairs
 from edue_lightning.metrics.metric import CaseMetric, functional
 from edue_lightning.metrics.scores import CORRELATED_SCORES, MODEL_SCORES, RATER_SCORES
+from edue_lightning.metrics.ties import tied
 
 FEWEST_CASES_FOR_CORRELATION = 3
 
@@ -112,8 +113,8 @@ def _varies(values: Array, drawn: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _ranks(values: Array, weights: Array) -> Array:
-    """Return average ranks `[W, N]` of values that occur `weights` times each."""
-    _, group = np.unique(values, return_inverse=True)
+    """Return average ranks `[W, N]` of values that occur `weights` times each; see `tied`."""
+    _, group = np.unique(tied(values), return_inverse=True)
     per_group = np.zeros((len(weights), group.max(initial=0) + 1))
     np.add.at(per_group.T, group, weights.T)
     below = np.cumsum(per_group, axis=1) - per_group

@@ -9,12 +9,15 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from edue_lightning.metrics.ties import tied
+
 
 def ood_auroc(score: Tensor, distorted: Tensor) -> Tensor:
     """Return the area under the ROC curve of a score that should be higher for distorted images than for clean ones.
 
     In [0, 1], higher is better, 0.5 for a score without information. The share of pairs of a distorted and
-    a clean image in which the distorted one has the higher score; equal scores count half. Exact, in float64.
+    a clean image in which the distorted one has the higher score; equal scores count half, see
+    `edue_lightning.metrics.ties`. Exact, in float64.
 
     Args:
         score: `[N]`, such as SV or minus the layer agreement.
@@ -64,7 +67,8 @@ def _per_score(score: Tensor, distorted: Tensor) -> tuple[Tensor, Tensor] | None
     _check(score, distorted)
     if bool(score.isnan().any()) or bool(distorted.all()) or not bool(distorted.any()):
         return None
-    distinct, position = torch.unique(score, return_inverse=True)
+    distinct, position = torch.unique(torch.from_numpy(tied(score.detach().cpu().numpy())), return_inverse=True)
+    position = position.to(score.device)
     positive, negative = (
         torch.bincount(position[chosen], minlength=len(distinct)).double() for chosen in (distorted, ~distorted)
     )

@@ -65,7 +65,8 @@ def _consensus_area(cases: CaseBatch) -> Tensor:
 
 def _rater_scores(cases: CaseBatch) -> Sequence[Tensor]:
     area = _consensus_area(cases)
-    sum_of_variances = cases.expert.sum(dim=-1) * cases.voxel_size
+    # the sum of whole numbers is exact, so its order does not matter
+    sum_of_variances = cases.disputes.sum(dim=-1) / cases.n_raters**2 * cases.voxel_size
     return sum_of_variances, sum_of_variances / torch.where(area > 0, area, torch.nan)
 
 

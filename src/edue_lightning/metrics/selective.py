@@ -1,6 +1,7 @@
 """Quality control and selective segmentation: the ability of a score of uncertainty to find poor segmentations.
 
-Cases are ordered by the score. Cases with equal scores have no order, so every curve is the mean over all their orders.
+Cases are ordered by the score. Cases with equal scores (see `ties`) have no order, so every curve is the mean over
+all their orders.
 All functions count case n `weights[n]` times, for W weightings (bootstrap resamples) at once.
 """
 
@@ -19,6 +20,7 @@ from edue_lightning.metrics.metric import CaseMetric, CasesOfOneMetric, function
 from edue_lightning.metrics.overlap import DICE
 from edue_lightning.metrics.scores import MODEL_SCORES, SCORES, WHOLE_MAP_SCORES
 from edue_lightning.metrics.settings import MetricSettings
+from edue_lightning.metrics.ties import tied
 
 
 class QualityControl(NamedTuple):
@@ -133,6 +135,7 @@ def _area(score: Array, risk: Array, weights: Array) -> Array:
 
 def _by_score(score: Array, values: Array, weights: Array) -> tuple[Array, Array]:
     """Return the weights and the weighted values of the cases of each distinct score, ascending, each `[W, G]`."""
+    score = tied(score)
     order = np.argsort(score, kind="stable")
     _, starts = np.unique(score[order], return_index=True)
     ordered = weights[:, order]

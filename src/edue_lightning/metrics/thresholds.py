@@ -11,6 +11,7 @@ from edue_lightning.metrics.case_batch import CaseBatch
 from edue_lightning.metrics.case_statistics import Columns
 from edue_lightning.metrics.definition import Statistic
 from edue_lightning.metrics.metric import CaseRows
+from edue_lightning.metrics.ties import tied
 from edue_lightning.uncertainty import dice_of_counts, first_largest
 
 GRID = torch.arange(1, 100, dtype=torch.float64).div(100).float()
@@ -56,7 +57,9 @@ class BestThresholds(CaseRows):
         dice = dice_of_counts(reached[..., 1], reached[..., 0] + counts[..., 1].sum(dim=2, keepdim=True)).mean(dim=0)
         chosen = {}
         for name, values in zip(self.structures, dice, strict=True):
-            best = GRID[(values == values.max()).cpu()] if len(counts) else GRID[:0]
+            # sums of the same Dice in another order are equally good
+            values = torch.from_numpy(tied(values.cpu().numpy()))
+            best = GRID[values == values.max()] if len(counts) else GRID[:0]
             nearest = best[(best - 0.5).abs().argmin()] if len(best) else torch.tensor(0.5)
             chosen[name] = round(float(nearest), 2)
         return chosen

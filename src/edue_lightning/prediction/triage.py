@@ -29,6 +29,7 @@ from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import SCORES, MetricSettings, case_statistics
 from edue_lightning.metrics.selective import risk_coverage
+from edue_lightning.metrics.ties import tied
 from edue_lightning.prediction.estimate import Estimate, estimate
 from edue_lightning.prediction.expected_dice import SIZE_FEATURE, ExpectedDice, fit_expected_dice
 from edue_lightning.prediction.limits import FALSE_ALARMS, Range, fit_ranges
@@ -127,29 +128,33 @@ class StructureTriage:
         """
         if not len(self.uncertainties):
             return math.nan
-        below, equal = (self.uncertainties < uncertainty).mean(), (self.uncertainties == uncertainty).mean()
+        values = tied(np.append(self.uncertainties, uncertainty))
+        known, own = values[:-1], values[-1]
+        below, equal = (known < own).mean(), (known == own).mean()
         return float(100 * (below + equal / 2))
 
     def threshold(self, sensitivity: float) -> Threshold:
         """Return the threshold that flags at least a share of the poor validation cases, and as few others as it can.
 
-        It lies midway between the last case that must be flagged and the next lower uncertainty, so that rounding
-        changes no flag; where no case is lower, it lies below the last one by more than rounding.
+        It lies midway between the last case that must be flagged, with those tied with it (`tied`), and the next lower
+        uncertainty, so that rounding changes no flag; where no case is lower, it lies below the last one by more than
+        rounding.
         """
-        poor = np.sort(self.uncertainties[self.dice < self.poor_dice])[::-1]
+        uncertainties = tied(self.uncertainties)
+        poor = np.sort(uncertainties[self.dice < self.poor_dice])[::-1]
         if not len(poor):
             return Threshold(None, math.nan, 0.0)
         last = float(poor[max(math.ceil(round(sensitivity * len(poor), 9)), 1) - 1])
-        below = self.uncertainties[self.uncertainties < last]
+        below = uncertainties[uncertainties < last]
         if not math.isfinite(last):
             value = last
         elif len(below):
             middle = (last + float(below.max())) / 2
-            # no number lies between neighbours in float64
+            # no number lies between the smallest ones of float64
             value = middle if middle > below.max() else last
         else:
             value = last - max(_ROUNDING * abs(last), _SMALLEST)
-        return Threshold(value, float((poor >= value).mean()), float((self.uncertainties >= value).mean()))
+        return Threshold(value, float((poor >= value).mean()), float((uncertainties >= value).mean()))
 
     def outside(self, scores: Mapping[str, float]) -> list[str]:
         """Return the scores outside of the training cases' range, in words."""

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from edue_lightning.metrics.ties import tied
 from edue_lightning.reporting.figures import COLOURS
 from edue_lightning.reporting.panels import (
     displayable,
@@ -75,7 +76,7 @@ def choose_sheet_cases(sv_star: NDArray[np.float64]) -> list[int]:
         at most `MOST_CASES` positions, from least to most disagreement.
     """
     defined = np.flatnonzero(~np.isnan(sv_star))
-    ordered = defined[np.argsort(sv_star[defined], kind="stable")] if len(defined) else np.arange(len(sv_star))
+    ordered = defined[np.argsort(tied(sv_star[defined]), kind="stable")] if len(defined) else np.arange(len(sv_star))
     ranks = np.linspace(0, len(ordered) - 1, min(MOST_CASES, len(ordered))).round().astype(int)
     return ordered[ranks].tolist()
 

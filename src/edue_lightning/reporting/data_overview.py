@@ -98,7 +98,10 @@ class CaseOverview:
     def _summed_variance(self) -> NDArray[np.float64]:
         if self.n_raters < 2:
             return np.full(len(self.marked_by), np.nan)
-        return _sum_over_voxels(self.marked_by, _variance_of_share(_shares(self.n_raters)))
+        # exact, so the order of the raters or voxels does not matter
+        marked = np.arange(self.n_raters + 1)
+        summed: NDArray[np.float64] = self.marked_by @ (marked * (self.n_raters - marked)) / self.n_raters**2
+        return summed
 
 
 def measure_case(record: CaseRecord, sample: RaterSample) -> CaseOverview:

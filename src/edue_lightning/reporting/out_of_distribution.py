@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edue_lightning.metrics import MEAN_STRUCTURE, SCORES, interval, resample_counts
 from edue_lightning.metrics.bootstrap import few_groups, group_numbers, usable_replicates
 from edue_lightning.metrics.definition import Estimate
+from edue_lightning.metrics.ties import tied
 from edue_lightning.runs.files import CLEAN, DENSITY, IDENTITY, METRICS_COLUMNS, POOLED_KINDS, POOLED_SEVERITY, Run
 
 Array = NDArray[np.float64]
@@ -90,6 +91,7 @@ def auroc_replicates(clean: Array, distorted: Array, case_of: NDArray[np.intp], 
     Returns:
         `[B]`; NaN where no clean or no distorted image is drawn.
     """
+    clean, distorted = np.split(tied(np.concatenate([clean, distorted])), [len(clean)])
     known = np.flatnonzero(~np.isnan(clean))
     order = known[np.argsort(clean[known], kind="stable")]
     # number of drawn clean images with one of the lowest scores

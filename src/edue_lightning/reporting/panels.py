@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edue_lightning.data.geometry import NIFTI_SLICE
 from edue_lightning.errors import UserError
+from edue_lightning.metrics.ties import tied
 from edue_lightning.uncertainty import Tie, majority, reached
 
 PANEL_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -124,7 +125,7 @@ def choose_panel_cases(sv_star: NDArray[np.float64]) -> list[int]:
     defined = np.flatnonzero(~np.isnan(sv_star))
     if not len(defined):
         return []
-    ordered = defined[np.argsort(sv_star[defined], kind="stable")]
+    ordered = defined[np.argsort(tied(sv_star[defined]), kind="stable")]
     ranks = [round(quantile * (len(ordered) - 1)) for quantile in PANEL_QUANTILES]
     return [int(ordered[rank]) for rank in dict.fromkeys(ranks)]
 
