@@ -163,7 +163,8 @@ def soft_dice_confidence(whole: Tensor, inside: Tensor, size: Tensor) -> Tensor:
         size: number of voxels of the mask, `[...]`.
 
     Returns:
-        `[...]`; 0 for an empty mask, 1 if m is 0 everywhere too.
+        `[...]`; 0 for an empty mask, but 1 if m is 0 everywhere too: the reference that m expects is empty, and the
+        Dice of two empty masks is 1. The formula itself is 0 / 0 there.
     """
     total = whole + size
     return torch.where(total > 0, 2 * inside / torch.where(total > 0, total, 1.0), 1.0)
