@@ -551,6 +551,9 @@ def test_a_volume_s_voxel_size_comes_from_its_affine(petct: Path) -> None:
     for wrong in (np.eye(3), np.diag([1.0, 1.0, 0.0, 1.0]), np.full((4, 4), np.nan), np.eye(4) * 2):
         with pytest.raises(UserError, match="affine: must be an invertible 4x4 matrix"):
             model.predict(volume, affine=wrong)
+    sheared = affine @ np.array([[1, 0.6, 0, 0], [0, 0.8, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    with pytest.raises(UserError, match=r"affine: axes 1 and 2 are at an angle of 53\.13 degrees.*; resample to"):
+        model.predict(volume, affine=sheared)
     for spacing in ((1.0, 1.0), (1.0, 1.0, -1.0), (1.0, 1.0, math.nan)):
         with pytest.raises(UserError, match="must be 3 positive numbers"):
             model.predict(volume, spacing=spacing)

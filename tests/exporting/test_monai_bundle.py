@@ -131,6 +131,12 @@ def header(change: Callable[[nibabel.Nifti1Header], object]) -> Callable[[Path],
     return write
 
 
+def sheared(header: nibabel.Nifti1Header) -> None:
+    affine = np.eye(4)
+    affine[:3, 1] = [0.6, 0.8, 0]
+    header.set_sform(affine, 1)
+
+
 def with_nan(folder: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(np.full((6, 5, 4), np.nan, dtype=np.float32), np.eye(4)), folder / "a.nii")
 
@@ -195,6 +201,7 @@ REFUSED: list[tuple[Callable[[Path], None], Preparation, ImageFormat, str]] = [
         "a.nii.gz: its header places the voxels in two ways",
     ),
     (header(lambda one: one.set_zooms((1, 1, 3))), Stacked(), VOLUME, "a.nii.gz: its header gives two voxel sizes"),
+    (header(sheared), Stacked(), VOLUME, "a.nii.gz: has axes that are not at right angles"),
     (with_nan, Stacked(), VOLUME, "a: has .* NaN or infinity"),
     (without_offset, Stacked(), VOLUME, "a.nii: its voxels do not lie behind its header"),
     (with_tags(photometric=0), Stacked(), GREY, "a.tif: is a TIFF file that programs read in different ways"),

@@ -127,7 +127,7 @@ def overwritten(rng: Rng, content: bytes, low: int, high: int) -> tuple[str, byt
 
 def volumes() -> list[bytes]:
     rng = np.random.default_rng(0)
-    affine = np.array([[0.0, -0.6, 0.8, 10.0], [0.5, 0.0, 0.0, -20.0], [0.0, 0.8, 2.4, 5.0], [0.0, 0.0, 0.0, 1.0]])
+    affine = np.array([[0.0, -0.6, 2.0, 10.0], [0.5, 0.0, 0.0, -20.0], [0.0, 0.8, 1.5, 5.0], [0.0, 0.0, 0.0, 1.0]])
     made = [
         nibabel.Nifti1Image((rng.random((6, 5, 4)) > 0.5).astype(np.uint8), affine),
         nibabel.Nifti1Image(rng.integers(-1000, 1000, (5, 4, 3, 2)).astype(np.int16), np.diag([1.0, 2.0, 3.0, 1.0])),

@@ -9,6 +9,7 @@ pictures.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edue_lightning.config.build import ImageFormat
+from edue_lightning.data.image_limits import RIGHT_ANGLE_TOLERANCE
 from edue_lightning.data.images import PICTURES, VOLUMES
 from edue_lightning.data.new_images import OTHER_IMAGES
 from edue_lightning.data.preparation import Preparation, SquarePicture, Stacked
@@ -350,6 +352,10 @@ _CHECK_VOLUMES = {
         " <= nibabel.affines.voxel_sizes(affine).max() <= 1e4"
         " and np.linalg.matrix_rank(affine[:3, :3] / nibabel.affines.voxel_sizes(affine), tol=1e-6) == 3"
     ),
+    "is_sheared": (
+        "$lambda directions: bool(np.abs(np.triu(directions.T.dot(directions), 1)).max()"
+        f" > {math.sin(math.radians(RIGHT_ANGLE_TOLERANCE)):.6g})"
+    ),
     "header_problem": (
         "$lambda header, size: next((text for is_wrong, text in ["
         "(not bytes(header['magic']).startswith(b'n+') or header['vox_offset'] < header.single_vox_offset,"
@@ -360,6 +366,8 @@ _CHECK_VOLUMES = {
         "(size > header['vox_offset'] + 2 * np.prod(header.get_data_shape()) * header.get_data_dtype().itemsize,"
         " 'holds many more bytes than its header claims; save it again'),"
         "(not @is_regular(header.get_best_affine()), 'its header gives no valid voxel size; correct its affine'),"
+        "(@is_sheared(header.get_best_affine()[:3, :3] / nibabel.affines.voxel_sizes(header.get_best_affine())),"
+        " 'has axes that are not at right angles (shear or tilted gantry); resample to a grid with right angles'),"
         "(@two_places(header, header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]),"
         " 'its header places the voxels in two ways (sform and qform); correct one'),"
         "(@two_sizes(header, header.get_sform(coded=True)[0]),"

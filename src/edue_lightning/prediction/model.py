@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edue_lightning.config.build import ImageFormat, build_preparation, new_image_caveat
 from edue_lightning.config.slices import slice_layout, unequal_pixels
+from edue_lightning.data.image_limits import require_right_angles
 from edue_lightning.data.images import ImageError, ImageFile
 from edue_lightning.data.new_images import ImageCase, read_case, warn_of_unoriented
 from edue_lightning.data.preparation import PreparedImage, require_channels
@@ -312,6 +313,10 @@ def _placed(
     usable = placed.shape == (4, 4) and np.isfinite(placed).all() and np.array_equal(placed[3], [0, 0, 0, 1])
     if not usable or np.linalg.matrix_rank(placed[:3, :spatial_dims]) < spatial_dims:
         raise UserError("affine: must be an invertible 4x4 matrix from voxel indices to mm, with the last row 0 0 0 1")
+    try:
+        require_right_angles(placed, spatial_dims)
+    except ImageError as error:
+        raise UserError(f"affine: {error}") from error
     own = tuple(float(size) for size in voxel_sizes(placed)[:spatial_dims])
     if sizes is not None and not np.allclose(sizes, own, rtol=_ROUNDING_OF_SPACING, atol=0):
         shown = [float(f"{size:.4g}") for size in own]
