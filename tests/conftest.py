@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 from processes import SMALL, run_command
 
-# see `pytest_collection_finish`
-gc.disable()
 
-
-def pytest_collection_finish() -> None:
-    """Collect garbage from now on, but not among what was imported until now, which is kept until the end."""
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import the tests without garbage collection, and leave what was imported out of later collections."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")
