@@ -17,6 +17,7 @@ from edue_lightning.uncertainty import (
     CASE_SCORES,
     MAPS,
     MASK_SCORES,
+    MaskRule,
     Readout,
     foreground,
     member_variance,
@@ -135,3 +136,19 @@ def test_other_read_outs_are_the_same_everywhere(own_maps: tuple[str, ...], wind
     for name in CASE_SCORES:
         for other in (table[name][0], graph[name][0]):
             torch.testing.assert_close(found.scores[name], other, rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("rule", [MaskRule("validation", thresholds={"0": 0.3, "1": 0.7}), MaskRule("expected_dice")])
+def test_scores_of_a_mask_by_another_rule_are_those_of_tables(rule: MaskRule, exclusive: bool) -> None:
+    method = random_method(3, 2, Inference())
+    method.readout = readout = Readout(exclusive=exclusive, mask=rule)
+    image = torch.randn(1, 1, 12, 10, generator=torch.Generator().manual_seed(0))
+    found = estimate(method, image[0])
+    masks, valid = torch.zeros(1, 2, 2, 12, 10), torch.ones(1, 2, dtype=torch.bool)
+    table = case_statistics(readout.log_odds(method(image)), masks, valid, readout=readout)
+    exported = ImageEstimate(method)(image) if rule.rule == "validation" else {}
+    for name in CASE_SCORES:
+        torch.testing.assert_close(found.scores[name], table[name][0], rtol=1e-5, atol=1e-6, equal_nan=True)
+        if exported:
+            torch.testing.assert_close(exported[name][0], table[name][0], rtol=1e-5, atol=1e-6, equal_nan=True)

@@ -19,6 +19,7 @@ from edue_lightning.uncertainty import (
     VARIANCE_SCORES,
     PairOverlap,
     case_scores,
+    decision_maps,
     disagreement_map,
     expected_entropy,
     layer_agreement,
@@ -43,10 +44,17 @@ def overlap_of(members: Tensor) -> PairOverlap:
     return pair_overlap(masks.transpose(0, 1).flatten(2))
 
 
+def sums_of(members: Tensor) -> dict[str, Tensor]:
+    """Return the sums of all maps, `[K]` each, for probabilities `[M, K, *S]`."""
+    mean = members.mean(dim=0, keepdim=True)
+    maps = {**score_maps(members[None]), **decision_maps(mean, mean >= 0.5)}
+    return {name: found[0] for name, found in map_sums(maps).items()}
+
+
 @pytest.mark.parametrize("members", [1, 2, 5])
 def test_scores_are_those_of_maps_and_masks(members: int) -> None:
     p = torch.rand(members, 2, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(members))
-    found = case_scores({name: part[0] for name, part in map_sums(score_maps(p[None])).items()}, overlap_of(p), 1.5)
+    found = case_scores(sums_of(p), overlap_of(p), 1.5)
     assert tuple(found) == CASE_SCORES == (*VARIANCE_SCORES, *MASK_SCORES)
     size = torch.tensor([1.5])
     maps = {"sv": member_variance, "sv_total": total_variance, "entropy": predictive_entropy}
@@ -76,10 +84,10 @@ def test_scores_are_those_of_maps_and_masks(members: int) -> None:
 def test_sums_and_overlaps_add_up_over_slabs() -> None:
     p = torch.rand(3, 2, 10, 8, dtype=torch.float64)
     slabs = p.split(4, dim=2)
-    sums = [map_sums(score_maps(slab[None])) for slab in slabs]
-    added = {name: sum(part[name][0] for part in sums) for name in sums[0]}
+    sums = [sums_of(slab) for slab in slabs]
+    added = {name: sum(part[name] for part in sums) for name in sums[0]}
     overlap = PairOverlap(sum(overlap_of(slab).intersection for slab in slabs))
-    whole = case_scores({name: part[0] for name, part in map_sums(score_maps(p[None])).items()}, overlap_of(p))
+    whole = case_scores(sums_of(p), overlap_of(p))
     for name, values in case_scores(added, overlap).items():
         torch.testing.assert_close(values, whole[name], msg=name)
 

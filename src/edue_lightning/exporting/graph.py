@@ -25,6 +25,7 @@ from edue_lightning.uncertainty import (
     PairOverlap,
     Readout,
     case_scores,
+    decision_maps,
     disagreement_map,
     exclusive_decision,
     first_largest,
@@ -110,6 +111,7 @@ class ImageEstimate(nn.Module):
         if readout.exclusive:
             predicted = predicted & first_largest(shown["decision"], dim=1)
         masks = torch.cat([predicted[:, None], readout.member_masks(readout.members(channels))], dim=1)
+        maps |= decision_maps(shown["decision"], predicted)
         return {**shown, **case_scores(map_sums(maps), _overlap(masks))}
 
 

@@ -14,6 +14,7 @@ from edue_lightning.uncertainty import (
     PairOverlap,
     Readout,
     case_scores,
+    decision_maps,
     disagreement_map,
     map_sums,
     masks_of,
@@ -115,10 +116,12 @@ class _Running:
         probability, disagreement, decision = (torch.cat(parts, dim=1) for parts in zip(*self.maps, strict=True))
         # the threshold may depend on the whole image
         thresholds = self.readout.mask.of_image(decision, self.structures)
-        # of the predicted mask, the scores need the size alone
+        masks = masks_of(decision, thresholds, self.readout.exclusive)
+        # beside the decision within it, the scores need the predicted mask's size alone
         overlap = F.pad(self.overlap, (1, 0, 1, 0))
-        overlap[:, 0, 0] = masks_of(decision, thresholds, self.readout.exclusive).flatten(1).sum(dim=1)
-        scores = case_scores(self.sums, PairOverlap(overlap), voxel_size)
+        overlap[:, 0, 0] = masks.flatten(1).sum(dim=1)
+        of_decision = {name: found[0] for name, found in map_sums(decision_maps(decision[None], masks[None])).items()}
+        scores = case_scores({**self.sums, **of_decision}, PairOverlap(overlap), voxel_size)
         areas = PairOverlap(self.overlap).size.T * voxel_size
         members = None if self.members is None else torch.cat(self.members, dim=2)
         return Estimate(

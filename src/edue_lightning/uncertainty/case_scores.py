@@ -16,7 +16,6 @@ from torch import Tensor
 
 from edue_lightning.uncertainty.maps import (
     expected_entropy,
-    foreground,
     mutual_information,
     predictive_entropy,
     total_variance,
@@ -59,7 +58,7 @@ _DECISION_SUMS = ("decision", "decided")
 
 
 def score_maps(channels: Tensor, readout: Readout = MEMBERS) -> dict[str, Tensor]:
-    """Return the maps whose sums `case_scores` needs by name, `[B, K, *S]` each.
+    """Return the maps whose sums `case_scores` needs, beside `decision_maps`, by name, `[B, K, *S]` each.
 
     Args:
         channels: probabilities `[B, M + n, K, *S]`, see `Readout`.
@@ -67,10 +66,9 @@ def score_maps(channels: Tensor, readout: Readout = MEMBERS) -> dict[str, Tensor
 
     Returns:
         V under `sv`, NaN where the prediction defines none; p (1 - p) and the entropy of p; expected entropy and mutual
-        information of the members, the latter NaN for a single one; the decision map, and that within its mask.
+        information of the members, the latter NaN for a single one.
     """
     mean, members = readout.probability(channels)[:, None], readout.members(channels)
-    decision = readout.decision(channels)
     if readout.has_disagreement(channels.shape[1]):
         variance = readout.disagreement(channels)
     else:
@@ -80,7 +78,6 @@ def score_maps(channels: Tensor, readout: Readout = MEMBERS) -> dict[str, Tensor
         "sv_total": total_variance(mean),
         "entropy": predictive_entropy(mean),
         **entropy_maps(members),
-        **decision_maps(decision, foreground(decision)),
     }
 
 
@@ -99,7 +96,12 @@ def entropy_maps(members: Tensor) -> dict[str, Tensor]:
 
 
 def decision_maps(decision: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Return the maps whose sums `case_scores` needs for `soft_dice_confidence`, each like the decision map."""
+    """Return the maps whose sums `case_scores` needs for `soft_dice_confidence`, each like the decision map.
+
+    Args:
+        decision: map that the mask is taken from.
+        mask: predicted mask, by the rule of the read-out, which may depend on the whole image.
+    """
     return dict(zip(_DECISION_SUMS, (decision, decision * mask), strict=True))
 
 
@@ -127,7 +129,8 @@ def case_scores(
     """Return the `CASE_SCORES` by name, each `[...]` float64; NaN where one is undefined.
 
     Args:
-        sums: sums over the voxels by name, see `score_maps`, `[...]` float64; NaN for an undefined one.
+        sums: sums over the voxels by name, see `score_maps` and `decision_maps`, `[...]` float64; NaN for an undefined
+            one.
         overlap: overlap of 1 + M masks, the predicted one first and then the members' in their order, with
             an intersection `[..., 1 + M, 1 + M]`.
         voxel_size: mm² or mm³, a number or `[..., 1]`; 1 for scores in pixels or voxels.
