@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import torch
 import yaml
 from trainings import configuration
 
+from edue_lightning.data import RaterSample, SyntheticFundus
 from edue_lightning.errors import UserError
 from edue_lightning.runs.checkpoints import load_method, read_checkpoint
 from edue_lightning.runs.files import find_runs
-from edue_lightning.runs.record import method_settings
+from edue_lightning.runs.record import finished_value, method_settings
 from edue_lightning.training import extension
 from edue_lightning.training.run import train
 
@@ -83,6 +86,65 @@ def test_what_cannot_be_trained_on_is_refused_and_left_as_it_is(direct: Path) ->
     with pytest.raises(UserError, match=r"holds a run with another trainer"):
         train(settings_for(2, direct), direct)
     assert sorted(path.relative_to(direct) for path in direct.rglob("*")) == files
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def with_inverted_masks(source: SyntheticFundus, case_id: str) -> RaterSample:
+    sample = LOAD(source, case_id)
+    return replace(sample, masks=1 - sample.masks)
+
+
+LOAD = SyntheticFundus.load
+
+
+def test_a_run_whose_cases_or_checkpoints_changed_is_refused_and_left_as_it_is(
+    direct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(direct, run)
+    before = contents(run)
+    with monkeypatch.context() as patched:
+        patched.setattr(SyntheticFundus, "load", with_inverted_masks)
+        with pytest.raises(UserError, match=r"last\.ckpt: the train cases have changed since the training began"):
+            train(settings_for(5, run), run)
+    assert contents(run) == before
+    for name in ("last.ckpt", "best.ckpt"):
+        path = run / "checkpoints" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match=rf"{name}: cannot be read as a checkpoint"):
+            train(settings_for(5, run), run)
+        path.write_bytes(whole)
+    assert contents(run) == before
+
+
+def test_a_run_whose_results_are_partly_moved_is_not_taken_for_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("config.yaml", "metrics.csv", "validation.csv", "cases.csv"):
+        (tmp_path / name).write_text("trainer: {max_epochs: 2}")
+    moves, move = [], Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if moves:
+            raise KeyboardInterrupt
+        moves.append(path.name)
+        return move(path, target)
+
+    longer = {"trainer": {"max_epochs": 3}}
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            extension.set_results_aside(longer, {}, tmp_path, 2)
+    assert moves == ["validation.csv"]
+    assert finished_value(tmp_path, "nll") is None
+    extension.set_results_aside(longer, {}, tmp_path, 2)
+    assert sorted(path.name for path in (tmp_path / "earlier" / "2_epochs").iterdir()) == [
+        *("cases.csv", "metrics.csv", "validation.csv")
+    ]
 
 
 def test_a_schedule_that_ends_with_the_planned_epochs_is_not_trained_on(tmp_path: Path) -> None:

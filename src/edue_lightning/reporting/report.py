@@ -94,14 +94,15 @@ def write_report(runs_folder: Path, output: Path, reference: str, figures: Figur
         figures=output / "figures",
         latex=output / "latex",
     )
+    matrix = matrix_findings(runs, verdict.candidate)
+    tables, names = _value_tables(runs, comparison), UniqueNames()
+    # an earlier report stays as it is until all values of this one are known
     for folder in (written.figures, written.latex):
         folder.mkdir(parents=True, exist_ok=True)
     comparison.to_csv(written.comparison, index=False)
     differences.to_csv(output / "differences.csv", index=False)
     verdict.frame().to_csv(written.verdict, index=False)
-    matrix = matrix_findings(runs, verdict.candidate)
     Verdict(verdict.candidate, matrix, []).frame().to_csv(output / "matrix.csv", index=False)
-    tables, names = _value_tables(runs, comparison), UniqueNames()
     for place, values in tables.items():
         path = written.latex / f"{names.unique(f'comparison_{file_name(place)}')}.tex"
         path.write_text(latex_table(values, table_caption(comparison, place), f"tab:{path.stem}"))

@@ -11,7 +11,7 @@ from typing import Any
 from edue_lightning.atomic import write_whole
 from edue_lightning.errors import UserError
 from edue_lightning.runs.checkpoints import without_results, write_checkpoint
-from edue_lightning.runs.files import CONFIGURATION_FILE, read_mapping
+from edue_lightning.runs.files import CONFIGURATION_FILE, VALIDATION_FILE, read_mapping
 from edue_lightning.runs.folder import AUTO, BEST, CHECKPOINTS
 from edue_lightning.runs.record import extend_record
 from edue_lightning.training.trackers import MLFLOW_RUN_FILE
@@ -73,16 +73,22 @@ def set_results_aside(configuration: Mapping[str, Any], entries: Mapping[str, An
         entries: entries of checkpoints of that configuration, see `runs.checkpoints.checkpoint_entries`.
         folder: the run's folder.
         planned: number of epochs of the shorter training.
+
+    Raises:
+        UserError: if the best checkpoint cannot be read, before anything is changed, or written.
     """
     aside = folder / EARLIER / f"{planned}_epochs"
-    aside.mkdir(parents=True, exist_ok=True)
-    for path in sorted(folder.iterdir()):
-        if path.name not in _CONTINUED and not path.name.startswith("."):
-            path.replace(aside / path.name)
     best, kept = folder / CHECKPOINTS / BEST, aside / BEST
+    # what may fail comes first, while the folder is still that of a finished run
+    bare = without_results(best) if best.is_file() else None
+    aside.mkdir(parents=True, exist_ok=True)
     if best.is_file() and not kept.is_file():
         write_whole(kept, lambda temporary: shutil.copy2(best, temporary))
-    if best.is_file():
-        write_checkpoint({**without_results(best), **entries}, best)
+    results = [path for path in folder.iterdir() if path.name not in _CONTINUED and not path.name.startswith(".")]
+    # without the file that marks it as finished, a run whose files are partly moved is one to resume
+    for path in sorted(results, key=lambda path: (path.name != VALIDATION_FILE, path.name)):
+        path.replace(aside / path.name)
+    if bare is not None:
+        write_checkpoint({**bare, **entries}, best)
     extend_record(configuration, folder, planned)
     log.info("%s: is trained on from epoch %d; its earlier results are in %s", folder, planned, aside)

@@ -29,7 +29,7 @@ from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import LOWER_IS_BETTER, VALIDATION_METRICS, CaseTable, MetricSettings
 from edue_lightning.runs.checkpoints import checkpoint_entries, read_checkpoint, save_method, training_cases
 from edue_lightning.runs.folder import BEST, CHECKPOINTS, LAST
-from edue_lightning.runs.record import INIT_DIGEST, check_same_cases, training_entries
+from edue_lightning.runs.record import INIT_DIGEST, check_same_beginning, check_same_cases, training_entries
 from edue_lightning.runs.trainer import build_trainer
 from edue_lightning.runtime.processes import is_first_process, process_number, run_processes
 from edue_lightning.runtime.signals import StopSignals
@@ -108,6 +108,31 @@ class Experiment:
         known = {**self.configuration, **({} if self.cases is None else training_entries(self.cases))}
         earlier = None if self.initial is None else self.initial.cases
         return checkpoint_entries(known, ImageFormat.of(self.data.source), member, self.cases, earlier)
+
+
+def check_begun(experiment: Experiment, folder: Path, resuming: bool) -> None:
+    """Check what a folder holds of a training that `fit` would continue, before anything in it is changed.
+
+    Args:
+        experiment: experiment to train.
+        folder: folder of the run.
+        resuming: whether the folder holds a run to resume.
+
+    Raises:
+        UserError: if its training cases or the checkpoint of `init` have changed since it began, or a checkpoint cannot
+            be read.
+    """
+    if resuming:
+        check_same_beginning(experiment.configuration, folder)
+    if experiment.cases is None:
+        return
+    paths = [_folder(experiment, position, folder) / LAST for position in range(len(experiment.method.trainees()))]
+    begun = [path for path in paths if path.is_file()]
+    for path in begun:
+        _require_same_cases(read_checkpoint(path), experiment.cases, path)
+    # before its first checkpoint
+    if resuming and len(begun) < len(paths):
+        check_same_cases(experiment.cases, folder)
 
 
 def fit(
@@ -209,13 +234,10 @@ def _fit_trainee(
         remove_unfinished(own)
     if last.is_file():
         checkpoint = read_checkpoint(last)
-        _require_same_cases(checkpoint, experiment.cases, last)
         if resume_state(checkpoint)["ended"]:
             return
         steps = int(checkpoint["global_step"])
         log.info("%s: resumes after %d steps", last, steps)
-    else:
-        check_same_cases(experiment.cases, folder)
     metric = configuration["select_by"]
     keeper = BestCheckpoint(own, metric, lower_is_better=metric in LOWER_IS_BETTER)
     trainer = build_trainer(

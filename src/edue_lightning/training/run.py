@@ -36,7 +36,6 @@ from edue_lightning.runs.files import (
 )
 from edue_lightning.runs.folder import AUTO, BEST, CHECKPOINTS, folder_of, sole_writer
 from edue_lightning.runs.record import (
-    check_same_beginning,
     check_same_run,
     finished_value,
     write_configuration,
@@ -49,7 +48,7 @@ from edue_lightning.runtime.signals import StopSignals
 from edue_lightning.training.callbacks import build_callbacks
 from edue_lightning.training.checks import check_numbers
 from edue_lightning.training.extension import planned_epochs, set_results_aside, with_epochs
-from edue_lightning.training.fit import Experiment, fit
+from edue_lightning.training.fit import Experiment, check_begun, fit
 from edue_lightning.training.temperature import calibrate
 from edue_lightning.training.trackers import TrackerSettings
 from edue_lightning.uncertainty import MaskRule
@@ -132,6 +131,7 @@ def train(configuration: Mapping[str, Any], folder: Path) -> float:
         distortions = build_distortions(configuration.get("distortions"))
         experiment = Experiment.of(configuration)
         with sole_writer(folder, folder / CHECKPOINTS):
+            check_begun(experiment, folder, resuming)
             if planned is not None and is_first_process():
                 set_results_aside(configuration, experiment.checkpoint_entries(), folder, planned)
             return _run(experiment, trainer, distortions, settings, folder, signals, resuming)
@@ -210,9 +210,7 @@ def _run(
     """Train, measure and write all results."""
     configuration, data, method = experiment.configuration, experiment.data, experiment.method
     label = configuration["label"] or method.label
-    if resuming:
-        check_same_beginning(configuration, folder)
-    elif is_first_process():
+    if not resuming and is_first_process():
         write_configuration(configuration, label, data.note, folder, experiment.cases)
     tracker = settings.start(f"{label}-{data.name}-{configuration['seed']}", folder, {**configuration, "label": label})
     try:
