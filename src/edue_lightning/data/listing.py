@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from edue_lightning.data.file_source import problem_line, relative_name
 from edue_lightning.data.images import NIFTI
+from edue_lightning.text import one_line
 
 DEEPEST = 6
 """Number of folder levels below the data set's folder that are searched."""
@@ -17,6 +18,25 @@ PREDICTION_FILE, RECORDS = "prediction.yaml", "records"
 """File and folder by which the output folder of `predict` is known."""
 
 log = logging.getLogger(__name__)
+
+
+def line_break_problem(line: int, cells: Iterable[tuple[str, object]]) -> str | None:
+    """Return the problem of a table's row with a cell of several lines, which a stray quotation mark makes; else None.
+
+    Such a cell may hold rows that would otherwise be missed.
+
+    Args:
+        line: first line of the row in its file.
+        cells: name of the column and content of each cell.
+    """
+    for column, cell in cells:
+        if isinstance(cell, str) and ("\n" in cell or "\r" in cell):
+            named = one_line(column.split("\n")[0].strip()) or "a cell"
+            return (
+                f"line {line}: {named} contains a line break; write it on one line, or remove the quotation mark "
+                '(") in front of it'
+            )
+    return None
 
 
 class ListingProblems:

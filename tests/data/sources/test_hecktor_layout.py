@@ -395,6 +395,12 @@ def test_every_wrong_row_is_told(tmp_path: Path, rows: Sequence[str], lines: Seq
             "has no column x2; its first line must be PatientID,x1,x2,y1,y2,z1,z2",
             id="column",
         ),
+        pytest.param(
+            'PatientID,x1,x2,y1,y2,z1,z2\n"A1,1,2,3,4,5,6\nA2,1,2,3,4,5,6\nA3",1,2,3,4,5,6\n',
+            'line 2: PatientID contains a line break; write it on one line, or remove the quotation mark (") in front '
+            "of it",
+            id="quotation mark",
+        ),
         pytest.param("PatientID,x1,x2,y1,y2,z1,z2\n", "has no rows; write one row per case", id="no rows"),
         pytest.param("PatientID,x1".encode("utf-16"), "is not UTF-8; save it as CSV UTF-8", id="encoding"),
         pytest.param(

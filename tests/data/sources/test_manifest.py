@@ -536,6 +536,14 @@ def test_affines_within_the_tolerance_are_one(tmp_path: Path) -> None:
         (b"case_id,image,mask,rater,structure,mask\n1,2,3,4,5,6\n", "manifest.csv: has two columns mask; remove one"),
         (b"case_id,image,mask,rater,structure\n1,2,3,4,5,6\n", "manifest.csv: cannot be read as CSV (Error tokenizing"),
         (b'case_id,image,mask,rater,structure\n"1,2,3,4,5\n', "manifest.csv: cannot be read as CSV ("),
+        (
+            b'case_id,image,mask,rater,structure\na,i,m,A,disc\n\nb,i,m,"A,disc\nc,i,m,A,disc\nd,i,m,B",disc\n',
+            "manifest.csv: line 4: rater contains a line break; write it on one line, or remove the quotation mark",
+        ),
+        (
+            b'case_id,image,mask,rater,structure,"note\na,i,m,A,disc,"\nb,i,m,A,disc,\n',
+            "manifest.csv: line 1: note contains a line break; write it on one line, or remove the quotation mark",
+        ),
         ("case_id,image,mask,rater,structure\nä,b,c,d,e\n".encode("latin-1"), "manifest.csv: is not UTF-8; save it"),
     ],
 )

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Literal
 
 from edue_lightning.data.file_source import relative_name
-from edue_lightning.data.listing import ListingProblems, find_files, stem_of
+from edue_lightning.data.listing import ListingProblems, find_files, line_break_problem, stem_of
 from edue_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -326,8 +326,13 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            lines = [(reader.line_num, [text.strip() for text in texts]) for texts in reader if any(texts)]
+            first = next(reader, [])
+            _require_single_lines(path, reader.line_num, first, first)
+            header, lines = [name.strip() for name in first], []
+            for texts in reader:
+                _require_single_lines(path, reader.line_num, header, texts)
+                if any(texts):
+                    lines.append((reader.line_num, [text.strip() for text in texts]))
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name}: is not UTF-8; save it as CSV UTF-8") from error
     except (OSError, csv.Error) as error:
@@ -341,6 +346,24 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise UserError(f"{path.name}: has no rows; write one row per case")
     # a truncated row lacks numbers, which is reported with its line
     return [(number, defaultdict(str, zip(header, texts, strict=False))) for number, texts in lines]
+
+
+def _require_single_lines(path: Path, last: int, header: Sequence[str], texts: Sequence[str]) -> None:
+    """Check that a row ends on the line on which it begins.
+
+    Args:
+        path: table of boxes.
+        last: last line of the row.
+        header: names of the columns.
+        texts: cells of the row.
+
+    Raises:
+        UserError: if it does not.
+    """
+    breaks = sum(text.count("\n") for text in texts)
+    problem = line_break_problem(last - breaks, zip(header, texts, strict=False))
+    if problem is not None:
+        raise UserError(f"{path.name}: {problem}")
 
 
 def _box(row: Mapping[str, str]) -> BoundingBox:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from edue_lightning.data.label_maps import MOST_LABEL
+from edue_lightning.data.listing import line_break_problem
 from edue_lightning.data.source import CaseRecord, Split
 from edue_lightning.data.votes import MOST_RATERS
 from edue_lightning.text import can_be_in_file_name, natural_key, one_line, reason_of
@@ -320,6 +321,11 @@ def _read_rows(path: Path, required: Sequence[str]) -> tuple[list[str], list[_Ro
         fields_of_line = _read_parquet(path) if path.suffix == PARQUET else _read_csv(path)
     except FileNotFoundError as error:
         raise ValueError("not found; set data.root to the folder with this file") from error
+    # until then, each row is one line
+    for line, fields in enumerate(fields_of_line, 1):
+        broken = line_break_problem(line, zip(fields_of_line[0], fields, strict=True))
+        if broken is not None:
+            raise ValueError(broken)
     header, *lines = ([field.strip() for field in fields] for fields in fields_of_line)
     if "votes" in header and "mask" in required:
         required = VOTES

@@ -25,7 +25,7 @@ from typing import Literal
 import pandas as pd
 
 from edue_lightning.data.images import PICTURES
-from edue_lightning.data.listing import ListingProblems, find_files
+from edue_lightning.data.listing import ListingProblems, find_files, line_break_problem
 from edue_lightning.text import reason_of
 
 Origin = Literal["BinRushed", "Magrabia", "MESSIDOR"]
@@ -213,11 +213,22 @@ def _from_tables(tables: Sequence[Path], problems: ListingProblems) -> list[Riga
 
 
 def _read_table(path: Path) -> pd.DataFrame:
+    """Read a table of DiscRegion.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no table, or a cell has several lines.
+    """
     try:
-        return pd.read_csv(path, encoding="utf-8")
+        frame = pd.read_csv(path, encoding="utf-8")
     except UnicodeDecodeError:
         # as it was given out
-        return pd.read_csv(path, encoding="gbk")
+        frame = pd.read_csv(path, encoding="gbk")
+    for line, cells in enumerate([tuple(frame.columns), *frame.itertuples(index=False, name=None)], 1):
+        problem = line_break_problem(line, zip(map(str, frame.columns), cells, strict=True))
+        if problem is not None:
+            raise ValueError(problem)
+    return frame
 
 
 def _masks_of(rows: pd.DataFrame, table: Path, problems: ListingProblems, case_id: str) -> dict[str, str]:
