@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from edue_lightning.prediction.estimate import Estimate
 from edue_lightning.prediction.result_files import MASK, ResultFiles
 from edue_lightning.prediction.triage_page import layers_name, layers_script
 from edue_lightning.reporting.overlay import overlay_picture
-from edue_lightning.reporting.png_files import png_file
 from edue_lightning.uncertainty import masks_of, reached
 
 __all__ = ["DISAGREEMENT", "MASK", "OVERLAY", "PROBABILITY", "TOTAL_VARIANCE", "write_estimate"]
@@ -79,7 +79,9 @@ def write_estimate(
             if structure in titles:
                 drawn = overlay_picture(maps, f"{case.case_id}, {structure}: {titles[structure]}", variance)
                 picture = f"{case.case_id}__{OVERLAY}{ending}.png"
-                content = png_file(drawn)
+                buffer = io.BytesIO()
+                drawn.save(buffer, format="PNG", compress_level=1)
+                content = buffer.getvalue()
                 write_whole(folder / picture, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
                 written.append(picture)
             layers = layers_name(case.case_id, structure, len(structures))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 from collections.abc import Mapping
@@ -18,7 +19,6 @@ from edue_lightning.prediction.triage import EXPECTED_DICE
 from edue_lightning.prediction.triage_table import OUTSIDE, UNKNOWN
 from edue_lightning.reporting.figures import LARGEST_VARIANCE
 from edue_lightning.reporting.overlay import CaseMaps
-from edue_lightning.reporting.png_files import png_file
 from edue_lightning.uncertainty import reached
 
 PAGE_FILE = "triage.html"
@@ -82,7 +82,9 @@ def _encoded(values: NDArray[np.float32]) -> str:
     if scale < 1:
         width, height = (max(1, round(edge * scale)) for edge in picture.size)
         picture = picture.resize((width, height), Image.Resampling.BOX)
-    return base64.b64encode(png_file(picture)).decode()
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", compress_level=1)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def triage_page(frame: pd.DataFrame, structures: int, key: str, rate: str = "") -> str:
