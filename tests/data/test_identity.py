@@ -25,6 +25,7 @@ from edue_lightning.data import (
 )
 from edue_lightning.data.conversion import write_manifest
 from edue_lightning.data.identity import CaseIdentity, identities, overlapping
+from edue_lightning.runs.record import TRAINING_SPACING, training_entries
 
 
 def sample(number: int, size: int = 128) -> RaterSample:
@@ -164,10 +165,22 @@ def test_an_identity_keeps_its_digests_in_a_checkpoint() -> None:
     known = identity(0)
     assert CaseIdentity.from_list(known.as_list()).images == known.images
     # as earlier versions stored it
-    for length in (5, 6):
+    for length in (5, 6, 7):
         assert CaseIdentity.from_list(known.as_list()[:length]) == known
     with pytest.raises(ValueError, match="damaged"):
         CaseIdentity.from_list([*known.as_list()[:6], [1]])
+
+
+def test_the_voxel_size_is_kept_and_compared_where_it_is_known() -> None:
+    record, sizes = CaseRecord("a", "a"), [None, (0.5, 0.8), (0.5, 0.8000000001), (5.0, 8.0)]
+    unknown, known, rounded, other = (CaseIdentity.of(record, replace(sample(0), spacing=size)) for size in sizes)
+    assert CaseIdentity.from_list(known.as_list()).spacing == known.spacing
+    assert not CaseIdentity.from_list(known.as_list()).same_spacing(other)
+    assert all(known.same_spacing(one) for one in (unknown, rounded, CaseIdentity.from_list(other.as_list()[:7])))
+    entries = [training_entries({"train": [case], "val": []}) for case in (unknown, known, rounded, other)]
+    assert [entry.get(TRAINING_SPACING) for entry in entries[:1]] == [None]
+    assert entries[1] == entries[2]
+    assert {key for key in entries[1] if entries[1][key] != entries[3][key]} == {TRAINING_SPACING}
 
 
 def renamed(cases: Sequence[CaseIdentity]) -> list[CaseIdentity]:

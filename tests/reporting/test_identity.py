@@ -374,9 +374,10 @@ def test_other_images_of_the_same_ids_and_masks_are_other_data(tmp_path: Path) -
     assert names([first, with_images(run(tmp_path / "d", 3), None)]) == [("edue", "lidc")] * 2
 
 
-def test_runs_trained_on_other_images_of_the_same_ids_are_no_seeds(tmp_path: Path) -> None:
-    runs = [run(tmp_path / str(seed), seed, training_content=found) for seed, found in enumerate(("x", "x", "y"))]
-    assert [method for method, _ in names(runs)] == [f"edue, training_content={found}" for found in "xxy"]
+@pytest.mark.parametrize("key", ["training_content", "training_spacing"])
+def test_runs_trained_on_other_images_of_the_same_ids_are_no_seeds(tmp_path: Path, key: str) -> None:
+    runs = [run(tmp_path / str(seed), seed, **{key: found}) for seed, found in enumerate(("x", "x", "y"))]
+    assert [method for method, _ in names(runs)] == [f"edue, {key}={found}" for found in "xxy"]
     assert names([runs[0], run(tmp_path / "earlier", 4)]) == [("edue", "lidc")] * 2
 
 

@@ -121,6 +121,34 @@ def test_a_run_whose_cases_or_checkpoints_changed_is_refused_and_left_as_it_is(
     assert contents(run) == before
 
 
+def with_large_voxels(source: SyntheticFundus, case_id: str) -> RaterSample:
+    return replace(LOAD(source, case_id), spacing=(5.0, 8.0))
+
+
+def test_a_run_whose_voxel_sizes_changed_is_refused(
+    direct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(direct, run)
+    last = run / "checkpoints" / "last.ckpt"
+    checkpoint = read_checkpoint(last)
+    for cases in checkpoint["edue_training_cases"].values():
+        for case in cases:
+            case[-1] = [0.5, 0.8]
+    torch.save(checkpoint, last)
+    before = contents(run)
+    monkeypatch.setattr(SyntheticFundus, "load", with_large_voxels)
+    with pytest.raises(UserError, match=r"last\.ckpt: the train cases have changed since the training began"):
+        train(settings_for(5, run), run)
+    assert contents(run) == before
+    # before the first checkpoint, by the record
+    last.unlink()
+    record = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**record, "training_spacing": "other"}))
+    with pytest.raises(UserError, match=r"config\.yaml: the voxel sizes of the training cases have changed"):
+        train(settings_for(5, run), run)
+
+
 def test_a_run_whose_results_are_partly_moved_is_not_taken_for_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,8 @@ class CaseIdentity:
             earlier version. Cases with equal images are equal whether or not it is known.
         blank: whether every channel of the prepared image is constant, so that its digests identify no case; not known
             of a case from a checkpoint.
-        spacing: mm along each axis of `size`; None if it is unknown, as of a case from a checkpoint.
+        spacing: mm along each axis of `size`, compared by `same_spacing`; None if it is unknown, as of a case from a
+            checkpoint of an earlier version.
         copies: further digests by which copies of the image are recognised: of the prepared image as a file would hold
             it, of the image before it was prepared as if it had been prepared, and of the order of their values.
     """
@@ -64,7 +65,18 @@ class CaseIdentity:
 
     def as_list(self) -> list[Any]:
         """Return plain values, for a checkpoint."""
-        return [self.case_id, self.group, list(self.size), self.image, self.masks, self.content, list(self.copies)]
+        spacing = None if self.spacing is None else [float(length) for length in self.spacing]
+        names = [self.case_id, self.group, list(self.size)]
+        return [*names, self.image, self.masks, self.content, list(self.copies), spacing]
+
+    def same_spacing(self, other: CaseIdentity) -> bool:
+        """Return whether two cases have one voxel size, as far as both are known."""
+        return None in (self.spacing_text, other.spacing_text) or self.spacing_text == other.spacing_text
+
+    @property
+    def spacing_text(self) -> str | None:
+        """Voxel size as text, the same on machines that round differently; None if it is unknown."""
+        return None if self.spacing is None else "x".join(f"{length:.6g}" for length in self.spacing)
 
     @classmethod
     def from_list(cls, stored: Sequence[Any]) -> CaseIdentity:
@@ -77,11 +89,12 @@ class CaseIdentity:
         # earlier versions stored fewer entries
         content = more[0] if more else None
         copies = tuple(more[1]) if len(more) > 1 else ()
-        if len(more) > 2 or not all(
-            isinstance(text, str) for text in (case_id, group, image, masks, content or "", *copies)
-        ):
+        spacing = tuple(map(float, more[2])) if len(more) > 2 and more[2] is not None else None
+        texts = (case_id, group, image, masks, content or "", *copies)
+        if len(more) > 3 or not all(isinstance(text, str) for text in texts):
             raise ValueError("an identity of a case is damaged")
-        return cls(case_id, group, tuple(int(length) for length in size), image, masks, content, copies=copies)
+        size = tuple(int(length) for length in size)
+        return cls(case_id, group, size, image, masks, content, spacing=spacing, copies=copies)
 
 
 # smallest share of neighbours with a larger value, and with a smaller one, for an order that identifies an image

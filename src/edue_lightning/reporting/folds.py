@@ -21,6 +21,7 @@ from edue_lightning.runs.record import (
     TRAINING,
     TRAINING_CASES,
     TRAINING_CONTENT,
+    TRAINING_SPACING,
     data_settings,
     method_settings,
     metric_settings,
@@ -28,7 +29,7 @@ from edue_lightning.runs.record import (
 from edue_lightning.runs.tables import detection_table, quality_control_table
 
 _FOLD = "data.fold"
-_TRAINING_CASES = (TRAINING_CASES, TRAINING_CONTENT)
+_TRAINING_CASES = (TRAINING_CASES, TRAINING_CONTENT, TRAINING_SPACING)
 _DEFINITION = ["structure", "metric"]
 
 

@@ -22,6 +22,7 @@ from edue_lightning.runs.record import (
     PARTLY_KNOWN,
     TRAINING_CASES,
     TRAINING_CONTENT,
+    TRAINING_SPACING,
     data_settings,
     digest,
     method_settings,
@@ -99,7 +100,7 @@ def _methods(runs: Sequence[Run]) -> dict[str, list[Run]]:
         unknown = {key for key in PARTLY_KNOWN if any(key not in known for known in settings)}
         certain = [{key: value for key, value in known.items() if key not in unknown} for known in settings]
         if len(set(map(str, certain))) < len(certain):
-            partly = dict.fromkeys((TRAINING_CASES, TRAINING_CONTENT), "unknown")
+            partly = dict.fromkeys((TRAINING_CASES, TRAINING_CONTENT, TRAINING_SPACING), "unknown")
             certain = [partly | known for known in settings]
         names = _names(method, certain, fallbacks)
         named |= dict(zip(names, variants, strict=True))

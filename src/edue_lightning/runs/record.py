@@ -48,6 +48,9 @@ ids."""
 TRAINING_CONTENT = "training_content"
 """Key beside it for a digest of images and masks; absent in records of earlier versions."""
 
+TRAINING_SPACING = "training_spacing"
+"""Key beside it for a digest of the voxel sizes; absent if all are unknown, and in records of earlier versions."""
+
 INIT_DIGEST = "init_digest"
 """Key of a training's record for the digest of the checkpoint it began from."""
 
@@ -77,7 +80,7 @@ ROOTS = ("data.root", "data.source.root")
 
 _SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
-PARTLY_KNOWN = (TRAINING_CASES, TRAINING_CONTENT, *ROOTS)
+PARTLY_KNOWN = (TRAINING_CASES, TRAINING_CONTENT, TRAINING_SPACING, *ROOTS)
 """Settings of a method that not every record holds; they count where both of two records do."""
 
 
@@ -151,7 +154,10 @@ def training_entries(cases: TrainingCases) -> dict[str, str]:
     content = sorted(
         f"{split} {case.case_id} {case.content} {case.masks}" for split, of_split in cases.items() for case in of_split
     )
-    return {TRAINING_CASES: cases_text(case.case_id for case in cases["train"]), TRAINING_CONTENT: digest(content)}
+    entries = {TRAINING_CASES: cases_text(case.case_id for case in cases["train"]), TRAINING_CONTENT: digest(content)}
+    spacing = sorted(f"{split} {case.case_id} {case.spacing_text}" for split in cases for case in cases[split])
+    known = any(case.spacing is not None for of_split in cases.values() for case in of_split)
+    return {**entries, **({TRAINING_SPACING: digest(spacing)} if known else {})}
 
 
 def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,7 +301,13 @@ def check_same_cases(cases: TrainingCases | None, folder: Path) -> None:
     recorded, path = read_mapping(folder / CONFIGURATION_FILE), folder / CONFIGURATION_FILE
     now = training_entries(cases)
     # a record of an earlier version holds fewer entries
-    if any(key in recorded and recorded[key] != value for key, value in now.items()):
+    differing = [key for key, value in now.items() if key in recorded and recorded[key] != value]
+    if differing == [TRAINING_SPACING]:
+        raise UserError(
+            f"{path}: the voxel sizes of the training cases have changed since the training began; restore them, or "
+            "train anew in another folder"
+        )
+    if differing:
         before = f"{recorded.get(TRAINING_CASES, 'other')}, now {now[TRAINING_CASES]}"
         raise UserError(
             f"{path}: the training cases, their images or masks have changed since the training began (number and "

@@ -282,11 +282,12 @@ def _require_same_cases(checkpoint: Mapping[str, Any], cases: TrainingCases | No
     for split, now in cases.items():
         before = {case.case_id: case for case in earlier[split]}
         after = {case.case_id: case for case in now}
-        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+        changed |= {name for name in before.keys() & after.keys() if not before[name].same_spacing(after[name])}
         if changed:
             raise UserError(
-                f"{path}: the {split} cases have changed since the training began ({named(changed)}); restore them, or "
-                "train anew in another folder"
+                f"{path}: the {split} cases have changed since the training began ({named(sorted(changed))}); restore "
+                "them, or train anew in another folder"
             )
         # drawn by their position
         if [case.case_id for case in earlier[split]] != [case.case_id for case in now]:
