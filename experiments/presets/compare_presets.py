@@ -1,10 +1,11 @@
 """Comparison of the preset for slices of LIDC-IDRI with the defaults and with a residual encoder, on validation cases.
 
-python experiments/presets/compare_presets.py run --data lidc_slices.zip [--folder outputs/presets] [--only NAME ...]
-python experiments/presets/compare_presets.py table [--folder outputs/presets]
+python experiments/presets/compare_presets.py run --data lidc_slices.zip [--epochs N] [--folder FOLDER] [--only JOB ...]
+python experiments/presets/compare_presets.py table [--folder FOLDER]
 
-`run` trains one network after the other; the same command resumes an interrupted training and leaves finished ones.
-`table` writes `results.csv` beside this file, and prints it.
+`run` trains one network after the other, in a folder per number of epochs; the same command resumes an interrupted
+training and leaves finished ones. `table` writes the results of all numbers of epochs to `results.csv` beside this
+file, and prints it. `FOLDER` is `outputs/presets` unless given.
 """
 
 from __future__ import annotations
@@ -26,14 +27,13 @@ from edue_lightning.runtime.startup import start_process
 from edue_lightning.training.run import train
 
 RESULTS = Path(__file__).parent / "results.csv"
-EPOCHS = 8
 METRICS = ("dice", "nll", "brier", "ece")
 
 # nodules that four radiologists marked, by their largest slice, in crops of 48x48; validation alone
 COMMON = (
     *("data.source.readers=[4]", "data.source.slices=largest", "data.source.size=48", "test=false", "figures=false"),
     *("triage_sensitivity=null", "bootstrap_resamples=0", "logger.mode=disabled", "resume=auto"),
-    *("trainer.accelerator=cpu", f"trainer.max_epochs={EPOCHS}", "+trainer.check_val_every_n_epoch=2"),
+    *("trainer.accelerator=cpu", "+trainer.check_val_every_n_epoch=2"),
 )
 # four stages for 48x48 in place of six for 128x128, by the same rule
 FOUR_STAGES = "network.features=[32,64,128,256]"
@@ -50,44 +50,51 @@ JOBS = {
 """Overrides of each training, by its name."""
 
 
-def configuration(name: str, data: Path, folder: Path) -> dict[str, Any]:
+def configuration(name: str, epochs: int, data: Path, folder: Path) -> dict[str, Any]:
     """Return the configuration of a job.
 
     Args:
         name: key of `JOBS`.
+        epochs: number of epochs.
         data: archive or folder with the slices.
         folder: folder for the cache.
     """
-    overrides = [*JOBS[name], *COMMON, f"data.root='{data}'", f"data.cache='{folder / 'cache'}'"]
+    paths = f"data.root='{data}'", f"data.cache='{folder / 'cache'}'"
+    overrides = [*JOBS[name], *COMMON, f"trainer.max_epochs={epochs}", *paths]
     with initialize_config_dir(configuration_folder(), version_base="1.3"):
         return resolved(compose("train", overrides))
 
 
 def table(folder: Path) -> pd.DataFrame:
-    """Return the validation metrics of the finished jobs, one row per job."""
+    """Return the validation metrics of the finished jobs, one row per number of epochs and job."""
     rows = []
-    for name in JOBS:
-        if not (folder / name / VALIDATION_FILE).is_file():
-            continue
-        found = read_table(folder / name / VALIDATION_FILE, METRICS_COLUMNS).set_index("metric")["value"]
-        cost = read_mapping(folder / name / COST_FILE)
-        method, _, recipe = name.partition("_")
-        numbers = {metric: round(float(found[metric]), 4) for metric in METRICS}
-        rows.append(
-            {
-                **{"method": method, "recipe": recipe, "epochs": EPOCHS, **numbers},
-                "parameters": int(cost["parameters"]),
-            }
-        )
+    # by number, not by text
+    for epochs in sorted(int(found.name) for found in folder.glob("[0-9]*")):
+        for name in JOBS:
+            place = folder / str(epochs) / name
+            if not (place / VALIDATION_FILE).is_file():
+                continue
+            found = read_table(place / VALIDATION_FILE, METRICS_COLUMNS).set_index("metric")["value"]
+            cost = read_mapping(place / COST_FILE)
+            method, _, recipe = name.partition("_")
+            numbers = {metric: round(float(found[metric]), 4) for metric in METRICS}
+            rows.append(
+                {
+                    **{"method": method, "recipe": recipe, "epochs": epochs, **numbers},
+                    "parameters": int(cost["parameters"]),
+                    "train_seconds": round(cost["train_seconds"]),
+                }
+            )
     return pd.DataFrame(rows)
 
 
-def run(data: Path, folder: Path, names: Sequence[str]) -> None:
+def run(data: Path, folder: Path, epochs: int, names: Sequence[str]) -> None:
     """Train the networks that are not finished, one after the other, with one thread.
 
     Args:
         data: archive or folder with the slices.
         folder: folder for the runs and the cache.
+        epochs: number of epochs.
         names: keys of `JOBS`, in this order.
     """
     start_process()
@@ -95,7 +102,7 @@ def run(data: Path, folder: Path, names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     register_run_folder()
     for name in names:
-        nll = train(configuration(name, data, folder), folder / name)
+        nll = train(configuration(name, epochs, data, folder), folder / str(epochs) / name)
         logging.info("%s: validation NLL %.4f", name, nll)
 
 
@@ -105,6 +112,7 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--data", type=Path, help="lidc_slices.zip, or the folder in it")
     parser.add_argument("--folder", type=Path, default=Path("outputs/presets"))
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--only", nargs="+", choices=list(JOBS), default=list(JOBS), metavar="NAME")
     asked = parser.parse_args()
     if asked.what == "table":
@@ -114,7 +122,7 @@ def main() -> None:
         return
     if asked.data is None:
         parser.error("run needs --data, the archive or folder with the slices")
-    run(asked.data.absolute(), asked.folder.absolute(), asked.only)
+    run(asked.data.absolute(), asked.folder.absolute(), asked.epochs, asked.only)
 
 
 if __name__ == "__main__":

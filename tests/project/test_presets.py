@@ -27,7 +27,7 @@ def presets() -> ModuleType:
 
 
 def test_the_recipes_of_a_method_differ_in_the_recipe_alone(presets: ModuleType, tmp_path: Path) -> None:
-    made = {name: presets.configuration(name, tmp_path / "ün,x", tmp_path) for name in presets.JOBS}
+    made = {name: presets.configuration(name, 8, tmp_path / "ün,x", tmp_path) for name in presets.JOBS}
     assert len(made) == 6
     for configuration in made.values():
         check_training(configuration)
@@ -45,16 +45,16 @@ def test_jobs_are_trained_once_and_make_the_table(
     presets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write_data_set(tmp_path / "slices")
-    small = ("data.source.size=32", "trainer.max_epochs=1", "+trainer.limit_train_batches=1")
+    small = ("data.source.size=32", "+trainer.limit_train_batches=1")
     monkeypatch.setattr(presets, "COMMON", (*presets.COMMON[:-1], *small))
     monkeypatch.setitem(presets.JOBS, "single_default", (*presets.JOBS["single_default"], "network.features=[4,6]"))
-    presets.run(root, tmp_path / "runs", ["single_default"])
+    presets.run(root, tmp_path / "runs", 1, ["single_default"])
     found = presets.table(tmp_path / "runs")
-    assert found[["method", "recipe"]].to_numpy().tolist() == [["single", "default"]]
-    written = pd.read_csv(tmp_path / "runs/single_default/validation.csv").set_index("metric")["value"]
+    assert found[["method", "recipe", "epochs"]].to_numpy().tolist() == [["single", "default", 1]]
+    written = pd.read_csv(tmp_path / "runs/1/single_default/validation.csv").set_index("metric")["value"]
     assert found["nll"].item() == pytest.approx(written["nll"], abs=5e-5)
-    cost = json.loads((tmp_path / "runs/single_default/model.json").read_text())
+    cost = json.loads((tmp_path / "runs/1/single_default/model.json").read_text())
     assert found["parameters"].item() == cost["parameters"]
-    begun = (tmp_path / "runs/single_default/validation.csv").stat().st_mtime_ns
-    presets.run(root, tmp_path / "runs", ["single_default"])
-    assert (tmp_path / "runs/single_default/validation.csv").stat().st_mtime_ns == begun
+    begun = (tmp_path / "runs/1/single_default/validation.csv").stat().st_mtime_ns
+    presets.run(root, tmp_path / "runs", 1, ["single_default"])
+    assert (tmp_path / "runs/1/single_default/validation.csv").stat().st_mtime_ns == begun
