@@ -78,13 +78,8 @@ def table(folder: Path) -> pd.DataFrame:
             cost = read_mapping(place / COST_FILE)
             method, _, recipe = name.partition("_")
             numbers = {metric: round(float(found[metric]), 4) for metric in METRICS}
-            rows.append(
-                {
-                    **{"method": method, "recipe": recipe, "epochs": epochs, **numbers},
-                    "parameters": int(cost["parameters"]),
-                    "train_seconds": round(cost["train_seconds"]),
-                }
-            )
+            labels = {"method": method, "recipe": recipe, "epochs": epochs}
+            rows.append({**labels, **numbers, "parameters": int(cost["parameters"])})
     return pd.DataFrame(rows)
 
 
