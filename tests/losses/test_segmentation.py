@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from method_parts import parts_of
 
 from edue_lightning.errors import UserError
-from edue_lightning.losses import SegmentationLoss
+from edue_lightning.losses import Focal, SegmentationLoss
 from edue_lightning.methods import EDUELevels, StochasticSegmentation
 from edue_lightning.training.checks import check_loss, check_structure_weights
 
@@ -86,6 +86,20 @@ def test_levels_take_the_weights_and_likelihoods_refuse_them() -> None:
     check_loss(StochasticSegmentation(parts_of()))
     with pytest.raises(UserError, match=r"loss\.structure_weights: has no effect on stochastic_segmentation"):
         check_loss(StochasticSegmentation(parts_of(loss=loss)))
+
+
+def test_a_loss_without_effect_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    cross_entropy = SegmentationLoss(dice=0)
+    for method in (
+        StochasticSegmentation(parts_of(loss=SegmentationLoss(structure_weights=None))),
+        EDUELevels(parts_of(loss=cross_entropy), levels=3, mask_weight=1.0),
+        EDUELevels(parts_of(loss=SegmentationLoss(structure_weights=[1, 3])), levels=3),
+    ):
+        check_loss(method)
+    assert not caplog.records
+    for method in (StochasticSegmentation(parts_of(loss=cross_entropy)), EDUELevels(parts_of(loss=Focal()), levels=3)):
+        check_loss(method)
+        assert f"has no effect on {method.label}" in caplog.records[-1].message
 
 
 def test_senseless_weights_are_refused() -> None:

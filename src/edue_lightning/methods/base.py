@@ -179,9 +179,11 @@ class SegmentationMethod(pl.LightningModule):
             members' mean and variance. A method with another one sets it in its constructor.
         exclusive: whether the structures exclude each other, so that logits are those of a softmax.
         temperature: `[K]`, divides the logits of each structure in a prediction; None before one is fitted.
+        takes_loss: whether `MethodParts.loss` is part of the training, beside its weights of structures.
     """
 
     temperature: Tensor | None
+    takes_loss: bool = True
 
     def __init__(self, parts: MethodParts) -> None:
         super().__init__()

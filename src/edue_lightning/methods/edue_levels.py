@@ -81,6 +81,7 @@ class EDUELevels(NetworkMethod):
         self.stage_weight = stage_weight
         self.mean_weight = mean_weight
         self.mask_weight = mask_weight
+        self.takes_loss = mask_weight > 0
         own_maps = ("decision",) if mask_weight else ()
         self.readout = Readout(levels=True, own_maps=own_maps, majority_tie=self.majority_tie, exclusive=self.exclusive)
 

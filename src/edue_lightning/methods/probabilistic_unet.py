@@ -96,6 +96,8 @@ class ProbabilisticUNet(NetworkMethod):
 
     noise: Tensor
 
+    takes_loss = False
+
     def __init__(
         self,
         parts: MethodParts,

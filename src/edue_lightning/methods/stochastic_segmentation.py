@@ -89,6 +89,8 @@ class StochasticSegmentation(NetworkMethod):
         ValueError: if a number is out of its range.
     """
 
+    takes_loss = False
+
     def __init__(
         self,
         parts: MethodParts,

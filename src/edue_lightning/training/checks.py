@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import nn
 
 from edue_lightning.config.build import ImageFormat, network_factory, refused_size
 from edue_lightning.data import RaterDataModule
 from edue_lightning.data.augmentation import are_equal_sizes
 from edue_lightning.errors import UserError
+from edue_lightning.losses import SegmentationLoss
 from edue_lightning.methods import ProbabilisticUNet, SegmentationMethod, StochasticSegmentation
 from edue_lightning.runs.checkpoints import TrainingCases
+from edue_lightning.runtime.processes import is_first_process
 from edue_lightning.text import times
+
+log = logging.getLogger(__name__)
 
 _LARGEST_SEED = 2**32 - 1
 
@@ -102,6 +109,8 @@ def check_raters(method: SegmentationMethod, data: RaterDataModule) -> None:
 def check_loss(method: SegmentationMethod) -> None:
     """Check that the loss has a meaning for the targets of a method, and a weight for each structure.
 
+    Warn if another loss than the default has no effect, since a sweep may set one for several methods.
+
     Raises:
         UserError: for soft targets with a loss of hard ones, another number of weights than structures, or weights that
             the method does not use.
@@ -114,12 +123,22 @@ def check_loss(method: SegmentationMethod) -> None:
                 "raters; choose method.target=majority or random_rater, or another loss"
             )
         check_structure_weights(loss, method.structures)
+        if loss is not None and not part.takes_loss and not _is_default(loss) and is_first_process():
+            log.warning("loss=%s: has no effect on %s, which has a loss of its own", type(loss).__name__, part.label)
         likelihood = isinstance(part, ProbabilisticUNet | StochasticSegmentation)
         if likelihood and getattr(loss, "structure_weights", None) is not None:
             raise UserError(
                 f"loss.structure_weights: has no effect on {part.label}, which is trained by the likelihood of all "
                 "structures together; set it to null"
             )
+
+
+def _is_default(loss: nn.Module) -> bool:
+    """Return whether a loss is the default of trainings, whatever its weights of structures."""
+    if not isinstance(loss, SegmentationLoss):
+        return False
+    default = SegmentationLoss()
+    return (loss.cross_entropy_weight, loss.dice_weight) == (default.cross_entropy_weight, default.dice_weight)
 
 
 def check_structure_weights(loss: Any, structures: Sequence[str]) -> None:
