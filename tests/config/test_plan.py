@@ -13,18 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from patients import LPS, Patient, affine_of
 
 from edue_lightning.config.build import ImageFormat, build_method
-from edue_lightning.config.plan import (
-    NetworkRules,
-    Plan,
-    PlanSettings,
-    fingerprint_of,
-    keeping,
-    make_plan,
-    network_rules,
-    planned,
-    target_spacing,
-    with_plan,
-)
+from edue_lightning.config.plan import PlanSettings, fingerprint_of, keeping, network_rules, planned, with_plan
+from edue_lightning.config.plan_rules import NetworkRules, Plan, make_plan, target_spacing
 from edue_lightning.config.schema import check_configuration, configuration_folder, resolved
 from edue_lightning.data.fingerprint import Fingerprint
 from edue_lightning.errors import UserError
