@@ -13,6 +13,9 @@ import os
 import runpy
 import signal
 import sys
+from pathlib import Path
+
+from wandb.sdk.data_types._private import MEDIA_TMP
 
 DOORS = ("check", "convert", "evaluate", "export", "predict", "report", "train")
 
@@ -53,6 +56,8 @@ def _become(request: dict) -> None:
         opened = os.open(path, flags)
         os.dup2(opened, number)
         os.close(opened)
+    # the first child that ended has removed this folder, which wandb makes at its import
+    Path(MEDIA_TMP.name).mkdir(exist_ok=True)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])

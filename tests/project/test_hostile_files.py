@@ -395,19 +395,22 @@ def test_names_that_results_cannot_have(traps: Path) -> None:
     rows = [
         ["../../x", "one.png", "", "A", "disc"],
         ["x" * 200, "one.png", "", "A", "disc"],
-        ["b", "sub/two\nlines.png", "", "A", "disc/../../x"],
+        ["b", "sub/none.png", "", "A", "disc/../../x"],
     ]
-    pd.DataFrame(rows, columns=["case_id", "image", "mask", "rater", "structure"]).to_csv(
-        traps / "manifest.csv", index=False
-    )
+    columns = ["case_id", "image", "mask", "rater", "structure"]
+    pd.DataFrame(rows, columns=columns).to_csv(traps / "manifest.csv", index=False)
     problems = ManifestSource(str(traps)).problems
     assert all(len(line.splitlines()) == 1 for line in problems)
     for start in ("case '../../x': cannot be a file name", f"case '{'x' * 200}': cannot be a file name"):
         assert any(line.startswith(f"manifest.csv: {start}") for line in problems)
     assert "manifest.csv: structure 'disc/../../x' cannot be part of a file name" in " ".join(problems)
-    assert "sub/two?lines.png: case 'b': not found" in " ".join(problems)
+    assert "sub/none.png: case 'b': not found" in " ".join(problems)
     names = {case for case, _ in find_images(traps / "manifest.csv", 1).problems}
     assert {"../../x", "x" * 200} <= names
+    rows[2][1] = "sub/two\nlines.png"
+    pd.DataFrame(rows, columns=columns).to_csv(traps / "manifest.csv", index=False)
+    (problem,) = ManifestSource(str(traps)).problems
+    assert problem.startswith("manifest.csv: line 4: image contains a line break")
 
 
 def test_a_pipe_for_a_table_is_not_waited_for(tmp_path: Path) -> None:

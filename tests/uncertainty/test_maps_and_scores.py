@@ -12,6 +12,7 @@ from edue_lightning.uncertainty import (
     layer_agreement,
     member_variance,
     model_agreement,
+    overlap_by_product,
     pair_overlap,
     predictive_entropy,
     rater_mean,
@@ -92,6 +93,13 @@ def test_pair_overlap_equals_counting() -> None:
         assert overlap.intersection[k, i, j] == both
         assert overlap.intersection_over_union()[k, i, j] == pytest.approx(float(both / either))
         assert overlap.dice()[k, i, j] == pytest.approx(float(2 * both / (masks[k, i].sum() + masks[k, j].sum())))
+
+
+def test_masks_may_lie_in_memory_in_any_order_and_there_may_be_none() -> None:
+    masks = torch.rand(30, 5, 2, generator=torch.Generator().manual_seed(0)).permute(2, 1, 0) > 0.6
+    assert not masks.is_contiguous()
+    assert torch.equal(pair_overlap(masks).intersection, overlap_by_product(masks.contiguous()).intersection)
+    assert pair_overlap(torch.ones(2, 0, 30)).intersection.shape == (2, 0, 0)
 
 
 def test_pairs_are_counted_exactly_over_many_voxels() -> None:

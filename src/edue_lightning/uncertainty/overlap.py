@@ -69,11 +69,11 @@ def overlap_by_product(masks: Tensor) -> PairOverlap:
 
 def _overlap_of_bits(masks: Tensor) -> PairOverlap:
     """Count in words of 64 voxels, in about a fifth of the time of a product."""
-    packed = np.packbits(masks.bool().numpy(), axis=-1)
+    packed = np.packbits(masks.bool().contiguous().numpy(), axis=-1)
     missing = -packed.shape[-1] % _BYTES_OF_WORD
     words = np.pad(packed, [(0, 0)] * (packed.ndim - 1) + [(0, missing)]).view(np.uint64)
-    rows = [
-        np.bitwise_count(words[..., number : number + 1, :] & words).sum(axis=-1, dtype=np.int64)
-        for number in range(words.shape[-2])
-    ]
-    return PairOverlap(torch.from_numpy(np.stack(rows, axis=-2)).double())
+    shared = np.empty((*masks.shape[:-1], masks.shape[-2]))
+    for number in range(masks.shape[-2]):
+        common = np.bitwise_count(words[..., number : number + 1, :] & words)
+        shared[..., number, :] = common.sum(axis=-1, dtype=np.int64)
+    return PairOverlap(torch.from_numpy(shared))
