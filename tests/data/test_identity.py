@@ -171,16 +171,20 @@ def test_an_identity_keeps_its_digests_in_a_checkpoint() -> None:
         CaseIdentity.from_list([*known.as_list()[:6], [1]])
 
 
-def test_the_voxel_size_is_kept_and_compared_where_it_is_known() -> None:
+def test_the_voxel_size_is_kept_and_compared_where_it_is_recorded() -> None:
     record, sizes = CaseRecord("a", "a"), [None, (0.5, 0.8), (0.5, 0.8000000001), (5.0, 8.0)]
     unknown, known, rounded, other = (CaseIdentity.of(record, replace(sample(0), spacing=size)) for size in sizes)
     assert CaseIdentity.from_list(known.as_list()).spacing == known.spacing
     assert not CaseIdentity.from_list(known.as_list()).same_spacing(other)
-    assert all(known.same_spacing(one) for one in (unknown, rounded, CaseIdentity.from_list(other.as_list()[:7])))
+    earlier = CaseIdentity.from_list(other.as_list()[:7])
+    assert all(known.same_spacing(one) and one.same_spacing(known) for one in (rounded, earlier))
+    assert unknown.same_spacing(CaseIdentity.from_list(unknown.as_list()))
+    assert not known.same_spacing(unknown)
+    assert not CaseIdentity.from_list(unknown.as_list()).same_spacing(known)
     entries = [training_entries({"train": [case], "val": []}) for case in (unknown, known, rounded, other)]
-    assert [entry.get(TRAINING_SPACING) for entry in entries[:1]] == [None]
     assert entries[1] == entries[2]
-    assert {key for key in entries[1] if entries[1][key] != entries[3][key]} == {TRAINING_SPACING}
+    for one in (entries[0], entries[3]):
+        assert {key for key in one if entries[1][key] != one[key]} == {TRAINING_SPACING}
 
 
 def renamed(cases: Sequence[CaseIdentity]) -> list[CaseIdentity]:

@@ -168,6 +168,8 @@ def test_a_volume_that_holds_a_slice_of_the_training_is_refused(volumes: Path, t
     assert source.storage == "NIfTI slice LP"
     known = {"train": identities(source, source.cases()), "val": []}
     path = checkpoint(tmp_path / "best.ckpt", image_format=SLICES, cases=known)
-    settings = configuration(f"ckpt={path}", f"data.root={volumes}", "slice_axis=axial")
-    with pytest.raises(UserError, match=r"1 of the 2 cases of split=test.* were in its training .*two \(there s1\)"):
-        evaluate(settings, tmp_path / "out")
+    for directions in ([], ["slice_directions=RA"]):
+        settings = configuration(f"ckpt={path}", f"data.root={volumes}", "slice_axis=axial", *directions)
+        found = r"1 of the 2 cases of split=test.* were in its training .*two \(there s1\)"
+        with pytest.raises(UserError, match=found):
+            evaluate(settings, tmp_path / "out")

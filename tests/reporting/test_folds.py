@@ -227,7 +227,8 @@ def test_a_training_per_fold_records_its_cases_and_is_pooled(tmp_path: Path) -> 
         tested += own
     assert len(tested) == len(set(tested)) == 24
     first, second = (method_settings(run.configuration) for run in find_runs(tmp_path / "runs"))
-    assert {key for key in first if first[key] != second[key]} == {"data.fold", "training_cases", "training_content"}
+    of_cases = {"training_cases", "training_content", "training_spacing"}
+    assert {key for key in first if first[key] != second[key]} == {"data.fold", *of_cases}
     (pooled,) = pool_folds(find_runs(tmp_path / "runs"))
     assert len(pooled.folds) == 2
     assert pooled.n_cases("disc", "dice") == 24

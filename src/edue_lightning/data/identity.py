@@ -30,10 +30,10 @@ class CaseIdentity:
             earlier version. Cases with equal images are equal whether or not it is known.
         blank: whether every channel of the prepared image is constant, so that its digests identify no case; not known
             of a case from a checkpoint.
-        spacing: mm along each axis of `size`, compared by `same_spacing`; None if it is unknown, as of a case from a
-            checkpoint of an earlier version.
+        spacing: mm along each axis of `size`, compared by `same_spacing`; None if it is unknown.
         copies: further digests by which copies of the image are recognised: of the prepared image as a file would hold
             it, of the image before it was prepared as if it had been prepared, and of the order of their values.
+        spacing_recorded: whether `spacing` is that of the case; not in a checkpoint of an earlier version.
     """
 
     case_id: str
@@ -45,6 +45,7 @@ class CaseIdentity:
     blank: bool = field(default=False, compare=False)
     spacing: tuple[float, ...] | None = field(default=None, compare=False)
     copies: tuple[str, ...] = field(default=(), compare=False)
+    spacing_recorded: bool = field(default=True, compare=False)
 
     @classmethod
     def of(cls, record: CaseRecord, sample: RaterSample) -> CaseIdentity:
@@ -70,8 +71,9 @@ class CaseIdentity:
         return [*names, self.image, self.masks, self.content, list(self.copies), spacing]
 
     def same_spacing(self, other: CaseIdentity) -> bool:
-        """Return whether two cases have one voxel size, as far as both are known."""
-        return None in (self.spacing_text, other.spacing_text) or self.spacing_text == other.spacing_text
+        """Return whether two cases have one voxel size, or both an unknown one, as far as both are recorded."""
+        recorded = self.spacing_recorded and other.spacing_recorded
+        return not recorded or self.spacing_text == other.spacing_text
 
     @property
     def spacing_text(self) -> str | None:
@@ -94,7 +96,18 @@ class CaseIdentity:
         if len(more) > 3 or not all(isinstance(text, str) for text in texts):
             raise ValueError("an identity of a case is damaged")
         size = tuple(int(length) for length in size)
-        return cls(case_id, group, size, image, masks, content, spacing=spacing, copies=copies)
+        recorded = len(more) > 2
+        return cls(
+            case_id,
+            group,
+            size,
+            image,
+            masks,
+            content,
+            spacing=spacing,
+            copies=copies,
+            spacing_recorded=recorded,
+        )
 
 
 # smallest share of neighbours with a larger value, and with a smaller one, for an order that identifies an image

@@ -113,12 +113,23 @@ class VolumesAsSlices:
             raise ImageError(reason)
         stored = _values(sample.image, self._of_data, self._slicing)
         self._slicing.require_scale(stored, self._preparation, self._loaded.image_format.storage)
-        slices = self._layout.turned(stored)
-        prepared = prepared_slices(slices, self._preparation)
-        return [
-            CaseIdentity.of(record, sample),
-            *(CaseIdentity.of(record, _as_case(record, image, slices[:, at])) for at, image in enumerate(prepared)),
-        ]
+        found = [CaseIdentity.of(record, sample)]
+        for layout in self._layouts():
+            slices = layout.turned(stored)
+            prepared = prepared_slices(slices, self._preparation)
+            found += [
+                CaseIdentity.of(record, _as_case(record, image, slices[:, at])) for at, image in enumerate(prepared)
+            ]
+        return found
+
+    def _layouts(self) -> list[SliceLayout]:
+        """Return the chosen layout and, where another one is known, that of the training's slices."""
+        try:
+            trained = replace(self._slicing, directions=None).layout(self._loaded.image_format.storage)
+        except ValueError:
+            # the training's slices lie in another plane, or it is unknown how they lie
+            return [self._layout]
+        return [self._layout, *([trained] if trained != self._layout else [])]
 
 
 def _as_case(record: CaseRecord, image: Tensor, stored: Tensor) -> RaterSample:

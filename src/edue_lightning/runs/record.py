@@ -154,10 +154,12 @@ def training_entries(cases: TrainingCases) -> dict[str, str]:
     content = sorted(
         f"{split} {case.case_id} {case.content} {case.masks}" for split, of_split in cases.items() for case in of_split
     )
-    entries = {TRAINING_CASES: cases_text(case.case_id for case in cases["train"]), TRAINING_CONTENT: digest(content)}
     spacing = sorted(f"{split} {case.case_id} {case.spacing_text}" for split in cases for case in cases[split])
-    known = any(case.spacing is not None for of_split in cases.values() for case in of_split)
-    return {**entries, **({TRAINING_SPACING: digest(spacing)} if known else {})}
+    return {
+        TRAINING_CASES: cases_text(case.case_id for case in cases["train"]),
+        TRAINING_CONTENT: digest(content),
+        TRAINING_SPACING: digest(spacing),
+    }
 
 
 def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
