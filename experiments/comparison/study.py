@@ -358,9 +358,10 @@ def draw_curves(curves: pd.DataFrame, path: Path) -> None:
     method = curves["run"].str.replace(r"_\d+(_fold\d+)?$", "", regex=True)
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for name, own in curves.groupby(method):
+    for number, (name, own) in enumerate(curves.groupby(method)):
         mean = own.groupby("epoch")["nll"].mean()
-        axes.plot(mean.index + 1, mean, label=name)
+        # there are ten colours
+        axes.plot(mean.index + 1, mean, label=name, linestyle=("-", "--", ":")[number // 10 % 3])
     axes.set(xlabel="epoch", ylabel="validation NLL", yscale="log")
     figure.legend(loc="outside right upper", fontsize="x-small")
     figure.savefig(path, dpi=120)
