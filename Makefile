@@ -43,12 +43,12 @@ test-oldest:
 test-newest:
 	$(MAKE) test-fast VENV=.venv-newest CONSTRAINTS=/dev/null EXTRA=test
 
-# networks of libraries that want torchvision, and other versions of timm than the benchmarks: without our constraints
+# networks of libraries that want torchvision, and other versions of timm than the benchmarks: without our constraints,
+# but with our torch, since the newest torchvision brings another one
 NETWORKS_VENV ?= .venv-networks
 test-networks:
 	$(PYTHON) -m venv $(NETWORKS_VENV)
-	$(NETWORKS_VENV)/bin/pip install --quiet "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	$(NETWORKS_VENV)/bin/pip install --quiet --editable ".[networks,test]"
+	$(NETWORKS_VENV)/bin/pip install --quiet --editable ".[networks,test]" "$$(grep ^torch== constraints.txt)"
 	PYTHONPATH=experiments/benchmarks $(TEST_ENV) $(NETWORKS_VENV)/bin/python -m pytest -p torchvision_operators \
 	  tests/networks tests/methods/test_methods_on_networks.py
 
