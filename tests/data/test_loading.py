@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from multiprocessing.synchronize import Event
 
@@ -459,6 +460,24 @@ def test_a_loader_ends_when_the_training_says_so_and_not_when_a_scheduler_does()
     loader.terminate()
     loader.join(PATIENCE)
     assert loader.exitcode == 0
+
+
+def _load_while_each_loader_is_signalled_as_it_starts(stopped: Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: stopped.set())
+        os.register_at_fork(after_in_child=partial(os.system, f"kill -{int(number)} $PPID"))
+    loaded = epoch_of(module(num_workers=2).train_dataloader(), 0)
+    os._exit(0 if loaded else 1)
+
+
+def test_a_loader_that_just_starts_ignores_a_scheduler_too() -> None:
+    context = multiprocessing.get_context("fork")
+    stopped = context.Event()
+    training = context.Process(target=_load_while_each_loader_is_signalled_as_it_starts, args=(stopped,))
+    training.start()
+    training.join(PATIENCE)
+    assert training.exitcode == 0
+    assert not stopped.is_set()
 
 
 def test_training_cases_are_evaluated_whole_and_as_they_are() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple, cast
 
@@ -194,9 +195,32 @@ class ResumableLoader(DataLoader[KeyedSample]):
         self._done, self._to_skip = self._to_skip, 0
         # as a generator, it starts when its first batch is asked for: the trainer sets the epoch before
         cast(CaseSampler, self.sampler).skipped = self._done * cast(int, self.batch_size)
-        for batch in super().__iter__():
+        with _stop_signals_blocked():
+            # starts the loader processes, which inherit what is blocked
+            batches = super().__iter__()
+        for batch in batches:
             self._done += 1
             yield cast(RaterBatch, batch)
+
+
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGUSR1}
+_CAN_WAIT = hasattr(signal, "sigwaitinfo")
+
+
+@contextmanager
+def _stop_signals_blocked() -> Iterator[None]:
+    """Leave the stop signals pending in this thread and in processes that start here, whose handlers would obey them.
+
+    A process that starts here is to call `ignore_stop_signals`.
+    """
+    if not _CAN_WAIT:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore_stop_signals(worker: int) -> None:  # noqa: ARG001
@@ -205,16 +229,15 @@ def ignore_stop_signals(worker: int) -> None:  # noqa: ARG001
     The training keeps loading until it has saved. It then ends its loaders, if need be by SIGTERM, which is obeyed when
     it comes from the training's own process.
     """
-    signals = {signal.SIGTERM, signal.SIGUSR1}
-    if not hasattr(signal, "sigwaitinfo"):
+    if not _CAN_WAIT:
         return
 
     def wait() -> None:
-        while signal.sigwaitinfo(signals).si_pid != os.getppid():
+        while signal.sigwaitinfo(_STOP_SIGNALS).si_pid != os.getppid():
             pass
         os._exit(0)
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     threading.Thread(target=wait, daemon=True).start()
 
 
