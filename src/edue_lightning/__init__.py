@@ -26,7 +26,7 @@ def load_model(
         checkpoint: `checkpoints/best.ckpt` of a run.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         slice_axis: `axial`, `coronal`, `sagittal`, or the number of an array axis, to predict volumes slice by slice
-            with a model of 2D images; None to predict images as trained. see `edue_lightning.data.Slicing`.
+            with a model of 2D images; None to predict images as trained. See `edue_lightning.data.Slicing`.
         slice_window: values of a volume that become 0 and 1, as in pictures made with a window; None for the values.
         slice_directions: directions of rows and columns of the slices, such as `PL`; None for those of the training.
 

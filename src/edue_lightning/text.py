@@ -87,9 +87,9 @@ def counted(problems: Sequence[str]) -> str:
     return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
 
 
-def times(shape: Sequence[int]) -> str:
-    """Return a shape such as 64x64."""
-    return "x".join(map(str, shape))
+def times(values: Iterable[float], digits: int | None = None) -> str:
+    """Return numbers along axes, such as the shape 64x64, or 0.7x0.7x2.5 with so many significant digits."""
+    return "x".join(str(value) if digits is None else f"{value:.{digits}g}" for value in values)
 
 
 def named(names: Sequence[str], most: int = 5) -> str:

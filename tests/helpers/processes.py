@@ -97,7 +97,7 @@ def _served(
 @functools.cache
 def _command_server() -> subprocess.Popen[str]:
     """Start the server of this process of tests; it ends when its input does, which is when this process ends."""
-    # -P: its own folder is none of the commands' places to import from
+    # -P: commands must not import from its own folder
     command = [sys.executable, "-P", command_server.__file__]
     environment = {**os.environ, **_ENVIRONMENT}
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

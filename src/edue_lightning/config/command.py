@@ -137,7 +137,7 @@ def _quoted_value(key: str, value: str, is_path: bool, parser: OverridesParser, 
 def stated_keys() -> list[str]:
     """Return the keys of this job's configuration that its command line sets, such as `data.batch_size`.
 
-    Choices of a group, such as `data=riga`, are none of them.
+    Choices of a group, such as `data=riga`, are left out.
     """
     keys = [_KEY.match(override) for override in HydraConfig.get().overrides.task]
     found = {key.group().lstrip("+~") for key in keys if key is not None}

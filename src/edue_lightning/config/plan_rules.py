@@ -119,7 +119,7 @@ def make_plan(
     reasons = []
     spacing = target_spacing(fingerprint) if resamples and fingerprint.known_spacings else None
     if spacing is not None:
-        reasons.append(f"voxels of {_numbers(spacing)} mm: median of the training cases along each axis")
+        reasons.append(f"voxels of {times(spacing, 4)} mm: median of the training cases along each axis")
         if _lowest_axis(fingerprint) is not None:
             reasons[-1] += ", but the 10th percentile along the one of much lower resolution"
     median = median_size(fingerprint, spacing)
@@ -133,7 +133,7 @@ def make_plan(
         reasons.append(
             f"whole images: all have {times([int(size) for size in median])}, which the memory holds"
             if whole
-            else f"patches of {times(topology.patch)}: at most about the median size {_numbers(median)}, and as "
+            else f"patches of {times(topology.patch)}: at most about the median size {times(median, 4)}, and as "
             f"{memory_gb:g} GB hold"
         )
     else:
@@ -337,7 +337,3 @@ def _batch_size(
     chosen = max(min(fits, most), _LEAST_BATCH)
     limits = f"{memory_gb:g} GB hold {fits}, and 5 % of the training voxels are {most}"
     return chosen, f"batches of {chosen}: {limits}; at least {_LEAST_BATCH}"
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return "x".join(f"{value:.4g}" for value in values)

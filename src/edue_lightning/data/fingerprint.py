@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseSource
+from edue_lightning.text import times
 
 INTENSITY_PERCENTILES = (0.5, 50.0, 99.5)
 """Percentiles of the intensities inside the foreground, as nnU-Net records them."""
@@ -123,9 +124,7 @@ def measure_training_case(sample: RaterSample) -> CaseFingerprint:
 def _range(grids: Iterable[Sequence[float]]) -> str:
     """Return the smallest, median and largest value along each axis."""
     array = np.array(list(grids), dtype=np.float64)
-    low, middle, high = (_times(values) for values in (array.min(axis=0), np.median(array, axis=0), array.max(axis=0)))
+    low, middle, high = (
+        times(values, 4) for values in (array.min(axis=0), np.median(array, axis=0), array.max(axis=0))
+    )
     return f"all {middle}" if low == high else f"{low} to {high}, median {middle}"
-
-
-def _times(values: NDArray[np.float64]) -> str:
-    return "x".join(f"{value:.4g}" for value in values)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseRecord, CaseSource, Split
+from edue_lightning.text import times
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class CaseIdentity:
     @property
     def spacing_text(self) -> str | None:
         """Voxel size as text, the same on machines that round differently; None if it is unknown."""
-        return None if self.spacing is None else "x".join(f"{length:.6g}" for length in self.spacing)
+        return None if self.spacing is None else times(self.spacing, 6)
 
     @classmethod
     def from_list(cls, stored: Sequence[Any]) -> CaseIdentity:

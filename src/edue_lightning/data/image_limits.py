@@ -10,6 +10,8 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
+from edue_lightning.text import times
+
 MOST_VOXELS = 2**31
 """Largest number of voxels that the header of a volume may claim; pictures have Pillow's own, lower limit."""
 
@@ -50,7 +52,7 @@ def require_shape(stored: Sequence[int]) -> None:
     Raises:
         ImageError: if it has another number of axes than 2 to 4, an empty one, or too many voxels.
     """
-    claimed = "x".join(map(str, stored))
+    claimed = times(stored)
     if len(stored) not in (2, 3, 4) or min(stored) < 1:
         raise ImageError(f"its header claims the shape {claimed}; give it 2 or 3 axes, and one more for channels")
     if math.prod(stored) > MOST_VOXELS:

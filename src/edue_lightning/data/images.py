@@ -49,7 +49,7 @@ from edue_lightning.data.tiff import (
     WHITE_IS_ZERO,
     tag_problem,
 )
-from edue_lightning.text import reason_of
+from edue_lightning.text import reason_of, times
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".ppm.gz", ".gif", ".bmp", ".webp")
 NIFTI = (".nii", ".nii.gz")
@@ -589,7 +589,7 @@ def _require_one_place(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> 
     given = np.array(header["pixdim"][1 : len(shape) + 1], dtype=np.float64)
     is_known = qform is not None or (given > 0).all()
     if is_known and not np.allclose(sizes, given, rtol=_ROUNDING_OF_SIZES, atol=0):
-        shown = ["x".join(f"{size:.4g}" for size in one) for one in (sizes, given)]
+        shown = [times(one, 4) for one in (sizes, given)]
         raise ImageError(f"its header gives two voxel sizes, {shown[0]} (sform) and {shown[1]} (pixdim); correct one")
     if qform is not None:
         distance = largest_distance(grid_of(shape, sform), grid_of(shape, qform))

@@ -15,6 +15,7 @@ from torch import Tensor
 from edue_lightning.data.geometry import grid_spacing, resample, same_grid
 from edue_lightning.data.images import ImageError, ImageFile, canonical
 from edue_lightning.data.sample import Grid
+from edue_lightning.text import times
 
 _ROUNDING_OF_SPACING = 0.01
 
@@ -187,13 +188,10 @@ def agreed_spacing(files: Sequence[ImageFile], given: Sequence[float] | None) ->
     stored = known if first.origin is None else grid_spacing(first.origin)
     if not np.allclose(stored, given, rtol=_ROUNDING_OF_SPACING, atol=0):
         raise ImageError(
-            f"the table gives the spacing {_sizes(given)} mm, but the header {_sizes(stored)} mm; correct one of them"
+            f"the table gives the spacing {times(given, 6)} mm, but the header {times(stored, 6)} mm; correct one of "
+            "them"
         )
     return known
-
-
-def _sizes(spacing: Sequence[float]) -> str:
-    return "x".join(f"{size:g}" for size in spacing)
 
 
 def require_axes(files: Sequence[ImageFile], spatial_dims: int) -> None:

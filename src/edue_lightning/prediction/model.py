@@ -30,7 +30,7 @@ from edue_lightning.prediction.triage import Triage
 from edue_lightning.prediction.triage_table import triage_frame, triage_rows
 from edue_lightning.runs.checkpoints import load_method, warn_of_other_masks
 from edue_lightning.runtime.devices import chosen_device
-from edue_lightning.text import reason_of
+from edue_lightning.text import reason_of, times
 from edue_lightning.uncertainty import masks_of
 
 log = logging.getLogger(__name__)
@@ -248,7 +248,7 @@ class Model:
             ) from error
         # raised for an image too small for the network's stages
         except (RuntimeError, ValueError) as error:
-            size = "x".join(map(str, prepared.image.shape[1:]))
+            size = times(prepared.image.shape[1:])
             reason = reason_of(error)
             raise ImageError(f"the image of {size} does not fit the network ({reason})") from error
         if not torch.isfinite(found.probability).all():

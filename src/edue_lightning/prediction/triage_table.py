@@ -20,6 +20,7 @@ from edue_lightning.prediction.triage import (
     Triage,
     scores_of,
 )
+from edue_lightning.text import times
 
 COLUMNS = (
     *("case", "structure", "flagged", "flag_reason", "uncertainty", "score", "score_value", "threshold"),
@@ -156,7 +157,7 @@ def _voxel_size(prepared: PreparedImage) -> str:
     else:
         lengths = zip(prepared.spacing, prepared.image.shape[1:], prepared.file, strict=True)
         sizes = [size * own / file for size, own, file in lengths]
-    return "x".join(f"{size:.4g}" for size in sizes)
+    return times(sizes, 4)
 
 
 def triage_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

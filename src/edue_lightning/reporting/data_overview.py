@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edue_lightning.data import CaseRecord, RaterSample
 from edue_lightning.data.source import Split
+from edue_lightning.text import times
 from edue_lightning.uncertainty import model_agreement, pair_overlap
 
 PERCENTILES = (1, 50, 99)
@@ -223,7 +224,7 @@ class DataOverview:
         rows = [
             (
                 *(case.record.case_id, case.record.group, self._split(case.record), case.record.stratum),
-                *(case.n_raters, _times(case.size), _times(case.spacing or ()), structure, case.empty[k]),
+                *(case.n_raters, times(case.size, 6), times(case.spacing or (), 6), structure, case.empty[k]),
                 case.volumes[k].mean() if case.n_raters else np.nan,
                 *(case.pairwise_dice[k], case.mean_v_star[k], case.sv_star[k]),
             )
@@ -380,10 +381,6 @@ def _different(grids: Iterable[tuple[float, ...]]) -> str:
 
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name or 'none'} {count}" for name, count in sorted(counts.items()))
-
-
-def _times(values: Sequence[float]) -> str:
-    return "x".join(f"{value:.6g}" for value in values)
 
 
 def _table(frame: pd.DataFrame) -> str:

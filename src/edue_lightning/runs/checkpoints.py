@@ -27,7 +27,7 @@ from edue_lightning.data.identity import CaseIdentity, TrainingCases
 from edue_lightning.data.preparation import Stacked
 from edue_lightning.errors import UserError
 from edue_lightning.methods import Density, SegmentationMethod
-from edue_lightning.text import ambiguous_structures, can_be_in_file_name, one_line, reason_of
+from edue_lightning.text import ambiguous_structures, can_be_in_file_name, one_line, reason_of, times
 
 log = logging.getLogger(__name__)
 
@@ -421,5 +421,5 @@ def _kind(value: Any) -> str:
     """Return the shape and kind of a weight, which must agree between file and network; the precision may differ."""
     if not isinstance(value, Tensor):
         return "nothing" if value is None else type(value).__name__
-    size = "x".join(map(str, value.shape)) or "1"
+    size = times(value.shape) or "1"
     return f"{size} {'' if value.is_floating_point() else 'other '}numbers"

@@ -49,7 +49,7 @@ TRAINING_CONTENT = "training_content"
 """Key beside it for a digest of images and masks; absent in records of earlier versions."""
 
 TRAINING_SPACING = "training_spacing"
-"""Key beside it for a digest of the voxel sizes; absent if all are unknown, and in records of earlier versions."""
+"""Key beside it for a digest of the voxel sizes, unknown ones among them; absent in records of earlier versions."""
 
 INIT_DIGEST = "init_digest"
 """Key of a training's record for the digest of the checkpoint it began from."""

@@ -39,9 +39,10 @@ from edue_lightning.text import natural_key
 
 Structure = Literal["GTVp", "GTVn"]
 LABELS = {1: "GTVp", 2: "GTVn"}
+# largest share of a structure's voxels that may lie outside of the grid: enough for the rounding of a box
 _MOST_OUTSIDE = 0.01
+# of two shares of a voxel that add up to 1
 _ROUNDING = 1e-4
-"""Largest share of a structure's voxels that may lie outside of the grid: enough for the rounding of a box."""
 
 
 class HecktorSource(FileSource):

@@ -19,7 +19,7 @@ from edue_lightning.data.label_maps import MOST_LABEL
 from edue_lightning.data.listing import line_break_problem
 from edue_lightning.data.source import CaseRecord, Split
 from edue_lightning.data.votes import MOST_RATERS
-from edue_lightning.text import can_be_in_file_name, natural_key, one_line, reason_of
+from edue_lightning.text import can_be_in_file_name, natural_key, one_line, reason_of, times
 
 log = logging.getLogger(__name__)
 
@@ -398,7 +398,7 @@ def _read_parquet(path: Path) -> list[list[str]]:
 def _text(field: object) -> str:
     if isinstance(field, (list, tuple, np.ndarray)):
         # a spacing
-        return "x".join(str(number) for number in field)
+        return times(field)
     return "" if pd.isna(field) else str(field)  # type: ignore[call-overload]
 
 

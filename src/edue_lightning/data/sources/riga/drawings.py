@@ -20,6 +20,7 @@ from skimage.filters import apply_hysteresis_threshold
 from skimage.morphology import convex_hull_image
 
 from edue_lightning.data.images import ImageError
+from edue_lightning.text import times
 
 LONGEST_GAP = 20
 """Largest distance in pixels between two ends of a line that are joined."""
@@ -110,7 +111,7 @@ def recover(photograph: Picture, drawing: Picture) -> Drawing:
             than the longest gap; nothing is guessed.
     """
     if photograph.shape != drawing.shape:
-        sizes = ["x".join(map(str, picture.shape[:2])) for picture in (drawing, photograph)]
+        sizes = [times(picture.shape[:2]) for picture in (drawing, photograph)]
         raise ImageError(f"is {sizes[0]}, but its photograph is {sizes[1]}; replace it with a copy of the photograph")
     window = _locate(photograph, drawing)
     line = np.pad(_trace(photograph[window], drawing[window]), _MARGIN)
