@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -26,13 +27,11 @@ class Shared(NamedTuple):
 def shared_voxels(sample: RaterSample) -> list[Shared]:
     """Return the voxels that a rater gave to two structures, one entry per rater and pair; empty if there are none."""
     found = []
-    for rater in (
-        torch.nonzero(sample.masks.sum(dim=1, dtype=torch.uint8).flatten(1).amax(dim=1) > 1).flatten().tolist()
-    ):
+    most = sample.masks.sum(dim=1, dtype=torch.uint8).flatten(1).amax(dim=1)
+    for rater in torch.nonzero(most > 1).flatten().tolist():
         masks = sample.masks[rater]
-        for first in range(len(masks)):
-            for second in range(first + 1, len(masks)):
-                voxels = int((masks[first] & masks[second]).sum())
-                if voxels:
-                    found.append(Shared(rater, (first, second), voxels))
+        for first, second in itertools.combinations(range(len(masks)), 2):
+            voxels = int((masks[first] & masks[second]).sum())
+            if voxels:
+                found.append(Shared(rater, (first, second), voxels))
     return found

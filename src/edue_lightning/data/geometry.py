@@ -46,8 +46,11 @@ def closest_canonical(grid: Grid) -> Grid:
     return grid_of([grid.shape[axis] for axis in order], turned)
 
 
-NIFTI_SLICE = "NIfTI slice "
-"""Beginning of `slice_storage` of a NIfTI file; the directions of its axes follow."""
+PICTURE = "picture"
+"""`slice_storage` of a picture, which does not say how it lies in space."""
+
+# the directions of the axes follow
+_NIFTI_SLICE = "NIfTI slice "
 
 
 def slice_storage(affine: NDArray[np.float64] | None) -> str:
@@ -61,7 +64,14 @@ def slice_storage(affine: NDArray[np.float64] | None) -> str:
     Args:
         affine: affine of the file, `[4, 4]`, or None for a picture.
     """
-    return "picture" if affine is None else f"{NIFTI_SLICE}{''.join(map(str, aff2axcodes(affine)[:2]))}"
+    return PICTURE if affine is None else f"{_NIFTI_SLICE}{''.join(map(str, aff2axcodes(affine)[:2]))}"
+
+
+def slice_directions(storage: str | None) -> str | None:
+    """Return the directions of the axes of a NIfTI slice, such as `LP`, from its `slice_storage`; None for others."""
+    if storage is None or not storage.startswith(_NIFTI_SLICE):
+        return None
+    return storage.removeprefix(_NIFTI_SLICE)
 
 
 def cropped(grid: Grid, first: Sequence[float], last: Sequence[float]) -> Grid | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import numpy as np
 import torch
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from torch import Tensor
 
-from edue_lightning.data.geometry import NIFTI_SLICE, grid_of
+from edue_lightning.data.geometry import PICTURE, grid_of, slice_directions
 from edue_lightning.data.images import ImageError, ImageFile
 from edue_lightning.data.preparation import Preparation, PreparedImage, Stacked
 from edue_lightning.data.sample import Grid
@@ -25,7 +25,6 @@ _RADIOLOGICAL: dict[Plane, str] = {"axial": "PL", "coronal": "IL", "sagittal": "
 _CANONICAL = "RAS"
 _OPPOSITES = {"R": "R", "L": "R", "A": "A", "P": "A", "S": "S", "I": "S"}
 _OPPOSITE_LETTERS = dict(zip("RLAPSI", "LRPAIS", strict=True))
-_PICTURE = "picture"
 
 HOW_TO_SLICE = "for a volume, set slice_axis=axial, coronal or sagittal"
 """Advice where a model of 2D images meets a volume."""
@@ -93,8 +92,8 @@ class Slicing:
         """
         if self.directions is not None:
             return SliceLayout(self._normal + self.directions)
-        if storage is not None and storage.startswith(NIFTI_SLICE):
-            found = storage.removeprefix(NIFTI_SLICE)
+        found = slice_directions(storage)
+        if found is not None:
             if self._problem(found):
                 raise ValueError(
                     f"slice_axis={self.axis}: the slices of the training have the axes {found}, which do not lie in "
@@ -112,7 +111,7 @@ class Slicing:
 
     def assumes_view(self, storage: str | None) -> bool:
         """Return whether `layout` assumes that the training's pictures show slices as radiologists see them."""
-        return self.directions is None and storage == _PICTURE and not isinstance(self.axis, int)
+        return self.directions is None and storage == PICTURE and not isinstance(self.axis, int)
 
     def shown(self, volume: Tensor) -> Tensor:
         """Return the values of a volume through the window."""
@@ -132,7 +131,7 @@ class Slicing:
         Raises:
             ImageError: if the network was trained on pictures as they are, and a value lies beyond 0 to 1.
         """
-        if storage != _PICTURE or (isinstance(preparation, Stacked) and preparation.standardise):
+        if storage != PICTURE or (isinstance(preparation, Stacked) and preparation.standardise):
             return
         low, high = float(volume.min()), float(volume.max())
         if low < 0 or high > 1:
@@ -239,7 +238,7 @@ class SlicedVolume(Preparation):
         return replace(whole, image=image, spacing=spacing, grid=layout.grid(whole.grid))
 
 
-def keeps_values(preparation: Preparation) -> bool:
+def keeps_values(preparation: Preparation) -> TypeGuard[Stacked]:
     """Return whether the values of the files can be computed from volumes prepared in this way."""
     return isinstance(preparation, Stacked) and not preparation.standardise
 
@@ -251,6 +250,6 @@ def as_stored(volume: Tensor, preparation: Preparation) -> Tensor:
         volume: prepared volume.
         preparation: preparation of its data set, see `keeps_values`.
     """
-    if not isinstance(preparation, Stacked) or preparation.standardise:
+    if not keeps_values(preparation):
         return volume
     return volume * preparation.scale - preparation.offset

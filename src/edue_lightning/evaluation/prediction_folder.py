@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edue_lightning.data import CaseRecord, CaseSource, Grid, RaterSample
-from edue_lightning.data.geometry import closest_canonical, grid_of, resample, same_grid, slice_storage
+from edue_lightning.data.geometry import PICTURE, closest_canonical, grid_of, resample, same_grid, slice_storage
 from edue_lightning.data.images import MOST_INFLATION, ImageError, read_image, require_memory
 from edue_lightning.errors import UserError
 from edue_lightning.text import counted, one_line, reason_of
@@ -291,7 +291,7 @@ class PredictionFolder:
             raise _PredictionError(
                 f"{name}: the files of the images store their axes in several ways; save NIfTI files"
             )
-        pictures = source.storage == "picture"
+        pictures = source.storage == PICTURE
         file = size if sample.origin is None else sample.origin.shape
         stored = (1, *file) if len(file) == 2 else file
         expected = stored if pictures else ((1, *file[::-1]) if len(file) == 2 else file[::-1])

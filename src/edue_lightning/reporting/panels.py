@@ -12,7 +12,7 @@ import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from edue_lightning.data.geometry import NIFTI_SLICE
+from edue_lightning.data.geometry import slice_directions
 from edue_lightning.errors import UserError
 from edue_lightning.metrics.ties import tied
 from edue_lightning.uncertainty import Tie, majority, reached
@@ -185,7 +185,7 @@ def radiological_slice_spacing(spacing: Sequence[float], storage: str | None) ->
 
 def _slice_turn(storage: str | None) -> tuple[bool, tuple[bool, bool]] | None:
     """Return whether the axes of a slice are swapped, and which are flipped before; None to leave it as it is."""
-    directions = "" if storage is None or not storage.startswith(NIFTI_SLICE) else storage.removeprefix(NIFTI_SLICE)
+    directions = slice_directions(storage) or ""
     if len(directions) != 2 or not set(directions) <= _AXES.keys():
         return None
     first, second = directions[0], directions[1]
