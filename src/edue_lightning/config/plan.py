@@ -62,7 +62,8 @@ def network_rules(node: Mapping[str, Any], keep: Sequence[str] = ()) -> NetworkR
         node: resolved node `network`.
         keep: keys of the configuration that the plan must not change; one of the network's stages keeps them all.
     """
-    parameters = inspect.signature(get_class(str(node["_target_"]))).parameters
+    network = get_class(str(node["_target_"]))
+    parameters = inspect.signature(network).parameters
     features = node.get("features")
     if not isinstance(features, list | tuple) or not features:
         return NetworkRules(named=False)
@@ -71,7 +72,7 @@ def network_rules(node: Mapping[str, Any], keep: Sequence[str] = ()) -> NetworkR
     return NetworkRules(
         width=int(features[0]),
         per_axis=per_axis,
-        least_stages=3 if str(node["_target_"]).endswith(".DynUNet") else 2,
+        least_stages=getattr(network, "least_stages", NetworkRules.least_stages),
         residual=bool(node.get("residual")) and "blocks" in parameters,
         fixed=tuple(map(int, features)) if kept else None,
         strides=node.get("strides") if kept else None,

@@ -37,6 +37,8 @@ class DynUNet(StagedNetwork):
         ValueError: for fewer than three stages, or strides or kernels of another number of stages or axes.
     """
 
+    least_stages = 3
+
     def __init__(
         self,
         spatial_dims: Literal[2, 3],
@@ -50,7 +52,7 @@ class DynUNet(StagedNetwork):
         strides: Sequence[Sequence[int]] | None = None,
         kernels: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        if len(features) < 3:
+        if len(features) < self.least_stages:
             raise ValueError(f"a DynUNet needs at least three stages, not features={list(features)}")
         reductions = stage_strides(strides, len(features), spatial_dims)
         network = partial(

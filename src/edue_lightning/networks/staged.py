@@ -47,10 +47,15 @@ class StagedNetwork(nn.Module):
     Shapes:
         input `[B, C, *S]`, output logits `[B, M, K, *S]`.
 
+    Attributes:
+        least_stages: smallest number of stages that can be built.
+
     Raises:
         ValueError: if the factory takes no number of outputs, the stages are missing, or the network's output has
             another shape.
     """
+
+    least_stages = 2
 
     def __init__(
         self,
