@@ -35,7 +35,7 @@ from edue_lightning.runtime.processes import is_first_process, merged
 from edue_lightning.uncertainty import (
     Readout,
     Tie,
-    first_largest,
+    largest_alone,
     majority,
     map_sums,
     plurality,
@@ -234,15 +234,12 @@ def _panel(
     batch = collate_samples([sample], [0], [0])
     of_structure = probabilities[None, :, structure : structure + 1]
     model = score_maps(of_structure.float(), readout)
-    decision = readout.decision(of_structure.double())
-    if readout.exclusive:
-        of_all = readout.decision(probabilities[None].double())
-        decision = of_all[:, structure : structure + 1]
-    inside = within(decision, batch.region)[0]
+    decisions = readout.decision(probabilities[None].double())
+    inside = within(decisions[:, structure : structure + 1], batch.region)[0]
     threshold = readout.mask.of_image(inside, (source.structures[structure],))
     if readout.exclusive:
-        # the mask of a structure must follow from its own map
-        decision = decision * first_largest(of_all, dim=1)[:, structure : structure + 1]
+        decisions = largest_alone(decisions, dim=1)
+    decision = decisions[:, structure : structure + 1]
     expert = rater_variance(batch.masks[:, :, structure : structure + 1], batch.valid)
     maps = {
         "image": batch.image[0].numpy(),

@@ -1,7 +1,7 @@
 """Losses: pure functions of member logits, masks and the validity of the raters."""
 
 from edue_lightning.losses.boundary import Boundary, signed_distance
-from edue_lightning.losses.exclusive import categorical_cross_entropy
+from edue_lightning.losses.exclusive import categorical_cross_entropy, cross_entropy_terms
 from edue_lightning.losses.levels import level_targets
 from edue_lightning.losses.library import Focal, MemberLoss, Tversky, UnifiedFocal
 from edue_lightning.losses.mean_likelihood import mean_prediction_nll
@@ -18,6 +18,7 @@ __all__ = [
     "UnifiedFocal",
     "VarianceGuidance",
     "categorical_cross_entropy",
+    "cross_entropy_terms",
     "level_targets",
     "map_distance",
     "mean_prediction_nll",

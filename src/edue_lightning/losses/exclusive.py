@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from edue_lightning.losses.structures import check_count
@@ -39,6 +40,23 @@ def categorical_cross_entropy(
     weighted = target * relative.reshape(-1, *[1] * (logits.ndim - 1 - dim % logits.ndim))
     background = 1 - target.sum(dim)
     return (weighted.sum(dim) + background) * total - (weighted * logits).sum(dim)
+
+
+def cross_entropy_terms(logits: Tensor, target: Tensor, dim: int, exclusive: bool) -> Tensor:
+    """Return the cross-entropy at each voxel: of each structure, or of all classes where structures exclude each other.
+
+    Args:
+        logits: logits of any shape.
+        target: like `logits`, in [0, 1].
+        dim: axis of the K structures.
+        exclusive: whether the structures exclude each other, see `categorical_cross_entropy`.
+
+    Returns:
+        like `logits`, with K terms along the axis, or one.
+    """
+    if exclusive:
+        return categorical_cross_entropy(logits, target, dim).unsqueeze(dim)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
 def log_total(logits: Tensor, dim: int) -> Tensor:

@@ -180,10 +180,12 @@ class SegmentationMethod(pl.LightningModule):
         exclusive: whether the structures exclude each other, so that logits are those of a softmax.
         temperature: `[K]`, divides the logits of each structure in a prediction; None before one is fitted.
         takes_loss: whether `MethodParts.loss` is part of the training, beside its weights of structures.
+        takes_structure_weights: whether these weights are part of the training.
     """
 
     temperature: Tensor | None
     takes_loss: bool = True
+    takes_structure_weights: bool = True
 
     def __init__(self, parts: MethodParts) -> None:
         super().__init__()

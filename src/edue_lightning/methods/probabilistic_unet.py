@@ -10,7 +10,7 @@ from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.losses import categorical_cross_entropy, within
+from edue_lightning.losses import cross_entropy_terms, within
 from edue_lightning.methods.base import MethodParts, NetworkMethod
 from edue_lightning.methods.targets import member_target
 from edue_lightning.networks import DiagonalGaussian, GaussianEncoder, HeadLayout
@@ -96,7 +96,7 @@ class ProbabilisticUNet(NetworkMethod):
 
     noise: Tensor
 
-    takes_loss = False
+    takes_loss = takes_structure_weights = False
 
     def __init__(
         self,
@@ -169,11 +169,7 @@ class ProbabilisticUNet(NetworkMethod):
         posterior = self.posterior(torch.cat([batch.image, target[:, 0].to(batch.image.dtype) - 0.5], dim=1))
         latents = posterior.draws(torch.randn_like(posterior.mean)[:, None])
         logits = at_least_float32(self.combination(features, latents))
-        wanted = target.to(logits.dtype)
-        if self.exclusive:
-            reconstruction = categorical_cross_entropy(logits, wanted, dim=2)[:, :, None]
-        else:
-            reconstruction = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        reconstruction = cross_entropy_terms(logits, target.to(logits.dtype), 2, self.exclusive)
         terms = reconstruction.shape[2]
         reconstruction = within(reconstruction, batch.region).flatten(1).sum(dim=1).mean()
         divergence = divergence_cost(posterior, prior, self.free_bits)

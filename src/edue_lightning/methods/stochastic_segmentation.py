@@ -6,11 +6,10 @@ import math
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.losses import categorical_cross_entropy, within
+from edue_lightning.losses import cross_entropy_terms, within
 from edue_lightning.methods.base import MethodParts, NetworkMethod
 from edue_lightning.methods.targets import member_target
 from edue_lightning.networks import HeadLayout
@@ -89,7 +88,7 @@ class StochasticSegmentation(NetworkMethod):
         ValueError: if a number is out of its range.
     """
 
-    takes_loss = False
+    takes_loss = takes_structure_weights = False
 
     def __init__(
         self,
@@ -167,10 +166,7 @@ def negative_log_likelihood(
         exclusive: whether the structures exclude each other, as the classes of a softmax; then it is per voxel.
     """
     target = target.to(logits.dtype).expand_as(logits)
-    if exclusive:
-        cross_entropy = categorical_cross_entropy(logits, target, dim=2)[:, :, None]
-    else:
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    cross_entropy = cross_entropy_terms(logits, target, 2, exclusive)
     summed = within(cross_entropy, region).flatten(2).sum(dim=2)
     likelihood = torch.logsumexp(-summed, dim=1) - math.log(logits.shape[1])
     counted = cross_entropy[0, 0].numel() if region is None else cross_entropy.shape[2] * region.flatten(1).sum(dim=1)

@@ -12,7 +12,7 @@ from edue_lightning.metrics.case_statistics import Columns
 from edue_lightning.metrics.definition import Statistic
 from edue_lightning.metrics.metric import CaseRows
 from edue_lightning.metrics.ties import tied
-from edue_lightning.uncertainty import dice_of_counts, first_largest
+from edue_lightning.uncertainty import dice_of_counts, largest_alone
 
 GRID = torch.arange(1, 100, dtype=torch.float64).div(100).float()
 """Thresholds to choose from, 0.01 to 0.99."""
@@ -22,7 +22,7 @@ def _counts(cases: CaseBatch) -> Sequence[Tensor]:
     decision = cases.decision.float()
     if cases.readout.exclusive:
         # no threshold puts the others into a mask
-        decision = decision * first_largest(decision, dim=1)
+        decision = largest_alone(decision, dim=1)
     # number of thresholds that the voxel reaches
     position = torch.bucketize(decision, GRID.to(decision.device), right=True)
     counts = cases.mean.new_zeros(*decision.shape[:2], len(GRID) + 1, 2)

@@ -12,7 +12,7 @@ from edue_lightning.reporting.panels import (
     radiological_slice_spacing,
     radiological_spacing,
 )
-from edue_lightning.uncertainty import first_largest
+from edue_lightning.uncertainty import largest_alone
 
 
 def case_maps(prepared: PreparedImage, estimate: Estimate) -> list[CaseMaps]:
@@ -24,10 +24,7 @@ def case_maps(prepared: PreparedImage, estimate: Estimate) -> list[CaseMaps]:
     """
     image = prepared.image.numpy()
     # each `[K, *S]`
-    decision = estimate.decision
-    if estimate.exclusive:
-        # the mask of a structure must follow from its own map
-        decision = decision * first_largest(decision, dim=0)
+    decision = largest_alone(estimate.decision, dim=0) if estimate.exclusive else estimate.decision
     maps = [of_all.numpy() for of_all in (estimate.probability, estimate.disagreement, decision)]
     spacing = tuple(prepared.spacing or (1.0,) * (image.ndim - 1))
     if len(spacing) == 3 and prepared.grid is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from edue_lightning.config.build import build_metric_settings
 from edue_lightning.config.schema import check_only_ours
 from edue_lightning.errors import UserError
 from edue_lightning.metrics import MEAN_STRUCTURE, CaseStatistics, summarise
+from edue_lightning.reporting.identity import grouped
 from edue_lightning.runs.files import IDENTITY, METRICS_COLUMNS, TEXT_COLUMNS, Replicates, Run
 from edue_lightning.runs.record import (
     ROOTS,
@@ -50,9 +51,9 @@ def pool_folds(runs: Sequence[Run]) -> list[Run]:
         UserError: if two runs are the same fold, a case is tested in two, or a run lacks the statistics of its cases.
     """
     alike: list[list[Run]] = []
-    for members in _grouped(runs, _identity):
+    for members in grouped(runs, _identity).values():
         # one data set may lie in several places, and so may several of one name
-        alike += [members] if _is_one_division(members) else _grouped(members, _root)
+        alike += [members] if _is_one_division(members) else grouped(members, _root).values()
     return [
         _pooled(folds) if _fold_of(folds[0]) is not None and folds[0].tested else folds[0] for folds in _each(alike)
     ]
@@ -62,13 +63,6 @@ def missing_folds(run: Run) -> list[int]:
     """Return the numbers of the folds that a pooled run lacks."""
     found = {_fold_of(fold) for fold in run.folds}
     return [number for number in range(_count_of(run)) if number not in found] if run.folds else []
-
-
-def _grouped(runs: Sequence[Run], key: Callable[[Run], str]) -> list[list[Run]]:
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        found.setdefault(key(run), []).append(run)
-    return list(found.values())
 
 
 def _is_one_division(runs: Sequence[Run]) -> bool:

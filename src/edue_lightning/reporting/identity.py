@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.sparse.csgraph import connected_components
@@ -30,6 +30,8 @@ from edue_lightning.runs.record import (
     same_method,
 )
 
+GroupKey = TypeVar("GroupKey", bound=Hashable)
+
 _CASE = ["case_id", "structure"]
 # statistics of a case that depend on its raters and its grid alone
 _RATER_COLUMNS = ("sv_star", "sv_star_normalised", "area", "n_raters")
@@ -45,7 +47,7 @@ def distinguish(runs: Sequence[Run]) -> list[Run]:
     """
     data_of: dict[int, str] = {}
     method_of: dict[int, str] = {}
-    for members in _grouped(runs, lambda run: (run.data, run.split)).values():
+    for members in grouped(runs, lambda run: (run.data, run.split)).values():
         for data, measured_alike in _data_sets(members).items():
             data_of |= dict.fromkeys(map(id, measured_alike), data)
             for method, seeds in _methods(measured_alike).items():
@@ -93,7 +95,7 @@ def _data_sets(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def _methods(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return runs measured on the same data by the name of their method."""
     named: dict[str, list[Run]] = {}
-    for method, members in _grouped(runs, lambda run: run.method).items():
+    for method, members in grouped(runs, lambda run: run.method).items():
         variants = _clusters(members, _method_text, _same_method)
         settings = [_settings_known(variant) for variant in variants]
         fallbacks = [f"settings {digest(f'{item!r}' for item in sorted(known.items()))}" for known in settings]
@@ -120,7 +122,7 @@ def _clusters(
         known: function from a run to all that it is compared by; runs with equal results are alike.
         alike: comparison of two runs by what both know.
     """
-    groups = list(_grouped(runs, known).values())
+    groups = list(grouped(runs, known).values())
     pairs = np.eye(len(groups), dtype=bool)
     for one, two in combinations(range(len(groups)), 2):
         pairs[one, two] = pairs[two, one] = alike(groups[one][0], groups[two][0])
@@ -241,8 +243,9 @@ def _source(run: Run) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key.startswith(("data.source", "data.root", "data.frac"))}
 
 
-def _grouped(runs: Sequence[Run], key: Any) -> dict[Any, list[Run]]:
-    groups: dict[Any, list[Run]] = {}
+def grouped(runs: Sequence[Run], key: Callable[[Run], GroupKey]) -> dict[GroupKey, list[Run]]:
+    """Return the runs of each key, in their order."""
+    groups: dict[GroupKey, list[Run]] = {}
     for run in runs:
         groups.setdefault(key(run), []).append(run)
     return groups

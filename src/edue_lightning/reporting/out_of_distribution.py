@@ -20,6 +20,7 @@ from edue_lightning.metrics import MEAN_STRUCTURE, SCORES, interval, resample_co
 from edue_lightning.metrics.bootstrap import few_groups, group_numbers, usable_replicates
 from edue_lightning.metrics.definition import Estimate
 from edue_lightning.metrics.ties import tied
+from edue_lightning.reporting.identity import grouped
 from edue_lightning.runs.files import CLEAN, DENSITY, IDENTITY, METRICS_COLUMNS, POOLED_KINDS, POOLED_SEVERITY, Run
 
 Array = NDArray[np.float64]
@@ -124,12 +125,12 @@ class _Scores(NamedTuple):
 
 def _measured(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
     """Return the runs with scores of distorted images of the cases that they resample, by data set and split."""
-    found: dict[tuple[str, str], list[Run]] = {}
+    measured = []
     for run in runs:
         cases = run.distorted_cases
         if cases is not None and len(cases) and set(cases["case_id"]) == set(run.replicates.case_ids):
-            found.setdefault((run.data, run.split), []).append(run)
-    return found
+            measured.append(run)
+    return grouped(measured, lambda run: (run.data, run.split))
 
 
 def _distortions(runs: Sequence[Run]) -> set[str]:

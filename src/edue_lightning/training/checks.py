@@ -14,7 +14,7 @@ from edue_lightning.data import RaterDataModule
 from edue_lightning.data.augmentation import are_equal_sizes
 from edue_lightning.errors import UserError
 from edue_lightning.losses import SegmentationLoss
-from edue_lightning.methods import ProbabilisticUNet, SegmentationMethod, StochasticSegmentation
+from edue_lightning.methods import SegmentationMethod
 from edue_lightning.runs.checkpoints import TrainingCases
 from edue_lightning.runtime.processes import is_first_process
 from edue_lightning.text import times
@@ -125,8 +125,7 @@ def check_loss(method: SegmentationMethod) -> None:
         check_structure_weights(loss, method.structures)
         if loss is not None and not part.takes_loss and not _is_default(loss) and is_first_process():
             log.warning("loss=%s: has no effect on %s, which has a loss of its own", type(loss).__name__, part.label)
-        likelihood = isinstance(part, ProbabilisticUNet | StochasticSegmentation)
-        if likelihood and getattr(loss, "structure_weights", None) is not None:
+        if not part.takes_structure_weights and getattr(loss, "structure_weights", None) is not None:
             raise UserError(
                 f"loss.structure_weights: has no effect on {part.label}, which is trained by the likelihood of all "
                 "structures together; set it to null"

@@ -20,6 +20,7 @@ from edue_lightning.uncertainty.exclusive import (
     exclusive_decision,
     exclusive_log_odds,
     first_largest,
+    largest_alone,
     plurality,
 )
 from edue_lightning.uncertainty.maps import (
@@ -76,6 +77,7 @@ __all__ = [
     "expected_entropy",
     "first_largest",
     "foreground",
+    "largest_alone",
     "largest_expected_dice",
     "layer_agreement",
     "level_variance",

@@ -92,6 +92,14 @@ def first_largest(values: Tensor, dim: int) -> Tensor:
     return torch.stack(found, dim)
 
 
+def largest_alone(values: Tensor, dim: int) -> Tensor:
+    """Return the values where a structure has the largest one of all, and 0 elsewhere, see `first_largest`.
+
+    So the mask of each structure follows from its own map, at any threshold above 0.
+    """
+    return values * first_largest(values, dim)
+
+
 def plurality(share: Tensor, tie: Tie, dim: int) -> Tensor:
     """Return the mask of the class that most raters gave to each voxel, bool like `share`, of one structure at most.
 
