@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
@@ -22,6 +21,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from metric_cases import random_cases
 from processes import PATIENCE, wait_until
+from scripts import load_script
 from wandb.proto import wandb_internal_pb2
 
 from edue_lightning.config.schema import configuration_folder
@@ -227,12 +227,7 @@ def run(found: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> LoggedRu
 @pytest.fixture(scope="module")
 def dashboard() -> ModuleType:
     pytest.importorskip("wandb_workspaces")
-    specification = importlib.util.spec_from_file_location("dashboard", EXPERIMENT / "dashboard.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script(EXPERIMENT / "dashboard.py")
 
 
 def same(first: float, second: float) -> bool:

@@ -17,18 +17,18 @@ from pathlib import Path
 
 from wandb.sdk.data_types._private import MEDIA_TMP
 
-DOORS = ("check", "convert", "evaluate", "export", "predict", "report", "train")
+from edue_lightning.__main__ import COMMANDS
 
 
 def import_libraries() -> None:
     """Import all commands, and keep only what they import; they themselves are executed anew for each request."""
     gc.disable()
-    for name in DOORS:
+    for name in COMMANDS:
         __import__(f"edue_lightning.{name}")
     # wandb.init imports it
     import wandb.sdk.launch  # noqa: F401
 
-    for name in DOORS:
+    for name in COMMANDS:
         del sys.modules[f"edue_lightning.{name}"]
     gc.freeze()
     gc.enable()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Callable
 from typing import Any
 
+from scripts import load_script
 from torch import multiprocessing
 
 
@@ -20,9 +20,4 @@ def in_two_processes(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def _call(number: int, file: str, name: str, arguments: tuple[Any, ...]) -> None:
-    spec = importlib.util.spec_from_file_location("test_file", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    getattr(module, name)(number, *arguments)
+    getattr(load_script(file), name)(number, *arguments)

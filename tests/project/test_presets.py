@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +9,7 @@ from types import ModuleType
 import pandas as pd
 import pytest
 from lidc_slice_files import write_data_set
+from scripts import load_script
 
 from edue_lightning.training.run import check_training
 
@@ -18,12 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "presets" / "compare_preset
 
 @pytest.fixture(scope="module")
 def presets() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare_presets", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_the_recipes_of_a_method_differ_in_the_recipe_alone(presets: ModuleType, tmp_path: Path) -> None:
