@@ -100,7 +100,7 @@ DATA = {
     "bu_bil": DataSet({"cpu": (2700, 180), "gpu": (150, 30)}, "bu_bil", folds=5),
     "bu_bil_half": DataSet({"cpu": (400, 40), "gpu": (75, 20)}, "bu_bil_half", folds=5),
     "fundus": DataSet({"cpu": (200, 40), "gpu": (75, 30)}),
-    "petct": DataSet({"cpu": (80, 40), "gpu": (30, 30)}),
+    "petct": DataSet({"cpu": (130, 40), "gpu": (30, 30)}),
     "chase_db1": DataSet({"cpu": (1800, 60), "gpu": (60, 40)}, "chase_db1", folds=4),
 }
 """Data sets by name; `conf/experiment/study_NAME.yaml` has their settings."""
