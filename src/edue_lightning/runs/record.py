@@ -78,6 +78,9 @@ _NOT_OF_THE_METHOD_BELOW = {
 ROOTS = ("data.root", "data.source.root")
 """Settings of the place of the data, by dotted key."""
 
+# keys of an evaluation by a model of 2D images through volumes
+_SLICING = ("slice_axis", "slice_directions", "slice_window")
+
 _SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 PARTLY_KNOWN = (TRAINING_CASES, TRAINING_CONTENT, TRAINING_SPACING, *ROOTS)
@@ -168,7 +171,8 @@ def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     These are all of the resolved configuration but the seed, keys of a start alone, outputs, caches, the settings of
     the metrics (see `metric_settings`) and, where the training cases are recorded or it is an evaluation, the place of
     the data. An evaluation has the settings of its checkpoint's training, but for its own windows and rule for masks,
-    and, where its precision or the preparation of its images is another one, these too, as `evaluation.precision`.
+    and, where its precision or the preparation of its images is another one, these too, as `evaluation.precision`; so
+    are the slices of volumes.
 
     Args:
         record: content of `config.yaml`.
@@ -197,7 +201,7 @@ def _mask_rule(record: Mapping[str, Any], trained: Mapping[str, Any]) -> Any:
 
 
 def _of_the_evaluation(record: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the precision and preparation of an evaluation, as far as they differ from those of the training."""
+    """Return precision and preparation of an evaluation where they differ from the training's, and its slices."""
     differing = {}
     precisions = [_precision((part.get("trainer") or {}).get("precision")) for part in (record, trained)]
     if None not in precisions and precisions[0] != precisions[1]:
@@ -205,6 +209,7 @@ def _of_the_evaluation(record: Mapping[str, Any], trained: Mapping[str, Any]) ->
     found, expected = (_preparation(part.get("data") or {}) for part in (record, trained))
     if found and expected:
         differing |= {name: value for name, value in found.items() if value != expected.get(name)}
+    differing |= {name: record[name] for name in _SLICING if record.get(name) is not None}
     return _flat({"evaluation": {name: "null" if value is None else value for name, value in differing.items()}})
 
 

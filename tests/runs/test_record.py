@@ -1,0 +1,44 @@
+"""Settings by which the report tells methods from seeds of one method."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from edue_lightning.evaluation.run import EvaluateConfiguration
+from edue_lightning.runs.record import TRAINING, method_settings
+
+TRAINED = {"method": {"_target_": "Edue"}, "data": {"source": {"spacing": None}}, "trainer": {"precision": "32-true"}}
+EVALUATED = {**TRAINED, "ckpt": "best.ckpt", "split": "test", TRAINING: TRAINED}
+CHANGES: dict[str, Any] = {
+    "data": {"source": {"spacing": [1.0, 1.0]}},
+    "inference": {"overlap": 0.5},
+    "mask": {"rule": "raters"},
+    "slice_axis": "axial",
+    "slice_directions": "PL",
+    "slice_window": [-100.0, 100.0],
+    "trainer": {"precision": "bf16-mixed"},
+}
+# of the same model on the same images in the same way, but for how much, where to and how fast
+SAME_METHOD = {
+    *("ckpt", "predictions", "split", "output", "save_predictions", "label", "seed", "bootstrap_resamples"),
+    *("allow_overlap", "allow_other_preparation", "distortions", "slice_batch"),
+    # compared on their own
+    "metrics",
+}
+
+
+def test_it_is_decided_of_each_setting_of_an_evaluation_whether_it_makes_another_method() -> None:
+    assert {field.name for field in fields(EvaluateConfiguration)} == {*CHANGES, *SAME_METHOD}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_evaluations_that_differ_in_what_is_predicted_are_of_different_methods(name: str) -> None:
+    assert method_settings(EVALUATED | {name: CHANGES[name]}) != method_settings(EVALUATED)
+
+
+@pytest.mark.parametrize("name", sorted(SAME_METHOD))
+def test_evaluations_that_differ_in_nothing_else_are_of_one_method(name: str) -> None:
+    assert method_settings(EVALUATED | {name: "another"}) == method_settings(EVALUATED)
