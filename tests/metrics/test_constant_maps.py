@@ -9,6 +9,7 @@ from torch import Tensor
 
 from edue_lightning.metrics import CaseStatistics, case_statistics, summarise
 from edue_lightning.metrics.correlation import weighted_pearson, weighted_spearman
+from edue_lightning.uncertainty import Readout
 
 PIXEL = ("pixel_pearson", "pixel_pearson_total", "pixel_s_ncc")
 SIZES = [(65, 65), (33, 31), (7, 9), (9, 11, 13), (64, 64), (127, 3)]
@@ -101,6 +102,7 @@ def test_members_equal_but_for_rounding_have_no_correlation_over_cases(dtype: to
     masks = torch.rand(12, 4, 1, 6, 6, generator=generator) < 0.4
     found = case_statistics(members, masks, torch.ones(12, 4) > 0, contents=contents)
     assert (found["sv"] == 0).all()
+    assert (found["mutual_information"] == 0).all()
     rows = {row.metric: row.value for row in summarise(found, ["n"]).rows}
     for name in ("image_pearson", "image_spearman", "image_pearson_normalised", "image_spearman_normalised"):
         assert np.isnan(rows[name]), name
@@ -110,3 +112,22 @@ def test_members_equal_but_for_rounding_have_no_correlation_over_cases(dtype: to
         row.metric: row.value for row in summarise(case_statistics(apart, masks, torch.ones(12, 4) > 0), ["n"]).rows
     }
     assert np.isfinite(rows["image_pearson"])
+
+
+@pytest.mark.parametrize(
+    "readout", [Readout(), Readout(levels=True), Readout(own_maps=("probability", "disagreement"))]
+)
+@pytest.mark.parametrize("members", [2, 3, 5, 7])
+def test_equal_members_are_tied_by_their_mutual_information(members: int, readout: Readout) -> None:
+    generator = torch.Generator().manual_seed(members)
+    logits = 3 * torch.randn(12, 1, 1, 9, 7, generator=generator)
+    own = torch.randn(12, len(readout.own_maps), 1, 9, 7, generator=generator)
+    given = torch.cat([logits.expand(-1, members, -1, -1, -1), own], dim=1)
+    masks = torch.rand(12, 4, 1, 9, 7, generator=generator) < torch.rand(12, 1, 1, 1, 1, generator=generator)
+    for contents in ("logits", "probabilities"):
+        values = torch.sigmoid(given) if contents == "probabilities" else given
+        found = case_statistics(values, masks, torch.ones(12, 4) > 0, contents=contents, readout=readout)
+        assert (found["mutual_information"] == 0).all()
+        rows = {row.metric: row.value for row in summarise(found, ["n"]).rows}
+        # a score that says nothing has the risk of all cases at every coverage
+        assert rows["aurc_mutual_information"] == pytest.approx(1 - float(found["dice"].mean()), abs=1e-12)

@@ -75,6 +75,15 @@ def test_maps_and_scores_are_those_of_the_metrics(members: int, window: Sequence
     assert torch.equal(found.mask, found.probability >= 0.5)
 
 
+@pytest.mark.parametrize("window", [None, (5, 6)])
+def test_equal_members_have_exactly_no_mutual_information(window: Sequence[int] | None) -> None:
+    method = Given(torch.full((3, 2), 0.7), Inference(window, overlap=0.5, batch_size=2))
+    image = torch.randn(1, 1, 11, 9, generator=torch.Generator().manual_seed(0))
+    for scores in (estimate(method, image[0]).scores, ImageEstimate(method)(image)):
+        for name in ("mutual_information", "sv"):
+            assert scores[name].flatten().tolist() == [0, 0]
+
+
 def test_an_empty_mask_has_no_score_by_size() -> None:
     found = estimate(Given(torch.tensor([[-1.0], [-2.0]])), torch.ones(1, 6, 6))
     assert not found.mask.any()

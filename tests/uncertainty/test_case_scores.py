@@ -122,6 +122,38 @@ def test_sure_members_of_one_mind_have_no_entropy_and_opposite_ones_all_of_it_be
     assert not mutual_information(p[:, :1].expand(-1, 3, -1, -1)).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("members", [2, 3, 5, 7])
+def test_equal_members_have_exactly_no_mutual_information(members: int, dtype: torch.dtype) -> None:
+    p = torch.sigmoid(20 * torch.randn(1, 1, 2, 40, 40, generator=torch.Generator().manual_seed(0), dtype=dtype))
+    p[..., 0, :4] = torch.tensor([0.0, 1.0, 1e-38, 0.5], dtype=dtype)
+    assert not mutual_information(p.expand(-1, members, -1, -1, -1)).any()
+    assert map_sums(score_maps(p.expand(-1, members, -1, -1, -1)))["mutual_information"].tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("spread", [1e-4, 1e-2, 3.0])
+def test_small_differences_of_members_are_not_lost_in_float32(spread: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # background with p about 1e-3, where entropies are rounded by more than such members differ
+    logits = 2 * torch.randn(1, 1, 1, 50, 50, generator=generator) - 7
+    p = torch.sigmoid(logits + spread * torch.randn(1, 5, 1, 50, 50, generator=generator))
+    exact = p.double()
+    expected = predictive_entropy(exact) - expected_entropy(exact)
+    found = map_sums(score_maps(p))["mutual_information"]
+    torch.testing.assert_close(found, map_sums({"": expected})[""], rtol=1e-6, atol=0)
+
+
+def test_members_at_the_ends_of_float32_have_a_finite_mutual_information() -> None:
+    # a mean that rounds to 1, and members at and next to it
+    below = 1 - 2.0**-24
+    p = torch.tensor([[below, 1.0, 1.0, 1.0], [0.0, 1e-45, 0.0, 1.0], [0.0, 0.0, 0.0, 1e-45]]).T
+    exact = p.double()[None, :, None]
+    expected = (predictive_entropy(exact) - expected_entropy(exact))[0, 0]
+    for dtype in (torch.float32, torch.float64):
+        found = mutual_information(p.to(dtype)[None, :, None])[0, 0]
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-16)
+
+
 @pytest.mark.parametrize("size", [(14, 12), (7, 15), (12, 11, 4)])
 def test_the_largest_window_is_that_of_a_naive_loop(size: tuple[int, ...]) -> None:
     shown = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))

@@ -16,9 +16,12 @@ from edue_lightning.uncertainty import (
     MEMBERS,
     PairOverlap,
     Readout,
-    entropy_maps,
+    expected_entropy,
+    level_variance,
     majority,
     masks_of_images,
+    member_variance,
+    mutual_information,
     pair_overlap,
     plurality,
     predictive_entropy,
@@ -152,9 +155,14 @@ class CaseBatch:
     @cached_property
     def disagreement(self) -> Tensor:
         """Disagreement V, `[B, K, V]`; 0 where it is undefined, or rounding explains all of a structure's V."""
-        variance = _by_parts(self.readout.disagreement, self.channels)
         if "disagreement" in self.readout.own_maps:
-            return variance
+            return _by_parts(self.readout.disagreement, self.channels)
+        return self._member_variance
+
+    @cached_property
+    def _member_variance(self) -> Tensor:
+        """Variance between the members, or levels, `[B, K, V]`; 0 if rounding explains all of a structure's."""
+        variance = _by_parts(level_variance if self.readout.levels else member_variance, self.probabilities)
         rounding = self._rounding * self._largest_member
         # sums over cases of such variances would correlate with anything
         explained = variance.amax(dim=-1) <= (rounding if self.readout.levels else rounding.square())
@@ -256,19 +264,22 @@ class CaseBatch:
 
     @cached_property
     def entropies(self) -> dict[str, Tensor]:
-        """Entropy of p, expected entropy and mutual information by name, `[B, K, V]`; see `score_maps`."""
+        """Entropy of p, expected entropy and mutual information by name, `[B, K, V]`; see `score_maps`.
+
+        The latter is 0 if rounding explains all of the differences between a structure's members.
+        """
         if self._contents == "probabilities":
-            return {"entropy": predictive_entropy(self.mean[:, None]), **entropy_maps(self.probabilities)}
-        log_p, log_not_p = self.log_mean
-        entropy = -(self.mean * log_p + (1 - self.mean) * log_not_p)
-        of_members = entropy
-        if "probability" in self.readout.own_maps:
-            of_members = predictive_entropy(self.probabilities)
-        expected = self._member_maps.expected_entropy
+            entropy = predictive_entropy(self.mean[:, None])
+            expected = _by_parts(expected_entropy, self.probabilities)
+        else:
+            log_p, log_not_p = self.log_mean
+            entropy = -(self.mean * log_p + (1 - self.mean) * log_not_p)
+            expected = self._member_maps.expected_entropy
         if self.n_members == 1:
             information = torch.full_like(expected, torch.nan)
         else:
-            information = (of_members - expected).clamp_min(0)
+            differ = self._member_variance.amax(dim=-1, keepdim=True) > 0
+            information = _by_parts(mutual_information, self.probabilities).masked_fill(~differ, 0)
         return {"entropy": entropy, "expected_entropy": expected, "mutual_information": information}
 
     @cached_property

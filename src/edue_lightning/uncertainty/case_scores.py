@@ -73,26 +73,15 @@ def score_maps(channels: Tensor, readout: Readout = MEMBERS) -> dict[str, Tensor
         variance = readout.disagreement(channels)
     else:
         variance = torch.full_like(mean[:, 0], torch.nan)
+    expected = expected_entropy(members)
+    information = mutual_information(members) if members.shape[1] > 1 else torch.full_like(expected, torch.nan)
     return {
         "sv": variance,
         "sv_total": total_variance(mean),
         "entropy": predictive_entropy(mean),
-        **entropy_maps(members),
+        "expected_entropy": expected,
+        "mutual_information": information,
     }
-
-
-def entropy_maps(members: Tensor) -> dict[str, Tensor]:
-    """Return expected entropy and mutual information by name, `[B, K, *S]` each; the latter NaN for a single member.
-
-    Args:
-        members: probabilities `[B, M, K, *S]`.
-    """
-    expected = expected_entropy(members)
-    if members.shape[1] == 1:
-        information = torch.full_like(expected, torch.nan)
-    else:
-        information = mutual_information(members, expected)
-    return {"expected_entropy": expected, "mutual_information": information}
 
 
 def decision_maps(decision: Tensor, mask: Tensor) -> dict[str, Tensor]:

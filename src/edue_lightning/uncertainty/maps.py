@@ -112,18 +112,30 @@ def expected_entropy(probabilities: Tensor) -> Tensor:
     return total / len(members)
 
 
-def mutual_information(probabilities: Tensor, expected: Tensor | None = None) -> Tensor:
-    """Return the entropy of the members' mean minus their expected entropy, nats, 0 where the members agree.
+def mutual_information(probabilities: Tensor) -> Tensor:
+    """Return the mean divergence (Kullback-Leibler, nats) of the members from their mean, exactly 0 where they agree.
+
+    It is the entropy of the mean minus the expected entropy, without the rounding of that difference. It is computed
+    in float64, in which exported graphs are exact too: they take the logarithm of a rounded 1 + x for `log1p`.
 
     Args:
         probabilities: `[B, M, K, *S]`.
-        expected: their `expected_entropy`, if it is known already.
 
     Returns:
         `[B, K, *S]`, not negative.
     """
-    expected = expected_entropy(probabilities) if expected is None else expected
-    return (predictive_entropy(probabilities) - expected).clamp_min(0)
+    # one member at a time in float64
+    members = probabilities.unbind(dim=1)
+    # relative to the first member, so that the mean of equal members is exactly each of them
+    mean = first = members[0].double()
+    for member in members[1:]:
+        mean = mean + (member.double() - first) / len(members)
+    total = torch.zeros_like(mean)
+    for given in members:
+        member = given.double()
+        total = total + member * _log_ratio(member - mean, mean, len(members))
+        total = total + (1 - member) * _log_ratio(mean - member, 1 - mean, len(members))
+    return (total / len(members)).clamp_min(0).to(torch.promote_types(probabilities.dtype, torch.float32))
 
 
 def predictive_entropy(probabilities: Tensor) -> Tensor:
@@ -137,3 +149,9 @@ def _binary_entropy(probability: Tensor) -> Tensor:
     smallest = torch.finfo(probability.dtype).tiny
     other = 1 - probability
     return -(probability * probability.clamp_min(smallest).log() + other * other.clamp_min(smallest).log())
+
+
+def _log_ratio(difference: Tensor, mean: Tensor, members: int) -> Tensor:
+    """Return log(a / b) from a - b and the mean b of so many members, exact where a is close to b, and finite."""
+    limits = torch.finfo(mean.dtype)
+    return (difference / mean.clamp_min(limits.tiny)).clamp(limits.eps - 1, members - 1).log1p()
