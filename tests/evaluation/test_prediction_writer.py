@@ -10,15 +10,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from nibabel.affines import apply_affine
 from patients import Patient, affine_of, points, tilted
 from processes import run_command
 
+from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data import Grid, HecktorSource, ManifestSource, RaterSample
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.prediction_folder import PredictionFolder
 from edue_lightning.evaluation.prediction_writer import write_prediction, write_readout
+from edue_lightning.evaluation.run import evaluate
 from edue_lightning.metrics import case_statistics
+from edue_lightning.reporting.caveats import caveats
+from edue_lightning.runs.files import find_runs
 from edue_lightning.uncertainty import Readout
 
 TINY = [
@@ -83,7 +88,9 @@ def test_outside_of_the_box_a_prediction_is_zero(tmp_path: Path) -> None:
     assert len(inside) == ones.sum()
     assert (inside.min(axis=0) >= [-5, -16, 88]).all()
     assert (inside.max(axis=0) <= [13, 3, 112]).all()
-    assert torch.equal(PredictionFolder(tmp_path / "out", source.structures).load(sample), ones)
+    predictions = PredictionFolder(tmp_path / "out", source.structures)
+    assert torch.equal(predictions.load(sample), ones)
+    assert predictions.check(source.cases(), source.cases(), source) == 0
 
 
 def test_coarser_voxels_are_brought_back_to_those_of_the_ct(tmp_path: Path) -> None:
@@ -103,6 +110,21 @@ def test_coarser_voxels_are_brought_back_to_those_of_the_ct(tmp_path: Path) -> N
     np.testing.assert_allclose(file.get_fdata(), nearest @ [0.004, -0.007, 0.003] + 0.1, atol=1e-5)
 
 
+def test_a_report_warns_of_predictions_that_were_interpolated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    patient = Patient()
+    patient.write(tmp_path / "data")
+    source = HecktorSource(str(tmp_path / "data"), spacing=[1.6, 1.4, 3.5])
+    sample = source.load(patient.name)
+    ones = torch.ones(1, 1, *sample.image.shape[1:])
+    write_prediction(tmp_path / "out", sample, ones, source.structures)
+    data = ["data=hecktor", f"data.root={tmp_path / 'data'}", "data.source.spacing=[1.6,1.4,3.5]", "data.cache=null"]
+    with initialize_config_dir(configuration_folder(), version_base="1.3"):
+        overrides = [f"predictions={tmp_path / 'out'}", "split=all", "bootstrap_resamples=0", *data]
+        evaluate(resolved(compose("evaluate", overrides=overrides)), tmp_path / "measured")
+    assert "1 of the 1 cases are predicted on the grids of their files and interpolated" in caplog.text
+    assert any("interpolated" in line for line in caveats(find_runs(tmp_path / "measured")))
+
+
 def test_predictions_of_a_turned_volume_lie_on_its_file(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     affine = affine_of((0.9, 1.1, 2.5), (3, -8, 99), (6, 5, 4), tilted(17.0)[:, [2, 0, 1]] @ np.diag([-1, 1, -1]))
@@ -120,6 +142,7 @@ def test_predictions_of_a_turned_volume_lie_on_its_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(written.get_fdata(), stored.get_fdata())
     predictions = PredictionFolder(tmp_path / "out", source.structures)
     assert torch.equal(predictions.load(sample), sample.image[None])
+    assert predictions.check(source.cases(), source.cases(), source) == 0
     (tmp_path / "archive").mkdir()
     np.savez(tmp_path / "archive/a.npz", members=stored.get_fdata()[None, None])
     with pytest.raises(UserError, match=r"a\.npz: the axes .* were turned .* a__member0__s\.nii\.gz"):

@@ -17,7 +17,9 @@ from processes import TABLES_ALONE, run_command
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.run import _require_same_preparation, evaluate
+from edue_lightning.reporting.caveats import caveats
 from edue_lightning.runs.checkpoints import load_method, read_checkpoint, write_checkpoint
+from edue_lightning.runs.files import find_runs
 
 HASH = "data.fractions.draw=hash"
 
@@ -89,7 +91,9 @@ def test_a_new_case_leaves_the_test_cases_unseen(run: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("more", [["data.fractions.seed=1"], ["data.fractions.draw=permutation"], ["split=all"]])
-def test_cases_of_the_training_are_refused_by_name(run: Path, tmp_path: Path, more: list[str]) -> None:
+def test_cases_of_the_training_are_refused_by_name(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, more: list[str]
+) -> None:
     with pytest.raises(UserError, match=r"were in its training or validation: .*allow_overlap=true") as refused:
         evaluate(configuration(run, *on(*more)), tmp_path / "out")
     known = {
@@ -102,6 +106,9 @@ def test_cases_of_the_training_are_refused_by_name(run: Path, tmp_path: Path, mo
     assert not (tmp_path / "out" / "metrics.csv").exists()
     evaluate(configuration(run, *on(*more), "allow_overlap=true"), tmp_path / "out")
     assert (tmp_path / "out" / "metrics.csv").exists()
+    said = str(refused.value).partition(";")[0]
+    assert said in caplog.text
+    assert any(said in line for line in caveats(find_runs(tmp_path)))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

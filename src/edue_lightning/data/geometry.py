@@ -136,13 +136,10 @@ def resample(volume: NDArray, affine: NDArray[np.float64], target: Grid, fill: f
         target: grid of the result.
         fill: value outside of the volume.
     """
-    step = np.linalg.inv(affine) @ target.affine.numpy()
-    whole = np.round(step)
-    # largest distance of a corner of the target from its place by whole steps
-    corners = _corners(target)
-    deviation = np.abs(apply_affine(step, corners) - apply_affine(whole, corners)).max()
-    if deviation < _WHOLE_VOXELS and (np.abs(whole[:3, :3]).sum(axis=0) == 1).all():
+    whole = whole_steps(affine, target)
+    if whole is not None:
         return _copied(volume, whole, target.shape, fill)
+    step = np.linalg.inv(affine) @ target.affine.numpy()
     values = volume.astype(np.float32, copy=False)
     result: NDArray[np.float32] = affine_transform(
         values, step[:3, :3], step[:3, 3], target.shape, np.float32, order=1, mode="nearest"
@@ -150,6 +147,25 @@ def resample(volume: NDArray, affine: NDArray[np.float64], target: Grid, fill: f
     for own, length in enumerate(volume.shape):
         result[np.broadcast_to(_is_outside(step[own], length, target.shape), target.shape)] = fill
     return result
+
+
+def whole_steps(affine: NDArray[np.float64], target: Grid) -> NDArray[np.float64] | None:
+    """Return the transform from the voxels of a grid to those of a volume if it takes whole steps, else None.
+
+    Args:
+        affine: affine of the volume, `[4, 4]`.
+        target: grid of three axes.
+
+    Returns:
+        whole numbers, `[4, 4]`, one step along one axis of the volume for each axis of the grid.
+    """
+    step = np.linalg.inv(affine) @ target.affine.numpy()
+    whole = np.round(step)
+    # largest distance of a corner of the grid from its place by whole steps
+    corners = _corners(target)
+    deviation = np.abs(apply_affine(step, corners) - apply_affine(whole, corners)).max()
+    takes_whole = deviation < _WHOLE_VOXELS and (np.abs(whole[:3, :3]).sum(axis=0) == 1).all()
+    return whole if takes_whole else None
 
 
 def within(mask: NDArray, affine: NDArray[np.float64], grid: Grid) -> NDArray[np.bool_] | None:

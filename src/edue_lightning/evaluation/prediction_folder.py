@@ -33,7 +33,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edue_lightning.data import CaseRecord, CaseSource, Grid, RaterSample
-from edue_lightning.data.geometry import PICTURE, closest_canonical, grid_of, resample, same_grid, slice_storage
+from edue_lightning.data.geometry import (
+    PICTURE,
+    closest_canonical,
+    grid_of,
+    resample,
+    same_grid,
+    slice_storage,
+    whole_steps,
+)
 from edue_lightning.data.images import MOST_INFLATION, ImageError, read_image, require_memory
 from edue_lightning.errors import UserError
 from edue_lightning.text import counted, one_line, reason_of
@@ -96,6 +104,7 @@ class PredictionFolder:
         self._archives = {path.name.removesuffix(".npz"): path for path in sorted(folder.glob("*.npz"))}
         self._images: dict[str, dict[Channel, Path]] = defaultdict(dict)
         self._unnamed: list[str] = []
+        self._interpolated: set[str] = set()
         for path in sorted([*folder.glob("*.nii"), *folder.glob("*.nii.gz")]):
             named = self._parts_of(path.name)
             if named is None or named["map"] not in (None, *self.readout.own_maps):
@@ -138,13 +147,16 @@ class PredictionFolder:
             )
         self.readout = replace(self.readout, exclusive=exclusive)
 
-    def check(self, records: Sequence[CaseRecord], all_records: Sequence[CaseRecord], source: CaseSource) -> None:
+    def check(self, records: Sequence[CaseRecord], all_records: Sequence[CaseRecord], source: CaseSource) -> int:
         """Check every prediction against its case, before anything is computed.
 
         Args:
             records: cases to be measured.
             all_records: all cases of the data set, to distinguish cases of another split from unknown ones.
             source: source of the cases.
+
+        Returns:
+            number of cases whose predictions are interpolated onto their grids.
 
         Raises:
             UserError: with one line per missing case, surplus case, file of another shape or grid, and file with NaN or
@@ -178,6 +190,7 @@ class PredictionFolder:
             problems += odd
         if problems:
             raise UserError("\n  ".join([f"{self}: {counted(problems)}", *map(one_line, problems)]))
+        return len(self._interpolated)
 
     def load(self, sample: RaterSample) -> Tensor:
         """Return the probabilities of a case, `[M + n, K, *S]`, as `readout` takes them.
@@ -317,7 +330,7 @@ class PredictionFolder:
             values_of = values_of.reshape(values_of.shape[-len(file) :])
             placed = values_of if pictures else values_of.transpose()
             if sample.origin is not None and sample.affine is not None:
-                placed = resample(placed, sample.origin.affine.numpy(), Grid(size, sample.affine), fill=0.0)
+                placed = self._on_own_grid(placed, sample.origin, Grid(size, sample.affine), sample.case_id)
             maps.append(np.ascontiguousarray(placed))
         return np.stack(maps)[None]
 
@@ -336,8 +349,53 @@ class PredictionFolder:
             for structure in self.structures:
                 if (channel, structure) not in files:
                     raise _PredictionError(f"lacks a file for {structure} of {_described(channel)}")
-                arrays.append(_read_member(files[channel, structure], sample, storage))
+                arrays.append(self._read_member(files[channel, structure], sample, storage))
         return np.stack(arrays).reshape(-1, len(self.structures), *sample.image.shape[1:])
+
+    def _read_member(self, path: Path, sample: RaterSample, storage: str | None) -> NDArray[np.float32]:
+        """Read the map of one structure, of a member or the prediction's own, on the grid of the sample.
+
+        Args:
+            path: NIfTI file.
+            sample: case of the prediction.
+            storage: how the case's own file stores the axes of a 2D image, see `geometry.slice_storage`; None if it is
+                unknown.
+
+        Raises:
+            _PredictionError: if it cannot be read, or lies on another grid.
+        """
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            raise _PredictionError(f"{path.name}: {error}") from error
+        if len(image.array) != 1:
+            raise _PredictionError(
+                f"{path.name}: holds {len(image.array)} channels, expected one probability per voxel; save the "
+                "structure's own channel alone"
+            )
+        values: NDArray[np.float32] = image.array[0].astype(np.float32)
+        size = tuple(sample.image.shape[1:])
+        if len(size) == 2 and storage is not None and slice_storage(image.affine) != storage:
+            raise _PredictionError(
+                f"{path.name}: is stored as {slice_storage(image.affine)}, but the images as {storage}, with other "
+                f"axes; save {sample.case_id}.npz instead"
+            )
+        own = None if sample.affine is None else Grid(size, sample.affine)
+        found = None if image.affine is None or values.ndim < 3 else grid_of(values.shape, image.affine)
+        if own is not None and found is not None and sample.origin is not None and same_grid(found, sample.origin):
+            return self._on_own_grid(values, found, own, sample.case_id)
+        if image.array.shape != (1, *size):
+            raise _PredictionError(f"{path.name}: has shape {list(image.array.shape[1:])}, expected {list(size)}")
+        if own is not None and found is not None and not same_grid(found, own):
+            raise _PredictionError(f"{path.name}: lies on another grid (affine) than the case")
+        return values
+
+    def _on_own_grid(self, values: NDArray[np.float32], origin: Grid, own: Grid, case_id: str) -> NDArray[np.float32]:
+        """Bring the values of a case from the grid of its file to its own, and note whether they are interpolated."""
+        affine = origin.affine.numpy()
+        if whole_steps(affine, own) is None:
+            self._interpolated.add(case_id)
+        return resample(values, affine, own, fill=0.0)
 
 
 def _described(channel: int | str) -> str:
@@ -483,41 +541,3 @@ def _announced(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype, int]:
         # read to its last byte, the archive's checksum is verified
         there = min(entry.file_size - file.tell(), most)
     return shape, dtype, there
-
-
-def _read_member(path: Path, sample: RaterSample, storage: str | None) -> NDArray[np.float32]:
-    """Read the map of one structure, of a member or the prediction's own, on the grid of the sample.
-
-    Args:
-        path: NIfTI file.
-        sample: case of the prediction.
-        storage: how the case's own file stores the axes of a 2D image, see `geometry.slice_storage`; None if unknown.
-
-    Raises:
-        _PredictionError: if it cannot be read, or lies on another grid.
-    """
-    try:
-        image = read_image(path)
-    except ImageError as error:
-        raise _PredictionError(f"{path.name}: {error}") from error
-    if len(image.array) != 1:
-        raise _PredictionError(
-            f"{path.name}: holds {len(image.array)} channels, expected one probability per voxel; save the structure's "
-            "own channel alone"
-        )
-    values: NDArray[np.float32] = image.array[0].astype(np.float32)
-    size = tuple(sample.image.shape[1:])
-    if len(size) == 2 and storage is not None and slice_storage(image.affine) != storage:
-        raise _PredictionError(
-            f"{path.name}: is stored as {slice_storage(image.affine)}, but the images as {storage}, with other "
-            f"axes; save {sample.case_id}.npz instead"
-        )
-    own = None if sample.affine is None else Grid(size, sample.affine)
-    found = None if image.affine is None or values.ndim < 3 else grid_of(values.shape, image.affine)
-    if own is not None and found is not None and sample.origin is not None and same_grid(found, sample.origin):
-        return resample(values, found.affine.numpy(), own, fill=0.0)
-    if image.array.shape != (1, *size):
-        raise _PredictionError(f"{path.name}: has shape {list(image.array.shape[1:])}, expected {list(size)}")
-    if own is not None and found is not None and not same_grid(found, own):
-        raise _PredictionError(f"{path.name}: lies on another grid (affine) than the case")
-    return values

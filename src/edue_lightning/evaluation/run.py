@@ -31,10 +31,10 @@ from edue_lightning.evaluation.prediction_writer import PredictionWriter
 from edue_lightning.evaluation.result import Evaluation
 from edue_lightning.evaluation.shift import measure_shift
 from edue_lightning.evaluation.slices import VolumesAsSlices
-from edue_lightning.evaluation.unseen import require_unseen_cases, same_place
+from edue_lightning.evaluation.unseen import same_place, seen_cases
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.runs.checkpoints import LoadedMethod, load_method
-from edue_lightning.runs.record import TRAINING, write_configuration
+from edue_lightning.runs.record import CAUTIONS, TRAINING, write_configuration
 from edue_lightning.runs.trainer import build_test_trainer, check_trainer
 from edue_lightning.runtime.devices import with_free_device
 from edue_lightning.runtime.processes import is_first_process, quiet_unless_first
@@ -141,17 +141,22 @@ def _checkpoint(
         method, density = volumes.method(), None
     if is_first_process() and volumes is not None:
         measured = volumes.check(configuration["split"])
-    if is_first_process() and not configuration.get("allow_overlap"):
+    cautions = []
+    if is_first_process():
         # data.root alone says that the data set of the training has moved
         same_data = "_target_" not in (configuration.get("data") or {}) or same_place(node, trained.get("data"))
-        fix = "measure other cases, or set allow_overlap=true"
-        require_unseen_cases(loaded.cases, data, same_data, configuration["split"], path, fix, measured)
+        seen = seen_cases(loaded.cases, data, same_data, configuration["split"], path, measured)
+        if seen and not configuration.get("allow_overlap"):
+            raise UserError(f"{seen}; measure other cases, or set allow_overlap=true")
+        if seen:
+            cautions.append(f"{seen}; their results are not those of unseen cases (allow_overlap=true)")
+            log.warning("%s", cautions[-1])
     label = configuration["label"] or trained.get("label") or method.label
     measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
     distortions = build_distortions(configuration.get("distortions"))
     used = {"data": node, "seed": trained["seed"], "trainer": trainer_node, TRAINING: trained}
     if is_first_process():
-        write_configuration({**configuration, **used}, label, data.note, folder)
+        write_configuration({**configuration, **used, CAUTIONS: cautions}, label, data.note, folder)
     callbacks = []
     if configuration["save_predictions"]:
         callbacks.append(PredictionWriter(folder / PREDICTIONS_FOLDER, data, measurement.split, method.readout))
@@ -212,8 +217,16 @@ def _predictions(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     rule = mask_rule_for(configuration.get("mask"), data.source.structures, measurement.settings.majority_tie)
     predictions.readout = replace(predictions.readout, mask=rule)
     predictions.set_exclusive(data.source.exclusive)
-    predictions.check(data.records(measurement.split), data.records("all"), data.source)
-    write_configuration(configuration, label, data.note, folder)
+    interpolated = predictions.check(data.records(measurement.split), data.records("all"), data.source)
+    cautions = []
+    if interpolated:
+        cautions.append(
+            f"{predictions}: {interpolated} of the {len(data.records(measurement.split))} cases are predicted on the "
+            "grids of their files and interpolated onto the voxels of the data set (data.source.spacing), so their "
+            "values differ from those of the model itself; for these, save predictions on the resampled grid"
+        )
+        log.warning("%s", cautions[-1])
+    write_configuration({**configuration, CAUTIONS: cautions}, label, data.note, folder)
     return measure_predictions(predictions, data, measurement)
 
 

@@ -1,4 +1,4 @@
-"""Check that measured cases were not used to train a method."""
+"""Cases to measure that were used to train a method."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from edue_lightning.data import RaterDataModule
 from edue_lightning.data.identity import CaseIdentity, TrainingCases, identities, overlapping
 from edue_lightning.data.source import Split, Subset
-from edue_lightning.errors import UserError
 from edue_lightning.text import named
 
 log = logging.getLogger(__name__)
@@ -18,16 +17,15 @@ log = logging.getLogger(__name__)
 _USES: Mapping[Split, str] = {"train": "training", "val": "validation", "test": "test"}
 
 
-def require_unseen_cases(
+def seen_cases(
     cases: TrainingCases | None,
     data: RaterDataModule,
     same_data: bool,
     split: Subset,
     path: Path,
-    fix: str,
     measured: Sequence[CaseIdentity] | None = None,
-) -> None:
-    """Check that the cases to measure were not used to train the method, or to choose among its checkpoints.
+) -> str | None:
+    """Say which of the cases to measure were used to train the method, or to choose among its checkpoints.
 
     Measuring the training or validation split says so by its name: training cases are allowed in `train`, validation
     cases in `val`, and none in `test` and `all`.
@@ -38,22 +36,21 @@ def require_unseen_cases(
         same_data: whether it is the data set of the training, see `same_place`.
         split: part of the data to measure.
         path: checkpoint of the method, for messages.
-        fix: what to do where it fails, for messages.
         measured: identities of the cases to measure, several of one case if it consists of several images; None to
             load the cases for them.
 
-    Raises:
-        UserError: naming some of the cases.
+    Returns:
+        how many they are, with the names of some; None if there are none, or if that is unknown.
     """
     if split == "train":
-        return
+        return None
     if cases is None:
         log.warning(
             "%s: does not record its training cases (earlier version), so an overlap with split=%s cannot be found",
             path,
             split,
         )
-        return
+        return None
     used: tuple[Split, ...] = ("train",) if split == "val" else ("train", "val")
     known = [case for name in used for case in cases[name]]
     if measured is None:
@@ -61,11 +58,12 @@ def require_unseen_cases(
     found = overlapping(measured, known, same_data)
     if found:
         shown = [name if name == case.case_id else f"{name} (there {case.case_id})" for name, case in found.items()]
-        raise UserError(
+        return (
             f"{path}: {len(found)} of the {len(data.records(split))} cases of split={split}, or their patients, were "
-            f"in its {' or '.join(_USES[name] for name in used)}: {named(shown)}; {fix}"
+            f"in its {' or '.join(_USES[name] for name in used)}: {named(shown)}"
         )
     _warn_of_names([record.case_id for record in data.records(split)], known, split, path)
+    return None
 
 
 def _warn_of_names(measured: Sequence[str], known: Sequence[CaseIdentity], split: Subset, path: Path) -> None:

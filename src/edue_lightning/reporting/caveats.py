@@ -1,4 +1,4 @@
-"""Caveats on a comparison, to read before its numbers: degenerate models, few cases, one seed, missing folds."""
+"""Caveats on a comparison, to read before its numbers: degenerate models, few cases, one seed, training cases."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from edue_lightning.reporting.folds import missing_folds
 from edue_lightning.reporting.out_of_distribution import differing_distortions, halved_cases
 from edue_lightning.reporting.outcomes import FEWEST_CASES, is_degenerate
 from edue_lightning.runs.files import Run
+from edue_lightning.runs.record import CAUTIONS
 
 _MOST_NAMED = 4
 
@@ -37,6 +38,11 @@ def caveats(runs: Sequence[Run]) -> list[str]:
                 f"{run.configuration['data']['folds']} are missing, so their cases are not tested"
                 for run in members
                 if (missing := missing_folds(run))
+            ]
+            lines += [
+                f"{where}: {method}, seed {run.seed}: {caution}"
+                for run in members
+                for caution in run.configuration.get(CAUTIONS) or ()
             ]
         if (data, split) in distorted_otherwise:
             lines.append(

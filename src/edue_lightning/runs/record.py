@@ -51,6 +51,9 @@ TRAINING_CONTENT = "training_content"
 TRAINING_SPACING = "training_spacing"
 """Key beside it for a digest of the voxel sizes, unknown ones among them; absent in records of earlier versions."""
 
+CAUTIONS = "cautions"
+"""Key of an evaluation's record for one text per reason to doubt its values, which every report repeats."""
+
 INIT_DIGEST = "init_digest"
 """Key of a training's record for the digest of the checkpoint it began from."""
 

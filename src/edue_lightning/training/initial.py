@@ -15,7 +15,7 @@ from edue_lightning.config.build import differing_preparation
 from edue_lightning.data import RaterDataModule
 from edue_lightning.data.identity import TrainingCases
 from edue_lightning.errors import UserError
-from edue_lightning.evaluation.unseen import require_unseen_cases, same_place
+from edue_lightning.evaluation.unseen import same_place, seen_cases
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.runs.checkpoints import all_training_cases, configuration_of, read_checkpoint
 from edue_lightning.text import named
@@ -96,8 +96,10 @@ class InitialWeights:
         same_data = same_place(node, self.data)
         fix = "keep the splits of that training (data.fractions, data.folds), or begin from other weights"
         # the validation cases are known already
-        require_unseen_cases(self.cases, data, same_data, "val", self.path, fix, cases["val"])
-        require_unseen_cases(self.cases, data, same_data, "test", self.path, fix)
+        seen = seen_cases(self.cases, data, same_data, "val", self.path, cases["val"])
+        seen = seen or seen_cases(self.cases, data, same_data, "test", self.path)
+        if seen:
+            raise UserError(f"{seen}; {fix}")
         try:
             differing = differing_preparation(node, self.data)
         # settings of another program or version raise errors of any type
