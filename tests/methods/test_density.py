@@ -22,7 +22,7 @@ from edue_lightning.methods import (
     SingleNetwork,
     StochasticSegmentation,
 )
-from edue_lightning.methods.density import image_features
+from edue_lightning.methods.density import RecordedFeatures, image_features
 from edue_lightning.networks import HeadLayout
 from edue_lightning.uncertainty.density import fit_gaussian
 
@@ -62,6 +62,47 @@ def test_every_method_has_a_density_whatever_the_batch(name: str) -> None:
     # as many sigmas away as no training image
     assert (density(method, 5 * new) > density.limit).all()
     assert (density(method, images(12)) <= density.limit + 1e-4).all()
+
+
+def recorded(method: SegmentationMethod, seen: Tensor, image: Tensor) -> list[Tensor] | None:
+    recorder = RecordedFeatures(method, image)
+    with torch.inference_mode(), recorder.recording():
+        method.predict(seen)
+    return recorder.features
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_pass_that_predicts_an_image_gives_the_same_features(name: str) -> None:
+    torch.manual_seed(0)
+    method = METHODS[name](parts_of()).eval()
+    new = images(1, seed=1)
+    found = recorded(method, new, new)
+    if name == "mc_dropout":
+        # runs the network once for each sample
+        assert found is None
+    else:
+        expected = image_features(method, new)
+        assert found is not None
+        assert expected is not None
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+        density = fitted(method)
+        assert torch.equal(density(method, new, found), density(method, new))
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in method.modules())
+
+
+def test_features_are_not_taken_from_another_image_or_part_of_it_or_mode() -> None:
+    torch.manual_seed(0)
+    method = SingleNetwork(parts_of(), LAST).eval()
+    new = images(1, seed=1)
+    assert recorded(method, new, new) is not None
+    assert recorded(method, new.flip(2), new) is None
+    assert recorded(method.train(), new, new) is None
+    windowed = SingleNetwork(parts_of(inference=Inference(window=[8, 8])), LAST).eval()
+    assert recorded(windowed, new, new) is None
+    recorder = RecordedFeatures(method.eval(), new)
+    with recorder.recording(), torch.autocast("cpu", torch.bfloat16):
+        method.predict(new)
+    assert recorder.features is None
 
 
 def test_of_an_ensemble_it_is_the_mean_over_the_networks() -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edue_lightning.methods.base import SegmentationMethod
-from edue_lightning.networks.first_features import ChannelMoments, first_features
+from edue_lightning.networks.first_features import (
+    FIRST_CONVOLUTIONS,
+    ChannelMoments,
+    channel_moments,
+    first_features,
+    normalised_outputs,
+    statistics_of,
+)
 from edue_lightning.uncertainty.density import Gaussian
 
 _EARLIER_MARGIN = 0.1
@@ -35,17 +44,18 @@ class Density:
     limit: float
     false_alarms: float | None = None
 
-    def __call__(self, method: SegmentationMethod, image: Tensor) -> Tensor:
+    def __call__(self, method: SegmentationMethod, image: Tensor, features: Sequence[Tensor] | None = None) -> Tensor:
         """Return the distance of each image, mean over the networks, `[B]` float64 on the CPU.
 
         Args:
             method: method whose training images these are; its mode is unchanged.
             image: `[B, C, *S]`, prepared as in training, on the method's device.
+            features: `image_features` of these images, if they are known already.
 
         Raises:
             ValueError: if the method has other networks.
         """
-        features = image_features(method, image)
+        features = image_features(method, image) if features is None else features
         if features is None or [part.shape[1] for part in features] != [len(one.mean) for one in self.gaussians]:
             raise ValueError("the density was fitted to other networks; train again or use another checkpoint")
         distances = [gaussian.distance(part) for gaussian, part in zip(self.gaussians, features, strict=True)]
@@ -114,3 +124,62 @@ def image_features(method: SegmentationMethod, image: Tensor) -> list[Tensor] | 
             moments.add(found)
         features.append(moments.statistics().cpu())
     return features or None
+
+
+class RecordedFeatures:
+    """Features of an image from the pass that predicts it, in place of a pass of their own.
+
+    Args:
+        method: method that predicts the image.
+        image: `[B, C, *S]` on the method's device.
+    """
+
+    def __init__(self, method: SegmentationMethod, image: Tensor) -> None:
+        self._image = image
+        self._networks = networks(method)
+        self._moments: list[list[Tensor]] = [[] for _ in self._networks]
+        self._passes = [0] * len(self._networks)
+        self._usable = bool(self._networks)
+
+    @property
+    def features(self) -> list[Tensor] | None:
+        """What `image_features` returns, or None if the networks did not see the image as it runs them.
+
+        They must have run once each, on the whole image alone, in evaluation mode and full precision.
+        """
+        if not self._usable or any(count != 1 for count in self._passes):
+            return None
+        if any(len(layers) != FIRST_CONVOLUTIONS for layers in self._moments):
+            return None
+        return [statistics_of(*torch.cat(layers, dim=2)).cpu() for layers in self._moments]
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record the next prediction."""
+        with ExitStack() as hooks:
+            for number, network in enumerate(self._networks):
+                # a compiled network would not call the hooks
+                if network._compiled_call_impl is not None:
+                    self._usable = False
+                    break
+                handle = network.register_forward_pre_hook(partial(self._before, number))
+                hooks.callback(handle.remove)
+                hooks.enter_context(normalised_outputs(network, partial(self._take, number)))
+            yield
+
+    def _before(self, number: int, network: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._passes[number] += 1
+        # all that would make the features other ones
+        self._usable = (
+            self._usable
+            and self._passes[number] == 1
+            and len(inputs) == 1
+            and inputs[0].dtype == self._image.dtype == next(network.parameters()).dtype
+            and torch.equal(inputs[0], self._image)
+            and not torch.is_autocast_enabled(self._image.device.type)
+            and not any(part.training for part in network.modules())
+        )
+
+    def _take(self, number: int, output: Tensor) -> None:
+        if self._usable and len(self._moments[number]) < FIRST_CONVOLUTIONS:
+            self._moments[number].append(channel_moments(output))

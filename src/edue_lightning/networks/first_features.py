@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +34,29 @@ def first_features(network: nn.Module, image: Tensor) -> list[Tensor] | None:
         has fewer convolutions that are followed by a normalisation (batch, instance or group).
     """
     found: list[Tensor] = []
+
+    def take(output: Tensor) -> None:
+        found.append(output)
+        if len(found) == FIRST_CONVOLUTIONS:
+            raise _Found
+
+    try:
+        # a compiled network would not call hooks that are added later
+        with normalised_outputs(network, take), torch.compiler.set_stance("force_eager"):
+            network(image)
+    except _Found:
+        return found
+    return None
+
+
+@contextmanager
+def normalised_outputs(network: nn.Module, take: Callable[[Tensor], None]) -> Iterator[None]:
+    """Pass on the output `[B, channels, *S]` of each convolution that is normalised next, while a network runs.
+
+    Args:
+        network: network of any architecture, not compiled.
+        take: called with each output, before the normalisation.
+    """
     latest: list[Tensor] = []
 
     def after_convolution(module: nn.Module, inputs: Any, output: Tensor) -> None:  # noqa: ARG001
@@ -39,9 +64,7 @@ def first_features(network: nn.Module, image: Tensor) -> list[Tensor] | None:
 
     def before_norm(module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001
         if latest and inputs and inputs[0] is latest[0]:
-            found.append(latest.pop())
-            if len(found) == FIRST_CONVOLUTIONS:
-                raise _Found
+            take(latest.pop())
 
     hooks = []
     for module in network.modules():
@@ -50,15 +73,10 @@ def first_features(network: nn.Module, image: Tensor) -> list[Tensor] | None:
         elif isinstance(module, (_NormBase, nn.GroupNorm)):
             hooks.append(module.register_forward_pre_hook(before_norm))
     try:
-        # a compiled network would not call hooks that are added later
-        with torch.compiler.set_stance("force_eager"):
-            network(image)
-    except _Found:
-        return found
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    return None
 
 
 class ChannelMoments:
@@ -70,7 +88,7 @@ class ChannelMoments:
 
     def add(self, features: list[Tensor]) -> None:
         """Add the features of one more part of each image, see `first_features`."""
-        parts = torch.cat([torch.stack(_moments(values)) for values in features], dim=2)
+        parts = torch.cat([channel_moments(values) for values in features], dim=2)
         count = features[0][0, 0].numel()
         total = self._count + count
         if not self._sums:
@@ -84,12 +102,16 @@ class ChannelMoments:
 
     def statistics(self) -> Tensor:
         """Return means and logarithms of standard deviations of all channels, `[B, 2 * channels]` float64."""
-        mean, variance = self._sums
-        return torch.cat([mean, variance.sqrt().clamp_min(_SMALLEST).log()], dim=1)
+        return statistics_of(*self._sums)
 
 
-def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and population variance of each channel, `[B, channels, *S]` to `[B, channels]` float64 each."""
+def channel_moments(values: Tensor) -> Tensor:
+    """Return mean and population variance of each channel, `[B, channels, *S]` to `[2, B, channels]` float64."""
     flat = values.flatten(2).float()
     mean = flat.mean(dim=2, keepdim=True)
-    return mean[..., 0].double(), (flat - mean).square().mean(dim=2).double()
+    return torch.stack([mean[..., 0].double(), (flat - mean).square().mean(dim=2).double()])
+
+
+def statistics_of(mean: Tensor, variance: Tensor) -> Tensor:
+    """Return means and logarithms of standard deviations of channels, each `[B, channels]`, side by side."""
+    return torch.cat([mean, variance.sqrt().clamp_min(_SMALLEST).log()], dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,7 @@ class Estimate:
         member_probabilities: probabilities of the members, or samples, `[M, K, *S]` float32; None unless they were
             requested.
         exclusive: whether the structures exclude each other.
+        image_features: features of the image for the method's `Density`, if they were recorded; None if not.
     """
 
     probability: Tensor
@@ -52,6 +53,7 @@ class Estimate:
     member_areas: Tensor
     member_probabilities: Tensor | None = None
     exclusive: bool = False
+    image_features: Sequence[Tensor] | None = None
 
     @property
     def mask(self) -> Tensor:

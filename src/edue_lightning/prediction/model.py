@@ -24,6 +24,7 @@ from edue_lightning.data.preparation import PreparedImage, require_channels
 from edue_lightning.data.slices import HOW_TO_SLICE, SlicedVolume, SliceLayout, Slicing, assumed_view
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SliceBySlice
+from edue_lightning.methods.density import RecordedFeatures
 from edue_lightning.methods.slice_by_slice import SliceSlabs
 from edue_lightning.prediction.estimate import Estimate, estimate
 from edue_lightning.prediction.triage import Triage
@@ -238,8 +239,14 @@ class Model:
         Raises:
             ImageError: if it does not fit the network or the memory.
         """
+        recorded = None
         try:
-            found = estimate(self.method, prepared.image, members=members)
+            if self.density is None:
+                found = estimate(self.method, prepared.image, members=members)
+            else:
+                recorded = RecordedFeatures(self.method, prepared.image[None].to(self.method.device))
+                with recorded.recording():
+                    found = estimate(self.method, prepared.image, members=members)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             window = "[96,96,48]" if self.slicing is None else "[256,256] slice_batch=1"
@@ -253,14 +260,14 @@ class Model:
             raise ImageError(f"the image of {size} does not fit the network ({reason})") from error
         if not torch.isfinite(found.probability).all():
             raise ImageError("the model predicts NaN; check the values of the image")
-        return found
+        return found if recorded is None else replace(found, image_features=recorded.features)
 
     def rows(self, case_id: str, prepared: PreparedImage, found: Estimate) -> list[dict[str, Any]]:
         """Return one row per structure, see `triage_table.triage_rows`."""
         unusual = None
         if self.density is not None:
             image = prepared.image[None].to(self.method.device)
-            unusual = self.density.outside(float(self.density(self.method, image)))
+            unusual = self.density.outside(float(self.density(self.method, image, found.image_features)))
         # without limits to compare with, each volume has its own unit
         spaced = None if self.slicing is None else prepared.spacing is not None
         return triage_rows(case_id, prepared, found, self.structures, self.triage, self._sensitivity, unusual, spaced)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from edue_lightning.data.preparation import PreparedImage
 from edue_lightning.errors import UserError
 from edue_lightning.prediction.case_maps import case_maps
 from edue_lightning.prediction.estimate import Estimate
-from edue_lightning.prediction.result_files import MASK, ResultFiles
+from edue_lightning.prediction.result_files import MASK, ResultFiles, png_of
 from edue_lightning.prediction.triage_page import layers_name, layers_script
 from edue_lightning.reporting.overlay import overlay_picture
 from edue_lightning.uncertainty import masks_of, reached
@@ -79,9 +78,7 @@ def write_estimate(
             if structure in titles:
                 drawn = overlay_picture(maps, f"{case.case_id}, {structure}: {titles[structure]}", variance)
                 picture = f"{case.case_id}__{OVERLAY}{ending}.png"
-                buffer = io.BytesIO()
-                drawn.save(buffer, format="PNG", compress_level=1)
-                content = buffer.getvalue()
+                content = png_of(drawn)
                 write_whole(folder / picture, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
                 written.append(picture)
             layers = layers_name(case.case_id, structure, len(structures))

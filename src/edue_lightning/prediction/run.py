@@ -247,7 +247,7 @@ class _Work:
 
         def write() -> list[dict[str, Any]]:
             names = write_estimate(self.folder, case, prepared, found, self.model.structures, titles, files)
-            content = json.dumps({**key, "files": names, "rows": new_rows}, indent=1)
+            content = json.dumps({**key, "files": names, "rows": new_rows})
             # last, since the record marks the case as finished
             write_whole(record, lambda path: path.write_text(content))
             return new_rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from edue_lightning.prediction.result_files import png_of
 from edue_lightning.prediction.triage import EXPECTED_DICE
 from edue_lightning.prediction.triage_table import OUTSIDE, UNKNOWN
 from edue_lightning.reporting.figures import LARGEST_VARIANCE
@@ -82,9 +82,7 @@ def _encoded(values: NDArray[np.float32]) -> str:
     if scale < 1:
         width, height = (max(1, round(edge * scale)) for edge in picture.size)
         picture = picture.resize((width, height), Image.Resampling.BOX)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", compress_level=1)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(png_of(picture)).decode()
 
 
 def triage_page(frame: pd.DataFrame, structures: int, key: str, rate: str = "") -> str:
