@@ -209,11 +209,13 @@ def test_a_checkpoint_is_not_chosen_by_a_metric_that_is_undefined(tmp_path: Path
 
 
 def test_a_finished_run_is_not_overwritten(trained_run: Path, tmp_path: Path) -> None:
-    before = (trained_run / "metrics.csv").read_bytes()
+    files = [path for path in trained_run.rglob("*") if path.is_file() and path.name not in (".lock", "train.log")]
+    before = {path: path.read_bytes() for path in files}
+    assert trained_run / ".hydra" / "overrides.yaml" in before
     done = run_command("train", [*SMALL, "seed=5", f"hydra.run.dir={trained_run}"], cwd=tmp_path)
     assert done.returncode == 2
     assert "already holds a run; choose another folder, or resume that run with resume=auto" in done.stderr
-    assert (trained_run / "metrics.csv").read_bytes() == before
+    assert {path: path.read_bytes() for path in files} == before
 
 
 def test_a_search_is_told_the_validation_nll_and_never_tests(tmp_path: Path) -> None:

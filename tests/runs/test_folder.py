@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from edue_lightning.errors import UserError
-from edue_lightning.runs.folder import AUTO, folder_of, run_folder, sole_writer
+from edue_lightning.runs.folder import AUTO, folder_of, hydra_folder, run_folder, sole_writer
 
 OVERRIDES = ["experiment=lidc", "method=edue", "resume=auto"]
 TIME = "2026-01-02_03-04-05"
@@ -24,13 +25,26 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+REFUSED = ["experiment=lidc", "method=edue", "resume=somewhere", "seed=5"]
+
+
 def begun(folder: Path, overrides: list[str], finished: bool = False) -> Path:
-    """Make the folder of a run that was begun by a command with some overrides."""
+    """Make the folder of a run that was begun by a command with some overrides; another one was refused later."""
     (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
-    (folder / "config.yaml").touch()
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(REFUSED))
+    command = shlex.join(["python", "-m", "edue_lightning.train", "--config-dir", "my conf", *overrides])
+    (folder / "config.yaml").write_text(yaml.safe_dump({"seed": 3, "command": command}))
     if finished:
         (folder / "validation.csv").touch()
+    return folder
+
+
+def begun_by_an_earlier_version(folder: Path, overrides: str | None, command: str | None) -> Path:
+    """Make the folder of a run whose overrides are in Hydra's file alone."""
+    (folder / ".hydra").mkdir(parents=True)
+    if overrides is not None:
+        (folder / ".hydra" / "overrides.yaml").write_text(overrides)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"seed": 3, "command": command}))
     return folder
 
 
@@ -74,12 +88,36 @@ def test_what_makes_another_run_and_what_does_not(tmp_path: Path, overrides: lis
 
 @pytest.mark.parametrize("content", [None, "[method=edue", ""])
 def test_a_run_whose_command_is_not_known_is_passed_over(tmp_path: Path, content: str | None) -> None:
-    folder = begun(tmp_path / "2025-01-02_00-00-00_3", OVERRIDES)
-    path = folder / ".hydra" / "overrides.yaml"
-    path.unlink()
-    if content is not None:
-        path.write_text(content)
+    begun_by_an_earlier_version(tmp_path / "2025-01-02_00-00-00_3", content, None)
     assert chosen(tmp_path) == f"{tmp_path}/{TIME}_3"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "command: [", "command: python -m edue_lightning.train 'unclosed"])
+def test_a_run_whose_record_is_damaged_is_passed_over(tmp_path: Path, content: str) -> None:
+    folder = begun(tmp_path / "2025-01-02_00-00-00_3", OVERRIDES)
+    (folder / "config.yaml").write_text(content)
+    assert chosen(tmp_path) == f"{tmp_path}/{TIME}_3"
+
+
+@pytest.mark.parametrize("command", [None, "python train.py method=edue", "python"])
+def test_a_run_whose_record_names_no_such_command_is_found_by_the_file_of_hydra(
+    tmp_path: Path, command: str | None
+) -> None:
+    earlier = begun_by_an_earlier_version(tmp_path / "2025-01-02_00-00-00_3", yaml.safe_dump(OVERRIDES), command)
+    assert chosen(tmp_path) == str(earlier)
+    assert chosen(tmp_path, overrides=REFUSED) == f"{tmp_path}/{TIME}_3"
+
+
+def test_a_command_with_blanks_and_quotes_is_found(tmp_path: Path) -> None:
+    overrides = ["data.root='My scans (1)'", 'label="it\'s"', "+data.source.a=[1, 2]"]
+    earlier = begun(tmp_path / "2025-01-02_00-00-00_3", overrides)
+    assert chosen(tmp_path, overrides=[*overrides, "resume=auto"]) == str(earlier)
+    assert chosen(tmp_path, overrides=overrides[1:]) == f"{tmp_path}/{TIME}_3"
+
+
+def test_hydra_writes_its_files_for_new_runs_only(tmp_path: Path) -> None:
+    assert hydra_folder(str(tmp_path / "new")) == ".hydra"
+    assert hydra_folder(str(begun(tmp_path / "run", OVERRIDES))) is None
 
 
 def test_a_run_of_the_plain_command_is_found(tmp_path: Path) -> None:

@@ -121,6 +121,19 @@ def test_a_run_whose_cases_or_checkpoints_changed_is_refused_and_left_as_it_is(
     assert contents(run) == before
 
 
+def test_a_run_that_cannot_be_trained_on_here_is_refused_and_left_as_it_is(direct: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(direct, run)
+    last = run / "checkpoints" / "last.ckpt"
+    checkpoint = read_checkpoint(last)
+    checkpoint["callbacks"]["ResumePoint"]["random"] *= 2
+    torch.save(checkpoint, last)
+    before = contents(run)
+    with pytest.raises(UserError, match=r"last\.ckpt: was written by 2 processes and cannot be resumed by 1"):
+        train(settings_for(5, run), run)
+    assert contents(run) == before
+
+
 def with_large_voxels(source: SyntheticFundus, case_id: str) -> RaterSample:
     return replace(LOAD(source, case_id), spacing=(5.0, 8.0))
 

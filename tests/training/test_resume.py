@@ -324,12 +324,21 @@ def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
         process.communicate()
 
 
+def contents(run: Path) -> dict[str, bytes]:
+    files = (path for path in run.rglob("*") if path.is_file() and path.name not in (".lock", "train.log"))
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
 @pytest.mark.slow
 def test_auto_finds_the_run_of_the_same_command(tmp_path: Path) -> None:
     command = [*TABLES_ALONE, "test=false", "trainer.max_epochs=1"]
     assert run_command("train", command, cwd=tmp_path).returncode == 0
     (run,) = tmp_path.glob("outputs/*/*/*_0")
     (run / "validation.csv").unlink()
+    before = contents(run)
+    for refused in (f"resume={run}", f"hydra.run.dir={run}"):
+        assert run_command("train", [*command, "optimizer.learning_rate=0.1", refused], cwd=tmp_path).returncode == 2
+    assert contents(run) == before
     again = run_command("train", [*command, "resume=auto"], cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "resumes after" in again.stdout + again.stderr

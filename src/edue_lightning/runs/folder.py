@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 
 from edue_lightning.atomic import remove_unfinished
 from edue_lightning.errors import UserError
-from edue_lightning.runs.files import CONFIGURATION_FILE, VALIDATION_FILE
-from edue_lightning.runs.record import START_ONLY_KEYS
+from edue_lightning.runs.files import CONFIGURATION_FILE, VALIDATION_FILE, read_mapping
+from edue_lightning.runs.record import START_ONLY_KEYS, overrides_of
 from edue_lightning.runtime.processes import is_first_process
 
 log = logging.getLogger(__name__)
@@ -32,13 +32,18 @@ _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 CHECKPOINTS = "checkpoints"
 BEST, LAST = "best.ckpt", "last.ckpt"
 
+HYDRA_FOLDER = ".hydra"
+"""Folder of the files that Hydra writes for a new run."""
+
 # overrides that do not make another run
 _START_ONLY = (*START_ONLY_KEYS, "hydra")
 
 
 def register_run_folder() -> None:
-    """Let configurations name a run's folder with `${run_folder:...}`, see `run_folder`."""
+    """Let configurations call `run_folder` and `hydra_folder`, as in `${run_folder:...}`."""
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    # asked for twice, between which another process of the run may write its record
+    OmegaConf.register_new_resolver("hydra_folder", hydra_folder, replace=True, use_cache=True)
 
 
 def run_folder(resume: str | None, overrides: Sequence[str], parent: str, time: str, seed: int) -> str:
@@ -68,6 +73,17 @@ def run_folder(resume: str | None, overrides: Sequence[str], parent: str, time: 
             if begun and _overrides_in(folder) == own:
                 return str(folder)
     return f"{parent}/{time}_{seed}"
+
+
+def hydra_folder(folder: str) -> str | None:
+    """Return the name of the folder for Hydra's files within a run's, or None if that holds a run already.
+
+    Hydra writes them before a command is checked, so that a refused one would stand in place of the run's own.
+
+    Args:
+        folder: the run's folder.
+    """
+    return None if (Path(folder) / CONFIGURATION_FILE).exists() else HYDRA_FOLDER
 
 
 def folder_of(path: str) -> Path:
@@ -134,11 +150,14 @@ def _job() -> str | None:
 
 
 def _overrides_in(folder: Path) -> list[str] | None:
+    """Return the overrides of the command that began a run or trained it on, sorted, or None if they are unknown."""
     try:
-        recorded = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
-    except (OSError, yaml.YAMLError):
+        recorded = overrides_of(read_mapping(folder / CONFIGURATION_FILE))
+        if recorded is None:
+            recorded = yaml.safe_load((folder / HYDRA_FOLDER / "overrides.yaml").read_text()) or []
+    except (OSError, UserError, yaml.YAMLError):
         return None
-    return sorted(one for one in recorded or [] if not _is_start_only(str(one)))
+    return sorted(one for one in map(str, recorded) if not _is_start_only(one))
 
 
 def _is_start_only(override: str) -> bool:

@@ -35,6 +35,8 @@ from edue_lightning.uncertainty import MaskRule
 START_ONLY_KEYS = frozenset({"resume", "logger", "members_at_once", "checkpoint_every_steps", "figures"})
 """Top-level keys of the configuration that may differ between two starts of one run."""
 
+_MODULE, _CONFIG_FOLDER = "edue_lightning.", "--config-dir"
+
 # the label is recorded as the method names itself
 _NOT_COMPARED = START_ONLY_KEYS | {"label"}
 
@@ -57,12 +59,15 @@ CAUTIONS = "cautions"
 INIT_DIGEST = "init_digest"
 """Key of a training's record for the digest of the checkpoint it began from."""
 
+COMMAND = "command"
+"""Key of a record for the command that repeats the run."""
+
 EXTENDED_FROM = "extended_from"
 """Key of a training's record for the numbers of epochs after which it was trained on."""
 
 # keys that do not identify a method: the seed, options of a start or an output, speed, and what is compared on its own
 _NOT_OF_THE_METHOD = _NOT_COMPARED | {
-    *("seed", "test", "command", "commit", "image_note", "ckpt", "predictions", "output", "split", "save_predictions"),
+    *("seed", "test", COMMAND, "commit", "image_note", "ckpt", "predictions", "output", "split", "save_predictions"),
     # the digest of the file, and the number of epochs in the end, count
     *("init", EXTENDED_FROM),
     *("bootstrap_resamples", "allow_overlap", "metrics", TRAINING),
@@ -115,7 +120,7 @@ def write_configuration(
         other = "remove it" if training is None else "resume that run with resume=auto"
         raise UserError(f"{folder}: already holds a run; choose another folder, or {other}")
     folder.mkdir(parents=True, exist_ok=True)
-    record = {**configuration, "label": label, "command": command_line(), "commit": _commit(), "image_note": note}
+    record = {**configuration, "label": label, COMMAND: command_line(), "commit": _commit(), "image_note": note}
     if training is not None:
         record |= training_entries(training)
     _write_record(record, path)
@@ -131,7 +136,7 @@ def extend_record(configuration: Mapping[str, Any], folder: Path, epochs: int) -
     """
     path = folder / CONFIGURATION_FILE
     record = read_mapping(path)
-    record |= {"trainer": configuration["trainer"], "command": command_line(), "commit": _commit()}
+    record |= {"trainer": configuration["trainer"], COMMAND: command_line(), "commit": _commit()}
     record[EXTENDED_FROM] = [*record.get(EXTENDED_FROM, []), epochs]
     _write_record(record, path)
 
@@ -292,7 +297,7 @@ def check_same_run(configuration: Mapping[str, Any], folder: Path) -> None:
     if differing:
         raise UserError(
             f"{folder}: holds a run with another {', '.join(differing)}; choose another folder, or resume that run by "
-            f"its own command with resume=auto: {recorded.get('command')}"
+            f"its own command with resume=auto: {recorded.get(COMMAND)}"
         )
 
 
@@ -369,10 +374,27 @@ def command_line() -> str:
     hydra = HydraConfig.get()
     # not from sys.argv: a launcher may run this in a process of its own
     folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    directories = [part for folder in folders for part in ("--config-dir", os.path.relpath(folder, hydra.runtime.cwd))]
+    directories = [part for folder in folders for part in (_CONFIG_FOLDER, os.path.relpath(folder, hydra.runtime.cwd))]
     own = [override for override in hydra.overrides.hydra if override != "hydra.mode=RUN"]
     overrides = [*hydra.overrides.task, *(own if hydra.mode == RunMode.RUN else [])]
-    return shlex.join(["python", "-m", f"edue_lightning.{hydra.job.name}", *directories, *overrides])
+    return shlex.join(["python", "-m", f"{_MODULE}{hydra.job.name}", *directories, *overrides])
+
+
+def overrides_of(record: Mapping[str, Any]) -> list[str] | None:
+    """Return the overrides of the command of a record, or None if it has none that `command_line` wrote.
+
+    Args:
+        record: content of `config.yaml`.
+    """
+    try:
+        python, option, module, *rest = shlex.split(str(record.get(COMMAND)))
+    except ValueError:
+        return None
+    if (python, option) != ("python", "-m") or not module.startswith(_MODULE):
+        return None
+    while rest[:1] == [_CONFIG_FOLDER]:
+        rest = rest[2:]
+    return rest
 
 
 def _commit() -> str | None:

@@ -46,7 +46,7 @@ from edue_lightning.training.checks import (
 from edue_lightning.training.initial import InitialWeights
 from edue_lightning.training.loggers import log_curves, training_loggers
 from edue_lightning.training.progress import EpochLines
-from edue_lightning.training.resume import BestCheckpoint, ResumePoint, resume_state
+from edue_lightning.training.resume import BestCheckpoint, ResumePoint, check_processes, resume_state
 from edue_lightning.training.trackers import Tracker
 from edue_lightning.training.validation import ValidationMetrics
 
@@ -110,17 +110,18 @@ class Experiment:
         return checkpoint_entries(known, ImageFormat.of(self.data.source), member, self.cases, earlier)
 
 
-def check_begun(experiment: Experiment, folder: Path, resuming: bool) -> None:
+def check_begun(experiment: Experiment, folder: Path, resuming: bool, processes: int | None = None) -> None:
     """Check what a folder holds of a training that `fit` would continue, before anything in it is changed.
 
     Args:
         experiment: experiment to train.
         folder: folder of the run.
         resuming: whether the folder holds a run to resume.
+        processes: number of processes that train, where steps are left for certain, else None.
 
     Raises:
-        UserError: if its training cases or the checkpoint of `init` have changed since it began, or a checkpoint cannot
-            be read.
+        UserError: if its training cases or the checkpoint of `init` have changed since it began, a checkpoint cannot be
+            read, or another number of processes wrote it.
     """
     if resuming:
         check_same_beginning(experiment.configuration, folder)
@@ -129,7 +130,10 @@ def check_begun(experiment: Experiment, folder: Path, resuming: bool) -> None:
     paths = [_folder(experiment, position, folder) / LAST for position in range(len(experiment.method.trainees()))]
     begun = [path for path in paths if path.is_file()]
     for path in begun:
-        _require_same_cases(read_checkpoint(path), experiment.cases, path)
+        checkpoint = read_checkpoint(path)
+        _require_same_cases(checkpoint, experiment.cases, path)
+        if processes is not None:
+            check_processes(checkpoint, processes, path)
     # before its first checkpoint
     if resuming and len(begun) < len(paths):
         check_same_cases(experiment.cases, folder)

@@ -126,11 +126,7 @@ class ResumePoint(Checkpoint):
         """
         if not self._to_restore:
             return
-        if len(self._to_restore) != trainer.world_size:
-            raise UserError(
-                f"{self.path}: was written by {len(self._to_restore)} processes and cannot be resumed by "
-                f"{trainer.world_size}; set trainer.devices (and trainer.num_nodes) accordingly"
-            )
+        _require_processes(self._to_restore, trainer.world_size, self.path)
         _restore_random_state(self._to_restore[trainer.global_rank])
         self._to_restore = []
 
@@ -169,6 +165,30 @@ def resume_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state of `ResumePoint` in a read checkpoint, also of an earlier version."""
     stored: dict[str, Any] = checkpoint["callbacks"][ResumePoint.__qualname__]
     return {"ended": False, **stored}
+
+
+def check_processes(checkpoint: Mapping[str, Any], processes: int, path: Path) -> None:
+    """Check that the training of a read checkpoint of `ResumePoint`, if it has steps left, can take them.
+
+    Args:
+        checkpoint: content of the checkpoint.
+        processes: number of processes of the resumed training.
+        path: path of the checkpoint.
+
+    Raises:
+        UserError: if a different number of processes wrote it.
+    """
+    stored = resume_state(checkpoint)
+    if not stored["ended"]:
+        _require_processes(stored["random"], processes, path)
+
+
+def _require_processes(states: list[dict[str, Any]], processes: int, path: Path) -> None:
+    if len(states) != processes:
+        raise UserError(
+            f"{path}: was written by {len(states)} processes and cannot be resumed by {processes}; set "
+            "trainer.devices (and trainer.num_nodes) accordingly"
+        )
 
 
 def _random_state() -> dict[str, Any]:

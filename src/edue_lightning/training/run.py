@@ -130,8 +130,10 @@ def train(configuration: Mapping[str, Any], folder: Path) -> float:
         settings: TrackerSettings = build(configuration["logger"], "logger")
         distortions = build_distortions(configuration.get("distortions"))
         experiment = Experiment.of(configuration)
+        # refuses a device that does not exist, too
+        processes = None if planned is None else build_test_trainer(trainer).world_size
         with sole_writer(folder, folder / CHECKPOINTS):
-            check_begun(experiment, folder, resuming)
+            check_begun(experiment, folder, resuming, processes)
             if planned is not None and is_first_process():
                 set_results_aside(configuration, experiment.checkpoint_entries(), folder, planned)
             return _run(experiment, trainer, distortions, settings, folder, signals, resuming)
