@@ -19,6 +19,7 @@ from edue_lightning.runs.checkpoints import load_method, read_checkpoint
 from edue_lightning.runs.files import find_runs
 from edue_lightning.runs.record import finished_value, method_settings
 from edue_lightning.training import extension
+from edue_lightning.training import run as training_run
 from edue_lightning.training.run import train
 
 PLAN = ["method=mc_dropout", "optimizer.schedule=constant", "checkpoint_every_steps=null"]
@@ -134,6 +135,54 @@ def test_a_run_that_cannot_be_trained_on_here_is_refused_and_left_as_it_is(direc
     assert contents(run) == before
 
 
+def killed(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def planned_in(run: Path) -> list[int]:
+    """Return the number of epochs that the record and the checkpoints of a run name."""
+    checkpoints = [read_checkpoint(run / "checkpoints" / name) for name in ("best.ckpt", "last.ckpt")]
+    configurations = [yaml.safe_load((run / "config.yaml").read_text())]
+    configurations += [checkpoint["edue_configuration"] for checkpoint in checkpoints]
+    return [configuration["trainer"]["max_epochs"] for configuration in configurations]
+
+
+def test_checkpoints_and_record_name_one_number_of_epochs_whenever_a_process_was_killed(
+    direct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(direct, run)
+    best = run / "checkpoints" / "best.ckpt"
+    # before the record was written; then the first command ends the run
+    with monkeypatch.context() as patched:
+        patched.setattr(extension, "extend_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings_for(4, run), run)
+    # an earlier version had written the checkpoint by then
+    checkpoint = read_checkpoint(best)
+    checkpoint["edue_configuration"]["trainer"]["max_epochs"] = 4
+    torch.save({name: entry for name, entry in checkpoint.items() if name != "edue_triage"}, best)
+    train(settings_for(3, run), run)
+    assert planned_in(run) == [3, 3, 3]
+    assert_same_results(run, direct)
+    # after the record was written, and before the checkpoints
+    with monkeypatch.context() as patched:
+        patched.setattr(extension, "write_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings_for(4, run), run)
+    assert planned_in(run) == [4, 3, 3]
+    # a training whose further epochs are no better keeps the best checkpoint
+    with monkeypatch.context() as patched:
+        patched.setattr(training_run, "fit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings_for(4, run), run)
+    assert planned_in(run) == [4, 4, 4]
+    assert "edue_triage" not in read_checkpoint(best)
+    train(settings_for(4, run), run)
+    assert planned_in(run) == [4, 4, 4]
+    assert load_method(best).triage is not None
+
+
 def with_large_voxels(source: SyntheticFundus, case_id: str) -> RaterSample:
     return replace(LOAD(source, case_id), spacing=(5.0, 8.0))
 
@@ -179,10 +228,10 @@ def test_a_run_whose_results_are_partly_moved_is_not_taken_for_finished(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            extension.set_results_aside(longer, {}, tmp_path, 2)
+            extension.set_results_aside(longer, tmp_path, 2)
     assert moves == ["validation.csv"]
     assert finished_value(tmp_path, "nll") is None
-    extension.set_results_aside(longer, {}, tmp_path, 2)
+    extension.set_results_aside(longer, tmp_path, 2)
     assert sorted(path.name for path in (tmp_path / "earlier" / "2_epochs").iterdir()) == [
         *("cases.csv", "metrics.csv", "validation.csv")
     ]

@@ -186,6 +186,13 @@ def add_results(
         write_checkpoint({**checkpoint, **new}, path)
 
 
+def planned_epochs_of(checkpoint: Mapping[str, Any]) -> int | None:
+    """Return the number of epochs that the training of a read checkpoint was planned for, or None if it is unknown."""
+    trainer = (checkpoint.get(_CONFIGURATION) or {}).get("trainer") or {}
+    epochs: int | None = trainer.get("max_epochs")
+    return epochs
+
+
 def without_results(path: Path) -> dict[str, Any]:
     """Read a checkpoint, without what `add_results` and `add_temperature` added to it."""
     results = {_TRIAGE, _MASK, _DENSITY, _TEMPERATURE}

@@ -10,9 +10,9 @@ from typing import Any
 
 from edue_lightning.atomic import write_whole
 from edue_lightning.errors import UserError
-from edue_lightning.runs.checkpoints import without_results, write_checkpoint
+from edue_lightning.runs.checkpoints import planned_epochs_of, read_checkpoint, without_results, write_checkpoint
 from edue_lightning.runs.files import CONFIGURATION_FILE, VALIDATION_FILE, read_mapping
-from edue_lightning.runs.folder import AUTO, BEST, CHECKPOINTS
+from edue_lightning.runs.folder import AUTO, BEST, CHECKPOINTS, LAST
 from edue_lightning.runs.record import extend_record
 from edue_lightning.training.trackers import MLFLOW_RUN_FILE
 
@@ -63,24 +63,24 @@ def with_epochs(configuration: Mapping[str, Any], epochs: int | None) -> dict[st
     return {**configuration, "trainer": {**configuration["trainer"], _EPOCHS: epochs}}
 
 
-def set_results_aside(configuration: Mapping[str, Any], entries: Mapping[str, Any], folder: Path, planned: int) -> None:
+def set_results_aside(configuration: Mapping[str, Any], folder: Path, planned: int) -> None:
     """Move the results of the shorter training to `earlier/N_epochs`, and let the record say what is trained now.
 
-    A second call after a kill completes what the first began.
+    A second call after a kill completes what the first began. Checkpoints follow the record, see `align_checkpoints`.
 
     Args:
         configuration: configuration with the larger number of epochs.
-        entries: entries of checkpoints of that configuration, see `runs.checkpoints.checkpoint_entries`.
         folder: the run's folder.
         planned: number of epochs of the shorter training.
 
     Raises:
-        UserError: if the best checkpoint cannot be read, before anything is changed, or written.
+        UserError: if the best checkpoint cannot be read, before anything is changed.
     """
     aside = folder / EARLIER / f"{planned}_epochs"
     best, kept = folder / CHECKPOINTS / BEST, aside / BEST
     # what may fail comes first, while the folder is still that of a finished run
-    bare = without_results(best) if best.is_file() else None
+    if best.is_file():
+        read_checkpoint(best)
     aside.mkdir(parents=True, exist_ok=True)
     if best.is_file() and not kept.is_file():
         write_whole(kept, lambda temporary: shutil.copy2(best, temporary))
@@ -88,7 +88,25 @@ def set_results_aside(configuration: Mapping[str, Any], entries: Mapping[str, An
     # without the file that marks it as finished, a run whose files are partly moved is one to resume
     for path in sorted(results, key=lambda path: (path.name != VALIDATION_FILE, path.name)):
         path.replace(aside / path.name)
-    if bare is not None:
-        write_checkpoint({**bare, **entries}, best)
     extend_record(configuration, folder, planned)
     log.info("%s: is trained on from epoch %d; its earlier results are in %s", folder, planned, aside)
+
+
+def align_checkpoints(entries: Mapping[str, Any], folder: Path) -> None:
+    """Let the checkpoints of a run that was trained on name as many epochs as its record, without earlier results.
+
+    The record decides: a process may have been killed after it was written and before the checkpoints, and one of an
+    earlier version the other way round.
+
+    Args:
+        entries: entries of checkpoints of the run, see `runs.checkpoints.checkpoint_entries`; they follow its record.
+        folder: the run's folder.
+
+    Raises:
+        UserError: if a checkpoint cannot be read or written.
+    """
+    if not (folder / EARLIER).is_dir():
+        return
+    for path in (folder / CHECKPOINTS / name for name in (BEST, LAST)):
+        if path.is_file() and planned_epochs_of(read_checkpoint(path)) not in (None, planned_epochs_of(entries)):
+            write_checkpoint({**without_results(path), **entries}, path)

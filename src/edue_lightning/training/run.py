@@ -47,7 +47,7 @@ from edue_lightning.runtime.processes import is_first_process, quiet_unless_firs
 from edue_lightning.runtime.signals import StopSignals
 from edue_lightning.training.callbacks import build_callbacks
 from edue_lightning.training.checks import check_numbers
-from edue_lightning.training.extension import planned_epochs, set_results_aside, with_epochs
+from edue_lightning.training.extension import align_checkpoints, planned_epochs, set_results_aside, with_epochs
 from edue_lightning.training.fit import Experiment, check_begun, fit
 from edue_lightning.training.temperature import calibrate
 from edue_lightning.training.trackers import TrackerSettings
@@ -134,8 +134,10 @@ def train(configuration: Mapping[str, Any], folder: Path) -> float:
         processes = None if planned is None else build_test_trainer(trainer).world_size
         with sole_writer(folder, folder / CHECKPOINTS):
             check_begun(experiment, folder, resuming, processes)
-            if planned is not None and is_first_process():
-                set_results_aside(configuration, experiment.checkpoint_entries(), folder, planned)
+            if resuming and is_first_process():
+                if planned is not None:
+                    set_results_aside(configuration, folder, planned)
+                align_checkpoints(experiment.checkpoint_entries(), folder)
             return _run(experiment, trainer, distortions, settings, folder, signals, resuming)
 
 
