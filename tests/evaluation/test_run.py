@@ -13,13 +13,17 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from processes import TABLES_ALONE, run_command
+from untrained import checkpoint
 
+from edue_lightning.config.build import ImageFormat
 from edue_lightning.config.schema import configuration_folder, resolved
+from edue_lightning.data import SyntheticFundus
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.run import _require_same_preparation, evaluate
 from edue_lightning.reporting.caveats import caveats
 from edue_lightning.runs.checkpoints import load_method, read_checkpoint, write_checkpoint
 from edue_lightning.runs.files import find_runs
+from edue_lightning.uncertainty.mask_rule import majority_threshold
 
 HASH = "data.fractions.draw=hash"
 
@@ -74,6 +78,35 @@ def test_written_predictions_come_with_the_options_that_repeat_their_masks(
     evaluate(again, tmp_path / "again")
     first, second = (pd.read_csv(tmp_path / name / "cases.csv") for name in ("own", "again"))
     pd.testing.assert_frame_equal(first[["dice", "predicted_area"]], second[["dice", "predicted_area"]])
+
+
+@pytest.mark.parametrize(
+    "options", [["method=single", "mask=raters", "mask.raters=4"], ["method=edue_levels", "method.levels=4"]]
+)
+def test_masks_follow_the_majority_that_they_are_measured_against(tmp_path: Path, options: list[str]) -> None:
+    model = checkpoint(
+        tmp_path / "checkpoints" / "best.ckpt", *options, image_format=ImageFormat.of(SyntheticFundus(1, 32))
+    )
+    measured = [
+        "allow_other_preparation=true",
+        "metrics=default",
+        "metrics.majority_tie=background",
+        "bootstrap_resamples=0",
+        "split=all",
+    ]
+    masks = [option for option in options if option.startswith("mask")]
+    settings = configuration(tmp_path, *on(*measured, *masks), "save_predictions=true")
+    evaluate(settings, tmp_path / "own")
+    method = load_method(model).method
+    for case, rows in pd.read_csv(tmp_path / "own" / "cases.csv").groupby("case_id"):
+        with np.load(tmp_path / "own" / "predictions" / f"{case}.npz") as saved:
+            members = saved["members"]
+        # of four raters three mark a voxel of the majority: the third level, or a mean of at least 0.614
+        inside = (
+            members[2] >= 0.5 if method.readout.levels else members.mean(axis=0) >= majority_threshold(4, "background")
+        )
+        areas = dict(zip(method.structures, inside.sum(axis=(1, 2)), strict=True))
+        assert dict(zip(rows["structure"], rows["predicted_area"], strict=True)) == areas
 
 
 def test_thresholds_belong_to_predictions_in_float32(run: Path, tmp_path: Path) -> None:

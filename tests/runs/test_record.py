@@ -23,7 +23,7 @@ CHANGES: dict[str, Any] = {
 }
 # of the same model on the same images in the same way, but for how much, where to and how fast
 SAME_METHOD = {
-    *("ckpt", "predictions", "split", "output", "save_predictions", "label", "seed", "bootstrap_resamples"),
+    *("ckpt", "split", "output", "save_predictions", "label", "seed", "bootstrap_resamples"),
     *("allow_overlap", "allow_other_preparation", "distortions", "slice_batch"),
     # compared on their own
     "metrics",
@@ -31,7 +31,21 @@ SAME_METHOD = {
 
 
 def test_it_is_decided_of_each_setting_of_an_evaluation_whether_it_makes_another_method() -> None:
-    assert {field.name for field in fields(EvaluateConfiguration)} == {*CHANGES, *SAME_METHOD}
+    assert {field.name for field in fields(EvaluateConfiguration)} == {*CHANGES, *SAME_METHOD, "predictions"}
+
+
+def test_a_training_on_another_majority_makes_another_method_and_another_measure_does_not() -> None:
+    other = {"metrics": {"majority_tie": "background"}}
+    assert method_settings(EVALUATED | {TRAINING: TRAINED | other}) != method_settings(EVALUATED)
+    assert method_settings(TRAINED | other) == method_settings(EVALUATED | {TRAINING: TRAINED | other})
+    assert method_settings(EVALUATED | other) == method_settings(EVALUATED)
+
+
+def test_predictions_in_files_are_not_those_of_a_model_and_have_no_settings_of_a_command() -> None:
+    data = {"source": {"spacing": [1.0, 1.0]}}
+    measured = {"predictions": "folder", "data": data, "slice_batch": 8, "trainer": {"precision": "16-mixed"}}
+    assert set(method_settings(measured)) == {"predictions", "data.source.spacing"}
+    assert method_settings(measured)["predictions"] != method_settings(TRAINED)["predictions"]
 
 
 @pytest.mark.parametrize("name", CHANGES)

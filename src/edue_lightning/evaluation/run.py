@@ -153,6 +153,10 @@ def _checkpoint(
             log.warning("%s", cautions[-1])
     label = configuration["label"] or trained.get("label") or method.label
     measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
+    # masks follow the majority that they are measured against
+    tie = measurement.settings.majority_tie
+    rule = replace(method.readout.mask, majority_tie=tie)
+    method.readout = replace(method.readout, majority_tie=tie, mask=rule)
     distortions = build_distortions(configuration.get("distortions"))
     used = {"data": node, "seed": trained["seed"], "trainer": trainer_node, TRAINING: trained}
     if is_first_process():

@@ -180,6 +180,9 @@ def _names(name: str, settings: Sequence[Mapping[str, Any]], fallbacks: Sequence
     if len(settings) == 1:
         return [name]
     differing = _differing(settings)
+    of_all = {key: values for key, values in differing.items() if all(key in group for group in settings)}
+    if of_all and len(set(zip(*of_all.values(), strict=True))) == len(settings):
+        differing = of_all
     titles = _titles(list(differing))
     names = []
     for group in settings:

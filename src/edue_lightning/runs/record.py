@@ -180,13 +180,20 @@ def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     the metrics (see `metric_settings`) and, where the training cases are recorded or it is an evaluation, the place of
     the data. An evaluation has the settings of its checkpoint's training, but for its own windows and rule for masks,
     and, where its precision or the preparation of its images is another one, these too, as `evaluation.precision`; so
-    are the slices of volumes.
+    are the slices of volumes. Predictions in files have the settings of their data alone.
 
     Args:
         record: content of `config.yaml`.
     """
     trained = record.get(TRAINING) or record
     chosen = {key: trained[key] for key in trained if key not in _NOT_OF_THE_METHOD}
+    if record.get("predictions") is not None:
+        # its other settings say nothing of the model
+        chosen = {"data": record.get("data"), "predictions": "files"}
+    else:
+        # the target `majority` follows the training's own tie
+        tie = metric_settings(trained)["metrics.majority_tie"]
+        chosen |= {"predictions": "model", "training_majority_tie": tie}
     if trained is not record and record.get("inference") is not None:
         chosen["inference"] = record["inference"]
     chosen["mask"] = _mask_rule(record, trained)
