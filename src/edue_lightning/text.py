@@ -14,6 +14,10 @@ _LONGEST_REASON = 300
 _BREAKS_LINE = re.compile("[\x01-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _KIND_OF_FILE = re.compile(r"mask|probability|overlay|disagreement|total_variance|layers|panel|decision|member[0-9]+")
 _MOST_NAME_BYTES = 160  # file systems allow 255; the rest is for the endings of results
+_PLAIN_NAME = re.compile(r"[\w\- ][\w.\- ]*")
+
+NO_FILE_NAME = "cannot be a file name; use letters, digits, '.', '_', '-' and blanks, and no '.' in front"
+"""Problem of a case's name for which `is_plain_name` is false."""
 
 
 def one_line(text: str) -> str:
@@ -37,7 +41,17 @@ def reason_of(error: BaseException, path: Path | None = None) -> str:
 def can_be_in_file_name(text: str) -> bool:
     """Return whether a text can be part of a file name on every file system that results are written to."""
 
-    return text != "" and text.isprintable() and len(text.encode()) <= _MOST_NAME_BYTES and not {*"/\\"} & {*text}
+    is_name = text.isprintable() and text not in ("", ".", "..") and not {*"/\\"} & {*text}
+    return is_name and len(text.encode()) <= _MOST_NAME_BYTES
+
+
+def is_plain_name(text: str) -> bool:
+    """Return whether a text has letters, digits, '.', '_', '-' and blanks alone, and can be a file name.
+
+    >>> is_plain_name("case 1"), is_plain_name("../case"), is_plain_name(".case")
+    (True, False, False)
+    """
+    return _PLAIN_NAME.fullmatch(text) is not None and can_be_in_file_name(text)
 
 
 def name_in_files(name: str) -> str:

@@ -28,7 +28,7 @@ from edue_lightning.data.prepared import PreparedCases
 from edue_lightning.data.sample import Grid, RaterSample
 from edue_lightning.data.source import CaseRecord, CaseSource
 from edue_lightning.errors import UserError
-from edue_lightning.text import ambiguous_names, counted, one_line, times
+from edue_lightning.text import NO_FILE_NAME, ambiguous_names, can_be_in_file_name, counted, one_line, times
 
 log = logging.getLogger(__name__)
 
@@ -109,13 +109,19 @@ class FileSource(CaseSource):
     def check(self, cases: Sequence[FileCase], problems: Sequence[str], settings: Mapping[str, Any]) -> None:
         """Read every case once, keep all problems, and prepare the healthy cases.
 
+        A case whose name cannot be that of a file is a problem and is not read.
+
         Args:
             cases: all cases that were found.
             problems: problems of the list of cases itself.
             settings: plain values that, with the files, determine a prepared case.
         """
         self._settings = {"source": type(self).__name__, **settings}
-        found, lines = self._survey(cases)
+        unnamed = [case for case in cases if not can_be_in_file_name(case.record.case_id)]
+        found, lines = self._survey([case for case in cases if can_be_in_file_name(case.record.case_id)])
+        for case in unnamed:
+            first = relative_name(next(iter(case.files.values())), self.root)
+            lines.append(problem_line(first, case.record.case_id, NO_FILE_NAME))
         for names in ambiguous_names(case.record.case_id for case in cases):
             listed = ", ".join(map(repr, names))
             lines.append(

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from edue_lightning.data.augmentation import Augmentation
 from edue_lightning.data.exclusive import shared_voxels
-from edue_lightning.data.file_source import FileSource
+from edue_lightning.data.file_source import MOST_PROBLEMS_LISTED, FileSource
 from edue_lightning.data.loading import (
     CaseDataset,
     CaseSampler,
@@ -30,7 +30,7 @@ from edue_lightning.data.source import CaseRecord, CaseSource, Split, Subset
 from edue_lightning.data.splits import Fold, SplitFractions, fold_cases, split_cases
 from edue_lightning.data.votes import CAVEAT
 from edue_lightning.errors import UserError
-from edue_lightning.text import ambiguous_structures, times
+from edue_lightning.text import NO_FILE_NAME, ambiguous_structures, can_be_in_file_name, counted, one_line, times
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,7 @@ class RaterDataModule(pl.LightningDataModule):
         self.note = note
         self.training_raters = None if training_raters is None else _checked_positions(training_raters)
         cases = list(source.cases())
+        _require_names(cases, name)
         if self.patch is not None and self.patch.size is not None and len(self.patch.size) != source.spatial_dims:
             raise UserError(f"data.patch.size={list(self.patch.size)}: the images are {source.spatial_dims}D")
         self.splits: dict[Subset, list[CaseRecord]] = {"all": cases}
@@ -322,6 +323,19 @@ class RaterDataModule(pl.LightningDataModule):
             generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _require_names(cases: Sequence[CaseRecord], name: str) -> None:
+    """Check that the name of every case can be that of a file.
+
+    Raises:
+        UserError: with one line per case whose name cannot.
+    """
+    lines = [
+        one_line(f"case {case.case_id!r}: {NO_FILE_NAME}") for case in cases if not can_be_in_file_name(case.case_id)
+    ]
+    if lines:
+        raise UserError("\n".join([f"data={name}: {counted(lines)}:", *lines[:MOST_PROBLEMS_LISTED]]))
 
 
 def _patch_for(source: CaseSource, patch: PatchSampling | None, batch_size: int) -> PatchSampling | None:

@@ -21,7 +21,7 @@ import torch
 from edue_lightning.atomic import write_whole
 from edue_lightning.data.sample import Grid, RaterSample
 from edue_lightning.errors import UserError
-from edue_lightning.text import reason_of
+from edue_lightning.text import is_plain_name, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,8 @@ class PreparedCases:
                 log.warning("%s: cannot be written (%s)", self.folder / name, error)
 
     def _path(self, case_id: str, key: str) -> Path:
-        return self.folder / f"{case_id}-{key}.pt"
+        # the key alone says which case it is; a name with a separator would lead out of the folder
+        return self.folder / (f"{case_id}-{key}.pt" if is_plain_name(case_id) else f"{key}.pt")
 
     def _digest(self, path: Path) -> str:
         """Return the hash of a file's content, reading it only if its size, inode or a time has changed."""

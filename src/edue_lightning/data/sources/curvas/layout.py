@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Literal
 
 from edue_lightning.data.listing import ListingProblems, find_files, stem_of
+from edue_lightning.text import is_plain_name
 
 _ANNOTATION = re.compile(r"annotation_(?P<expert>[1-9])", re.IGNORECASE)
 _PARTS: Mapping[str, Literal["train", "val", "test"]] = {"testing_set": "test"}
-_CASE_NAME = re.compile(r"[\w\- ][\w.\- ]*")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def list_curvas(root: Path) -> tuple[list[CurvasCase], list[str]]:
             problems.add(image, "has no annotation_1.nii.gz, ...; add them, or remove the image", case_id)
         elif case_id in found:
             problems.add_twice(image, found[case_id].image, "this patient", case_id)
-        elif not _CASE_NAME.fullmatch(case_id):
+        elif not is_plain_name(case_id):
             problems.add(image, "is in a folder that cannot be a file's name; rename it", case_id)
         else:
             split = next((part for name, part in _PARTS.items() if name in folder.parts), None)

@@ -5,7 +5,6 @@ Names of files and folders below a patient's folder mean nothing; the headers de
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +18,8 @@ from edue_lightning.data.dicom_objects import MasksHeader
 from edue_lightning.data.dicom_series import described, is_dicom, is_image, is_localizer, read_header
 from edue_lightning.data.image_limits import ImageError
 from edue_lightning.data.listing import ListingProblems, find_files
-from edue_lightning.text import can_be_in_file_name, named
+from edue_lightning.text import NO_FILE_NAME, is_plain_name, named
 
-_CASE_NAME = re.compile(r"[\w\- ][\w.\- ]*")
 _MOST_LISTED = 4
 _Members = list[tuple[Path, Dataset]]
 
@@ -106,8 +104,8 @@ def _case(
     Raises:
         ImageError: if it does not hold one series with masks.
     """
-    if not (_CASE_NAME.fullmatch(name) and can_be_in_file_name(name)):
-        raise ImageError("cannot be a file name; use letters, digits, '.', '_', '-' and blanks, and no '.' in front")
+    if not is_plain_name(name):
+        raise ImageError(NO_FILE_NAME)
     images: defaultdict[str, _Members] = defaultdict(list)
     left_out: list[str] = []
     masks: dict[Path, MasksHeader] = {}

@@ -19,7 +19,15 @@ from edue_lightning.data.label_maps import MOST_LABEL
 from edue_lightning.data.listing import line_break_problem
 from edue_lightning.data.source import CaseRecord, Split
 from edue_lightning.data.votes import MOST_RATERS
-from edue_lightning.text import can_be_in_file_name, natural_key, one_line, reason_of, times
+from edue_lightning.text import (
+    NO_FILE_NAME,
+    can_be_in_file_name,
+    is_plain_name,
+    natural_key,
+    one_line,
+    reason_of,
+    times,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +37,6 @@ VOTES = ("case_id", "image", "votes", "n_raters", "structure")
 OPTIONAL = ("split", "patient", "spacing", "region", "label", "segment", "rater_position")
 PARQUET = ".parquet"
 TABLES = (".csv", PARQUET)
-_FILE_NAME = re.compile(r"[\w\- ][\w.\- ]*")
 _BLANKS = re.compile(r"\s+")
 _BLANKS_IN_NUMBERS = re.compile(r"(?<=\d)\s+(?=\d)")
 _LABEL_BREAK = re.compile(r"\s*[,;]\s*|\s+")
@@ -132,12 +139,13 @@ def read_table(
 
     cases = {}
     for case_id, members in rows_of_case.items():
-        if not _can_be_case_id(case_id):
-            problems.add(
-                "cannot be a file name; use letters, digits, '.', '_', '-' and blanks, and no '.' in front", case_id
-            )
+        is_named = is_plain_name(case_id)
+        if not is_named:
+            problems.add(NO_FILE_NAME, case_id)
         if members:
-            cases[case_id] = _case(case_id, members, image_columns, chosen, problems)
+            case = _case(case_id, members, image_columns, chosen, problems)
+            if is_named:
+                cases[case_id] = case
         else:
             problems.add(f"no rater has a row of {', '.join(chosen)}; add one, or remove the case", case_id)
     _check_across_cases(list(cases.values()), problems)
@@ -252,8 +260,8 @@ def read_images(path: Path) -> ImageRows:
     for row in rows:
         name = row["case_id"] or f"line {row.line}"
         images = tuple(row[column] for column in image_columns)
-        if not _can_be_case_id(row["case_id"]):
-            problems[name] = "its case_id cannot be a file name; use letters, digits, '.', '_', '-' and blanks"
+        if not is_plain_name(row["case_id"]):
+            problems[name] = f"its case_id {NO_FILE_NAME}"
         elif not all(images):
             problems[name] = f"{image_columns[images.index('')]} is empty; name its file"
         else:
@@ -295,10 +303,6 @@ class _Problems:
     def add(self, problem: str, case_id: str | None = None) -> None:
         case = f"case {case_id!r}: " if case_id is not None else ""
         self.lines.append(one_line(f"{self.manifest}: {case}{problem}"))
-
-
-def _can_be_case_id(text: str) -> bool:
-    return _FILE_NAME.fullmatch(text) is not None and can_be_in_file_name(text)
 
 
 def _image_columns(columns: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from edue_lightning.data.listing import ListingProblems
+from edue_lightning.text import NO_FILE_NAME, is_plain_name
 
 FIRST_RATER = "labels"
 """Name of the rater of `labelsTr` and `labelsTs`."""
@@ -25,7 +26,6 @@ FIRST_RATER = "labels"
 _PARTS: Mapping[str, Literal["test"] | None] = {"Tr": None, "Ts": "test"}
 _FOLDER = re.compile(r"labels(?P<part>Tr|Ts)(?:_(?P<rater>.+))?")
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
-_CASE_NAME = re.compile(r"[\w\- ][\w.\- ]*")
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def list_nnunet(root: Path, ending: str, channels: int) -> tuple[list[NnunetCase
                 unlabelled += split is not None
             elif case_id in known:
                 problems.add(first, "is a case of imagesTr too; rename one", case_id)
-            elif not _CASE_NAME.fullmatch(case_id):
-                problems.add(first, "cannot be a file name; use letters, digits, '.', '_', '-' and blanks", case_id)
+            elif not is_plain_name(case_id):
+                problems.add(first, NO_FILE_NAME, case_id)
             elif sorted(files) != list(range(len(files))) or len(files) > channels:
                 listed = ", ".join(f"{number:04d}" for number in sorted(files))
                 problems.add(first, f"has the channels {listed} of {channels}; add or remove files", case_id)
