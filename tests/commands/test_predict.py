@@ -83,6 +83,46 @@ def test_a_model_of_cut_scans_warns_that_new_scans_are_whole(
     assert caplog.text.count("trained on scans cut to bounding boxes, but takes new scans whole") == (boxes is not None)
 
 
+DISC, NODULE = ImageFormat(2, 3, ("disc", "cup")), ImageFormat(2, 1, ("nodule",))
+CUT_IMAGES = [
+    (DISC, ["data=papila"], "squares around the optic disc with edges of 0.5 of the photograph's height, but "),
+    (DISC, ["data=papila", "data.source.crop=null"], None),
+    (DISC, ["data=riga", "data.source.crop=0.3"], "squares around the optic disc with edges of 0.3 of the photo"),
+    (DISC, ["data=drishti"], "squares around the optic disc with edges of 0.5 of the photograph's height, but "),
+    (
+        DISC,
+        ["data=drishti", "data.source.crop=null"],
+        "whole photographs with black borders that make them square, but",
+    ),
+    (NODULE, ["data=lidc_slices", "data.source.size=64"], "the middle 64x64 pixels of slices around a nodule, but "),
+    (NODULE, ["data=lidc_slices", "data.source.size=null"], None),
+    (NODULE, ["data=lidc_dicom", "data.source.size=96"], "squares of 96x96 pixels around a nodule, but "),
+    (NODULE, ["data=lidc"], "rendered pictures of 64x64 pixels around a nodule, not on CT"),
+    (ImageFormat(2, 3, ("vessels",)), ["data=retinal_vessels"], None),
+]
+
+
+@pytest.mark.parametrize(("images", "overrides", "said"), CUT_IMAGES)
+def test_a_model_of_cut_images_warns_that_new_ones_are_taken_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, images: ImageFormat, overrides: list[str], said: str | None
+) -> None:
+    Model(untrained(tmp_path / "best.ckpt", images, "data.root=.", *overrides), "cpu")
+    warned = [record.getMessage() for record in caplog.records if "was trained on" in record.getMessage()]
+    assert len(warned) == (said is not None)
+    assert said is None or f"was trained on {said}" in warned[0]
+
+
+def test_predict_warns_once_that_a_whole_photograph_is_squeezed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = untrained(tmp_path / "best.ckpt", DISC, "data=papila", "data.root=.", "data.source.size=32")
+    for name in ("left", "right"):
+        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    predict(asked(checkpoint, tmp_path / "left.png", tmp_path / "out"), tmp_path / "out")
+    said = "takes new photographs whole and resizes them to 32x32; cut new photographs in the same way first"
+    assert caplog.text.count(said) == 1
+
+
 def oblique(name: str, degrees: float, shift: float) -> Patient:
     shape = (20, 26, 9)
     axes = tilted(degrees)[:, [1, 0, 2]]

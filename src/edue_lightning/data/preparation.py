@@ -156,6 +156,21 @@ class SquarePicture(Preparation):
         return prepared.with_spacing(files[0].spacing)
 
 
+def disc_caveat(crop: float, size: int, exception: str = "") -> str:
+    """Return the caveat of a training on squares around the optic disc, see `CaseSource.new_image_caveat`.
+
+    Args:
+        crop: edge of the squares as a share of the photograph's height.
+        size: edge in pixels to which photographs are resized.
+        exception: remark on other squares of the data set, in brackets; usually empty.
+    """
+    squares = f"squares around the optic disc with edges of {crop:g} of the photograph's height{exception}"
+    return (
+        f"was trained on {squares}, but takes new photographs whole and resizes them to {size}x{size}; cut new "
+        "photographs in the same way first"
+    )
+
+
 def as_slice(image: ImageFile) -> ImageFile:
     """Return a volume whose third axis counts modalities, as QUBIQ's brain-tumor has it, as a slice with channels."""
     if len(image.shape) == 2 or len(image.array) > 1:

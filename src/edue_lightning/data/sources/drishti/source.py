@@ -14,7 +14,7 @@ from edue_lightning.data.file_source import CaseReading, FileCase, FileSource, s
 from edue_lightning.data.identity import content_digest
 from edue_lightning.data.images import ImageError, ImageFile, read_colours
 from edue_lightning.data.patches import cut_square
-from edue_lightning.data.preparation import SquarePicture, resized
+from edue_lightning.data.preparation import SquarePicture, disc_caveat, resized
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseRecord
 from edue_lightning.data.sources.drishti.layout import STRUCTURES, DrishtiCase, list_drishti
@@ -88,6 +88,17 @@ class DrishtiSource(FileSource):
         Without votes the place of the disc is unknown: photographs must be cut around it as those of training were.
         """
         return SquarePicture(int(settings.get("size", 256)))
+
+    @classmethod
+    def new_image_caveat(cls, settings: Mapping[str, Any]) -> str:
+        """Return that new photographs are neither cut nor padded, see `CaseSource.new_image_caveat`."""
+        crop, size = settings.get("crop", 0.5), int(settings.get("size", 256))
+        if crop is not None:
+            return disc_caveat(float(crop), size)
+        return (
+            "was trained on whole photographs with black borders that make them square, but resizes new ones to "
+            f"{size}x{size} as they are; add black borders first, equal on opposite sides"
+        )
 
     def _read(self, case: FileCase) -> RaterSample:
         files = self._cases[case.record.case_id]

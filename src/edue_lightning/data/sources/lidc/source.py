@@ -161,6 +161,15 @@ class LidcContours(CaseSource):
     ) -> None:
         self._patches = NodulePatches(root, readers, existence, size)
 
+    @classmethod
+    def new_image_caveat(cls, settings: Mapping[str, Any]) -> str:
+        """Return that new images are not rendered, see `CaseSource.new_image_caveat`."""
+        size = settings.get("size", 64)
+        return (
+            f"was trained on rendered pictures of {size}x{size} pixels around a nodule, not on CT; do not use it for "
+            "other images"
+        )
+
     def cases(self) -> Sequence[CaseRecord]:
         """List the nodules, grouped by patient."""
         return self._patches.records()
@@ -228,6 +237,15 @@ class LidcScans(FileSource):
     def preparation(cls, settings: Mapping[str, Any]) -> Stacked:  # noqa: ARG003
         """Return how slices in Hounsfield units become channels, see `CaseSource.preparation`."""
         return Stacked(offset=AIR_TO_WATER, scale=AIR_TO_WATER)
+
+    @classmethod
+    def new_image_caveat(cls, settings: Mapping[str, Any]) -> str:
+        """Return that new slices are not cut, see `CaseSource.new_image_caveat`."""
+        size = settings.get("size", 64)
+        return (
+            f"was trained on squares of {size}x{size} pixels around a nodule, but takes new slices whole; cut new "
+            "slices in the same way first"
+        )
 
     def _read(self, case: FileCase) -> RaterSample:
         case_id = case.record.case_id

@@ -159,6 +159,17 @@ class LidcSlices(CaseSource):
         """Return how pictures become channels, see `CaseSource.preparation`."""
         return Stacked()
 
+    @classmethod
+    def new_image_caveat(cls, settings: Mapping[str, Any]) -> str:
+        """Return that new slices are not cut, see `CaseSource.new_image_caveat`."""
+        size = settings.get("size")
+        if size is None:
+            return ""
+        return (
+            f"was trained on the middle {size}x{size} pixels of slices around a nodule, but takes new slices whole; "
+            "cut new slices in the same way first"
+        )
+
     def cases(self) -> Sequence[CaseRecord]:
         """List the cases, sorted by patient, nodule and slice.
 

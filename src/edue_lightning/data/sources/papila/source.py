@@ -12,7 +12,7 @@ from edue_lightning.data.file_source import CaseReading, FileCase, FileSource, s
 from edue_lightning.data.identity import content_digest
 from edue_lightning.data.images import ImageError, read_image
 from edue_lightning.data.patches import cut_square
-from edue_lightning.data.preparation import Preparation, SquarePicture, Stacked, resized
+from edue_lightning.data.preparation import Preparation, SquarePicture, Stacked, disc_caveat, resized
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseRecord
 from edue_lightning.data.sources.papila.layout import EXPERTS, STRUCTURES, fill_contour, list_papila, read_contour
@@ -79,6 +79,12 @@ class PapilaSource(FileSource):
         if settings.get("crop", 0.5) is None:
             return Stacked()
         return SquarePicture(int(settings.get("size", 256)))
+
+    @classmethod
+    def new_image_caveat(cls, settings: Mapping[str, Any]) -> str:
+        """Return that new photographs are not cut, see `CaseSource.new_image_caveat`."""
+        crop = settings.get("crop", 0.5)
+        return "" if crop is None else disc_caveat(float(crop), int(settings.get("size", 256)))
 
     def _read(self, case: FileCase) -> RaterSample:
         files = self._cases[case.record.case_id]

@@ -23,7 +23,7 @@ from edue_lightning.data.file_source import (
 from edue_lightning.data.identity import content_digest
 from edue_lightning.data.images import ImageError, read_colours
 from edue_lightning.data.patches import cut_square
-from edue_lightning.data.preparation import SquarePicture, resized
+from edue_lightning.data.preparation import SquarePicture, disc_caveat, resized
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseRecord
 from edue_lightning.data.sources.riga.drawings import Drawing, recover
@@ -116,6 +116,12 @@ class RigaSource(FileSource):
         Without raters the place of the disc is unknown: photographs must be cut around it as those of training were.
         """
         return SquarePicture(int(settings.get("size", 256)))
+
+    @classmethod
+    def new_image_caveat(cls, settings: Mapping[str, Any]) -> str:
+        """Return that new photographs are not cut, see `CaseSource.new_image_caveat`."""
+        exception = " (DiscRegion and RIGA+: as they are published)"
+        return disc_caveat(float(settings.get("crop", 0.5)), int(settings.get("size", 256)), exception)
 
     def _read(self, case: FileCase) -> RaterSample:
         files = self._cases[case.record.case_id]
