@@ -16,6 +16,9 @@ import torch
 import yaml
 from processes import PATIENCE, SMALL, TABLES_ALONE, run_command, wait_until
 
+from edue_lightning.runs.files import read_mapping
+from edue_lightning.runs.record import method_settings, same_method
+
 METRIC_COLUMNS = [
     *("method", "data", "split", "structure", "metric"),
     *("value", "ci_low", "ci_high", "n_cases", "n_undefined"),
@@ -82,6 +85,8 @@ def test_evaluate_gives_the_figures_of_the_training(trained_run: Path, tmp_path:
         pd.read_csv(tmp_path / "again" / "metrics.csv"), pd.read_csv(trained_run / "metrics.csv")
     )
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "again" / "cases.csv"), pd.read_csv(trained_run / "cases.csv"))
+    measured, trained = (read_mapping(folder / "config.yaml") for folder in (tmp_path / "again", trained_run))
+    assert same_method(method_settings(measured), method_settings(trained))
 
 
 def test_evaluate_on_another_split_and_data_set(trained_run: Path, tmp_path: Path) -> None:
@@ -105,6 +110,12 @@ def test_evaluate_on_another_split_and_data_set(trained_run: Path, tmp_path: Pat
     assert set(detection["severity"]) == {0, 1, 5}
     cases = pd.read_csv(tmp_path / "elsewhere" / "cases.csv")
     assert set(cases.split) == {"val"}
+    record = read_mapping(tmp_path / "elsewhere" / "config.yaml")
+    # by the content of the file, too: no training measured it
+    for name in ("last.ckpt", "renamed.ckpt"):
+        known = method_settings(record | {"ckpt": name})
+        assert not same_method(known, method_settings(read_mapping(trained_run / "config.yaml")))
+        assert "evaluation.ckpt" in known
 
 
 @pytest.mark.parametrize("workers", [0, 2])

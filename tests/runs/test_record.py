@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from edue_lightning.evaluation.run import EvaluateConfiguration
-from edue_lightning.runs.record import TRAINING, method_settings
+from edue_lightning.runs.record import CKPT_MEASURED, TRAINING, method_settings
 
 TRAINED = {"method": {"_target_": "Edue"}, "data": {"source": {"spacing": None}}, "trainer": {"precision": "32-true"}}
-EVALUATED = {**TRAINED, "ckpt": "best.ckpt", "split": "test", TRAINING: TRAINED}
+EVALUATED = {**TRAINED, "ckpt": "run/checkpoints/best.ckpt", "split": "test", TRAINING: TRAINED}
 CHANGES: dict[str, Any] = {
+    "ckpt": "run/checkpoints/last.ckpt",
     "data": {"source": {"spacing": [1.0, 1.0]}},
     "inference": {"overlap": 0.5},
     "mask": {"rule": "raters"},
@@ -23,7 +24,7 @@ CHANGES: dict[str, Any] = {
 }
 # of the same model on the same images in the same way, but for how much, where to and how fast
 SAME_METHOD = {
-    *("ckpt", "split", "output", "save_predictions", "label", "seed", "bootstrap_resamples"),
+    *("split", "output", "save_predictions", "label", "seed", "bootstrap_resamples"),
     *("allow_overlap", "allow_other_preparation", "distortions", "slice_batch"),
     # compared on their own
     "metrics",
@@ -56,3 +57,13 @@ def test_evaluations_that_differ_in_what_is_predicted_are_of_different_methods(n
 @pytest.mark.parametrize("name", sorted(SAME_METHOD))
 def test_evaluations_that_differ_in_nothing_else_are_of_one_method(name: str) -> None:
     assert method_settings(EVALUATED | {name: "another"}) == method_settings(EVALUATED)
+
+
+def test_checkpoints_are_told_apart_by_what_is_known_of_them() -> None:
+    """The training's own results are those of `best.ckpt`; its file may be renamed."""
+    best, last = EVALUATED | {CKPT_MEASURED: True}, EVALUATED | {CKPT_MEASURED: False, "ckpt": "run/last.ckpt"}
+    assert method_settings(best) == method_settings(best | {"ckpt": "seed 0.ckpt"}) == method_settings(TRAINED)
+    assert method_settings(EVALUATED | {"ckpt": "seed 0.ckpt"}) == method_settings(best)
+    assert method_settings(last) == method_settings(TRAINED) | {"evaluation.ckpt": "last.ckpt"}
+    renamed = method_settings(last | {"ckpt": "seed 0.ckpt"})
+    assert renamed == method_settings(TRAINED) | {"evaluation.ckpt": "intermediate"}

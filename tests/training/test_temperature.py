@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from edue_lightning.data.sample import RaterBatch
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.run import evaluate
 from edue_lightning.exporting.graph import ImageEstimate
+from edue_lightning.exporting.run import export
 from edue_lightning.losses import mean_prediction_nll
 from edue_lightning.methods import Inference, SegmentationMethod, SingleNetwork
 from edue_lightning.networks import HeadLayout
 from edue_lightning.prediction.estimate import estimate
 from edue_lightning.runs.checkpoints import load_method, read_checkpoint, stored_temperature, write_checkpoint
 from edue_lightning.training import temperature as module
+from edue_lightning.training.initial import InitialWeights
 from edue_lightning.training.run import train
 from edue_lightning.training.temperature import GRID, TemperatureSearch, best_temperature
 from edue_lightning.uncertainty import Readout
@@ -40,8 +43,12 @@ SETTINGS = [
 
 
 def configuration(*overrides: str) -> dict[str, Any]:
+    return command("train", *SETTINGS, *overrides)
+
+
+def command(name: str, *overrides: str) -> dict[str, Any]:
     with initialize_config_dir(configuration_folder(), version_base="1.3"):
-        return resolved(compose("train", overrides=[*SETTINGS, *overrides]))
+        return resolved(compose(name, overrides=list(overrides)))
 
 
 def batch_of(masks: Tensor, valid: Tensor, first: int = 0, region: Tensor | None = None) -> RaterBatch:
@@ -241,6 +248,37 @@ def test_the_checkpoint_evaluates_and_predicts_with_its_temperature(
     temperature = stored_temperature(read_checkpoint(calibrated / "checkpoints" / "best.ckpt"))
     expected = torch.sigmoid(torch.logit(torch.from_numpy(predicted[0])) / torch.tensor(temperature)[:, None, None])
     np.testing.assert_allclose(predicted[1], expected, atol=1e-5)
+
+
+def _evaluated(checkpoint: Path, output: Path) -> None:
+    evaluate(command("evaluate", f"ckpt={checkpoint}", f"output={output}", "trainer.accelerator=cpu"), output)
+
+
+def _exported(checkpoint: Path, output: Path) -> None:
+    export(command("export", f"ckpt={checkpoint}", f"output={output}", "format=torch_export"))
+
+
+def _loaded(checkpoint: Path, output: Path) -> None:
+    edue_lightning.load_model(checkpoint, "cpu")
+
+
+@pytest.mark.parametrize("use", [_evaluated, _exported, _loaded])
+def test_a_checkpoint_without_the_temperature_of_its_training_is_not_used(
+    calibrated: Path, tmp_path: Path, use: Callable[[Path, Path], None]
+) -> None:
+    with pytest.raises(
+        UserError, match=r"last\.ckpt: was trained with temperature=validation, but .* missing; .*use .*best\.ckpt"
+    ):
+        use(calibrated / "checkpoints" / "last.ckpt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_without_a_temperature_begin_another_training_and_an_unscaled_one_predicts(
+    calibrated: Path, plain: Path
+) -> None:
+    assert InitialWeights.read(str(calibrated / "checkpoints" / "last.ckpt")).weights
+    method = load_method(plain / "checkpoints" / "last.ckpt").method
+    assert method.temperature_by_structure is None
 
 
 def test_a_resumed_run_takes_the_temperature_of_its_checkpoint(

@@ -34,7 +34,7 @@ from edue_lightning.evaluation.slices import VolumesAsSlices
 from edue_lightning.evaluation.unseen import same_place, seen_cases
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.runs.checkpoints import LoadedMethod, load_method
-from edue_lightning.runs.record import CAUTIONS, TRAINING, write_configuration
+from edue_lightning.runs.record import CAUTIONS, CKPT_MEASURED, TRAINING, write_configuration
 from edue_lightning.runs.trainer import build_test_trainer, check_trainer
 from edue_lightning.runtime.devices import with_free_device
 from edue_lightning.runtime.processes import is_first_process, quiet_unless_first
@@ -160,7 +160,8 @@ def _checkpoint(
     distortions = build_distortions(configuration.get("distortions"))
     used = {"data": node, "seed": trained["seed"], "trainer": trainer_node, TRAINING: trained}
     if is_first_process():
-        write_configuration({**configuration, **used, CAUTIONS: cautions}, label, data.note, folder)
+        facts = {CKPT_MEASURED: loaded.measured, CAUTIONS: cautions}
+        write_configuration({**configuration, **used, **facts}, label, data.note, folder)
     callbacks = []
     if configuration["save_predictions"]:
         callbacks.append(PredictionWriter(folder / PREDICTIONS_FOLDER, data, measurement.split, method.readout))

@@ -43,6 +43,8 @@ _CANONICAL = "RAS"
 """Directions of the axes of volumes as the network sees them, see `data.images.canonical`."""
 _CASES = "edue_training_cases"
 _EARLIER_CASES = "edue_earlier_training_cases"
+# what a training finds on its cases with the weights of best.ckpt
+_RESULTS = frozenset({_TRIAGE, _MASK, _TEMPERATURE, _DENSITY})
 
 
 class LoadedMethod(NamedTuple):
@@ -51,6 +53,7 @@ class LoadedMethod(NamedTuple):
     `triage` and `density` are the entries of `add_results`, or None; `cases` are those of training (`train`) and
     validation (`val`), also of the trainings that it began from (`init`), None in a checkpoint of an earlier version.
     With `other_masks` the triage data are left out, since their thresholds belong to the masks of another rule.
+    `measured` says whether its training measured it, as it does `best.ckpt` alone, at its end.
     """
 
     method: SegmentationMethod
@@ -60,6 +63,7 @@ class LoadedMethod(NamedTuple):
     cases: TrainingCases | None
     density: Density | None = None
     other_masks: bool = False
+    measured: bool = False
 
 
 def checkpoint_entries(
@@ -127,8 +131,7 @@ def unmeasured(checkpoint: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
         checkpoint: a checkpoint of a training.
         changes: settings of its predictions, such as `mask`; network and training stay.
     """
-    measured = (_TRIAGE, _MASK, _TEMPERATURE, _DENSITY)
-    kept = {name: entry for name, entry in checkpoint.items() if name not in measured}
+    kept = {name: entry for name, entry in checkpoint.items() if name not in _RESULTS}
     return {**kept, _CONFIGURATION: {**checkpoint[_CONFIGURATION], **changes}}
 
 
@@ -195,8 +198,7 @@ def planned_epochs_of(checkpoint: Mapping[str, Any]) -> int | None:
 
 def without_results(path: Path) -> dict[str, Any]:
     """Read a checkpoint, without what `add_results` and `add_temperature` added to it."""
-    results = {_TRIAGE, _MASK, _DENSITY, _TEMPERATURE}
-    return {name: entry for name, entry in read_checkpoint(path).items() if name not in results}
+    return {name: entry for name, entry in read_checkpoint(path).items() if name not in _RESULTS}
 
 
 def add_temperature(path: Path, temperature: Sequence[float]) -> None:
@@ -284,7 +286,7 @@ def load_method(
 
     Raises:
         UserError: if the checkpoint cannot be read, was written by another program, holds one member of an ensemble,
-            or does not fit the code; or if `inference` does not fit its images.
+            lacks the temperature of its training, or does not fit the code; or if `inference` does not fit its images.
     """
     checkpoint = read_checkpoint(path)
     try:
@@ -358,7 +360,13 @@ def _rebuilt(
         method.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{path}: weights do not fit the network of its settings ({reason_of(error)})") from error
-    method.set_temperature(stored_temperature(checkpoint))
+    temperature = stored_temperature(checkpoint)
+    if temperature is None and configuration.get("temperature") is not None:
+        raise UserError(
+            f"{path}: was trained with temperature={configuration['temperature']}, but the temperature is missing; "
+            "a training stores it in best.ckpt at its end, so use checkpoints/best.ckpt of the finished run"
+        )
+    method.set_temperature(temperature)
     rule = build_mask_rule(mask or configuration.get("mask"), method, checkpoint.get(_MASK))
     method.readout = replace(method.readout, mask=rule)
     triage = checkpoint.get(_TRIAGE)
@@ -369,7 +377,14 @@ def _rebuilt(
     )
     density = Density.from_dict(checkpoint[_DENSITY]) if _DENSITY in checkpoint else None
     return LoadedMethod(
-        method.eval(), image_format, configuration, None if other_masks else triage, cases, density, other_masks
+        method.eval(),
+        image_format,
+        configuration,
+        None if other_masks else triage,
+        cases,
+        density,
+        other_masks,
+        not _RESULTS.isdisjoint(checkpoint),
     )
 
 

@@ -56,6 +56,10 @@ TRAINING_SPACING = "training_spacing"
 CAUTIONS = "cautions"
 """Key of an evaluation's record for one text per reason to doubt its values, which every report repeats."""
 
+CKPT_MEASURED = "ckpt_measured"
+"""Key of an evaluation's record for whether the training measured this checkpoint, see `checkpoints.LoadedMethod`;
+absent in records of earlier versions."""
+
 INIT_DIGEST = "init_digest"
 """Key of a training's record for the digest of the checkpoint it began from."""
 
@@ -88,6 +92,9 @@ ROOTS = ("data.root", "data.source.root")
 
 # keys of an evaluation by a model of 2D images through volumes
 _SLICING = ("slice_axis", "slice_directions", "slice_window")
+
+# as `folder.LAST`, whose module imports this one
+_LAST = "last.ckpt"
 
 _SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -180,7 +187,8 @@ def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     the metrics (see `metric_settings`) and, where the training cases are recorded or it is an evaluation, the place of
     the data. An evaluation has the settings of its checkpoint's training, but for its own windows and rule for masks,
     and, where its precision or the preparation of its images is another one, these too, as `evaluation.precision`; so
-    are the slices of volumes. Predictions in files have the settings of their data alone.
+    are the slices of volumes, and a checkpoint that is not the training's best one. Predictions in files have the
+    settings of their data alone.
 
     Args:
         record: content of `config.yaml`.
@@ -216,8 +224,14 @@ def _mask_rule(record: Mapping[str, Any], trained: Mapping[str, Any]) -> Any:
 
 
 def _of_the_evaluation(record: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
-    """Return precision and preparation of an evaluation where they differ from the training's, and its slices."""
-    differing = {}
+    """Return precision, preparation and checkpoint of an evaluation where they differ from the training's, and slices.
+
+    A training's own results are those of `best.ckpt`. Its file may have any name; one named `last.ckpt` is another one.
+    """
+    differing: dict[str, Any] = {}
+    name = Path(record.get("ckpt") or "").name
+    if not record.get(CKPT_MEASURED, name != _LAST):
+        differing["ckpt"] = name if name == _LAST else "intermediate"
     precisions = [_precision((part.get("trainer") or {}).get("precision")) for part in (record, trained)]
     if None not in precisions and precisions[0] != precisions[1]:
         differing["precision"] = precisions[0]
