@@ -102,7 +102,8 @@ class _Running:
         for name, found in map_sums(maps).items():
             self.sums[name] = self.sums.get(name, 0) + found[0].cpu()
         self.has_disagreement = self.readout.has_disagreement(channels.shape[1])
-        probability, decision = self.readout.probability(channels).float(), self.readout.decision(channels).float()
+        probability = self.readout.probability(channels).float()
+        decision = probability if self.readout.decides_by_probability else self.readout.decision(channels).float()
         members = self.readout.members(channels)
         if self.members is not None:
             self.members.append(members[0].float().cpu())

@@ -130,11 +130,16 @@ def mutual_information(probabilities: Tensor) -> Tensor:
     mean = first = members[0].double()
     for member in members[1:]:
         mean = mean + (member.double() - first) / len(members)
+    # divisors that are not 0
+    other = 1 - mean
+    smallest = torch.finfo(mean.dtype).tiny
+    of_mean, of_other = mean.clamp_min(smallest), other.clamp_min(smallest)
     total = torch.zeros_like(mean)
     for given in members:
         member = given.double()
-        total = total + member * _log_ratio(member - mean, mean, len(members))
-        total = total + (1 - member) * _log_ratio(mean - member, 1 - mean, len(members))
+        difference = member - mean
+        total += member * _log_ratio(difference, of_mean, len(members))
+        total += (1 - member) * _log_ratio(-difference, of_other, len(members))
     return (total / len(members)).clamp_min(0).to(torch.promote_types(probabilities.dtype, torch.float32))
 
 
@@ -152,6 +157,6 @@ def _binary_entropy(probability: Tensor) -> Tensor:
 
 
 def _log_ratio(difference: Tensor, mean: Tensor, members: int) -> Tensor:
-    """Return log(a / b) from a - b and the mean b of so many members, exact where a is close to b, and finite."""
-    limits = torch.finfo(mean.dtype)
-    return (difference / mean.clamp_min(limits.tiny)).clamp(limits.eps - 1, members - 1).log1p()
+    """Return log(a / b) from a - b and the mean b > 0 of so many members, exact where a is close to b, and finite."""
+    ratio = difference / mean
+    return ratio.clamp_(torch.finfo(mean.dtype).eps - 1, members - 1).log1p_()
