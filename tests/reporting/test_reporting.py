@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -319,6 +320,23 @@ def test_without_a_run_of_the_reference_the_report_says_so(runs_folder: Path, tm
     assert seen.text.count(said) == 1
     assert pd.read_csv(paths.verdict).empty
     assert pd.read_csv(tmp_path / "report" / "differences.csv").empty
+
+
+def test_a_report_leaves_nothing_of_an_earlier_one_and_all_else(runs_folder: Path, tmp_path: Path) -> None:
+    for folder in runs_folder.iterdir():
+        write_validation(folder, folder.name.rpartition("_")[0], {"nll": 0.1, "dice": 0.8})
+    paths = write_report(runs_folder, tmp_path / "report", "edue", "paper")
+    assert (paths.latex / "verdict.tex").exists()
+    (paths.figures / "mine.png").write_bytes(b"mine")
+    for folder in runs_folder.glob("edue_*"):
+        shutil.rmtree(folder)
+    write_report(runs_folder, tmp_path / "report", "edue")
+    write_report(runs_folder, tmp_path / "new", "edue")
+    left, expected = (
+        {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "report", tmp_path / "new")
+    )
+    assert left == expected | {Path("figures/mine.png")}
 
 
 def test_another_reference_is_compared_with(runs_folder: Path, tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ from edue_lightning.reporting.verdict import judge
 from edue_lightning.reporting.verdict_text import PARTS, summary, table
 from edue_lightning.runs.files import Run, find_runs
 
+FILES = "files.txt"
+"""File of a report's folder that lists its figures and LaTeX tables, which the next report there removes."""
+
+_OWN_FOLDERS = ("figures", "latex")
 _MATRIX = "Against every other method"
 
 
@@ -69,7 +73,7 @@ def write_report(runs_folder: Path, output: Path, reference: str, figures: Figur
     Args:
         runs_folder: folder that holds the runs, at any depth.
         output: folder for `comparison.csv`, `differences.csv`, `verdict.csv`, `matrix.csv`, `comparison.md`,
-            `figures/`, `latex/` and `report.html`.
+            `figures/`, `latex/`, `report.html`, and `files.txt`, the list of the figures and LaTeX tables.
         reference: name of the method to judge and to compare the others with; without a run of it there are neither
             differences nor a verdict.
         figures: size and fonts of the figures' files, see `charts.draw.FORMS`.
@@ -91,14 +95,14 @@ def write_report(runs_folder: Path, output: Path, reference: str, figures: Figur
         comparison=output / "comparison.csv",
         verdict=output / "verdict.csv",
         markdown=output / "comparison.md",
-        figures=output / "figures",
-        latex=output / "latex",
+        figures=output / _OWN_FOLDERS[0],
+        latex=output / _OWN_FOLDERS[1],
     )
     matrix = matrix_findings(runs, verdict.candidate)
     tables, names = _value_tables(runs, comparison), UniqueNames()
     # an earlier report stays as it is until all values of this one are known
-    for folder in (written.figures, written.latex):
-        folder.mkdir(parents=True, exist_ok=True)
+    _remove_earlier(output)
+    before = _file_times(written)
     comparison.to_csv(written.comparison, index=False)
     differences.to_csv(output / "differences.csv", index=False)
     verdict.frame().to_csv(written.verdict, index=False)
@@ -125,7 +129,30 @@ def write_report(runs_folder: Path, output: Path, reference: str, figures: Figur
         command=shlex.join(command),
     )
     written.html.write_text(report_page(content, written.figures, figures), encoding="utf-8")
+    new = [path for path, time in _file_times(written).items() if before.get(path) != time]
+    (output / FILES).write_text("".join(f"{path.relative_to(output).as_posix()}\n" for path in sorted(new)))
     return written
+
+
+def _remove_earlier(output: Path) -> None:
+    """Remove the figures and LaTeX tables of an earlier report, of which this one may have no successor."""
+    listed = output / FILES
+    if not listed.is_file():
+        return
+    for line in listed.read_text().splitlines():
+        folder, _, name = line.partition("/")
+        if folder in _OWN_FOLDERS and Path(name).name == name:
+            (output / folder / name).unlink(missing_ok=True)
+    listed.unlink()
+
+
+def _file_times(report: Report) -> dict[Path, int]:
+    """Return the time of the last change of each figure and LaTeX table, and make their folders."""
+    times: dict[Path, int] = {}
+    for folder in (report.figures, report.latex):
+        folder.mkdir(parents=True, exist_ok=True)
+        times |= {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
+    return times
 
 
 def table_caption(comparison: pd.DataFrame, place: tuple[str, str, str]) -> str:
