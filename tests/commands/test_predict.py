@@ -121,6 +121,7 @@ def test_predict_warns_once_that_a_whole_photograph_is_squeezed(
     predict(asked(checkpoint, tmp_path / "left.png", tmp_path / "out"), tmp_path / "out")
     said = "takes new photographs whole and resizes them to 32x32; cut new photographs in the same way first"
     assert caplog.text.count(said) == 1
+    assert "1 of the 1 cases are resampled for the model: the volumes and sums in triage.csv" in caplog.text
 
 
 def oblique(name: str, degrees: float, shift: float) -> Patient:

@@ -245,3 +245,4 @@ def test_the_spacing_of_a_table_is_that_of_the_files_pixels(tmp_path: Path) -> N
     assert prepared.spacing == (2.0, 0.5)
     stacked = read_case(ImageCase("a", (tmp_path / "a.png",), (0.5, 0.25)), Stacked(), 2, 3)
     assert stacked.spacing == (0.5, 0.25)
+    assert (prepared.resampled, stacked.resampled) == (True, False)

@@ -47,6 +47,7 @@ def test_predictions_in_files_are_not_those_of_a_model_and_have_no_settings_of_a
     measured = {"predictions": "folder", "data": data, "slice_batch": 8, "trainer": {"precision": "16-mixed"}}
     assert set(method_settings(measured)) == {"predictions", "data.source.spacing"}
     assert method_settings(measured)["predictions"] != method_settings(TRAINED)["predictions"]
+    assert method_settings(measured | {"read_out": {"members": 4}})["read_out.members"] == 4
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from edue_lightning.data.geometry import grid_spacing, resample, same_grid
+from edue_lightning.data.geometry import grid_spacing, resample, same_grid, whole_steps
 from edue_lightning.data.images import ImageError, ImageFile, canonical
 from edue_lightning.data.sample import Grid
 from edue_lightning.text import times
@@ -49,6 +49,13 @@ class PreparedImage:
     def voxel_size(self) -> float:
         """Size of a voxel in mm² or mm³; 1 if it is unknown."""
         return float(np.prod(self.spacing)) if self.spacing else 1.0
+
+    @property
+    def resampled(self) -> bool:
+        """Whether `on_file` interpolates, since the voxels of the image are not those of its file."""
+        if self.grid is not None and self.file_grid is not None:
+            return whole_steps(self.grid.affine.numpy(), self.file_grid) is None
+        return tuple(self.image.shape[1:]) != self.file
 
     def with_spacing(self, on_file: Sequence[float] | None) -> PreparedImage:
         """Return the image with the voxel size that follows from its file's; a known voxel size stays.

@@ -89,6 +89,7 @@ class PredictionFolder:
 
     Attributes:
         readout: how the maps are read from the members.
+        members: M, once `check` has counted them.
 
     Raises:
         UserError: if the folder does not exist, holds no prediction, or its `readout.json` is invalid.
@@ -104,6 +105,7 @@ class PredictionFolder:
         self._archives = {path.name.removesuffix(".npz"): path for path in sorted(folder.glob("*.npz"))}
         self._images: dict[str, dict[Channel, Path]] = defaultdict(dict)
         self._unnamed: list[str] = []
+        self.members = 0
         self._interpolated: set[str] = set()
         for path in sorted([*folder.glob("*.nii"), *folder.glob("*.nii.gz")]):
             named = self._parts_of(path.name)
@@ -181,7 +183,7 @@ class PredictionFolder:
             except _PredictionError as error:
                 problems.append(f"{record.case_id}: {error}")
         if members:
-            usual = Counter(members.values()).most_common(1)[0][0]
+            usual = self.members = Counter(members.values()).most_common(1)[0][0]
             odd = [
                 f"{case}: has {count} members, but most cases have {usual}; predict all with the same number"
                 for case, count in members.items()

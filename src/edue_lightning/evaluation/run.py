@@ -34,7 +34,8 @@ from edue_lightning.evaluation.slices import VolumesAsSlices
 from edue_lightning.evaluation.unseen import same_place, seen_cases
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.runs.checkpoints import LoadedMethod, load_method
-from edue_lightning.runs.record import CAUTIONS, CKPT_MEASURED, TRAINING, write_configuration
+from edue_lightning.runs.files import CONFIGURATION_FILE
+from edue_lightning.runs.record import CAUTIONS, CKPT_MEASURED, READ_OUT, TRAINING, write_configuration
 from edue_lightning.runs.trainer import build_test_trainer, check_trainer
 from edue_lightning.runtime.devices import with_free_device
 from edue_lightning.runtime.processes import is_first_process, quiet_unless_first
@@ -217,7 +218,11 @@ def _predictions(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     path = Path(configuration["predictions"])
     data = _data(data_to_measure(configuration.get("data"), None, f"predictions={path}"), f"predictions={path}")
     predictions = PredictionFolder(path, data.source.structures)
-    label = configuration["label"] or path.resolve().name
+    place = path.resolve()
+    if place.name == PREDICTIONS_FOLDER and (place.parent / CONFIGURATION_FILE).is_file():
+        # saved by an evaluation, whose folder has a name of its own
+        place = place.parent
+    label = configuration["label"] or place.name
     measurement = _measurement(configuration, configuration.get("metrics"), label, data)
     rule = mask_rule_for(configuration.get("mask"), data.source.structures, measurement.settings.majority_tie)
     predictions.readout = replace(predictions.readout, mask=rule)
@@ -231,7 +236,8 @@ def _predictions(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
             "values differ from those of the model itself; for these, save predictions on the resampled grid"
         )
         log.warning("%s", cautions[-1])
-    write_configuration({**configuration, CAUTIONS: cautions}, label, data.note, folder)
+    read = {**predictions.readout.as_dict(), "members": predictions.members}
+    write_configuration({**configuration, CAUTIONS: cautions, READ_OUT: read}, label, data.note, folder)
     return measure_predictions(predictions, data, measurement)
 
 

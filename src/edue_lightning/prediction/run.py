@@ -145,6 +145,14 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
         rows = [row for case in found.cases for row in work.rows.get(case.case_id, [])]
         _warn_of_others(folder, set(work.rows))
         _warn_of_units(rows)
+        if work.resampled:
+            log.warning(
+                "%d of the %d cases are resampled for the model: the volumes and sums in %s are measured on its "
+                "voxels, so volumes differ from those of the mask files, which have the voxels of the images",
+                len(work.resampled),
+                len(found.cases),
+                TRIAGE_FILE,
+            )
         _warn_of_range(rows, model)
         frame = triage_frame(rows)
         write_whole(folder / TRIAGE_FILE, lambda path: frame.to_csv(path, index=False))
@@ -178,6 +186,7 @@ class _Work:
         self.members = members
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.failed: dict[str, str] = {}
+        self.resampled: set[str] = set()
         self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "writer")
         self._waiting: deque[tuple[str, int, Future[list[dict[str, Any]]]]] = deque()
 
@@ -237,6 +246,8 @@ class _Work:
                 rows: list[dict[str, Any]] = held["rows"]
                 return rows
         prepared = self.model.read(case)
+        if prepared.resampled:
+            self.resampled.add(case.case_id)
         files = result_files(case.files[0], self.form, self.maker)
         try:
             found = self.model.estimate(prepared, self.members)

@@ -59,7 +59,9 @@ def triage_rows(
       expected Dice, since both hold within the range alone.
     - `voxel_size`: of the file in mm along each axis, such as `0.7x0.7x2.5`, or `unknown`.
     - `volume`: volume of the mask; area for a picture. `volume_low` and `volume_high`: the smallest and largest volume
-      among this mask and the members', which are cut at one half whatever rule the mask has (see `MaskRule`).
+      among this mask and the members', which are cut at one half whatever rule the mask has (see `MaskRule`). They are
+      measured on the voxels that the network saw: where an image is resampled, the mask on the voxels of its file, cut
+      after interpolation, has another volume.
     - `unit`: unit of volumes and sums, the same in all rows of a model: mm² or mm³ if it was trained on images of known
       voxel size, else pixels or voxels (of the file for volumes, of the image that the network saw for sums).
 
@@ -78,7 +80,7 @@ def triage_rows(
     # NaN makes every size undefined that would be in another unit
     voxel_size = 1.0 if not spaced else math.nan if prepared.spacing is None else prepared.voxel_size
     unit = f"mm{prepared.image.ndim - 1}" if spaced else {2: "pixels", 3: "voxels"}[prepared.image.ndim - 1]
-    # without spacing, volumes count the voxels of the file, as the mask that is written does
+    # without spacing, volumes count in voxels of the file
     on_file = 1.0 if spaced else math.prod(prepared.file) / math.prod(prepared.image.shape[1:])
     of_image = [*(unusual or ()), *([] if triage is None else triage.outside(prepared.image))]
     rows = []

@@ -60,6 +60,9 @@ CKPT_MEASURED = "ckpt_measured"
 """Key of an evaluation's record for whether the training measured this checkpoint, see `checkpoints.LoadedMethod`;
 absent in records of earlier versions."""
 
+READ_OUT = "read_out"
+"""Key of the record of measured files for the number of their members and how maps are read from these."""
+
 INIT_DIGEST = "init_digest"
 """Key of a training's record for the digest of the checkpoint it began from."""
 
@@ -197,7 +200,7 @@ def method_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {key: trained[key] for key in trained if key not in _NOT_OF_THE_METHOD}
     if record.get("predictions") is not None:
         # its other settings say nothing of the model
-        chosen = {"data": record.get("data"), "predictions": "files"}
+        chosen = {"data": record.get("data"), "predictions": "files", READ_OUT: record.get(READ_OUT)}
     else:
         # the target `majority` follows the training's own tie
         tie = metric_settings(trained)["metrics.majority_tie"]
