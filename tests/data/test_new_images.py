@@ -33,6 +33,15 @@ def test_cases_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None
     assert set(listed(find_images(tmp_path, 1))) == {"one_image.png", "two_image.png", "three"}
 
 
+def test_no_case_has_the_name_of_another_cases_file(tmp_path: Path) -> None:
+    touch(tmp_path, "s1/image.png", "s2/image.png", "s1_image.png")
+    found = {case.case_id: case.files[0] for case in find_images(tmp_path, 1).cases}
+    assert found["s1_image"] == tmp_path / "s1_image.png"
+    assert found["s2_image.png"] == tmp_path / "s2" / "image.png"
+    (left,) = set(found) - {"s1_image", "s2_image.png"}
+    assert left.startswith("s1_image.png-")
+
+
 @pytest.mark.parametrize(
     "names",
     [

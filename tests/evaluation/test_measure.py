@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from method_parts import parts_of
 from torch import Tensor
 
-from edue_lightning.data import RaterDataModule, SyntheticFundus
+from edue_lightning.data import RaterDataModule, RaterSample, SyntheticFundus
 from edue_lightning.evaluation.measure import Measurement, measure_method
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import MetricSettings
@@ -66,6 +67,27 @@ def test_panels_have_the_soft_majority_that_is_measured(tie: Tie) -> None:
         assert panel.consensus.sum() == cases.loc[(panel.case_id, panel.structure), "area"]
         ties += int((panel.masks.mean(axis=0) == 0.5).sum())
     assert ties
+
+
+class HalfSeen(SyntheticFundus):
+    """Images of which the upper quarter counts."""
+
+    def load(self, case_id: str) -> RaterSample:
+        sample = super().load(case_id)
+        region = torch.zeros(sample.image.shape[1:], dtype=torch.bool)
+        region[: len(region) // 4] = True
+        return replace(sample, region=region)
+
+
+def test_panels_show_the_region_alone() -> None:
+    data = RaterDataModule("synthetic", HalfSeen(12, 24), eval_batch_size=4)
+    measurement = Measurement("x", "test", MetricSettings(), 0)
+    found = measure_method(Located(), data, measurement, build_test_trainer(TRAINER))
+    assert found.panels
+    for panel in found.panels:
+        total = (panel.mean_probability * (1 - panel.mean_probability)).sum()
+        assert total <= panel.sv_total + 1e-4
+        assert panel.member_variance.sum() <= panel.sv + 1e-4
 
 
 def test_a_module_comes_back_from_a_device() -> None:

@@ -296,17 +296,21 @@ def _place(path: Path, case_id: str, root: Path) -> str:
 
 def _named(cases: Sequence[tuple[tuple[Path, ...], str]], root: Path) -> list[ImageCase]:
     """Return the cases; if several have the same name, on any file system, each is named by its path."""
-    names = [name for _, name in cases]
+    stems = [name for _, name in cases]
     paths = [files[0].relative_to(root) for files, _ in cases]
-    for by_path in (
-        lambda path: "_".join(path.parts),
-        # paths that differ in a separator alone, such as a/b_c.png and a_b/c.png, or in upper and lower case
-        lambda path: f"{'_'.join(path.parts)}-{hashlib.sha256(bytes(path)).hexdigest()[:_DIGITS]}",
-    ):
-        count = Counter(map(name_in_files, names))
-        names = [
-            name if count[name_in_files(name)] == 1 else by_path(path) for name, path in zip(names, paths, strict=True)
-        ]
+    count = Counter(map(name_in_files, stems))
+    names = [
+        stem if count[name_in_files(stem)] == 1 else "_".join(path.parts)
+        for stem, path in zip(stems, paths, strict=True)
+    ]
+    # paths may differ in a separator alone, such as a/b_c.png and a_b/c.png, or in upper and lower case; and the path
+    # of one file must not be the name of another
+    count = Counter(map(name_in_files, names))
+    of_files = {name_in_files(path.name) for path in paths}
+    for at, (stem, path) in enumerate(zip(stems, paths, strict=True)):
+        key = name_in_files(names[at])
+        if count[key] > 1 or (names[at] != stem and key in of_files):
+            names[at] = f"{'_'.join(path.parts)}-{hashlib.sha256(bytes(path)).hexdigest()[:_DIGITS]}"
     return [ImageCase(name, files) for name, (files, _) in zip(names, cases, strict=True)]
 
 

@@ -239,14 +239,16 @@ def _panel(
     threshold = readout.mask.of_image(inside, (source.structures[structure],))
     if readout.exclusive:
         decisions = largest_alone(decisions, dim=1)
-    decision = decisions[:, structure : structure + 1]
+    decision = within(decisions[:, structure : structure + 1], batch.region)
+    disagreement = within(readout.disagreement(of_structure.float()), batch.region)
+    probability = within(readout.probability(of_structure.double()), batch.region)
     expert = rater_variance(batch.masks[:, :, structure : structure + 1], batch.valid)
     maps = {
         "image": batch.image[0].numpy(),
         "masks": batch.masks[0, batch.valid[0], structure].numpy(),
         "rater_variance": expert[0, 0].numpy(),
-        "member_variance": readout.disagreement(of_structure.float())[0, 0].numpy(),
-        "mean_probability": readout.probability(of_structure.double())[0, 0].float().numpy(),
+        "member_variance": disagreement[0, 0].numpy(),
+        "mean_probability": probability[0, 0].float().numpy(),
         "decision": decision[0, 0].float().numpy(),
     }
     if readout.exclusive:
