@@ -309,7 +309,7 @@ def _named(cases: Sequence[tuple[tuple[Path, ...], str]], root: Path) -> list[Im
     of_files = {name_in_files(path.name) for path in paths}
     for at, (stem, path) in enumerate(zip(stems, paths, strict=True)):
         key = name_in_files(names[at])
-        if count[key] > 1 or (names[at] != stem and key in of_files):
+        if count[key] > 1 or (names[at] not in (stem, path.name) and key in of_files):
             names[at] = f"{'_'.join(path.parts)}-{hashlib.sha256(bytes(path)).hexdigest()[:_DIGITS]}"
     return [ImageCase(name, files) for name, (files, _) in zip(names, cases, strict=True)]
 
