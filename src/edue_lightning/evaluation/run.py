@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -151,7 +151,6 @@ def _checkpoint(
             raise UserError(f"{seen}; measure other cases, or set allow_overlap=true")
         if seen:
             cautions.append(f"{seen}; their results are not those of unseen cases (allow_overlap=true)")
-            log.warning("%s", cautions[-1])
     label = configuration["label"] or trained.get("label") or method.label
     measurement = _measurement(configuration, configuration.get("metrics") or trained.get("metrics"), label, data)
     # masks follow the majority that they are measured against
@@ -161,8 +160,7 @@ def _checkpoint(
     distortions = build_distortions(configuration.get("distortions"))
     used = {"data": node, "seed": trained["seed"], "trainer": trainer_node, TRAINING: trained}
     if is_first_process():
-        facts = {CKPT_MEASURED: loaded.measured, CAUTIONS: cautions}
-        write_configuration({**configuration, **used, **facts}, label, data.note, folder)
+        _record({**configuration, **used, CKPT_MEASURED: loaded.measured}, label, data.note, folder, cautions)
     callbacks = []
     if configuration["save_predictions"]:
         callbacks.append(PredictionWriter(folder / PREDICTIONS_FOLDER, data, measurement.split, method.readout))
@@ -235,10 +233,18 @@ def _predictions(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
             "grids of their files and interpolated onto the voxels of the data set (data.source.spacing), so their "
             "values differ from those of the model itself; for these, save predictions on the resampled grid"
         )
-        log.warning("%s", cautions[-1])
     read = {**predictions.readout.as_dict(), "members": predictions.members}
-    write_configuration({**configuration, CAUTIONS: cautions, READ_OUT: read}, label, data.note, folder)
+    _record({**configuration, READ_OUT: read}, label, data.note, folder, cautions)
     return measure_predictions(predictions, data, measurement)
+
+
+def _record(
+    configuration: Mapping[str, Any], label: str, note: str | None, folder: Path, cautions: Sequence[str]
+) -> None:
+    """Write the record of an evaluation, and warn of what every report repeats."""
+    for caution in cautions:
+        log.warning("%s", caution)
+    write_configuration({**configuration, CAUTIONS: list(cautions)}, label, note, folder)
 
 
 def _data(configuration: Mapping[str, Any] | None, where: str) -> RaterDataModule:

@@ -145,14 +145,7 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
         rows = [row for case in found.cases for row in work.rows.get(case.case_id, [])]
         _warn_of_others(folder, set(work.rows))
         _warn_of_units(rows)
-        if work.resampled:
-            log.warning(
-                "%d of the %d cases are resampled for the model: the volumes and sums in %s are measured on its "
-                "voxels, so volumes differ from those of the mask files, which have the voxels of the images",
-                len(work.resampled),
-                len(found.cases),
-                TRIAGE_FILE,
-            )
+        _warn_of_resampling(len(work.resampled), len(found.cases))
         _warn_of_range(rows, model)
         frame = triage_frame(rows)
         write_whole(folder / TRIAGE_FILE, lambda path: frame.to_csv(path, index=False))
@@ -360,6 +353,18 @@ def _warn_of_units(rows: Sequence[Mapping[str, Any]]) -> None:
         log.warning(
             "%d cases are not flagged, since their voxel size is unknown: give it in the column spacing of a table",
             len(cases),
+        )
+
+
+def _warn_of_resampling(resampled: int, cases: int) -> None:
+    """Warn of cases whose volumes are not those of their mask files."""
+    if resampled:
+        log.warning(
+            "%d of the %d cases are resampled for the model: the volumes and sums in %s are measured on its voxels, "
+            "so volumes differ from those of the mask files, which have the voxels of the images",
+            resampled,
+            cases,
+            TRIAGE_FILE,
         )
 
 

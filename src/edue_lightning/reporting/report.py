@@ -101,6 +101,8 @@ def write_report(runs_folder: Path, output: Path, reference: str, figures: Figur
     matrix = matrix_findings(runs, verdict.candidate)
     tables, names = _value_tables(runs, comparison), UniqueNames()
     # an earlier report stays as it is until all values of this one are known
+    for folder in (written.figures, written.latex):
+        folder.mkdir(parents=True, exist_ok=True)
     _remove_earlier(output)
     before = _file_times(written)
     comparison.to_csv(written.comparison, index=False)
@@ -147,12 +149,9 @@ def _remove_earlier(output: Path) -> None:
 
 
 def _file_times(report: Report) -> dict[Path, int]:
-    """Return the time of the last change of each figure and LaTeX table, and make their folders."""
-    times: dict[Path, int] = {}
-    for folder in (report.figures, report.latex):
-        folder.mkdir(parents=True, exist_ok=True)
-        times |= {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
-    return times
+    """Return the time of the last change of each figure and LaTeX table."""
+    files = [path for folder in (report.figures, report.latex) for path in folder.iterdir() if path.is_file()]
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 def table_caption(comparison: pd.DataFrame, place: tuple[str, str, str]) -> str:
