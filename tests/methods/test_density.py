@@ -22,8 +22,9 @@ from edue_lightning.methods import (
     SingleNetwork,
     StochasticSegmentation,
 )
-from edue_lightning.methods.density import RecordedFeatures, image_features
+from edue_lightning.methods.density import RecordedFeatures, density_features, image_features
 from edue_lightning.networks import HeadLayout
+from edue_lightning.uncertainty.appearance import appearance_statistics
 from edue_lightning.uncertainty.density import fit_gaussian
 
 LAST = HeadLayout("last")
@@ -43,8 +44,7 @@ def images(count: int, seed: int = 0, size: int = 16) -> Tensor:
 
 
 def fitted(method: SegmentationMethod) -> Density:
-    features = image_features(method, images(12))
-    assert features is not None
+    features = density_features(method, images(12))
     gaussians = [fit_gaussian(part) for part in features]
     distances = torch.stack([one.distance(part) for one, part in zip(gaussians, features, strict=True)])
     return Density(gaussians, float(distances.mean(dim=0).max()))
@@ -111,6 +111,31 @@ def test_of_an_ensemble_it_is_the_mean_over_the_networks() -> None:
     new = images(4, seed=1)
     alone = [fitted(member)(member, new) for member in ensemble.trainees()]
     torch.testing.assert_close(fitted(ensemble)(ensemble, new), torch.stack(alone).mean(dim=0))
+
+
+def test_features_are_those_of_the_network_and_of_the_image_itself() -> None:
+    method = DeepEnsemble(parts_of(), LAST, members=2).eval()
+    new = images(3)
+    first, found = image_features(method, new), density_features(method, new)
+    assert first is not None
+    for of_network, part in zip(first, found, strict=True):
+        assert torch.equal(part, torch.cat([of_network, appearance_statistics(new)], dim=1))
+
+
+def test_a_density_of_an_earlier_version_knows_first_features_alone() -> None:
+    method = DeepEnsemble(parts_of(), LAST, members=2).eval()
+    features = image_features(method, images(12))
+    assert features is not None
+    gaussians = [fit_gaussian(part) for part in features]
+    stored = {"gaussians": [{"mean": one.mean, "whitening": one.whitening} for one in gaussians], "limit": 9.0}
+    found = Density.from_dict(stored)
+    new = images(3, seed=1)
+    given = image_features(method, new)
+    assert given is not None
+    expected = torch.stack([one.distance(part) for one, part in zip(gaussians, given, strict=True)]).mean(dim=0)
+    assert torch.equal(found(method, new), expected)
+    assert torch.equal(found(method, new, given), expected)
+    assert torch.equal(Density.from_dict(found.as_dict())(method, new), expected)
 
 
 def test_windows_see_all_of_an_image() -> None:

@@ -60,8 +60,9 @@ def test_it_knows_the_training_and_the_validation_images() -> None:
     assert density.false_alarms == pytest.approx(1 / (len(distances["val"]) + 1))
     # of a Gaussian with F features, the mean squared distance of its own cases is at most F
     for one in density.gaussians:
-        assert one.mean.shape == (16,)
-    assert np.mean(np.square(distances["train"])) <= 16
+        # mean and deviation of 2 x 4 channels, and six statistics of each of three colours
+        assert one.mean.shape == (16 + 18,)
+    assert np.mean(np.square(distances["train"])) <= 16 + 18
 
 
 def _fit_share(rank: int, folder: str) -> None:
@@ -97,9 +98,22 @@ class WithoutNorm(nn.Module):
         return self.layers(image)[:, None]
 
 
-def test_a_network_without_such_features_is_skipped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    assert fit_density(SingleNetwork(parts_of(WithoutNorm), LAST), data(), on_cpu()) is None
-    assert "no density score for unusual images: no network of this method has two convolutions" in caplog.text
+def test_a_network_without_such_features_has_the_density_of_the_images_alone() -> None:
+    method, images = SingleNetwork(parts_of(WithoutNorm), LAST), data()
+    density = fit_density(method, images, on_cpu())
+    assert density is not None
+    assert [len(one.mean) for one in density.gaussians] == [18]
+    image = images.sample("val", 0).image[None]
+    assert (
+        float(density(method, image)) <= density.limit < float(density(method, image + 0.5 * torch.randn(image.shape)))
+    )
+
+
+def test_a_single_training_image_gives_none_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    images = RaterDataModule("synthetic", SyntheticFundus(3, 24))
+    assert len(images.records("train")) == 1
+    assert fit_density(ensemble(), images, on_cpu()) is None
+    assert "no density score for unusual images: 1 training image, fewer than 2" in caplog.text
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Density of a method's training images: how far an image's first features lie from theirs."""
+"""Density of a method's training images: how far an image's appearance and first features lie from theirs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from edue_lightning.networks.first_features import (
     normalised_outputs,
     statistics_of,
 )
+from edue_lightning.uncertainty.appearance import appearance_statistics
 from edue_lightning.uncertainty.density import Gaussian
 
 _EARLIER_MARGIN = 0.1
@@ -27,22 +28,23 @@ _EARLIER_MARGIN = 0.1
 
 @dataclass(frozen=True)
 class Density:
-    """Gaussians of the training images' first features, one per network, and the distances of images they know.
+    """Gaussians of the training images' features, one per network, and the distances of images from them.
 
-    The features of an image are mean and logarithm of the standard deviation of each channel of the network's first
-    two convolutions, before normalisation: deeper layers have lost the appearance of the image. They see noise, blur
-    and contrast, not anatomy.
+    The features of an image are those of `density_features`. They see noise, blur and contrast, not anatomy.
 
     Attributes:
-        gaussians: Gaussian of each network.
+        gaussians: Gaussian of each network; a single one if no network has first features.
         limit: distance beyond which an image is unlike the training images.
         false_alarms: probability that an image like them lies beyond it, at most; None in checkpoints of earlier
+            versions.
+        appearance: whether the statistics of the image itself are among the features; not in checkpoints of earlier
             versions.
     """
 
     gaussians: Sequence[Gaussian]
     limit: float
     false_alarms: float | None = None
+    appearance: bool = True
 
     def __call__(self, method: SegmentationMethod, image: Tensor, features: Sequence[Tensor] | None = None) -> Tensor:
         """Return the distance of each image, mean over the networks, `[B]` float64 on the CPU.
@@ -55,7 +57,10 @@ class Density:
         Raises:
             ValueError: if the method has other networks.
         """
-        features = image_features(method, image) if features is None else features
+        if self.appearance:
+            features = density_features(method, image, features)
+        elif features is None:
+            features = image_features(method, image)
         if features is None or [part.shape[1] for part in features] != [len(one.mean) for one in self.gaussians]:
             raise ValueError("the density was fitted to other networks; train again or use another checkpoint")
         distances = [gaussian.distance(part) for gaussian, part in zip(self.gaussians, features, strict=True)]
@@ -68,7 +73,12 @@ class Density:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values and tensors."""
         gaussians = [{"mean": one.mean, "whitening": one.whitening} for one in self.gaussians]
-        return {"gaussians": gaussians, "limit": self.limit, "false_alarms": self.false_alarms}
+        return {
+            "gaussians": gaussians,
+            "limit": self.limit,
+            "false_alarms": self.false_alarms,
+            "appearance": self.appearance,
+        }
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Density:
@@ -91,6 +101,7 @@ class Density:
             [Gaussian(one.mean.double(), one.whitening.double()) for one in gaussians],
             float(limit),
             None if rate is None else float(rate),
+            bool(stored.get("appearance", False)),
         )
 
 
@@ -101,8 +112,33 @@ def networks(method: SegmentationMethod) -> list[nn.Module]:
 
 
 @torch.no_grad()
+def density_features(
+    method: SegmentationMethod, image: Tensor, features: Sequence[Tensor] | None = None
+) -> list[Tensor]:
+    """Return the features of images by which a density compares them.
+
+    They are the first features of each network (`image_features`) and statistics of the image itself
+    (`appearance_statistics`). Without first features, the statistics are the features of a single Gaussian.
+
+    Args:
+        method: method; its mode is unchanged.
+        image: `[B, C, *S]` on the method's device.
+        features: `image_features` of these images, if they are known already.
+
+    Returns:
+        `[B, F]` float64 on the CPU for each network.
+    """
+    features = image_features(method, image) if features is None else features
+    statistics = appearance_statistics(image).cpu()
+    return [statistics] if features is None else [torch.cat([part, statistics], dim=1) for part in features]
+
+
+@torch.no_grad()
 def image_features(method: SegmentationMethod, image: Tensor) -> list[Tensor] | None:
-    """Return the features of images for each of a method's networks, in full precision.
+    """Return the first features of images for each of a method's networks, in full precision.
+
+    They are mean and logarithm of the standard deviation of each channel of the network's first two convolutions,
+    before normalisation: deeper layers have lost the appearance of the image.
 
     Args:
         method: method; its mode is unchanged.

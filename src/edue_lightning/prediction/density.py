@@ -11,7 +11,7 @@ from torch import Tensor
 from edue_lightning.data import RaterDataModule
 from edue_lightning.data.source import Subset
 from edue_lightning.methods import SegmentationMethod
-from edue_lightning.methods.density import Density, image_features
+from edue_lightning.methods.density import Density, density_features
 from edue_lightning.prediction.limits import FALSE_ALARMS, ROUNDING, upper_limit
 from edue_lightning.runtime.devices import on_device
 from edue_lightning.runtime.processes import is_first_process, merged, own_share
@@ -35,21 +35,17 @@ def fit_density(method: SegmentationMethod, data: RaterDataModule, trainer: pl.T
         trainer: trainer whose device the features are computed on.
 
     Returns:
-        the density; None, with a warning, if the method's networks have no features of this kind, or there are fewer
-        than two training images.
+        the density; None, with a warning, if there are fewer than two training images.
     """
     method.eval()
     with on_device(method, trainer.strategy.root_device):
         training = _features(method, data, "train")
         validation = _features(method, data, "val")
-    reason = None
-    if training is None or validation is None:
-        reason = "no network of this method has two convolutions followed by normalisation"
-    elif len(training[0]) < FEWEST_IMAGES:
-        reason = f"{len(training[0])} training image, fewer than {FEWEST_IMAGES}"
-    if reason is not None or training is None or validation is None:
+    if len(training[0]) < FEWEST_IMAGES:
         if is_first_process():
-            log.warning("no density score for unusual images: %s", reason)
+            log.warning(
+                "no density score for unusual images: %d training image, fewer than %d", len(training[0]), FEWEST_IMAGES
+            )
         return None
     gaussians = [fit_gaussian(features) for features in training]
     known, unseen = (
@@ -63,15 +59,13 @@ def fit_density(method: SegmentationMethod, data: RaterDataModule, trainer: pl.T
     return Density(gaussians, limit, false_alarms)
 
 
-def _features(method: SegmentationMethod, data: RaterDataModule, split: Subset) -> list[Tensor] | None:
+def _features(method: SegmentationMethod, data: RaterDataModule, split: Subset) -> list[Tensor]:
     """Return the features of a split's images for each network, `[N, F]`, each computed by one of the processes."""
     count = len(data.records(split))
     cases = merged(
         {
-            position: image_features(method, data.sample(split, position).image[None].to(method.device))
+            position: density_features(method, data.sample(split, position).image[None].to(method.device))
             for position in own_share(count)
         }
     )
-    found = [features for position in range(count) if (features := cases[position]) is not None]
-    # the networks decide, so no case has features or every case has
-    return [torch.cat(parts) for parts in zip(*found, strict=True)] if found else None
+    return [torch.cat(parts) for parts in zip(*(cases[position] for position in range(count)), strict=True)]
