@@ -84,24 +84,25 @@ class DataSet:
         seconds: expected seconds of one network's training by device, and of all that follows.
         root: file or folder below `--data`, empty for synthetic data.
         folds: number of folds, each a run of its own; 0 for a single division.
-        identified: whether a position on the rater axis is one person; without, no member can learn from one rater.
+        people: number of raters if a position on the rater axis is one person; 0 if it is not, so that no member can
+            learn from one rater and none can be held out.
     """
 
     seconds: Mapping[str, tuple[float, float]]
     root: str = ""
     folds: int = 0
-    identified: bool = True
+    people: int = 0
 
 
 DATA = {
-    "lidc_four": DataSet({"cpu": (240, 60), "gpu": (48, 28)}, "lidc_slices.zip", identified=False),
-    "lidc_all": DataSet({"cpu": (3600, 300), "gpu": (270, 120)}, "lidc_slices.zip", identified=False),
-    "lidc_all_128": DataSet({"cpu": (18000, 900), "gpu": (1000, 300)}, "lidc_slices.zip", identified=False),
-    "bu_bil": DataSet({"cpu": (2700, 180), "gpu": (150, 30)}, "bu_bil", folds=5),
-    "bu_bil_half": DataSet({"cpu": (400, 40), "gpu": (75, 20)}, "bu_bil_half", folds=5),
-    "fundus": DataSet({"cpu": (200, 40), "gpu": (75, 30)}),
-    "petct": DataSet({"cpu": (130, 40), "gpu": (30, 30)}),
-    "chase_db1": DataSet({"cpu": (1800, 60), "gpu": (60, 40)}, "chase_db1", folds=4),
+    "lidc_four": DataSet({"cpu": (240, 60), "gpu": (48, 28)}, "lidc_slices.zip"),
+    "lidc_all": DataSet({"cpu": (3600, 300), "gpu": (270, 120)}, "lidc_slices.zip"),
+    "lidc_all_128": DataSet({"cpu": (18000, 900), "gpu": (1000, 300)}, "lidc_slices.zip"),
+    "bu_bil": DataSet({"cpu": (2700, 180), "gpu": (150, 30)}, "bu_bil", folds=5, people=5),
+    "bu_bil_half": DataSet({"cpu": (400, 40), "gpu": (75, 20)}, "bu_bil_half", folds=5, people=5),
+    "fundus": DataSet({"cpu": (200, 40), "gpu": (75, 30)}, people=6),
+    "petct": DataSet({"cpu": (130, 40), "gpu": (30, 30)}, people=6),
+    "chase_db1": DataSet({"cpu": (1800, 60), "gpu": (60, 40)}, "chase_db1", folds=4, people=2),
 }
 """Data sets by name; `conf/experiment/study_NAME.yaml` has their settings."""
 
@@ -135,7 +136,7 @@ def networks(contender: str) -> int:
 
 def fits(contender: str, data: str) -> bool:
     """Return whether a method can be trained on a data set."""
-    return contender != "deep_ensemble_rater_per_member" or DATA[data].identified
+    return contender != "deep_ensemble_rater_per_member" or DATA[data].people > 0
 
 
 @dataclass(frozen=True)
@@ -191,18 +192,35 @@ class Setup:
 
 
 def comparison(
-    setup: Setup, seeds: Sequence[int], data_sets: Sequence[str] = USUAL_DATA, names: Sequence[str] | None = None
+    setup: Setup,
+    seeds: Sequence[int],
+    data_sets: Sequence[str] = USUAL_DATA,
+    names: Sequence[str] | None = None,
+    hold_out: bool = False,
 ) -> list[Job]:
-    """Return the jobs method x data x seed x fold, seed by seed, so that a stopped study has whole seeds."""
+    """Return the jobs method x data x seed x fold, seed by seed, so that a stopped study has whole seeds.
+
+    Args:
+        setup: settings of all jobs.
+        seeds: seeds of the trainings.
+        data_sets: keys of `DATA`.
+        names: methods; None for all.
+        hold_out: whether training and validation lack the last rater, who is then met at the test alone. The runs have
+            labels and folders of their own (`_held_out`); data sets whose raters are not people are left out.
+    """
     names = contenders() if names is None else names
     jobs = []
     for seed, data, name in itertools.product(seeds, data_sets, names):
-        if not fits(name, data):
+        raters = [*range(DATA[data].people - 1)]
+        if not fits(name, data) or (hold_out and not raters):
             continue
         folds = [*range(DATA[data].folds)] or [None]
         for fold in folds:
             overrides = [f"+contender={name}", *best_settings(setup.searched, name), f"seed={seed}"]
-            where = f"{setup.runs.name}/{data}_{name}_{seed}"
+            method = f"{name}_held_out" if hold_out else name
+            if hold_out:
+                overrides += [f"data.training_raters={raters}".replace(" ", ""), f"label={method}"]
+            where = f"{setup.runs.name}/{data}_{method}_{seed}"
             if fold is not None:
                 overrides.append(f"data.fold={fold}")
                 where += f"_fold{fold}"
@@ -428,6 +446,7 @@ def main() -> None:
     parser.add_argument(
         "--cut", action="store_true", help="start others too; at the end of the time they store a checkpoint"
     )
+    parser.add_argument("--hold-out", action="store_true", help="train without the last rater, met at the test alone")
     parser.add_argument("--longest-first", action="store_true", help="not one seed after the other")
     parser.add_argument("--epochs", type=int, help="in place of each data set's own")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} short epochs per training")
@@ -449,7 +468,7 @@ def main() -> None:
         jobs = search(setup, asked.methods)
     elif asked.what in ("compare", "reread"):
         usual = [name for name in USUAL_DATA if data is not None or not DATA[name].root]
-        jobs = comparison(setup, seeds, asked.only or usual, asked.methods)
+        jobs = comparison(setup, seeds, asked.only or usual, asked.methods, asked.hold_out)
         if asked.what == "reread":
             jobs = reread(setup, jobs, asked.read_outs)
     else:

@@ -58,6 +58,18 @@ def overrides_of(contender: str, data: str) -> list[str]:
     return list(job.command[5:])
 
 
+def test_the_last_rater_is_held_out_where_raters_are_people() -> None:
+    setup = study.Setup(Path("/study"), data=Path("/data"))
+    jobs = study.comparison(setup, [1], ["lidc_four", "bu_bil_half", "fundus"], ["edue"], hold_out=True)
+    folds = [f"runs/bu_bil_half_edue_held_out_1_fold{fold}" for fold in range(5)]
+    assert [job.name for job in jobs] == [*folds, "runs/fundus_edue_held_out_1"]
+    for job, raters in ((jobs[0], [0, 1, 2, 3]), (jobs[-1], [0, 1, 2, 3, 4])):
+        configuration = composed(*job.command[5:])
+        check_configuration(configuration, TrainConfiguration)
+        assert configuration["data"]["training_raters"] == raters
+        assert configuration["label"] == "edue_held_out"
+
+
 def test_methods_share_all_but_themselves_and_what_is_searched() -> None:
     configurations = {name: composed(*overrides_of(name, "fundus")) for name in study.contenders()}
     first = configurations["edue"]
