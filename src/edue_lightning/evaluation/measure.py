@@ -233,7 +233,7 @@ def _panel(
 ) -> Panel:
     batch = collate_samples([sample], [0], [0])
     of_structure = probabilities[None, :, structure : structure + 1]
-    model = score_maps(of_structure.float(), readout)
+    model = score_maps(of_structure, readout)
     decisions = readout.decision(probabilities[None].double())
     inside = within(decisions[:, structure : structure + 1], batch.region)[0]
     threshold = readout.mask.of_image(inside, (source.structures[structure],))

@@ -80,8 +80,9 @@ class MemberMaps(nn.Module):
 
     def forward(self, logits: Tensor) -> dict[str, Tensor]:
         """Return `MAPS` by name, each `[B, K, *S]`, for logits `[B, (M + n) K, *S]`."""
-        channels = torch.sigmoid(self.readout.log_odds(logits.unflatten(1, (-1, self.structures))).double())
-        return _shown(channels, score_maps(channels.float(), self.readout), self.readout)
+        log_odds = self.readout.log_odds(logits.unflatten(1, (-1, self.structures)))
+        channels = torch.sigmoid(log_odds.double())
+        return _shown(channels, score_maps(channels, self.readout, log_odds), self.readout)
 
 
 class ImageEstimate(nn.Module):
@@ -101,8 +102,9 @@ class ImageEstimate(nn.Module):
         Scores count voxels. Undefined ones, as most are for a single member, are NaN.
         """
         readout = self.method.readout
-        channels = torch.sigmoid(readout.log_odds(self.method.calibrated(image)).double())
-        maps = score_maps(channels.float(), readout)
+        log_odds = readout.log_odds(self.method.calibrated(image))
+        channels = torch.sigmoid(log_odds.double())
+        maps = score_maps(channels, readout, log_odds)
         shown = _shown(channels, maps, readout)
         thresholds = thresholds_of(self.method)
         # not `masks_of`: the thresholds are constants of the graph
@@ -124,8 +126,8 @@ def _shown(channels: Tensor, maps: Mapping[str, Tensor], readout: Readout) -> di
         readout: the method's.
     """
     return {
-        "probability": readout.probability(channels).float(),
-        "disagreement": disagreement_map(maps, readout.has_disagreement(channels.shape[1])),
+        "probability": maps["probability"].float(),
+        "disagreement": disagreement_map(maps, readout.has_disagreement(channels.shape[1])).float(),
         "decision": readout.decision(channels).float(),
     }
 

@@ -47,13 +47,11 @@ class MemberMaps(NamedTuple):
         mean_log_p: mean over the members of log p.
         mean_log_not_p: mean over the members of log (1 - p).
         log_mean_not_p: log of the mean over the members of 1 - p.
-        expected_entropy: mean of the members' entropies, nats.
     """
 
     mean_log_p: Tensor
     mean_log_not_p: Tensor
     log_mean_not_p: Tensor
-    expected_entropy: Tensor
 
 
 class CaseBatch:
@@ -270,16 +268,18 @@ class CaseBatch:
         """
         if self._contents == "probabilities":
             entropy = predictive_entropy(self.mean[:, None])
-            expected = _by_parts(expected_entropy, self.probabilities)
+            expected = expected_entropy(self.probabilities)
         else:
             log_p, log_not_p = self.log_mean
             entropy = -(self.mean * log_p + (1 - self.mean) * log_not_p)
-            expected = self._member_maps.expected_entropy
+            expected = expected_entropy(self.probabilities, self._members)
         if self.n_members == 1:
             information = torch.full_like(expected, torch.nan)
         else:
+            own = "probability" in self.readout.own_maps
+            of_members = predictive_entropy(self.probabilities) if own else entropy
             differ = self._member_variance.amax(dim=-1, keepdim=True) > 0
-            information = _by_parts(mutual_information, self.probabilities).masked_fill(~differ, 0)
+            information = mutual_information(self.probabilities, of_members, expected).masked_fill(~differ, 0)
         return {"entropy": entropy, "expected_entropy": expected, "mutual_information": information}
 
     @cached_property
@@ -348,9 +348,6 @@ def _member_maps(logits: Tensor) -> MemberMaps:
     mean_log_p = F.logsigmoid(logits).mean(dim=1)
     # log (1 - sigmoid(x)) = log sigmoid(x) - x
     mean_log_not_p = mean_log_p - logits.mean(dim=1)
-    # entropy = -p log p - (1 - p) (log p - x) = (1 - p) x - log p, and 1 - p = sigmoid(-x) to its last digit
     opposite = -logits
-    not_p = torch.sigmoid(opposite)
-    log_mean_not_p = _log_mean_sigmoid(opposite, not_p.mean(dim=1))
-    entropy = not_p.mul_(logits).mean(dim=1) - mean_log_p
-    return MemberMaps(mean_log_p, mean_log_not_p, log_mean_not_p, entropy)
+    log_mean_not_p = _log_mean_sigmoid(opposite, torch.sigmoid(opposite).mean(dim=1))
+    return MemberMaps(mean_log_p, mean_log_not_p, log_mean_not_p)

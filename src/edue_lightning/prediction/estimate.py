@@ -80,7 +80,7 @@ def estimate(method: SegmentationMethod, image: Tensor, voxel_size: float = 1.0,
     """
     running = _Running(method.readout, method.structures, members)
     for logits in method.slabs(image[None].to(method.device)):
-        running.add(torch.sigmoid(logits.double()))
+        running.add(logits)
     return running.estimate(voxel_size)
 
 
@@ -96,13 +96,14 @@ class _Running:
         self.sums: dict[str, Tensor] = {}
         self.overlap: Tensor | None = None
 
-    def add(self, channels: Tensor) -> None:
-        """Add a slab of probabilities, `[1, M + n, K, *S]` float64."""
-        maps = score_maps(channels.float(), self.readout)
+    def add(self, log_odds: Tensor) -> None:
+        """Add a slab, `[1, M + n, K, *S]`, see `Readout.log_odds`."""
+        channels = torch.sigmoid(log_odds.double())
+        maps = score_maps(channels, self.readout, log_odds)
         for name, found in map_sums(maps).items():
             self.sums[name] = self.sums.get(name, 0) + found[0].cpu()
         self.has_disagreement = self.readout.has_disagreement(channels.shape[1])
-        probability = self.readout.probability(channels).float()
+        probability = maps["probability"].float()
         decision = probability if self.readout.decides_by_probability else self.readout.decision(channels).float()
         members = self.readout.members(channels)
         if self.members is not None:
@@ -110,7 +111,7 @@ class _Running:
         masks = self.readout.member_masks(members)[0]
         counted = pair_overlap(masks.transpose(0, 1).flatten(2)).intersection.cpu()
         self.overlap = counted if self.overlap is None else self.overlap + counted
-        shown = disagreement_map(maps, self.has_disagreement)
+        shown = disagreement_map(maps, self.has_disagreement).float()
         self.maps.append((probability[0].cpu(), shown[0].cpu(), decision[0].cpu()))
 
     def estimate(self, voxel_size: float) -> Estimate:

@@ -57,28 +57,36 @@ _DECISION_SUMS = ("decision", "decided")
 """Sums of the decision map m over all voxels, and over those of its mask."""
 
 
-def score_maps(channels: Tensor, readout: Readout = MEMBERS) -> dict[str, Tensor]:
-    """Return the maps whose sums `case_scores` needs, beside `decision_maps`, by name, `[B, K, *S]` each.
+def score_maps(channels: Tensor, readout: Readout = MEMBERS, log_odds: Tensor | None = None) -> dict[str, Tensor]:
+    """Return p and the maps whose sums `case_scores` needs, beside `decision_maps`, by name, `[B, K, *S]` float64 each.
 
     Args:
-        channels: probabilities `[B, M + n, K, *S]`, see `Readout`.
+        channels: probabilities `[B, M + n, K, *S]`, see `Readout`; their maps are computed in float64.
         readout: how the maps are read from them.
+        log_odds: `Readout.log_odds` that they are the sigmoid of; None to compute them.
 
     Returns:
-        V under `sv`, NaN where the prediction defines none; p (1 - p) and the entropy of p; expected entropy and mutual
-        information of the members, the latter NaN for a single one.
+        p under `probability`; V under `sv`, NaN where the prediction defines none; p (1 - p) and the entropy of p;
+        expected entropy and mutual information of the members, the latter NaN for a single one.
     """
-    mean, members = readout.probability(channels)[:, None], readout.members(channels)
+    channels = channels.double()
+    probability, members = readout.probability(channels), readout.members(channels)
     if readout.has_disagreement(channels.shape[1]):
         variance = readout.disagreement(channels)
     else:
-        variance = torch.full_like(mean[:, 0], torch.nan)
-    expected = expected_entropy(members)
-    information = mutual_information(members) if members.shape[1] > 1 else torch.full_like(expected, torch.nan)
+        variance = torch.full_like(probability, torch.nan)
+    entropy = predictive_entropy(probability[:, None])
+    expected = expected_entropy(members, None if log_odds is None else readout.members(log_odds))
+    if members.shape[1] > 1:
+        of_members = predictive_entropy(members) if "probability" in readout.own_maps else entropy
+        information = mutual_information(members, of_members, expected)
+    else:
+        information = torch.full_like(expected, torch.nan)
     return {
+        "probability": probability,
         "sv": variance,
-        "sv_total": total_variance(mean),
-        "entropy": predictive_entropy(mean),
+        "sv_total": total_variance(probability[:, None]),
+        "entropy": entropy,
         "expected_entropy": expected,
         "mutual_information": information,
     }

@@ -14,6 +14,12 @@ from torch import Tensor
 # every number from here to 0.5 is 0.5 in float32, and so is this one
 _HALF = 0.5 - 2.0**-26
 
+# log-odds of a probability that is 1 in float64, while 1 minus it is 0
+_SURE = 800.0
+
+# factors of at least one half whose product is well above the smallest number in float64
+_MOST_FACTORS = 1000
+
 ArrayOrTensor = TypeVar("ArrayOrTensor", Tensor, NDArray[Any])
 
 Tie = Literal["foreground", "background"]
@@ -102,45 +108,54 @@ def total_variance(probabilities: Tensor) -> Tensor:
     return mean * (1 - mean)
 
 
-def expected_entropy(probabilities: Tensor) -> Tensor:
-    """Return the mean over the members of their entropies (nats): `[B, M, K, *S]` to `[B, K, *S]`."""
-    # member by member, since a volume's logarithms of all members would need as much memory again
-    members = at_least_float32(probabilities).unbind(dim=1)
-    total = _binary_entropy(members[0])
-    for member in members[1:]:
-        total = total + _binary_entropy(member)
-    return total / len(members)
+def expected_entropy(probabilities: Tensor, log_odds: Tensor | None = None) -> Tensor:
+    """Return the mean over the members of their entropies (nats), `[B, M, K, *S]` to `[B, K, *S]` float64.
 
-
-def mutual_information(probabilities: Tensor) -> Tensor:
-    """Return the mean divergence (Kullback-Leibler, nats) of the members from their mean, exactly 0 where they agree.
-
-    It is the entropy of the mean minus the expected entropy, without the rounding of that difference. It is computed
-    in float64, in which exported graphs are exact too: they take the logarithm of a rounded 1 + x for `log1p`.
+    With s the smaller one of p and 1 - p, the entropy of a member is `s log((1 - s) / s) - log(1 - s)`. The first
+    logarithm is the size of the log-odds. As 1 - s is at least one half, the second logarithms of all members are that
+    of one product.
 
     Args:
         probabilities: `[B, M, K, *S]`.
+        log_odds: what they are the sigmoid of, which saves a logarithm for each member; None if unknown.
+    """
+    members = probabilities.unbind(dim=1)
+    odds = [None] * len(members) if log_odds is None else log_odds.unbind(dim=1)
+    total = torch.zeros_like(members[0], dtype=torch.float64)
+    product = torch.ones_like(total)
+    # member by member, since a volume's maps of all members would need as much memory again
+    for number, (member, of_member) in enumerate(zip(members, odds, strict=True), start=1):
+        probability = member.double()
+        smaller = torch.minimum(probability, 1 - probability)
+        larger = 1 - smaller
+        if of_member is None:
+            size = (larger / smaller.clamp_min(torch.finfo(smaller.dtype).tiny)).log_()
+        else:
+            size = of_member.double().abs().clamp_max_(_SURE)
+        total += smaller.mul_(size)
+        product *= larger
+        if number % _MOST_FACTORS == 0 or number == len(members):
+            total -= product.log()
+            product.fill_(1)
+    return total.div_(len(members))
+
+
+def mutual_information(probabilities: Tensor, entropy: Tensor, expected: Tensor) -> Tensor:
+    """Return the entropy of the members' mean beyond their expected entropy, exactly 0 where they agree.
+
+    Where they hardly differ, a difference of entropies is mostly rounding: in float64 some 1e-16 nats per voxel, less
+    than the rounding of logits in float32 makes of such members.
+
+    Args:
+        probabilities: probabilities of the members, `[B, M, K, *S]`.
+        entropy: `predictive_entropy` of the members, `[B, K, *S]` float64, so that little is lost in the difference.
+        expected: their `expected_entropy`.
 
     Returns:
-        `[B, K, *S]`, not negative.
+        `[B, K, *S]` float64, not negative.
     """
-    # one member at a time in float64
-    members = probabilities.unbind(dim=1)
-    # relative to the first member, so that the mean of equal members is exactly each of them
-    mean = first = members[0].double()
-    for member in members[1:]:
-        mean = mean + (member.double() - first) / len(members)
-    # divisors that are not 0
-    other = 1 - mean
-    smallest = torch.finfo(mean.dtype).tiny
-    of_mean, of_other = mean.clamp_min(smallest), other.clamp_min(smallest)
-    total = torch.zeros_like(mean)
-    for given in members:
-        member = given.double()
-        difference = member - mean
-        total += member * _log_ratio(difference, of_mean, len(members))
-        total += (1 - member) * _log_ratio(-difference, of_other, len(members))
-    return (total / len(members)).clamp_min(0).to(torch.promote_types(probabilities.dtype, torch.float32))
+    differ = probabilities.amax(dim=1) > probabilities.amin(dim=1)
+    return (entropy - expected).clamp_min_(0).mul_(differ)
 
 
 def predictive_entropy(probabilities: Tensor) -> Tensor:
@@ -151,12 +166,6 @@ def predictive_entropy(probabilities: Tensor) -> Tensor:
 
 def _binary_entropy(probability: Tensor) -> Tensor:
     # half the time of `torch.xlogy`; 0 log 0 is 0 here too, since the logarithm of the smallest number is finite
-    smallest = torch.finfo(probability.dtype).tiny
-    other = 1 - probability
-    return -(probability * probability.clamp_min(smallest).log() + other * other.clamp_min(smallest).log())
-
-
-def _log_ratio(difference: Tensor, mean: Tensor, members: int) -> Tensor:
-    """Return log(a / b) from a - b and the mean b > 0 of so many members, exact where a is close to b, and finite."""
-    ratio = difference / mean
-    return ratio.clamp_(torch.finfo(mean.dtype).eps - 1, members - 1).log1p_()
+    found = torch.finfo(probability.dtype)
+    of_one = probability * probability.clamp_min(found.tiny).log_()
+    return -(of_one + (1 - probability) * (-probability).clamp_min_(found.eps - 1).log1p_())

@@ -208,9 +208,10 @@ def level_variance(levels: Tensor) -> Tensor:
     Args:
         levels: `pi_k`, the probability that at least k of M raters mark the voxel, in descending order.
     """
-    levels = at_least_float32(levels)
-    count = levels.shape[1]
-    weights = torch.arange(count - 1, -count, -2, dtype=levels.dtype, device=levels.device)
+    parts = at_least_float32(levels).unbind(dim=1)
+    count = len(parts)
+    total = torch.zeros_like(parts[0])
     # the weights are antisymmetric; from differences, equal levels give exactly 0 and descending ones nothing below it
-    apart = levels - levels.flip(1)
-    return (apart * weights.reshape(-1, *[1] * (levels.ndim - 2))).sum(dim=1) / (2 * count**2)
+    for number in range(count // 2):
+        total = total + (parts[number] - parts[-1 - number]) * (count - 1 - 2 * number)
+    return total / count**2
