@@ -2,9 +2,11 @@ from typing import Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from edue_lightning.methods import parameter_count
 from edue_lightning.networks import HeadLayout, MultiHeadUNet
+from edue_lightning.networks.heads import stack_heads
 
 Stages = Literal["last", "decoder", "encoder+decoder"]
 
@@ -61,3 +63,28 @@ def test_senseless_layouts_are_refused() -> None:
         MultiHeadUNet(2, 1, 1, HeadLayout(), features=(8,))
     with pytest.raises(ValueError, match="at least 1"):
         HeadLayout(per_stage=0)
+
+
+@pytest.mark.parametrize("size", [(16, 24, 8), (17, 9, 11)])
+def test_coarse_logits_of_volumes_are_interpolated_as_by_torch(size: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    coarse = [torch.randn(2, 4, *of_stage, generator=generator) for of_stage in ((5, 3, 2), (8, 4, 5))]
+    fine = torch.randn(2, 4, *size, generator=generator)
+    weight = torch.randn(2, 4, *size, generator=generator)
+    found = stack_heads([*coarse, fine], torch.Size(size), 2)
+    assert torch.equal(found[:, 4:], fine.unflatten(1, (2, 2)))
+    for number, given in enumerate(coarse):
+        expected = F.interpolate(given, size=size, mode="trilinear", align_corners=False)
+        torch.testing.assert_close(found[:, 2 * number : 2 * number + 2].flatten(1, 2), expected, rtol=0, atol=1e-5)
+        gradients = []
+        for interpolated in (
+            lambda values: stack_heads([values], torch.Size(size), 2).flatten(1, 2),
+            lambda values: F.interpolate(values, size=size, mode="trilinear", align_corners=False),
+        ):
+            values = given.clone().requires_grad_()
+            (interpolated(values) * weight).sum().backward()
+            gradients.append(values.grad)
+        torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-4)
+    # heads that agree stay equal
+    equal = stack_heads([torch.full_like(coarse[0], 0.3)], torch.Size(size), 2)
+    assert (equal == equal.flatten()[0]).all()
