@@ -75,13 +75,13 @@ def score_maps(channels: Tensor, readout: Readout = MEMBERS, log_odds: Tensor | 
         variance = readout.disagreement(channels)
     else:
         variance = torch.full_like(probability, torch.nan)
-    entropy = predictive_entropy(probability[:, None])
     expected = expected_entropy(members, None if log_odds is None else readout.members(log_odds))
-    if members.shape[1] > 1:
-        of_members = predictive_entropy(members) if "probability" in readout.own_maps else entropy
-        information = mutual_information(members, of_members, expected)
-    else:
+    own, single = "probability" in readout.own_maps, members.shape[1] == 1
+    entropy = expected if single and not own else predictive_entropy(probability[:, None])
+    if single:
         information = torch.full_like(expected, torch.nan)
+    else:
+        information = mutual_information(members, predictive_entropy(members) if own else entropy, expected)
     return {
         "probability": probability,
         "sv": variance,

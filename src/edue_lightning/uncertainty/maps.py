@@ -131,7 +131,7 @@ def expected_entropy(probabilities: Tensor, log_odds: Tensor | None = None) -> T
         if of_member is None:
             size = (larger / smaller.clamp_min(torch.finfo(smaller.dtype).tiny)).log_()
         else:
-            size = of_member.double().abs().clamp_max_(_SURE)
+            size = of_member.abs().double().clamp_max_(_SURE)
         total += smaller.mul_(size)
         product *= larger
         if number % _MOST_FACTORS == 0 or number == len(members):
@@ -167,5 +167,6 @@ def predictive_entropy(probabilities: Tensor) -> Tensor:
 def _binary_entropy(probability: Tensor) -> Tensor:
     # half the time of `torch.xlogy`; 0 log 0 is 0 here too, since the logarithm of the smallest number is finite
     found = torch.finfo(probability.dtype)
-    of_one = probability * probability.clamp_min(found.tiny).log_()
-    return -(of_one + (1 - probability) * (-probability).clamp_min_(found.eps - 1).log1p_())
+    of_one = probability.clamp_min(found.tiny).log_().mul_(probability)
+    of_zero = (-probability).clamp_min_(found.eps - 1).log1p_().mul_(1 - probability)
+    return of_one.add_(of_zero).neg_()

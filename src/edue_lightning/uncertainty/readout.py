@@ -213,5 +213,5 @@ def level_variance(levels: Tensor) -> Tensor:
     total = torch.zeros_like(parts[0])
     # the weights are antisymmetric; from differences, equal levels give exactly 0 and descending ones nothing below it
     for number in range(count // 2):
-        total = total + (parts[number] - parts[-1 - number]) * (count - 1 - 2 * number)
-    return total / count**2
+        total.add_(parts[number] - parts[-1 - number], alpha=count - 1 - 2 * number)
+    return total.div_(count**2)
