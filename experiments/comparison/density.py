@@ -18,13 +18,14 @@ from torch import Tensor
 
 from edue_lightning.config.build import build_data, build_distortions
 from edue_lightning.data import RaterDataModule
+from edue_lightning.data.source import Subset
 from edue_lightning.distortions import Distortions
 from edue_lightning.methods.density import density_features, image_features
 from edue_lightning.metrics import ood_auroc
 from edue_lightning.reporting.comparison import to_markdown
 from edue_lightning.runs.checkpoints import load_method
 from edue_lightning.uncertainty.appearance import appearance_statistics
-from edue_lightning.uncertainty.density import fit_gaussian
+from edue_lightning.uncertainty.density import Gaussian, fit_gaussian
 
 Features = Callable[[Tensor], Sequence[Tensor] | None]
 
@@ -44,23 +45,24 @@ def aurocs(run: Path) -> pd.DataFrame:
     rows = []
     for name, features in sets.items():
         gaussians = [fit_gaussian(part) for part in _features(features, _images(data, "train"))]
-
-        def distances(images: list[Tensor], features: Features = features, gaussians=gaussians) -> Tensor:
-            found = zip(gaussians, _features(features, images), strict=True)
-            return torch.stack([gaussian.distance(part) for gaussian, part in found]).mean(dim=0)
-
         images = _images(data, "val")
-        clean = distances(images)
+        clean = _distances(gaussians, _features(features, images))
         for kind in distortions.kinds:
             for severity in distortions.severities:
-                distorted = distances(_distorted(images, distortions, kind, severity))
+                changed = _distorted(images, distortions, kind, severity)
+                distorted = _distances(gaussians, _features(features, changed))
                 is_distorted = torch.arange(2 * len(clean)) >= len(clean)
                 value = float(ood_auroc(torch.cat([clean, distorted]), is_distorted))
                 rows.append((run.name, name, kind, severity, value))
     return pd.DataFrame(rows, columns=["run", "features", "kind", "severity", "auroc"])
 
 
-def _images(data: RaterDataModule, split: str) -> list[Tensor]:
+def _distances(gaussians: Sequence[Gaussian], features: Sequence[Tensor]) -> Tensor:
+    found = [gaussian.distance(part) for gaussian, part in zip(gaussians, features, strict=True)]
+    return torch.stack(found).mean(dim=0)
+
+
+def _images(data: RaterDataModule, split: Subset) -> list[Tensor]:
     return [data.sample(split, position).image[None] for position in range(len(data.records(split)))]
 
 

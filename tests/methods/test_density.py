@@ -24,6 +24,7 @@ from edue_lightning.methods import (
 )
 from edue_lightning.methods.density import RecordedFeatures, density_features, image_features
 from edue_lightning.networks import HeadLayout
+from edue_lightning.networks.first_features import part_of_features
 from edue_lightning.uncertainty.appearance import appearance_statistics
 from edue_lightning.uncertainty.density import fit_gaussian
 
@@ -153,11 +154,36 @@ def test_windows_see_all_of_an_image() -> None:
     assert image_features(windowed, images(1, size=6)) is not None
 
 
-def test_tiles_cover_the_image() -> None:
-    image = torch.arange(1.0, 11 * 7 + 1).reshape(1, 1, 11, 7)
-    seen = torch.cat([tile.flatten() for tile in Inference(window=[4, 4]).tiles(image)]).unique()
-    assert seen.tolist() == image.flatten().tolist()
-    assert [tile.shape for tile in Inference().tiles(image)] == [image.shape]
+@pytest.mark.parametrize("size", [(11, 7), (8, 4), (3, 9), (2, 3), (13, 4)])
+def test_tiles_hold_each_voxel_of_the_image_once(size: tuple[int, int]) -> None:
+    image = torch.arange(1.0, size[0] * size[1] + 1).reshape(1, 1, *size)
+    seen = torch.cat([tile[:, :, *box].flatten() for tile, box in Inference(window=[4, 4]).tiles(image)])
+    assert sorted(seen.tolist()) == image.flatten().tolist()
+    whole = [(tile.shape, box) for tile, box in Inference().tiles(image)]
+    assert whole == [(image.shape, (slice(0, size[0]), slice(0, size[1])))]
+
+
+def test_the_padding_of_an_image_smaller_than_a_window_does_not_count() -> None:
+    torch.manual_seed(0)
+    image = 2 + images(1, size=12)
+    whole = SingleNetwork(parts_of(), LAST).eval()
+    expected = image_features(whole, image)
+    windowed = SingleNetwork(parts_of(inference=Inference(window=[16, 16])), LAST).eval()
+    windowed.load_state_dict(whole.state_dict())
+    found, padded = image_features(windowed, image), image_features(windowed, image, padded=True)
+    assert expected is not None
+    assert found is not None
+    assert padded is not None
+    # the padding still takes part in the normalisation before the second convolution
+    away, before = ((part[0] - expected[0]).abs().mean() for part in (found, padded))
+    assert away < 0.6 * before
+
+
+def test_features_of_a_part_are_those_of_its_place() -> None:
+    values = torch.arange(32.0).reshape(1, 1, 4, 8)
+    assert torch.equal(part_of_features(values, (slice(1, 3), slice(0, 8)), (4, 8)), values[:, :, 1:3])
+    # strides of two: what the part touches
+    assert torch.equal(part_of_features(values, (slice(2, 5), slice(0, 16)), (8, 16)), values[:, :, 1:3])
 
 
 def test_a_method_with_other_networks_is_refused() -> None:

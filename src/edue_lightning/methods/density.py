@@ -18,6 +18,7 @@ from edue_lightning.networks.first_features import (
     channel_moments,
     first_features,
     normalised_outputs,
+    part_of_features,
     statistics_of,
 )
 from edue_lightning.uncertainty.appearance import appearance_statistics
@@ -60,7 +61,7 @@ class Density:
         if self.appearance:
             features = density_features(method, image, features)
         elif features is None:
-            features = image_features(method, image)
+            features = image_features(method, image, padded=True)
         if features is None or [part.shape[1] for part in features] != [len(one.mean) for one in self.gaussians]:
             raise ValueError("the density was fitted to other networks; train again or use another checkpoint")
         distances = [gaussian.distance(part) for gaussian, part in zip(self.gaussians, features, strict=True)]
@@ -134,7 +135,7 @@ def density_features(
 
 
 @torch.no_grad()
-def image_features(method: SegmentationMethod, image: Tensor) -> list[Tensor] | None:
+def image_features(method: SegmentationMethod, image: Tensor, padded: bool = False) -> list[Tensor] | None:
     """Return the first features of images for each of a method's networks, in full precision.
 
     They are mean and logarithm of the standard deviation of each channel of the network's first two convolutions,
@@ -143,6 +144,7 @@ def image_features(method: SegmentationMethod, image: Tensor) -> list[Tensor] | 
     Args:
         method: method; its mode is unchanged.
         image: `[B, C, *S]` on the method's device.
+        padded: whether the padding of windows counts, and what two windows share counts twice, as in earlier versions.
 
     Returns:
         `[B, F]` float64 on the CPU for each network; None if there is no network, or one without two convolutions that
@@ -152,12 +154,12 @@ def image_features(method: SegmentationMethod, image: Tensor) -> list[Tensor] | 
     for network in networks(method):
         moments = ChannelMoments()
         dtype = next(network.parameters()).dtype
-        for tile in method.inference.tiles(image):
+        for tile, box in method.inference.tiles(image):
             with torch.autocast(image.device.type, enabled=False):
                 found = first_features(network, tile.to(dtype))
             if found is None:
                 return None
-            moments.add(found)
+            moments.add(found if padded else [part_of_features(values, box, tile.shape[2:]) for values in found])
         features.append(moments.statistics().cpu())
     return features or None
 

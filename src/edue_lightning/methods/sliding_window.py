@@ -65,10 +65,12 @@ class Inference:
         kept = [slice(gap // 2, gap // 2 + length) for gap, length in zip(missing, image.shape[2:], strict=True)]
         yield from (slab[:, :, :, *kept] for slab in self._padded_slabs(network, padded, window))
 
-    def tiles(self, image: Tensor) -> Iterator[Tensor]:
+    def tiles(self, image: Tensor) -> Iterator[tuple[Tensor, tuple[slice, ...]]]:
         """Yield windows `[B, C, *window]` side by side that cover the images; without `window`, the images themselves.
 
-        The last window along an axis overlaps with the one before where the axis is no multiple of the window.
+        The last window along an axis overlaps with the one before where the axis is no multiple of the window. With
+        each window comes its own box: the place within it of the voxels that are no padding and in no window before, so
+        that the boxes hold each voxel of the image once.
 
         Args:
             image: `[B, C, *S]`.
@@ -77,11 +79,16 @@ class Inference:
             ValueError: if the window and the image have different numbers of axes.
         """
         if self.window is None:
-            yield image
+            yield image, tuple(slice(0, length) for length in image.shape[2:])
             return
-        padded, _, window = self._padded(image, self.window)
+        padded, missing, window = self._padded(image, self.window)
         for place in dense_patch_slices(padded.shape[2:], window, window):
-            yield padded[:, :, *place]
+            box = []
+            for part, edge, gap, length in zip(place, window, missing, image.shape[2:], strict=True):
+                # only the last window does not start at a multiple of its length
+                start = max(-(-part.start // edge) * edge, gap // 2)
+                box.append(slice(start - part.start, min(part.stop, gap // 2 + length) - part.start))
+            yield padded[:, :, *place], tuple(box)
 
     @staticmethod
     def _padded(image: Tensor, wanted: Sequence[int]) -> tuple[Tensor, list[int], tuple[int, ...]]:

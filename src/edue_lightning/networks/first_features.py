@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,26 +83,43 @@ class ChannelMoments:
     """Mean and variance of each channel over the voxels of an image, collected from parts of it."""
 
     def __init__(self) -> None:
-        self._count = 0
-        self._sums: list[Tensor] = []
+        self._counts: list[int] = []
+        self._layers: list[Tensor] = []
 
-    def add(self, features: list[Tensor]) -> None:
-        """Add the features of one more part of each image, see `first_features`."""
-        parts = torch.cat([channel_moments(values) for values in features], dim=2)
-        count = features[0][0, 0].numel()
-        total = self._count + count
-        if not self._sums:
-            self._sums = list(parts)
-        else:
-            share = count / total
-            away = parts[0] - self._sums[0]
-            variance = (1 - share) * self._sums[1] + share * parts[1] + share * (1 - share) * away.square()
-            self._sums = [self._sums[0] + share * away, variance]
-        self._count = total
+    def add(self, features: Sequence[Tensor]) -> None:
+        """Add the features of one more part of each image, `[B, channels, *S]` per layer, see `first_features`."""
+        counts = [values[0, 0].numel() for values in features]
+        layers = [channel_moments(values) for values in features]
+        if self._layers:
+            earlier = zip(self._counts, self._layers, counts, layers, strict=True)
+            layers = [_merged(*parts) for parts in earlier]
+            counts = [before + new for before, new in zip(self._counts, counts, strict=True)]
+        self._counts, self._layers = counts, layers
 
     def statistics(self) -> Tensor:
         """Return means and logarithms of standard deviations of all channels, `[B, 2 * channels]` float64."""
-        return statistics_of(*self._sums)
+        return statistics_of(*torch.cat(self._layers, dim=2))
+
+
+def _merged(count: int, moments: Tensor, new_count: int, new: Tensor) -> Tensor:
+    """Return mean and variance of two parts together, each `[2, B, channels]`, from the numbers of their voxels."""
+    share = new_count / (count + new_count)
+    away = new[0] - moments[0]
+    variance = (1 - share) * moments[1] + share * new[1] + share * (1 - share) * away.square()
+    return torch.stack([moments[0] + share * away, variance])
+
+
+def part_of_features(values: Tensor, box: Sequence[slice], size: Sequence[int]) -> Tensor:
+    """Return the features of a part of an image.
+
+    Args:
+        values: `[B, channels, *F]`, features of an image of `size`; F is smaller where the network has strides.
+        box: part of the image.
+        size: length of the image's axes.
+    """
+    places = zip(box, values.shape[2:], size, strict=True)
+    index = [slice(part.start * here // length, -(-part.stop * here // length)) for part, here, length in places]
+    return values[:, :, *index]
 
 
 def channel_moments(values: Tensor) -> Tensor:
