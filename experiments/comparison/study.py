@@ -106,6 +106,9 @@ DATA = {
 }
 """Data sets by name; `conf/experiment/study_NAME.yaml` has their settings."""
 
+FEWEST_RATERS = 2
+"""Number of raters in training below which there is no disagreement to learn."""
+
 USUAL_DATA = ("lidc_four", "lidc_all", "bu_bil", "fundus", "petct")
 
 
@@ -205,14 +208,14 @@ def comparison(
         seeds: seeds of the trainings.
         data_sets: keys of `DATA`.
         names: methods; None for all.
-        hold_out: whether training and validation lack the last rater, who is then met at the test alone. The runs have
-            labels and folders of their own (`_held_out`); data sets whose raters are not people are left out.
+        hold_out: whether training and validation lack the last rater, who then appears in the test only. The runs have
+            labels and folders of their own (`_held_out`); data sets with fewer than three known raters are left out.
     """
     names = contenders() if names is None else names
     jobs = []
     for seed, data, name in itertools.product(seeds, data_sets, names):
         raters = [*range(DATA[data].people - 1)]
-        if not fits(name, data) or (hold_out and not raters):
+        if not fits(name, data) or (hold_out and len(raters) < FEWEST_RATERS):
             continue
         folds = [*range(DATA[data].folds)] or [None]
         for fold in folds:
@@ -446,7 +449,11 @@ def main() -> None:
     parser.add_argument(
         "--cut", action="store_true", help="start others too; at the end of the time they store a checkpoint"
     )
-    parser.add_argument("--hold-out", action="store_true", help="train without the last rater, met at the test alone")
+    parser.add_argument(
+        "--hold-out",
+        action="store_true",
+        help="compare or reread: train without the last rater, who appears in the test only",
+    )
     parser.add_argument("--longest-first", action="store_true", help="not one seed after the other")
     parser.add_argument("--epochs", type=int, help="in place of each data set's own")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} short epochs per training")

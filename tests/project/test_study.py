@@ -60,7 +60,7 @@ def overrides_of(contender: str, data: str) -> list[str]:
 
 def test_the_last_rater_is_held_out_where_raters_are_people() -> None:
     setup = study.Setup(Path("/study"), data=Path("/data"))
-    jobs = study.comparison(setup, [1], ["lidc_four", "bu_bil_half", "fundus"], ["edue"], hold_out=True)
+    jobs = study.comparison(setup, [1], ["lidc_four", "bu_bil_half", "chase_db1", "fundus"], ["edue"], True)
     folds = [f"runs/bu_bil_half_edue_held_out_1_fold{fold}" for fold in range(5)]
     assert [job.name for job in jobs] == [*folds, "runs/fundus_edue_held_out_1"]
     for job, raters in ((jobs[0], [0, 1, 2, 3]), (jobs[-1], [0, 1, 2, 3, 4])):

@@ -43,7 +43,7 @@ NETWORK, MAPS_OF_LOGITS = "models/network.pt2", "models/maps.pt2"
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 _VOLUMES = ((".nii", ".nii.gz"), r"\.nii(\.gz)?$")
 _PICTURES = ((".png", ".jpg", ".jpeg", ".tif", ".tiff"), r"\.(png|jpe?g|tiff?)$")
-_IMPORTS = ["$import itertools", "$import nibabel", "$import os", "$import pathlib", "$import re", "$import sys"]
+_IMPORTS = [f"$import {name}" for name in ("itertools", "nibabel", "os", "pathlib", "re", "sys", "torch.export.passes")]
 # names of the channels of one case, as in `edue_lightning.data.new_images`; numbers of pictures count the cases
 _CHANNEL = r"(_{1,2}(CT|PT)|_[0-9]{4}|__[1-9])?"
 _CHANNEL_OF_PICTURES = r"(_{1,2}(CT|PT)|__[1-9])?"
@@ -124,9 +124,14 @@ def bundle_configuration(
         **_preparing(preparation, volumes),
         "is_expected": f"$lambda image: len(image) == {channels} and bool(torch.isfinite(image).all())",
         "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
-        "network_def": f"$torch.export.load(os.path.join(@bundle_root, '{NETWORK}')).module()",
-        "network": "$@network_def.to(@device)",
-        "maps": f"$torch.export.load(os.path.join(@bundle_root, '{MAPS_OF_LOGITS}')).module().to(@device)",
+        # programs hold the device that they were traced on
+        "program_of": (
+            "$lambda name: torch.export.passes.move_to_device_pass("
+            "torch.export.load(os.path.join(@bundle_root, name)), @device).module()"
+        ),
+        "network_def": f"$@program_of('{NETWORK}')",
+        "network": "$@network_def",
+        "maps": f"$@program_of('{MAPS_OF_LOGITS}')",
         "inferer": _inferer(inference),
         "name_endings": [f"__{name}" if len(names) > 1 else "" for name in names],
         "thresholds": list(thresholds),

@@ -144,7 +144,7 @@ def image_features(method: SegmentationMethod, image: Tensor, padded: bool = Fal
     Args:
         method: method; its mode is unchanged.
         image: `[B, C, *S]` on the method's device.
-        padded: whether the padding of windows counts, and what two windows share counts twice, as in earlier versions.
+        padded: whether the padding of windows is counted, and the overlap of two windows twice, as in earlier versions.
 
     Returns:
         `[B, F]` float64 on the CPU for each network; None if there is no network, or one without two convolutions that

@@ -69,8 +69,8 @@ class Inference:
         """Yield windows `[B, C, *window]` side by side that cover the images; without `window`, the images themselves.
 
         The last window along an axis overlaps with the one before where the axis is no multiple of the window. With
-        each window comes its own box: the place within it of the voxels that are no padding and in no window before, so
-        that the boxes hold each voxel of the image once.
+        each window comes its own box: slices of the window's voxels that are not padding and lie in no earlier window.
+        So the boxes hold each voxel of the image once.
 
         Args:
             image: `[B, C, *S]`.

@@ -276,8 +276,7 @@ class CaseBatch:
         if self.n_members == 1:
             information = torch.full_like(expected, torch.nan)
         else:
-            own = "probability" in self.readout.own_maps
-            of_members = predictive_entropy(self.probabilities) if own else entropy
+            of_members = predictive_entropy(self.probabilities)
             differ = self._member_variance.amax(dim=-1, keepdim=True) > 0
             information = mutual_information(self.probabilities, of_members, expected).masked_fill(~differ, 0)
         return {"entropy": entropy, "expected_entropy": expected, "mutual_information": information}

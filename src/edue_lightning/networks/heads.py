@@ -72,7 +72,8 @@ def _resized(logits: list[Tensor], size: torch.Size) -> list[Tensor]:
 
 
 def _interpolated(values: Tensor, size: torch.Size) -> Tensor:
-    if len(size) == 2 or values.device.type != "cpu":
+    # an exported program would keep the device of the other formula
+    if len(size) == 2 or values.device.type != "cpu" or torch.compiler.is_compiling():
         return F.interpolate(values, size=size, mode=_INTERPOLATION[len(size)], align_corners=False)
     # a third of the time of the kernel for volumes, or less
     for axis in reversed(range(2, values.ndim)):

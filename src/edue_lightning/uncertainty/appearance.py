@@ -17,8 +17,8 @@ def appearance_statistics(image: Tensor) -> Tensor:
 
     They are mean and logarithm of the standard deviation of the channel, and for each step s the logarithms of the
     standard deviation and of the mean absolute value of its second differences `x[i - s] - 2 x[i] + x[i + s]`, mean
-    over the axes. Second differences remove smooth structures. What remains is noise (Immerkaer, CVIU 1996) and edges,
-    which have different shares in the two measures and at the two steps. Axes shorter than 2s + 1 voxels take no part.
+    over the axes. Second differences remove smooth structures and leave noise (Immerkaer, CVIU 1996) and edges, which
+    the two measures and the two steps tell apart. Axes shorter than 2s + 1 voxels take no part.
 
     Args:
         image: `[B, C, *S]`.
