@@ -9,7 +9,6 @@ The networks of the runs are used as they are, and the Gaussians are fitted anew
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -19,60 +18,55 @@ from torch import Tensor
 from edue_lightning.config.build import build_data, build_distortions
 from edue_lightning.data import RaterDataModule
 from edue_lightning.data.source import Subset
-from edue_lightning.distortions import Distortions
+from edue_lightning.methods import SegmentationMethod
 from edue_lightning.methods.density import density_features, image_features
 from edue_lightning.metrics import ood_auroc
 from edue_lightning.reporting.comparison import to_markdown
 from edue_lightning.runs.checkpoints import load_method
+from edue_lightning.runs.folder import BEST, CHECKPOINTS
 from edue_lightning.uncertainty.appearance import appearance_statistics
-from edue_lightning.uncertainty.density import Gaussian, fit_gaussian
-
-Features = Callable[[Tensor], Sequence[Tensor] | None]
+from edue_lightning.uncertainty.density import fit_gaussian, mean_distance
 
 
 def aurocs(run: Path) -> pd.DataFrame:
     """Return one row per set of features, kind and severity: `run`, `features`, `kind`, `severity`, `auroc`."""
-    loaded = load_method(run / "checkpoints" / "best.ckpt")
+    loaded = load_method(run / CHECKPOINTS / BEST)
     method, trained = loaded.method, loaded.configuration
     data, distortions = build_data(trained), build_distortions(trained["distortions"])
     if distortions is None:
         raise SystemExit(f"{run}: was trained without distortions=...; choose another run")
-    sets: dict[str, Features] = {
-        "network": lambda image: image_features(method, image),
-        "image": lambda image: [appearance_statistics(image)],
-        "both": lambda image: density_features(method, image),
+    gaussians = {
+        name: [fit_gaussian(part) for part in parts]
+        for name, parts in _features(method, _images(data, "train")).items()
     }
+    images = _images(data, "val")
+    clean = _features(method, images)
+    is_distorted = torch.arange(2 * len(images)) >= len(images)
     rows = []
-    for name, features in sets.items():
-        gaussians = [fit_gaussian(part) for part in _features(features, _images(data, "train"))]
-        images = _images(data, "val")
-        clean = _distances(gaussians, _features(features, images))
-        for kind in distortions.kinds:
-            for severity in distortions.severities:
-                changed = _distorted(images, distortions, kind, severity)
-                distorted = _distances(gaussians, _features(features, changed))
-                is_distorted = torch.arange(2 * len(clean)) >= len(clean)
-                value = float(ood_auroc(torch.cat([clean, distorted]), is_distorted))
-                rows.append((run.name, name, kind, severity, value))
+    for kind in distortions.kinds:
+        for severity in distortions.severities:
+            changed = [distortions.apply(image[0], kind, severity, key)[None] for key, image in enumerate(images)]
+            for name, parts in _features(method, changed).items():
+                distances = [mean_distance(gaussians[name], of_images) for of_images in (clean[name], parts)]
+                rows.append((run.name, name, kind, severity, float(ood_auroc(torch.cat(distances), is_distorted))))
     return pd.DataFrame(rows, columns=["run", "features", "kind", "severity", "auroc"])
-
-
-def _distances(gaussians: Sequence[Gaussian], features: Sequence[Tensor]) -> Tensor:
-    found = [gaussian.distance(part) for gaussian, part in zip(gaussians, features, strict=True)]
-    return torch.stack(found).mean(dim=0)
 
 
 def _images(data: RaterDataModule, split: Subset) -> list[Tensor]:
     return [data.sample(split, position).image[None] for position in range(len(data.records(split)))]
 
 
-def _distorted(images: list[Tensor], distortions: Distortions, kind: str, severity: int) -> list[Tensor]:
-    return [distortions.apply(image[0], kind, severity, key)[None] for key, image in enumerate(images)]
-
-
-def _features(features: Features, images: list[Tensor]) -> list[Tensor]:
-    found = [part for image in images if (part := features(image)) is not None]
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+def _features(method: SegmentationMethod, images: list[Tensor]) -> dict[str, list[Tensor]]:
+    """Return the features of images by their name in the table, `[N, F]` for each network."""
+    found: dict[str, list[list[Tensor]]] = {"network": [], "image": [], "both": []}
+    for image in images:
+        first = image_features(method, image)
+        if first is None:
+            raise SystemExit("the networks have no two convolutions that a normalisation follows; choose another run")
+        found["network"].append(first)
+        found["image"].append([appearance_statistics(image)])
+        found["both"].append(density_features(method, image, first))
+    return {name: [torch.cat(parts) for parts in zip(*cases, strict=True)] for name, cases in found.items()}
 
 
 def main() -> None:

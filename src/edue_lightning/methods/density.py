@@ -22,7 +22,7 @@ from edue_lightning.networks.first_features import (
     statistics_of,
 )
 from edue_lightning.uncertainty.appearance import appearance_statistics
-from edue_lightning.uncertainty.density import Gaussian
+from edue_lightning.uncertainty.density import Gaussian, mean_distance
 
 _EARLIER_MARGIN = 0.1
 
@@ -64,8 +64,7 @@ class Density:
             features = image_features(method, image, padded=True)
         if features is None or [part.shape[1] for part in features] != [len(one.mean) for one in self.gaussians]:
             raise ValueError("the density was fitted to other networks; train again or use another checkpoint")
-        distances = [gaussian.distance(part) for gaussian, part in zip(self.gaussians, features, strict=True)]
-        return torch.stack(distances).mean(dim=0)
+        return mean_distance(self.gaussians, features)
 
     def outside(self, distance: float) -> list[str]:
         """Return in words that a distance lies beyond the limit; empty if it does not."""

@@ -15,7 +15,7 @@ from edue_lightning.methods.density import Density, density_features
 from edue_lightning.prediction.limits import FALSE_ALARMS, ROUNDING, upper_limit
 from edue_lightning.runtime.devices import on_device
 from edue_lightning.runtime.processes import is_first_process, merged, own_share
-from edue_lightning.uncertainty.density import fit_gaussian
+from edue_lightning.uncertainty.density import fit_gaussian, mean_distance
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +48,7 @@ def fit_density(method: SegmentationMethod, data: RaterDataModule, trainer: pl.T
             )
         return None
     gaussians = [fit_gaussian(features) for features in training]
-    known, unseen = (
-        torch.stack([one.distance(part) for one, part in zip(gaussians, features, strict=True)]).mean(dim=0).numpy()
-        for features in (training, validation)
-    )
+    known, unseen = (mean_distance(gaussians, features).numpy() for features in (training, validation))
     # half of the false alarms, see `triage.fit_triage` for the other half
     limit, false_alarms = upper_limit(unseen, FALSE_ALARMS / 2)
     # few validation images may all lie closer than many of the training images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,16 @@ class Gaussian:
     def distance(self, features: Tensor) -> Tensor:
         """Return the Mahalanobis distance of each vector, `[N, F]` to `[N]` float64."""
         return torch.linalg.vector_norm((features.double() - self.mean) @ self.whitening.T, dim=1)
+
+
+def mean_distance(gaussians: Sequence[Gaussian], features: Sequence[Tensor]) -> Tensor:
+    """Return the distance of each image, mean over the networks, `[N]` float64.
+
+    Args:
+        gaussians: Gaussian of each network.
+        features: features of the images for each network, `[N, F]`.
+    """
+    return torch.stack([one.distance(part) for one, part in zip(gaussians, features, strict=True)]).mean(dim=0)
 
 
 def fit_gaussian(features: Tensor) -> Gaussian:
