@@ -56,6 +56,19 @@ def usual(folder: Path, edue: float, layers: float, deep: float, data: str = "li
     ]
 
 
+def test_each_method_has_the_mask_rule_that_is_best_on_validation_data(tmp_path: Path) -> None:
+    own, rule = {"dice": 0.80, "dice_by_expected_dice": 0.78}, {"dice": 0.70, "dice_by_expected_dice": 0.82}
+    runs = [
+        run(tmp_path, "edue_levels", own, {"dice": 0.8, "dice_by_expected_dice": 0.7}),
+        run(tmp_path, "single", rule, {"dice": 0.7, "dice_by_expected_dice": 0.8}),
+    ]
+    found = of(judge(runs, "edue_levels"), "dice")
+    assert (found.metric, found.baseline_metric) == ("dice", "dice_by_expected_dice")
+    assert found.change == pytest.approx(-0.02)
+    shown = row(judge(runs, "edue_levels"), "dice")
+    assert (shown["baseline"], shown["its value"]) == ("single", "0.820 (mask of the largest expected Dice)")
+
+
 @pytest.mark.parametrize(
     ("edue", "layers", "deep", "measure", "change", "target", "outcome"),
     [

@@ -73,6 +73,25 @@ def test_voxels_of_one_probability_have_a_binomial_size(count: int, p: float) ->
     assert dice == pytest.approx(max(found), rel=1e-9)
 
 
+@pytest.mark.parametrize(("likely", "p", "many", "small"), [(40, 0.8, 3000, 0.004), (5, 0.6, 200, 0.019)])
+def test_voxels_that_are_no_candidates_count(likely: int, p: float, many: int, small: float) -> None:
+    values = torch.tensor([p] * likely + [small] * many, dtype=torch.float64)
+    threshold, dice = largest_expected_dice(values)
+    others = np.arange(many + 1)
+    weights = binom.pmf(others, many, small)
+    # of n likely voxels in the mask a are marked, and b of the other likely ones
+    best = max(
+        sum(
+            binom.pmf(a, n, p) * binom.pmf(b, likely - n, p) * (weights * 2 * a / (n + a + b + others)).sum()
+            for a in range(n + 1)
+            for b in range(likely - n + 1)
+        )
+        for n in (likely - 1, likely)
+    )
+    assert threshold == pytest.approx(p)
+    assert dice == pytest.approx(best, rel=1e-9)
+
+
 def test_an_image_that_is_empty_more_often_than_not_has_no_mask() -> None:
     threshold, dice = largest_expected_dice(torch.tensor([0.1, 0.05, 0.0]))
     assert threshold == float("inf")

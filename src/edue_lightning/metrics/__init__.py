@@ -69,6 +69,7 @@ from edue_lightning.metrics.distribution import (
     matched_iou,
     volume_crps,
 )
+from edue_lightning.metrics.mask_rules import DiceByRule, DSoftByExpectedDice
 from edue_lightning.metrics.metric import CaseMetric, IndexedCases
 from edue_lightning.metrics.overlap import (
     ConsensusDice,
@@ -125,7 +126,9 @@ __all__ = [
     "CaseTable",
     "ConsensusDice",
     "DSoft",
+    "DSoftByExpectedDice",
     "Dice",
+    "DiceByRule",
     "DicePerRater",
     "DissensusDice",
     "ExcessRiskCoverageArea",

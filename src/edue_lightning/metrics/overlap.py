@@ -25,9 +25,7 @@ def _d_soft(cases: CaseBatch) -> Sequence[Tensor]:
     # in float32 7 of 10 raters reach 0.7, and so does a prediction of 0.7 that was stored in float32
     share = cases.share.float()
     for threshold in D_SOFT_THRESHOLDS:
-        predicted, wanted = cases.share_reached(threshold), share >= threshold
-        first, second, both = (_count(mask) for mask in (predicted, wanted, predicted & wanted))
-        scores.append(dice_of_counts(both, first + second))
+        scores.append(dice_of_masks(cases.share_reached(threshold), share >= threshold))
     return (torch.stack(scores).mean(dim=0),)
 
 
@@ -36,14 +34,15 @@ def _consensus(cases: CaseBatch) -> Sequence[Tensor]:
     found = []
     for region in (~disputed, disputed):
         first, second = cases.predicted & region, cases.consensus & region
-        both, one, other = (_count(mask) for mask in (first & second, first, second))
-        found.append(dice_of_counts(both, one + other))
+        found.append(dice_of_masks(first, second))
     agreed, contested = found
     return agreed, contested.masked_fill(~disputed.any(dim=-1), torch.nan)
 
 
-def _count(mask: Tensor) -> Tensor:
-    return mask.count_nonzero(dim=-1).double()
+def dice_of_masks(first: Tensor, second: Tensor) -> Tensor:
+    """Return the Dice of masks, `[..., V]` bool to `[...]`: 1 for two empty ones, 0 for one."""
+    both, one, other = (mask.count_nonzero(dim=-1).double() for mask in (first & second, first, second))
+    return dice_of_counts(both, one + other)
 
 
 DICE = Statistic(("dice", "dice_per_rater"), _dice)

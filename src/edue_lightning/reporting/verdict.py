@@ -77,8 +77,9 @@ QUANTITIES = (
     Quantity("nll", ("nll",)),
     Quantity("ece", ("ece",)),
     Quantity("normalised_aurc", tuple(f"normalised_aurc{suffix}" for suffix in SCORES)),
-    Quantity("dice", ("dice",)),
-    Quantity("d_soft", ("d_soft",)),
+    # all but the first of these two were measured only with metrics=mask_rules
+    Quantity("dice", ("dice", "dice_by_raters", "dice_by_expected_dice")),
+    Quantity("d_soft", ("d_soft", "d_soft_by_expected_dice")),
     Quantity("ged2", ("ged2",)),
     Quantity("ood_auroc", tuple(OOD_AUROC)),
     # the density is a score of every method, and hides what the maps of uncertainty say of unusual images

@@ -33,6 +33,10 @@ PARTS: dict[Part, str] = {
     "cost": "Cost",
 }
 
+_MASK_RULES = {
+    "_by_raters": " (mask at the threshold for the number of raters)",
+    "_by_expected_dice": " (mask of the largest expected Dice)",
+}
 _SMALL = 0.001
 
 
@@ -79,7 +83,7 @@ def read_out(metric: str) -> str:
         return ""
     if metric.startswith(("image_", "pixel_")):
         return " (p(1 - p))" if metric.endswith("_total") else " (variance between members)"
-    return ""
+    return next((text for ending, text in _MASK_RULES.items() if metric.endswith(ending)), "")
 
 
 def table(verdict: Verdict, part: Part) -> pd.DataFrame:

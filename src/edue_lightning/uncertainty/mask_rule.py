@@ -30,8 +30,13 @@ Rule = Literal["half", "raters", "validation", "expected_dice"]
 NO_MASK = math.inf
 """Threshold of an empty mask."""
 
-# voxels below this are counted in the expected Dice, but are no candidates for the mask
-_CANDIDATE = 1e-4
+# voxels below a floor are counted in the expected Dice, but are no candidates for the mask
+_FLOOR, _LOWER_FLOOR = 0.02, 1e-4
+# a voxel of probability p raises the expected Dice D of a mask only if about 2p > D, so the search is complete where
+# the largest D found is this many times the floor
+_SAFE = 4.0
+# of the series of log(1 - p) for p below the floor; the next one is 1e-11 at most
+_POWERS = 5
 # nodes of Gauss and Legendre on each part of the integral; a part is half as long as the one before, and the last is so
 # short that the integrand hardly changes on it
 _NODES, _SMALL = 8, 1e-3
@@ -174,8 +179,17 @@ def largest_expected_dice(probability: Tensor) -> tuple[float, float]:
         threshold, the smallest probability within the mask (infinite for an empty mask), and expected Dice.
     """
     values = probability.double().flatten().cpu().numpy()
-    ordered = np.sort(values[values >= _CANDIDATE])[::-1]
-    rest = float(values[values < _CANDIDATE].sum())
+    threshold, dice = _largest_expected_dice(values, _FLOOR)
+    return (threshold, dice) if dice >= _SAFE * _FLOOR else _largest_expected_dice(values, _LOWER_FLOOR)
+
+
+def _largest_expected_dice(values: NDArray[np.float64], floor: float) -> tuple[float, float]:
+    """Return `largest_expected_dice` of masks of voxels that reach the floor, for values `[V]`."""
+    is_candidate = values >= floor
+    ordered = np.sort(values[is_candidate])[::-1]
+    rest = values[~is_candidate]
+    # -log(1 - p t) of small p, as a series
+    powers_of_rest = [float((rest**power).sum()) / power for power in range(1, _POWERS + 1)]
     sizes = np.arange(1, len(ordered) + 1)
     expected = np.zeros(len(ordered))
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
@@ -188,11 +202,11 @@ def largest_expected_dice(probability: Tensor) -> tuple[float, float]:
         for node, weight in zip(nodes, weights, strict=True):
             t = low + (high - low) * (node + 1) / 2
             left = 1 - ordered * t
-            log_g = np.log(left).sum() - rest * t
+            log_g = np.log(left).sum() - sum(part * t**power for power, part in enumerate(powers_of_rest, start=1))
             powers = np.exp(sizes * np.log1p(-t) + log_g)
             expected += weight * (high - low) * powers * np.cumsum(ordered / left)
     with np.errstate(divide="ignore"):
-        empty = float(np.exp(np.log1p(-ordered).sum() - rest))
+        empty = float(np.exp(np.log1p(-ordered).sum() - sum(powers_of_rest)))
     if not len(ordered) or empty >= expected.max():
         return NO_MASK, empty
     best = int(expected.argmax())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
+from scipy.special import betainc
 from torch import Tensor
 
 from edue_lightning.uncertainty.exclusive import capped_log_odds, exclusive_decision, exclusive_log_odds
@@ -187,12 +188,36 @@ class Readout:
         if not self.levels:
             # as in float32, in which 7 of 10 raters reach 0.7
             return (self.probability(channels) if probability is None else probability).float() >= share
-        members = self.members(channels)
-        return foreground(members[:, math.ceil(round(share * members.shape[1], _DECIMALS)) - 1])
+        return foreground(self.share_probability(channels, share, self.count(channels.shape[1])))
+
+    def share_probability(self, channels: Tensor, share: float, raters: int) -> Tensor:
+        """Return the probability that at least a share of the raters marks a voxel, `[B, K, *S]`.
+
+        Of levels it is `pi_k` of the smallest k >= share * M. Otherwise the raters count as independent, each of them
+        marking the voxel with the probability p: `P(Binomial(R, p) >= share * R)`.
+
+        Args:
+            channels: probabilities `[B, M + n, K, *S]`.
+            share: above 0, at most 1.
+            raters: R, the number of raters; levels do not depend on it.
+        """
+        if self.levels:
+            members = self.members(channels)
+            return at_least_float32(members[:, _count_of_share(share, members.shape[1]) - 1])
+        count = _count_of_share(share, raters)
+        p = self.probability(channels)
+        # the tail of a binomial distribution, as the regularised incomplete beta function
+        tail = betainc(count, raters - count + 1, p.double().cpu().numpy())
+        return torch.as_tensor(tail, dtype=p.dtype, device=p.device)
 
 
 MEMBERS = Readout()
 """Read-out of exchangeable members, the default."""
+
+
+def _count_of_share(share: float, raters: int) -> int:
+    """Return the smallest number of raters that is at least a share of them."""
+    return math.ceil(round(share * raters, _DECIMALS))
 
 
 def majority_level(levels: int, tie: Tie) -> int:

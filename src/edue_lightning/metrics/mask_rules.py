@@ -1,0 +1,59 @@
+"""Dice of masks by other rules than that of the run, metrics of `metrics=mask_rules`: measured only on request.
+
+They show what a prediction can reach by its read-out alone, so that methods are compared by the best mask of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from edue_lightning.metrics.case import Case
+from edue_lightning.metrics.definition import PerCaseMetric
+from edue_lightning.metrics.overlap import D_SOFT_THRESHOLDS, dice_of_masks
+from edue_lightning.uncertainty import MaskRule, largest_expected_dice, masks_of_images, reached
+
+
+class DiceByRule(PerCaseMetric):
+    """Dice of the soft-majority mask and the predicted mask by a rule, see `MaskRule`.
+
+    In [0, 1], higher is better. Empty masks as in `Dice`.
+
+    Args:
+        rule: `raters`, with the number of the case's valid raters, or `expected_dice`.
+    """
+
+    better = "high"
+
+    def __init__(self, rule: Literal["raters", "expected_dice"]) -> None:
+        self.rule = rule
+
+    def of_case(self, case: Case) -> Tensor:
+        """Return the Dice of each structure, `[K]`."""
+        rule = MaskRule(self.rule, raters=case.n_raters, majority_tie=case.settings.majority_tie)
+        readout = replace(case.readout, mask=rule)
+        decision = readout.decision(case.channels[None])
+        return dice_of_masks(masks_of_images(decision, rule, case.structures, readout.exclusive)[0], case.consensus)
+
+
+class DSoftByExpectedDice(PerCaseMetric):
+    """`DSoft` with the mask of the largest expected Dice at each share t of the raters, in place of a threshold.
+
+    The expectation is that of `largest_expected_dice` under the probability that at least a share t of the raters marks
+    a voxel, see `Readout.share_probability`. In [0, 1], higher is better. Two empty masks score 1.
+    """
+
+    better = "high"
+
+    def of_case(self, case: Case) -> Tensor:
+        """Return the mean Dice of each structure, `[K]`."""
+        share = case.share.float()
+        scores = []
+        for threshold in D_SOFT_THRESHOLDS:
+            probability = case.readout.share_probability(case.channels[None], threshold, case.n_raters)[0]
+            masks = torch.stack([reached(values, largest_expected_dice(values)[0]) for values in probability])
+            scores.append(dice_of_masks(masks, share >= threshold))
+        return torch.stack(scores).mean(dim=0)
