@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from processes import run_command
 
-from edue_lightning.config.command import quoted_overrides
+from edue_lightning.config.command import quoted_overrides, refuse_empty_groups
 
 
 def value_of(override: str) -> object:
@@ -92,6 +92,13 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert "file/results: Not a directory; choose another folder" in line
+
+
+def test_a_group_without_a_choice_names_the_choices(tmp_path: Path) -> None:
+    done = run_command("train", ["data=synthetic", "distortions=null"], cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: distortions=null: choose one of default, petct, or leave distortions out"
+    refuse_empty_groups(["resume=null", "data.root=null", "=null", "data=synthetic", "-m"])
 
 
 def test_other_errors_keep_their_traceback_and_hydra_its_words(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Result]], Callable[[]
             os.environ[_FULL_ERROR] = "1"
             try:
                 with _one_line_errors():
+                    refuse_empty_groups(sys.argv[1:])
                     by_hydra()
             except CompactHydraException as error:
                 cause = [str(error.__cause__)] if isinstance(error.__cause__, OmegaConfBaseException) else []
@@ -92,6 +93,20 @@ def _one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def refuse_empty_groups(arguments: Sequence[str]) -> None:
+    """Check that no group of the configuration is set to null, of which Hydra does not name the group.
+
+    Raises:
+        UserError: if one is.
+    """
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        folder = Path(configuration_folder()) / group
+        if value == "null" and _KEY.fullmatch(group) and folder.is_dir():
+            choices = ", ".join(sorted(path.stem for path in folder.glob("[!_]*.yaml")))
+            raise UserError(f"{argument}: choose one of {choices}, or leave {group} out")
 
 
 def quoted_overrides(arguments: Sequence[str]) -> list[str]:
