@@ -276,7 +276,8 @@ class CaseBatch:
         if self.n_members == 1:
             information = torch.full_like(expected, torch.nan)
         else:
-            of_members = predictive_entropy(self.probabilities)
+            is_mean = self._contents == "probabilities" and "probability" not in self.readout.own_maps
+            of_members = entropy if is_mean else predictive_entropy(self.probabilities)
             differ = self._member_variance.amax(dim=-1, keepdim=True) > 0
             information = mutual_information(self.probabilities, of_members, expected).masked_fill(~differ, 0)
         return {"entropy": entropy, "expected_entropy": expected, "mutual_information": information}
