@@ -248,12 +248,15 @@ def reread(setup: Setup, jobs: Sequence[Job], read_outs: Sequence[str]) -> list[
         if not (run / VALIDATION_FILE).is_file() or not (run / CHECKPOINTS).is_dir():
             continue
         record = read_mapping(run / CONFIGURATION_FILE)
+        # runs of earlier versions were measured with fewer metrics
+        extra = read_mapping(Path(configuration_folder()) / "metrics" / "mask_rules.yaml")["extra"]
+        metrics = {**record["metrics"], "extra": extra}
         for read_out in read_outs:
             label = f"{record['label']}_{read_out}"
             name = re.sub(r"_\d+(_fold\d+)?$", rf"_{read_out}\g<0>", job.name)
             key, value = READ_OUTS[read_out].split("=")
             node = read_mapping(Path(configuration_folder()) / key / f"{value}.yaml") if key == "mask" else value
-            _copy_training(run, setup.folder / name, {key: node, "label": label})
+            _copy_training(run, setup.folder / name, {key: node, "label": label, "metrics": metrics})
             measured.append(Job(name, (*job.command, READ_OUTS[read_out], f"label={label}"), job.seconds_after))
     return measured
 

@@ -14,7 +14,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from processes import run_command
 
-from edue_lightning.config.command import quoted_overrides, refuse_empty_groups
+from edue_lightning.config.command import quoted_overrides, without_empty_groups
+from edue_lightning.errors import UserError
+
+STUDY = Path(__file__).parents[2] / "experiments" / "comparison" / "conf"
 
 
 def value_of(override: str) -> object:
@@ -94,11 +97,22 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     assert "file/results: Not a directory; choose another folder" in line
 
 
-def test_a_group_without_a_choice_names_the_choices(tmp_path: Path) -> None:
-    done = run_command("train", ["data=synthetic", "distortions=null"], cwd=tmp_path)
+def test_a_group_that_may_be_empty_can_be_null(tmp_path: Path) -> None:
+    arguments = ["resume=null", "data.root=null", "=null", "data=synthetic", "-m"]
+    assert without_empty_groups(["distortions=null", *arguments], "train") == ["~distortions", *arguments]
+    assert without_empty_groups(["mask=null"], "evaluate") == ["~mask"]
+    with pytest.raises(UserError, match=r"^mask=null: choose among expected_dice, half, raters, validation, or leave"):
+        without_empty_groups(["mask=null"], "train")
+    with pytest.raises(UserError, match=r"^distortions=null,petct: choose among default, petct, or leave distortions"):
+        without_empty_groups(["-m", "distortions=null,petct"], "train")
+    done = run_command("train", ["data=synthetic", "data=null"], cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: distortions=null: choose one of default, petct, or leave distortions out"
-    refuse_empty_groups(["resume=null", "data.root=null", "=null", "data=synthetic", "-m"])
+    assert done.stderr.startswith("error: data=null: choose among ")
+    study = ["--config-dir", str(STUDY), "experiment=study_petct"]
+    done = run_command("train", [*study, "distortions=null", "--cfg=job"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "ghosting" not in done.stdout
+    assert "synthetic_petct" in done.stdout
 
 
 def test_other_errors_keep_their_traceback_and_hydra_its_words(tmp_path: Path) -> None:

@@ -136,6 +136,16 @@ def test_other_settings_of_the_metrics_are_not_compared(tmp_path: Path, setting:
     assert f"{name}: no verdict, since edue was not measured on this data with these settings of the metrics." in text
 
 
+def test_runs_with_and_without_an_extra_metric_are_compared_and_two_of_one_name_are_not(tmp_path: Path) -> None:
+    extra = {"missed": {"_target_": "mine.Missed", "scale": 1.0}}
+    usual = run(tmp_path / "usual")
+    measured = run(tmp_path / "measured", method="single", metrics__extra=extra)
+    other = run(tmp_path / "other", method="single", metrics__extra__other={"_target_": "mine.Other"})
+    assert {data for _, data in names([usual, measured, other])} == {"lidc"}
+    scaled = run(tmp_path / "scaled", method="single", metrics__extra=merged(extra, {"missed": {"scale": 2.0}}))
+    assert len({data for _, data in names([measured, scaled])}) == 2
+
+
 def test_the_same_cases_in_another_order_are_the_same_data(tmp_path: Path) -> None:
     runs = [run(tmp_path / "a", 0), run(tmp_path / "b", 1)]
     turned = pd.read_csv(runs[1].folder / "cases.csv").iloc[::-1]

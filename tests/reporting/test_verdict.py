@@ -67,6 +67,9 @@ def test_each_method_has_the_mask_rule_that_is_best_on_validation_data(tmp_path:
     assert found.change == pytest.approx(-0.02)
     shown = row(judge(runs, "edue_levels"), "dice")
     assert (shown["baseline"], shown["its value"]) == ("single", "0.820 (mask of the largest expected Dice)")
+    # a rule counts only where all methods have it
+    found = of(judge([*runs, run(tmp_path, "deep_ensemble", {"dice": 0.75})], "edue_levels"), "dice")
+    assert (found.metric, found.baseline, found.baseline_metric) == ("dice", "deep_ensemble", "dice")
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_no_mask_has_a_larger_expected_dice(p: list[float]) -> None:
     assert expected_dice(own, p) == pytest.approx(best, abs=1e-9)
 
 
-@pytest.mark.parametrize(("count", "p"), [(50, 0.3), (3000, 0.02), (20000, 0.7)])
+@pytest.mark.parametrize(("count", "p"), [(50, 0.3), (500, 0.01), (3000, 0.02), (20000, 0.7)])
 def test_voxels_of_one_probability_have_a_binomial_size(count: int, p: float) -> None:
     threshold, dice = largest_expected_dice(torch.full((count,), p, dtype=torch.float64))
     sizes = np.arange(count + 1)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException
@@ -55,7 +56,8 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Result]], Callable[[]
 
         @functools.wraps(function)
         def main() -> None:
-            sys.argv[1:] = quoted_overrides(sys.argv[1:])
+            with _one_line_errors():
+                sys.argv[1:] = quoted_overrides(without_empty_groups(sys.argv[1:], name))
             if _FULL_ERROR in os.environ:
                 by_hydra()
                 return
@@ -63,7 +65,6 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Result]], Callable[[]
             os.environ[_FULL_ERROR] = "1"
             try:
                 with _one_line_errors():
-                    refuse_empty_groups(sys.argv[1:])
                     by_hydra()
             except CompactHydraException as error:
                 cause = [str(error.__cause__)] if isinstance(error.__cause__, OmegaConfBaseException) else []
@@ -95,18 +96,30 @@ def _one_line_errors() -> Iterator[None]:
         sys.exit(130)
 
 
-def refuse_empty_groups(arguments: Sequence[str]) -> None:
-    """Check that no group of the configuration is set to null, of which Hydra does not name the group.
+def without_empty_groups(arguments: Sequence[str], name: str) -> list[str]:
+    """Return command-line arguments with `~GROUP` for `GROUP=null`, which Hydra refuses without naming the group.
+
+    Args:
+        arguments: arguments of the command.
+        name: name of the command's configuration.
 
     Raises:
-        UserError: if one is.
+        UserError: if a group is null that needs a choice, or is null for a part of a sweep.
     """
+    defaults = yaml.safe_load((Path(configuration_folder()) / f"{name}.yaml").read_text()).get("defaults", [])
+    optional = {group for entry in defaults if isinstance(entry, dict) for group, choice in entry.items() if not choice}
+    found = []
     for argument in arguments:
         group, _, value = argument.partition("=")
-        folder = Path(configuration_folder()) / group
-        if value == "null" and _KEY.fullmatch(group) and folder.is_dir():
+        folder = Path(configuration_folder()) / group.lstrip("+")
+        if not _KEY.fullmatch(group) or "null" not in value.split(",") or not folder.is_dir():
+            found.append(argument)
+        elif group in optional and value == "null":
+            found.append(f"~{group}")
+        else:
             choices = ", ".join(sorted(path.stem for path in folder.glob("[!_]*.yaml")))
-            raise UserError(f"{argument}: choose one of {choices}, or leave {group} out")
+            raise UserError(f"{argument}: choose among {choices}, or leave {folder.name} out")
+    return found
 
 
 def quoted_overrides(arguments: Sequence[str]) -> list[str]:

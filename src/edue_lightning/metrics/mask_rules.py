@@ -6,7 +6,7 @@ They show what a prediction can reach by its read-out alone, so that methods are
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from edue_lightning.metrics.definition import PerCaseMetric
 from edue_lightning.metrics.overlap import D_SOFT_THRESHOLDS, dice_of_masks
 from edue_lightning.uncertainty import MaskRule, largest_expected_dice, masks_of_images, reached
 
+_Rule = Literal["raters", "expected_dice"]
+
 
 class DiceByRule(PerCaseMetric):
     """Dice of the soft-majority mask and the predicted mask by a rule, see `MaskRule`.
@@ -24,11 +26,16 @@ class DiceByRule(PerCaseMetric):
 
     Args:
         rule: `raters`, with the number of the case's valid raters, or `expected_dice`.
+
+    Raises:
+        ValueError: if it is another rule.
     """
 
     better = "high"
 
-    def __init__(self, rule: Literal["raters", "expected_dice"]) -> None:
+    def __init__(self, rule: _Rule) -> None:
+        if rule not in get_args(_Rule):
+            raise ValueError(f"rule must be one of {', '.join(get_args(_Rule))}, not {rule!r}")
         self.rule = rule
 
     def of_case(self, case: Case) -> Tensor:

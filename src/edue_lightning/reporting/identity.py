@@ -1,6 +1,7 @@
 """Names that tell apart runs of one label: only seeds of one configuration, measured on the same data, share a name.
 
-Two runs are measured on the same data if they have the same cases, images, masks, grid and settings of the metrics.
+Two runs are measured on the same data if they have the same cases, images, masks, grid and settings of the metrics;
+of metrics beside the usual ones (`metrics.extra`), which only some runs may have, those of one name must be the same.
 They are seeds of one method if they also share their label and the settings of `method_settings`. Where runs of one
 label or data set differ, their names say in what: `edue, learning_rate=0.003`.
 
@@ -37,6 +38,7 @@ _CASE = ["case_id", "structure"]
 _RATER_COLUMNS = ("sv_star", "sv_star_normalised", "area", "n_raters")
 _RELATIVE_TOLERANCE = 1e-6
 _MOST_NAMED = 3
+_EXTRA = "metrics.extra."
 
 
 def distinguish(runs: Sequence[Run]) -> list[Run]:
@@ -61,7 +63,7 @@ def same_data(first: Run, second: Run) -> bool:
     Runs of earlier versions hold no fingerprints of their images, and the first of them none of their masks, which are
     then compared by the statistics of the raters.
     """
-    if metric_settings(first.configuration) != metric_settings(second.configuration):
+    if not _same_metrics(metric_settings(first.configuration), metric_settings(second.configuration)):
         return False
     if first.tested != second.tested:
         return False
@@ -80,6 +82,25 @@ def same_data(first: Run, second: Run) -> bool:
         for name in _RATER_COLUMNS
         if name in own and name in other
     )
+
+
+def _same_metrics(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Return whether two settings of the metrics agree, those of extra metrics where both have a metric of the name."""
+    shared = _extra_metrics(first) & _extra_metrics(second)
+
+    def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in settings.items() if _extra_metric(key) in (None, *shared)}
+
+    return compared(first) == compared(second)
+
+
+def _extra_metrics(settings: Mapping[str, Any]) -> set[str]:
+    return {name for name in map(_extra_metric, settings) if name is not None}
+
+
+def _extra_metric(key: str) -> str | None:
+    """Return the name of the extra metric that a setting is of, such as `metrics.extra.NAME.scale`."""
+    return key.removeprefix(_EXTRA).split(".")[0] if key.startswith(_EXTRA) else None
 
 
 def _data_sets(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -62,7 +62,7 @@ def matrix_findings(runs: Sequence[Run], candidate: str) -> list[Finding]:
         for name, others in methods.items():
             if name == candidate or any(run.validation is None for run in others):
                 continue
-            for quantity in measured_quantities(own, structure):
+            for quantity in measured_quantities(own, others, structure):
                 if quantity.name not in LETTERS:
                     continue
                 findings.append(_finding(data, structure, quantity.name, quantity.metrics, own, name, others))

@@ -57,10 +57,12 @@ class Quantity:
     Attributes:
         name: name in `verdict.csv` and `MARGINS`.
         metrics: its read-outs; each method has the one that is best on validation data, see `selection.best_metric`.
+        on_request: further read-outs, which count only where all methods that are compared have them.
     """
 
     name: str
     metrics: tuple[str, ...]
+    on_request: tuple[str, ...] = ()
 
     @property
     def sign(self) -> int:
@@ -77,9 +79,9 @@ QUANTITIES = (
     Quantity("nll", ("nll",)),
     Quantity("ece", ("ece",)),
     Quantity("normalised_aurc", tuple(f"normalised_aurc{suffix}" for suffix in SCORES)),
-    # all but the first of these two were measured only with metrics=mask_rules
-    Quantity("dice", ("dice", "dice_by_raters", "dice_by_expected_dice")),
-    Quantity("d_soft", ("d_soft", "d_soft_by_expected_dice")),
+    # those on request are measured with metrics=mask_rules
+    Quantity("dice", ("dice",), ("dice_by_raters", "dice_by_expected_dice")),
+    Quantity("d_soft", ("d_soft",), ("d_soft_by_expected_dice",)),
     Quantity("ged2", ("ged2",)),
     Quantity("ood_auroc", tuple(OOD_AUROC)),
     # the density is a score of every method, and hides what the maps of uncertainty say of unusual images
@@ -90,14 +92,24 @@ QUANTITIES = (
 The last two are compared where the candidate was measured on distorted images, see `out_of_distribution`."""
 
 
-def measured_quantities(runs: Sequence[Run], structure: str) -> list[Quantity]:
-    """Return the quantities without those of distorted images, if one of some runs was not measured on such images."""
-    return [
-        quantity
-        for quantity in QUANTITIES
-        if not quantity.metrics[0].startswith(PREFIX)
-        or all(any(run.n_cases(structure, metric) for metric in quantity.metrics) for run in runs)
-    ]
+def measured_quantities(runs: Sequence[Run], others: Sequence[Run], structure: str) -> list[Quantity]:
+    """Return the quantities of some runs with the read-outs by which they are compared with others.
+
+    Those of distorted images are left out if one of `runs` was not measured on such images, and a read-out on request
+    if one of all runs lacks it, since the others would then have more to choose from.
+    """
+
+    def measured(one: Run, metric: str) -> bool:
+        return one.n_cases(structure, metric) > 0
+
+    found = []
+    for quantity in QUANTITIES:
+        is_detection = quantity.metrics[0].startswith(PREFIX)
+        if is_detection and not all(any(measured(run, metric) for metric in quantity.metrics) for run in runs):
+            continue
+        of_all = [metric for metric in quantity.on_request if all(measured(run, metric) for run in (*runs, *others))]
+        found.append(replace(quantity, metrics=(*quantity.metrics, *of_all)))
+    return found
 
 
 def judge(runs: Sequence[Run], candidate: str) -> Verdict:
@@ -321,9 +333,12 @@ def _against_best(by_data: Methods, candidate: str) -> tuple[list[Finding], list
                     for name, runs in baselines.items()
                     if name not in rivals
                 ]
-                for quantity in measured_quantities(methods[candidate], structure):
+                of_rivals = [run for runs in rivals.values() for run in runs]
+                for quantity in measured_quantities(methods[candidate], of_rivals, structure):
                     without = [
-                        name for name, runs in rivals.items() if quantity not in measured_quantities(runs, structure)
+                        name
+                        for name, runs in rivals.items()
+                        if quantity.name not in {one.name for one in measured_quantities(runs, (), structure)}
                     ]
                     if without:
                         remarks.append(
