@@ -193,7 +193,7 @@ def _python(arguments: list[str]) -> int:
     _require(path.is_file(), f"{script}: no such script")
     if path.is_relative_to(ROOT / "experiments"):
         # long work: the tests of tests/ that name the script run it, here it tells its options
-        writes = path.name == "patients.py"
+        writes = path.name == "cohort.py"
         if writes:
             given += ["--large", "0", "--small", "4"]
         else:
