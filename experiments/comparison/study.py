@@ -242,14 +242,14 @@ def reread(setup: Setup, jobs: Sequence[Job], read_outs: Sequence[str]) -> list[
         jobs: jobs of the comparison.
         read_outs: keys of `READ_OUTS`.
     """
+    # runs of earlier versions were measured with fewer metrics
+    extra = read_mapping(Path(configuration_folder()) / "metrics" / "mask_rules.yaml")["extra"]
     measured = []
     for job in jobs:
         run = setup.folder / job.name
         if not (run / VALIDATION_FILE).is_file() or not (run / CHECKPOINTS).is_dir():
             continue
         record = read_mapping(run / CONFIGURATION_FILE)
-        # runs of earlier versions were measured with fewer metrics
-        extra = read_mapping(Path(configuration_folder()) / "metrics" / "mask_rules.yaml")["extra"]
         metrics = {**record["metrics"], "extra": extra}
         for read_out in read_outs:
             label = f"{record['label']}_{read_out}"

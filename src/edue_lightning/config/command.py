@@ -106,20 +106,24 @@ def without_empty_groups(arguments: Sequence[str], name: str) -> list[str]:
     Raises:
         UserError: if a group is null that needs a choice, or is null for a part of a sweep.
     """
-    defaults = yaml.safe_load((Path(configuration_folder()) / f"{name}.yaml").read_text()).get("defaults", [])
-    optional = {group for entry in defaults if isinstance(entry, dict) for group, choice in entry.items() if not choice}
     found = []
     for argument in arguments:
         group, _, value = argument.partition("=")
         folder = Path(configuration_folder()) / group.lstrip("+")
         if not _KEY.fullmatch(group) or "null" not in value.split(",") or not folder.is_dir():
             found.append(argument)
-        elif group in optional and value == "null":
+        elif value == "null" and group in _optional_groups(name):
             found.append(f"~{group}")
         else:
             choices = ", ".join(sorted(path.stem for path in folder.glob("[!_]*.yaml")))
             raise UserError(f"{argument}: choose among {choices}, or leave {folder.name} out")
     return found
+
+
+def _optional_groups(name: str) -> set[str]:
+    """Return the groups without a choice in the defaults of a configuration."""
+    defaults = yaml.safe_load((Path(configuration_folder()) / f"{name}.yaml").read_text()).get("defaults", [])
+    return {group for entry in defaults if isinstance(entry, dict) for group, choice in entry.items() if not choice}
 
 
 def quoted_overrides(arguments: Sequence[str]) -> list[str]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from edue_lightning.metrics.case import Case
 from edue_lightning.metrics.definition import PerCaseMetric
-from edue_lightning.metrics.overlap import D_SOFT_THRESHOLDS, dice_of_masks
-from edue_lightning.uncertainty import MaskRule, largest_expected_dice, masks_of_images, reached
+from edue_lightning.metrics.overlap import dice_of_masks, mean_dice_over_shares
+from edue_lightning.uncertainty import MaskRule, masks_of_images
 
 _Rule = Literal["raters", "expected_dice"]
 
@@ -57,10 +56,10 @@ class DSoftByExpectedDice(PerCaseMetric):
 
     def of_case(self, case: Case) -> Tensor:
         """Return the mean Dice of each structure, `[K]`."""
-        share = case.share.float()
-        scores = []
-        for threshold in D_SOFT_THRESHOLDS:
-            probability = case.readout.share_probability(case.channels[None], threshold, case.n_raters)[0]
-            masks = torch.stack([reached(values, largest_expected_dice(values)[0]) for values in probability])
-            scores.append(dice_of_masks(masks, share >= threshold))
-        return torch.stack(scores).mean(dim=0)
+        rule, channels, mean = MaskRule("expected_dice"), case.channels[None], case.mean[None]
+
+        def predicted(share: float) -> Tensor:
+            probability = case.readout.share_probability(channels, share, case.n_raters, mean)
+            return masks_of_images(probability, rule, case.structures)[0]
+
+        return mean_dice_over_shares(predicted, case.share)

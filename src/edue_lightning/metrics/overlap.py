@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,12 +21,19 @@ def _dice(cases: CaseBatch) -> Sequence[Tensor]:
 
 
 def _d_soft(cases: CaseBatch) -> Sequence[Tensor]:
-    scores = []
+    return (mean_dice_over_shares(cases.share_reached, cases.share),)
+
+
+def mean_dice_over_shares(predicted: Callable[[float], Tensor], share: Tensor) -> Tensor:
+    """Return the mean Dice of predicted masks and (q >= t) over `D_SOFT_THRESHOLDS`, `[..., V]` to `[...]`.
+
+    Args:
+        predicted: function from t to the predicted mask, `[..., V]` bool.
+        share: q, `[..., V]`.
+    """
     # in float32 7 of 10 raters reach 0.7, and so does a prediction of 0.7 that was stored in float32
-    share = cases.share.float()
-    for threshold in D_SOFT_THRESHOLDS:
-        scores.append(dice_of_masks(cases.share_reached(threshold), share >= threshold))
-    return (torch.stack(scores).mean(dim=0),)
+    share = share.float()
+    return torch.stack([dice_of_masks(predicted(t), share >= t) for t in D_SOFT_THRESHOLDS]).mean(dim=0)
 
 
 def _consensus(cases: CaseBatch) -> Sequence[Tensor]:

@@ -98,18 +98,22 @@ def measured_quantities(runs: Sequence[Run], others: Sequence[Run], structure: s
     Those of distorted images are left out if one of `runs` was not measured on such images, and a read-out on request
     if one of all runs lacks it, since the others would then have more to choose from.
     """
-
-    def measured(one: Run, metric: str) -> bool:
-        return one.n_cases(structure, metric) > 0
-
     found = []
     for quantity in QUANTITIES:
-        is_detection = quantity.metrics[0].startswith(PREFIX)
-        if is_detection and not all(any(measured(run, metric) for metric in quantity.metrics) for run in runs):
+        if not _is_measured(quantity, runs, structure):
             continue
-        of_all = [metric for metric in quantity.on_request if all(measured(run, metric) for run in (*runs, *others))]
+        of_all = [
+            metric for metric in quantity.on_request if all(run.n_cases(structure, metric) for run in (*runs, *others))
+        ]
         found.append(replace(quantity, metrics=(*quantity.metrics, *of_all)))
     return found
+
+
+def _is_measured(quantity: Quantity, runs: Sequence[Run], structure: str) -> bool:
+    """Return whether all runs were measured on distorted images, if the quantity is one of these."""
+    return not quantity.metrics[0].startswith(PREFIX) or all(
+        any(run.n_cases(structure, metric) for metric in quantity.metrics) for run in runs
+    )
 
 
 def judge(runs: Sequence[Run], candidate: str) -> Verdict:
@@ -335,11 +339,7 @@ def _against_best(by_data: Methods, candidate: str) -> tuple[list[Finding], list
                 ]
                 of_rivals = [run for runs in rivals.values() for run in runs]
                 for quantity in measured_quantities(methods[candidate], of_rivals, structure):
-                    without = [
-                        name
-                        for name, runs in rivals.items()
-                        if quantity.name not in {one.name for one in measured_quantities(runs, (), structure)}
-                    ]
+                    without = [name for name, runs in rivals.items() if not _is_measured(quantity, runs, structure)]
                     if without:
                         remarks.append(
                             f"{data}, {structure}: {quantity.name} is not compared with {listed(without)}, since their "

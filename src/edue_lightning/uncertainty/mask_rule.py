@@ -190,14 +190,15 @@ def _largest_expected_dice(values: NDArray[np.float64], floor: float) -> tuple[f
     rest = values[~is_candidate]
     # -log(1 - p t) of small p, as a series
     powers_of_rest = [float((rest**power).sum()) / power for power in range(1, _POWERS + 1)]
+    total = float(values.sum())
     sizes = np.arange(1, len(ordered) + 1)
     expected = np.zeros(len(ordered))
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
     # t = 1 - x; most of the integral lies near t = 0, so the parts [1/2, 1], [1/4, 1/2], ... and [0, 2^-n]
-    parts = max(math.ceil(math.log2((len(ordered) + float(values.sum()) + 1) / _SMALL)), 1)
+    parts = max(math.ceil(math.log2((len(ordered) + total + 1) / _SMALL)), 1)
     edges = np.append(2.0 ** -np.arange(parts), 0.0)
     for high, low in pairwise(edges):
-        if low * float(values.sum()) > _NEGLIGIBLE:
+        if low * total > _NEGLIGIBLE:
             continue
         for node, weight in zip(nodes, weights, strict=True):
             t = low + (high - low) * (node + 1) / 2

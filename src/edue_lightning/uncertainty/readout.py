@@ -188,9 +188,11 @@ class Readout:
         if not self.levels:
             # as in float32, in which 7 of 10 raters reach 0.7
             return (self.probability(channels) if probability is None else probability).float() >= share
-        return foreground(self.share_probability(channels, share, self.count(channels.shape[1])))
+        return foreground(self._level_of_share(channels, share))
 
-    def share_probability(self, channels: Tensor, share: float, raters: int) -> Tensor:
+    def share_probability(
+        self, channels: Tensor, share: float, raters: int, probability: Tensor | None = None
+    ) -> Tensor:
         """Return the probability that at least a share of the raters marks a voxel, `[B, K, *S]`.
 
         Of levels it is `pi_k` of the smallest k >= share * M. Otherwise the raters count as independent, each of them
@@ -200,15 +202,20 @@ class Readout:
             channels: probabilities `[B, M + n, K, *S]`.
             share: above 0, at most 1.
             raters: R, the number of raters; levels do not depend on it.
+            probability: `probability(channels)`, if it is known already.
         """
         if self.levels:
-            members = self.members(channels)
-            return at_least_float32(members[:, _count_of_share(share, members.shape[1]) - 1])
+            return at_least_float32(self._level_of_share(channels, share))
         count = _count_of_share(share, raters)
-        p = self.probability(channels)
+        p = self.probability(channels) if probability is None else probability
         # the tail of a binomial distribution, as the regularised incomplete beta function
         tail = betainc(count, raters - count + 1, p.double().cpu().numpy())
         return torch.as_tensor(tail, dtype=p.dtype, device=p.device)
+
+    def _level_of_share(self, channels: Tensor, share: float) -> Tensor:
+        """Return `pi_k` of the smallest k >= share * M, `[B, K, *S]`."""
+        members = self.members(channels)
+        return members[:, _count_of_share(share, members.shape[1]) - 1]
 
 
 MEMBERS = Readout()
