@@ -53,7 +53,7 @@ METHODS: dict[str, Callable[[MethodParts], SegmentationMethod]] = {
     "mc_dropout": lambda made: MonteCarloDropout(made, HeadLayout("last"), samples=3),
     "test_time_augmentation": lambda made: TestTimeAugmentation(made, HeadLayout("last")),
     "edue": lambda made: EDUE(made, HeadLayout("decoder", per_stage=2), VarianceGuidance(5.0), mean_weight=2.0),
-    "stochastic_segmentation": lambda made: StochasticSegmentation(made, rank=2, samples=3, training_samples=4),
+    "stochastic_segmentation": lambda made: StochasticSegmentation(made, 2, 3, training_samples=4, warm_up_epochs=0),
     "probabilistic_unet": lambda made: ProbabilisticUNet(made, samples=3, width=6),
     "edue_levels": lambda made: EDUELevels(made, levels=3),
     "edue_levels_mask": lambda made: EDUELevels(made, levels=3, mask_weight=1.0, dice_weight=0.0),

@@ -42,7 +42,7 @@ METHODS: dict[str, SegmentationMethod] = {
     "mc_dropout": MonteCarloDropout(parts_of(), HeadLayout("last")),
     "single_soft_majority": SingleNetwork(parts_of(), HeadLayout("last"), target="soft_majority"),
     "probabilistic_unet": ProbabilisticUNet(parts_of()),
-    "stochastic_segmentation": StochasticSegmentation(parts_of()),
+    "stochastic_segmentation": StochasticSegmentation(parts_of(), warm_up_epochs=0),
     "test_time_augmentation": methods.TestTimeAugmentation(parts_of(), HeadLayout("last")),
 }
 

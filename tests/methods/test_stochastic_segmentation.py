@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def network(heads: HeadLayout) -> MultiHeadUNet:
 
 
 def ssn(**options: object) -> StochasticSegmentation:
-    options = {"rank": 3, "samples": 4, "training_samples": 6, **options}
+    options = {"rank": 3, "samples": 4, "training_samples": 6, "warm_up_epochs": 0, **options}
     return StochasticSegmentation(parts_of(network), **options).eval()
 
 
@@ -168,14 +169,24 @@ def test_the_prior_of_the_foreground_is_the_means_alone_and_the_covariance_start
     assert distribution.factors.std() < 0.3 * distribution.mean.std()
 
 
-def test_the_mean_alone_is_trained_at_first(batch: RaterBatch) -> None:
-    method = ssn(warm_up_epochs=1).train()
+@pytest.mark.parametrize(
+    ("warm_up_epochs", "last", "later"),
+    [
+        (2, {"current_epoch": 1, "global_step": 9}, {"current_epoch": 2, "global_step": 10}),
+        # half of the eleven steps of a training
+        (None, {"current_epoch": 1, "global_step": 5}, {"current_epoch": 1, "global_step": 6}),
+    ],
+)
+def test_the_mean_alone_is_trained_at_first(
+    batch: RaterBatch, warm_up_epochs: int | None, last: dict[str, int], later: dict[str, int]
+) -> None:
+    method = ssn(warm_up_epochs=warm_up_epochs).train()
+    method.trainer = SimpleNamespace(estimated_stepping_batches=11, **last)  # type: ignore[assignment]
     distribution = LogitDistribution.of(method.network(batch.image))
     target = member_target(batch, "random_rater").expand_as(distribution.mean[:, None])
     expected = F.binary_cross_entropy_with_logits(distribution.mean[:, None], target)
     torch.testing.assert_close(method.training_loss(batch)["loss"], expected)
-    # Lightning counts the epochs of a fit
-    method.warm_up_epochs = 0
+    method.trainer = SimpleNamespace(estimated_stepping_batches=11, **later)  # type: ignore[assignment]
     assert not torch.isclose(method.training_loss(batch)["loss"], expected, rtol=1e-4)
 
 
@@ -188,7 +199,7 @@ def test_half_precision_ends_at_the_network(batch: RaterBatch, dtype: torch.dtyp
         def forward(self, image: Tensor) -> Tensor:
             return torch.linspace(-9, 9, 5, dtype=dtype)[:, None, None, None].expand(len(image), 5, 2, 24, 24)
 
-    method = StochasticSegmentation(parts_of(lambda heads: Half()), rank=3, samples=4)
+    method = StochasticSegmentation(parts_of(lambda heads: Half()), rank=3, samples=4, warm_up_epochs=0)
     full = LogitDistribution.of(method.network(batch.image).float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = method(batch.image)

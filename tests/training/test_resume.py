@@ -103,7 +103,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     [
         ["method=edue", "method.guidance.ramp_up_epochs=2", "data.num_workers=2", "augmentation=nnunet"],
         ["method=mc_dropout", "optimizer.schedule=cosine_warmup"],
-        ["method=stochastic_segmentation", "method.warm_up_epochs=1"],
+        ["method=stochastic_segmentation"],
         ["method=probabilistic_unet"],
         ["method=single", "network.dropout=0.3", "trainer.accumulate_grad_batches=2", "optimizer.schedule=constant"],
         ["method=single", "optimizer=sgd_poly", "trainer.max_epochs=2"],

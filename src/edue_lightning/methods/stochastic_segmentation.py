@@ -81,8 +81,9 @@ class StochasticSegmentation(NetworkMethod):
         samples: M, members of a prediction, at least two.
         training_samples: draws for the likelihood, an even number: they come in pairs on either side of the mean.
         seed: seed of the noise behind the members.
-        warm_up_epochs: number of first epochs in which the mean alone is trained, without noise: at the start, the
-            likelihood depends on the luckiest draw alone, which is a poor guide.
+        warm_up_epochs: number of first epochs in which the mean alone is trained, without noise; None for the first
+            half of the training. The likelihood depends on the luckiest draw almost alone, so that a mean which is
+            still poor stays so, under a covariance that grows until one draw in twenty fits.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -97,9 +98,9 @@ class StochasticSegmentation(NetworkMethod):
         samples: int = 16,
         training_samples: int = 20,
         seed: int = 0,
-        warm_up_epochs: int = 0,
+        warm_up_epochs: int | None = None,
     ) -> None:
-        if warm_up_epochs < 0:
+        if warm_up_epochs is not None and warm_up_epochs < 0:
             raise ValueError(f"warm_up_epochs must not be negative: {warm_up_epochs}")
         if rank < 1:
             raise ValueError(f"rank must be at least 1, not {rank}")
@@ -137,11 +138,17 @@ class StochasticSegmentation(NetworkMethod):
         own = _noise(mean, (1, self.samples, *mean.shape[1:]), generator)
         return distribution.logits(shared, own)
 
+    @property
+    def _trains_mean_alone(self) -> bool:
+        if self.warm_up_epochs is None:
+            return 2 * self.global_step < self.trainer.estimated_stepping_batches
+        return self.current_epoch < self.warm_up_epochs
+
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
         """Return `loss`, the negative log-likelihood of a drawn rater's mask per voxel and structure (nats)."""
         distribution = LogitDistribution.of(self.network(batch.image))
         target = member_target(batch, "random_rater")
-        if self.current_epoch < self.warm_up_epochs:
+        if self._trains_mean_alone:
             return {
                 "loss": negative_log_likelihood(distribution.mean[:, None], target, batch.region, self.exclusive).mean()
             }
