@@ -89,13 +89,23 @@ def enough_raters(valid: Tensor) -> Tensor:
     return valid.sum(dim=1) >= 2
 
 
+def member_mean(values: Tensor) -> Tensor:
+    """Return the mean over the members, or stages: `[B, M, ...]` to `[B, ...]`, in float32 or better."""
+    first, *others = at_least_float32(values).unbind(dim=1)
+    # a third of the time of `Tensor.mean` over this axis, whose values lie far apart
+    total = first + others[0] if others else first
+    for other in others[1:]:
+        total = total + other
+    return total / (1 + len(others)) if others else total
+
+
 def member_variance(probabilities: Tensor) -> Tensor:
     """Return V, the variance between the members: `[B, M, K, *S]` to `[B, K, *S]`; 0 for a single member."""
     probabilities = at_least_float32(probabilities)
     # several times as fast as Tensor.var over this axis; relative to the first member, so that equal members give
     # exactly 0, and without cancellation, since the first member's own difference is 0
     difference = probabilities - probabilities[:, :1]
-    return difference.square().mean(dim=1) - difference.mean(dim=1).square()
+    return member_mean(difference.square()) - member_mean(difference).square()
 
 
 def total_variance(probabilities: Tensor) -> Tensor:
@@ -104,7 +114,7 @@ def total_variance(probabilities: Tensor) -> Tensor:
     By the law of total variance this is the variance between the members plus the mean of each member's own
     Bernoulli variance, and the counterpart of V* = q (1 - q) for a calibrated p.
     """
-    mean = at_least_float32(probabilities).mean(dim=1)
+    mean = member_mean(probabilities)
     return mean * (1 - mean)
 
 
@@ -123,7 +133,7 @@ def expected_entropy(probabilities: Tensor, log_odds: Tensor | None = None) -> T
     odds = [None] * len(members) if log_odds is None else log_odds.unbind(dim=1)
     total = torch.zeros_like(members[0], dtype=torch.float64)
     # 1 minus the product, which rounding would take to 1 where all members are sure
-    missing = torch.zeros_like(total)
+    missing, one = torch.zeros_like(total), total.new_ones(())
     # member by member, since a volume's maps of all members would need as much memory again
     for number, (member, of_member) in enumerate(zip(members, odds, strict=True), start=1):
         probability = member.double()
@@ -131,9 +141,9 @@ def expected_entropy(probabilities: Tensor, log_odds: Tensor | None = None) -> T
         if of_member is None:
             size = ((1 - smaller) / smaller.clamp_min(torch.finfo(smaller.dtype).tiny)).log_()
         else:
-            size = of_member.abs().double().clamp_max_(_SURE)
-        missing += (1 - missing).mul_(smaller)
-        total += smaller.mul_(size)
+            size = of_member.abs().clamp_max_(_SURE).double()
+        missing.lerp_(one, smaller)
+        total.addcmul_(smaller, size)
         if number % _MOST_FACTORS == 0 or number == len(members):
             total -= missing.neg_().log1p_()
             missing.zero_()
@@ -160,7 +170,7 @@ def mutual_information(probabilities: Tensor, entropy: Tensor, expected: Tensor)
 
 def predictive_entropy(probabilities: Tensor) -> Tensor:
     """Return the entropy (nats, at most ln 2) of the members' mean: `[B, M, K, *S]` to `[B, K, *S]`."""
-    mean = at_least_float32(probabilities).mean(dim=1)
+    mean = member_mean(probabilities)
     return _binary_entropy(mean)
 
 

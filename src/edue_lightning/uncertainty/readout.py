@@ -12,7 +12,7 @@ from scipy.special import betainc
 from torch import Tensor
 
 from edue_lightning.uncertainty.exclusive import capped_log_odds, exclusive_decision, exclusive_log_odds
-from edue_lightning.uncertainty.maps import Tie, at_least_float32, foreground, member_variance
+from edue_lightning.uncertainty.maps import Tie, at_least_float32, foreground, member_mean, member_variance
 from edue_lightning.uncertainty.mask_rule import HALF, MaskRule
 
 MAPS = ("probability", "disagreement", "decision")
@@ -140,7 +140,7 @@ class Readout:
     def probability(self, channels: Tensor) -> Tensor:
         """Return p, `[B, K, *S]`, for probabilities `[B, M + n, K, *S]`, in float32 or better."""
         own = self.own_map(channels, "probability")
-        return at_least_float32(self.members(channels)).mean(dim=1) if own is None else at_least_float32(own)
+        return member_mean(self.members(channels)) if own is None else at_least_float32(own)
 
     def disagreement(self, channels: Tensor) -> Tensor:
         """Return V, `[B, K, *S]`, for probabilities `[B, M + n, K, *S]`; 0 for a single opinion, which has none."""
