@@ -174,7 +174,7 @@ def test_the_prior_of_the_foreground_is_the_means_alone_and_the_covariance_start
     [
         (2, {"current_epoch": 1, "global_step": 9}, {"current_epoch": 2, "global_step": 10}),
         # half of the eleven steps of a training
-        (None, {"current_epoch": 1, "global_step": 5}, {"current_epoch": 1, "global_step": 6}),
+        (None, {"current_epoch": 1, "global_step": 4}, {"current_epoch": 1, "global_step": 5}),
     ],
 )
 def test_the_mean_alone_is_trained_at_first(
@@ -186,6 +186,7 @@ def test_the_mean_alone_is_trained_at_first(
     target = member_target(batch, "random_rater").expand_as(distribution.mean[:, None])
     expected = F.binary_cross_entropy_with_logits(distribution.mean[:, None], target)
     torch.testing.assert_close(method.training_loss(batch)["loss"], expected)
+    assert not method.complete
     method.trainer = SimpleNamespace(estimated_stepping_batches=11, **later)  # type: ignore[assignment]
     assert not torch.isclose(method.training_loss(batch)["loss"], expected, rtol=1e-4)
 

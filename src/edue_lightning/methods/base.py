@@ -203,6 +203,11 @@ class SegmentationMethod(pl.LightningModule):
     def label(self) -> str:
         """Name of the method in tables, including what distinguishes its variants."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether all of the method has been trained, so that its weights may be the best of the training."""
+        return True
+
     @abstractmethod
     def forward(self, image: Tensor) -> Tensor:
         """Return member logits `[B, M, K, *S]`, and those of `readout.own_maps` behind, for images `[B, C, *S]`.

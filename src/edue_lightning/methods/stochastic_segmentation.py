@@ -139,10 +139,21 @@ class StochasticSegmentation(NetworkMethod):
         return distribution.logits(shared, own)
 
     @property
+    def complete(self) -> bool:
+        """Whether the covariance has been trained."""
+        if self.warm_up_epochs is None:
+            return self.global_step > self._half
+        return self.current_epoch >= self.warm_up_epochs
+
+    @property
     def _trains_mean_alone(self) -> bool:
         if self.warm_up_epochs is None:
-            return 2 * self.global_step < self.trainer.estimated_stepping_batches
+            return self.global_step < self._half
         return self.current_epoch < self.warm_up_epochs
+
+    @property
+    def _half(self) -> int:
+        return int(self.trainer.estimated_stepping_batches) // 2
 
     def training_loss(self, batch: RaterBatch) -> dict[str, Tensor]:
         """Return `loss`, the negative log-likelihood of a drawn rater's mask per voxel and structure (nats)."""

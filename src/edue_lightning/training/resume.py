@@ -7,22 +7,23 @@ import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
-from torch import distributed
+from torch import Tensor, distributed
 
 from edue_lightning.errors import UserError
+from edue_lightning.methods import SegmentationMethod
 from edue_lightning.runtime.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Writer of `best.ckpt`, the weights with the best value of a validation metric.
+    """Writer of `best.ckpt`, the weights with the best value of a validation metric once the method is `complete`.
 
     Args:
         folder: folder of the checkpoint; it may have been moved before a resumption.
@@ -41,6 +42,11 @@ class BestCheckpoint(ModelCheckpoint):
             # replace the file of a killed process
             enable_version_counter=False,
         )
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
+        """Return whether the present weights are the best so far."""
+        method = cast(SegmentationMethod, trainer.lightning_module)
+        return method.complete and super().check_monitor_top_k(trainer, current)
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         """Write the weights that were validated: with averages of weights, these.
