@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from method_parts import small_network
+from method_parts import parts_of, small_network
 from torch import nn
 from trainings import configuration
 
 from edue_lightning.config.build import build_method, refused_size
 from edue_lightning.data import SyntheticFundus
 from edue_lightning.errors import UserError
+from edue_lightning.methods import SingleNetwork, StochasticSegmentation
 from edue_lightning.networks import HeadLayout
 from edue_lightning.training import run as training_run
 from edue_lightning.training.checks import check_validated
@@ -111,7 +112,30 @@ def test_quarter_turns_at_prediction_need_voxels_of_equal_sizes(
     [["trainer.max_epochs=1"], ["+trainer.val_check_interval=0.5"], ["+trainer.check_val_every_n_epoch=3"]],
 )
 def test_a_training_with_a_validation_passes(overrides: list[str]) -> None:
-    check_validated(configuration(*overrides)["trainer"], 5)
+    check_validated(configuration(*overrides)["trainer"], 5, SingleNetwork(parts_of(), HeadLayout("last")))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warm_up_epochs", "validated"),
+    [
+        (["trainer.max_epochs=3"], 3, 3),
+        (["trainer.max_epochs=5", "+trainer.check_val_every_n_epoch=2"], 4, 4),
+        (["trainer.max_epochs=3", "+trainer.val_check_interval=4", "+trainer.check_val_every_n_epoch=null"], 3, 3),
+        (["trainer.max_epochs=9", "+trainer.max_steps=15"], 3, 3),
+    ],
+)
+def test_a_validation_follows_the_epochs_of_preparation(
+    overrides: list[str], warm_up_epochs: int, validated: int
+) -> None:
+    trainer = configuration(*overrides)["trainer"]
+    check_validated(trainer, 5, StochasticSegmentation(parts_of(), warm_up_epochs=warm_up_epochs - 1))
+    with pytest.raises(UserError, match=f"follows epoch {validated}, .* the first {warm_up_epochs} "):
+        check_validated(trainer, 5, StochasticSegmentation(parts_of(), warm_up_epochs=warm_up_epochs))
+
+
+def test_the_ramp_of_the_guidance_ends_before_the_last_validation() -> None:
+    with pytest.raises(UserError, match=r"method\.guidance\.ramp_up_epochs"):
+        Experiment.of(configuration("method=edue", "method.guidance.ramp_up_epochs=3", "trainer.max_epochs=3"))
 
 
 def test_parts_of_a_method_are_no_options() -> None:

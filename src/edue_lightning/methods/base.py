@@ -181,11 +181,13 @@ class SegmentationMethod(pl.LightningModule):
         temperature: `[K]`, divides the logits of each structure in a prediction; None before one is fitted.
         takes_loss: whether `MethodParts.loss` is part of the training, beside its weights of structures.
         takes_structure_weights: whether these weights are part of the training.
+        first_epochs: number of first epochs in which a part of the method is not trained yet, or not fully.
     """
 
     temperature: Tensor | None
     takes_loss: bool = True
     takes_structure_weights: bool = True
+    first_epochs: float = 0.0
 
     def __init__(self, parts: MethodParts) -> None:
         super().__init__()
@@ -205,8 +207,8 @@ class SegmentationMethod(pl.LightningModule):
 
     @property
     def complete(self) -> bool:
-        """Whether all of the method has been trained, so that its weights may be the best of the training."""
-        return True
+        """Whether all of the method is trained by now, so that its weights may be the best of the training."""
+        return self.current_epoch >= self.first_epochs
 
     @abstractmethod
     def forward(self, image: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ class EDUE(NetworkMethod):
         if mean_weight < 0:
             raise ValueError(f"mean_weight must not be negative: {mean_weight}")
         self.guidance = guidance
+        self.first_epochs = guidance.ramp_up_epochs if guidance.weight else 0
         self.rater_draw = rater_draw
         self.mean_weight = mean_weight
 

@@ -114,6 +114,7 @@ class StochasticSegmentation(NetworkMethod):
         self.training_samples = training_samples
         self.seed = seed
         self.warm_up_epochs = warm_up_epochs
+        self.first_epochs = warm_up_epochs or 0
         means = len(self.structures)
         # the covariance starts small; the network's first bias (the prior of the foreground) is for the mean alone
         for name, parameter in cast(nn.Module, self.network.heads).named_parameters():
@@ -141,9 +142,7 @@ class StochasticSegmentation(NetworkMethod):
     @property
     def complete(self) -> bool:
         """Whether the covariance has been trained."""
-        if self.warm_up_epochs is None:
-            return self.global_step > self._half
-        return self.current_epoch >= self.warm_up_epochs
+        return self.global_step > self._half if self.warm_up_epochs is None else super().complete
 
     @property
     def _trains_mean_alone(self) -> bool:

@@ -54,12 +54,13 @@ def check_numbers(configuration: Mapping[str, Any]) -> None:
             raise UserError(f"trainer.{name} must be above 0, not {value}")
 
 
-def check_validated(trainer: Mapping[str, Any], batches: int) -> None:
-    """Check that a training reaches a validation, without which there is no best checkpoint.
+def check_validated(trainer: Mapping[str, Any], batches: int, method: SegmentationMethod) -> None:
+    """Check that a training reaches a validation of all that it trains, without which there is no best checkpoint.
 
     Args:
         trainer: node of the configuration.
         batches: number of training batches per epoch.
+        method: method to be trained.
 
     Raises:
         UserError: naming the settings that prevent it.
@@ -90,6 +91,17 @@ def check_validated(trainer: Mapping[str, Any], batches: int) -> None:
         raise UserError(
             "the training ends before its first validation, so no checkpoint could be chosen; raise "
             "trainer.max_epochs (or trainer.max_steps), or set trainer.check_val_every_n_epoch=1"
+        )
+    preparing = max(trainee.first_epochs for trainee in method.trainees())
+    if not preparing or available == math.inf:
+        return
+    period = interval if isinstance(interval, int) and every is None else batches * (every or 1)
+    validated = math.ceil(available // period * period / batches)
+    if validated - 1 < preparing:
+        raise UserError(
+            f"the last validation follows epoch {validated}, and the best checkpoint is of an epoch after the first "
+            f"{preparing:g} (method.warm_up_epochs or method.guidance.ramp_up_epochs); lower these, or raise "
+            "trainer.max_epochs"
         )
 
 

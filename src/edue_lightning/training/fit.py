@@ -84,9 +84,9 @@ class Experiment:
         if cases is None and is_first_process():
             cases = {split: identities(data.source, data.splits[split]) for split in ("train", "val")}
             check_sizes(configuration, data, cases)
-        check_validated(configuration["trainer"], data.training_batches())
         configuration = with_levels(configuration, data)
         method = build_method(configuration, image_format)
+        check_validated(configuration["trainer"], data.training_batches(), method)
         check_raters(method, data)
         check_loss(method)
         if cases is not None:
@@ -262,10 +262,7 @@ def _fit_trainee(
     )
     trainer.fit(trainee, datamodule=data, ckpt_path=last if steps else None, weights_only=True)
     if keeper.best_model_score is None:
-        raise UserError(
-            "no validation ran (or none after method.warm_up_epochs), so no checkpoint could be chosen; set "
-            "trainer.check_val_every_n_epoch=1, or train for more epochs"
-        )
+        raise UserError("no validation ran, so no checkpoint could be chosen; set trainer.check_val_every_n_epoch=1")
     # Lightning keeps the first checkpoint if the metric is always NaN
     if not keeper.best_model_score.isfinite():
         raise UserError(
