@@ -262,7 +262,10 @@ def _fit_trainee(
     )
     trainer.fit(trainee, datamodule=data, ckpt_path=last if steps else None, weights_only=True)
     if keeper.best_model_score is None:
-        raise UserError("no validation ran, so no checkpoint could be chosen; set trainer.check_val_every_n_epoch=1")
+        raise UserError(
+            "no validation ran once all of the method was trained, so no checkpoint could be chosen; set "
+            "trainer.check_val_every_n_epoch=1, or train without early stopping"
+        )
     # Lightning keeps the first checkpoint if the metric is always NaN
     if not keeper.best_model_score.isfinite():
         raise UserError(
