@@ -148,7 +148,7 @@ class StochasticSegmentation(NetworkMethod):
     def _trains_mean_alone(self) -> bool:
         if self.warm_up_epochs is None:
             return self.global_step < self._half
-        return self.current_epoch < self.warm_up_epochs
+        return not self.complete
 
     @property
     def _half(self) -> int:

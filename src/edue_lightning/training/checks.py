@@ -76,11 +76,11 @@ def check_validated(trainer: Mapping[str, Any], batches: int, method: Segmentati
             f"trainer.val_check_interval={interval}: an epoch has {batches} batches; choose at most that number, or a "
             "share of the epoch such as 0.5"
         )
-    first = batches * (every or 1)
-    if isinstance(interval, int) and every is None:
-        first = interval
-    elif interval is not None:
-        first = batches * ((every or 1) - 1) + (interval if isinstance(interval, int) else int(batches * interval))
+    # an interval without a number of epochs counts on from one epoch to the next
+    period = interval if isinstance(interval, int) and every is None else batches * (every or 1)
+    first = period
+    if interval is not None and period != interval:
+        first += (interval if isinstance(interval, int) else int(batches * interval)) - batches
     epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps", -1)
     available = math.inf if epochs in (None, -1) else batches * epochs
     # several processes share the batches of an epoch
@@ -95,7 +95,6 @@ def check_validated(trainer: Mapping[str, Any], batches: int, method: Segmentati
     preparing = max(trainee.first_epochs for trainee in method.trainees())
     if not preparing or available == math.inf:
         return
-    period = interval if isinstance(interval, int) and every is None else batches * (every or 1)
     validated = math.ceil(available // period * period / batches)
     if validated - 1 < preparing:
         raise UserError(
