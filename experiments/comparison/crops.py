@@ -34,7 +34,12 @@ def pack(archive: Path, folder: Path, size: int, parts: int = 1) -> int:
         folder: folder for one folder of packed files per part.
         size: edge of the square in the middle of each image.
         parts: number of parts of about the same size, each of which can travel alone.
+
+    Raises:
+        ValueError: if the folder holds parts already, or an image is smaller than the square.
     """
+    if any(folder.glob(f"*/{NAMES}")):
+        raise ValueError(f"{folder}: holds packed slices; choose another folder")
     with zipfile.ZipFile(archive) as source:
         names = sorted(name for name in source.namelist() if name.endswith(".png") and "/images/" in name)
         for part, own in enumerate(np.array_split(np.array(names), parts)):
@@ -46,6 +51,8 @@ def _pack_part(source: zipfile.ZipFile, names: list[str], folder: Path, size: in
     images, masks = [], []
     for name in names:
         image = _pixels(source.read(name))
+        if min(image.shape) < size:
+            raise ValueError(f"{name}: {image.shape[0]}x{image.shape[1]} pixels are smaller than --size {size}")
         images.append(image[_middle(image.shape[0], size), _middle(image.shape[1], size)])
         marked = [_pixels(source.read(_mask_name(name, reader))) > 0 for reader in range(READERS)]
         masks.append(np.packbits(np.stack(marked)))
@@ -130,13 +137,16 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="edge of the square that is kept")
     parser.add_argument("--parts", type=int, default=1, help="number of folders, each of which can travel alone")
     asked = parser.parse_args()
-    if asked.what == "pack":
-        number = pack(asked.source, asked.target, asked.size, asked.parts)
-    elif missing := missing_parts(asked.source):
+    if asked.what == "unpack" and (missing := missing_parts(asked.source)):
         print(f"{asked.source}: lacks the parts {missing}")
         sys.exit(3)
-    else:
-        number = unpack(asked.source, asked.target)
+    try:
+        if asked.what == "pack":
+            number = pack(asked.source, asked.target, asked.size, asked.parts)
+        else:
+            number = unpack(asked.source, asked.target)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
     print(f"{number} slices: {asked.target}")
 
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, NamedTuple
 
 from edue_lightning.runs.files import VALIDATION_FILE
+from edue_lightning.runs.folder import CHECKPOINTS
 
 FINISHED = "finished.txt"
 """File of a study's folder with the names of jobs that were finished elsewhere, one per line."""
@@ -45,6 +46,14 @@ class Job:
     seconds_after: float = 0.0
 
 
+class _Process(NamedTuple):
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    begun: float
+    # begun by an earlier process, so that its duration is not that of the job
+    resumed: bool
+
+
 @dataclass
 class Pool:
     """Runs jobs as processes.
@@ -67,7 +76,7 @@ class Pool:
     seconds_left: float | None = None
     cut: bool = False
     say: Callable[[str], None] = print
-    _running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes], float]] = field(default_factory=dict)
+    _running: dict[str, _Process] = field(default_factory=dict)
     _ratios: list[float] = field(default_factory=list)
     _failed: list[str] = field(default_factory=list)
     _stopped: bool = False
@@ -128,43 +137,44 @@ class Pool:
 
     def _start(self, job: Job) -> None:
         folder = self.folder / job.name
+        resumed = (folder / CHECKPOINTS).is_dir()
         folder.parent.mkdir(parents=True, exist_ok=True)
         log = folder.with_name(f"{folder.name}.log").open("ab")
         # one thread per job, since several run at a time; a process group of its own, so that the pool ends it
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
         command = [*job.command, f"hydra.run.dir={folder}"]
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        self._running[job.name] = (process, log, time.monotonic())
+        self._running[job.name] = _Process(process, log, time.monotonic(), resumed)
 
     def _collect(self, by_name: dict[str, Job]) -> None:
-        for name, (process, log, begun) in list(self._running.items()):
-            status = process.poll()
+        for name, one in list(self._running.items()):
+            status = one.process.poll()
             if status is None:
                 continue
-            log.close()
+            one.log.close()
             del self._running[name]
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - one.begun
             with (self.folder / PROGRESS).open("a", newline="") as file:
                 csv.writer(file).writerow((name, f"{seconds:.1f}", status))
-            if status == 0:
-                self._ratios.append(seconds / by_name[name].seconds)
-            elif not self._stopped:
+            if status != 0 and not self._stopped:
                 self._failed.append(name)
+            if status == 0 and not one.resumed:
+                self._ratios.append(seconds / by_name[name].seconds)
 
     def _end_all(self, by_name: dict[str, Job]) -> None:
         if not self._running:
             return
         self._stopped = True
         self.say(f"{len(self._running)} running jobs are asked to store a checkpoint and end")
-        for process, _, _ in self._running.values():
-            _signal(process, signal.SIGTERM)
+        for one in self._running.values():
+            _signal(one.process, signal.SIGTERM)
         deadline = time.monotonic() + _GRACE_SECONDS
         while self._running and time.monotonic() < deadline:
             self._collect(by_name)
             time.sleep(_POLL_SECONDS)
-        for process, _, _ in self._running.values():
-            _signal(process, signal.SIGKILL)
-            process.wait()
+        for one in self._running.values():
+            _signal(one.process, signal.SIGKILL)
+            one.process.wait()
         self._collect(by_name)
 
     def _report(self, jobs: Sequence[Job], start: float) -> None:

@@ -75,6 +75,10 @@ SEARCH_COLUMNS = ("search", "trial", "settings", "validation_nll")
 _PART_BYTES = 12 * 2**20
 _NOT_PACKED = {"checkpoints", ".hydra", "wandb"}
 
+_MISSING = object()
+# settings that change no result; of `temperature=validation` a run records the value that it found
+_OF_THE_MACHINE = ("data.root", "data.cache", "trainer.accelerator", "trainer.devices", "temperature")
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -277,38 +281,75 @@ def _copy_training(run: Path, target: Path, changes: Mapping[str, Any]) -> None:
 
 def search(setup: Setup, names: Sequence[str] | None = None) -> list[Job]:
     """Return one job per trial of every search, on validation cases alone."""
-    jobs = []
+    return [_trial(setup, *trial) for trial in _trials() if names is None or trial[0] in names]
+
+
+def _trials() -> Iterator[tuple[str, int, tuple[str, ...]]]:
+    # name of the search, number of the trial, settings
     for name, grid in searches().items():
-        if names is not None and name not in names:
-            continue
         for trial, values in enumerate(itertools.product(*grid.values())):
-            overrides = [f"{key}={value}" for key, value in zip(grid, values, strict=True)]
-            overrides += [f"+contender={name}", "test=false"]
-            jobs.append(
-                setup.job(f"search/{name}_{trial}", SEARCHED_ON, name, *overrides, epochs=SEARCH_EPOCHS),
-            )
-    return jobs
+            yield name, trial, tuple(f"{key}={value}" for key, value in zip(grid, values, strict=True))
+
+
+def _trial(setup: Setup, name: str, trial: int, settings: Sequence[str]) -> Job:
+    overrides = (*settings, f"+contender={name}", "test=false")
+    return setup.job(f"search/{name}_{trial}", SEARCHED_ON, name, *overrides, epochs=SEARCH_EPOCHS)
 
 
 def trials(setup: Setup) -> pd.DataFrame:
     """Return settings and validation NLL of the finished trials (`SEARCH_COLUMNS`).
 
     Trials that were finished elsewhere are those of an earlier `search.csv` in the study's folder.
+
+    Raises:
+        SystemExit: if a trial was run with other settings.
     """
     earlier = setup.folder / SEARCHED.name
     known = pd.read_csv(earlier) if earlier.is_file() else pd.DataFrame(columns=list(SEARCH_COLUMNS))
     values_of = {(row["search"], row["settings"]): row["validation_nll"] for row in known.to_dict("records")}
     rows = []
-    for name, grid in searches().items():
-        for trial, values in enumerate(itertools.product(*grid.values())):
-            file = setup.folder / "search" / f"{name}_{trial}" / VALIDATION_FILE
-            settings = " ".join(f"{key}={value}" for key, value in zip(grid, values, strict=True))
-            if file.is_file():
-                found = read_table(file, METRICS_COLUMNS)
-                rows.append((name, trial, settings, float(found[found["metric"] == "nll"]["value"].iloc[0])))
-            elif (name, settings) in values_of:
-                rows.append((name, trial, settings, float(values_of[name, settings])))
+    for name, trial, values in _trials():
+        job = _trial(setup, name, trial, values)
+        file = setup.folder / job.name / VALIDATION_FILE
+        settings = " ".join(values)
+        if file.is_file():
+            require_same_settings(setup.folder, [job])
+            found = of_one_structure(read_table(file, METRICS_COLUMNS))
+            rows.append((name, trial, settings, float(found[found["metric"] == "nll"]["value"].iloc[0])))
+        elif (name, settings) in values_of:
+            rows.append((name, trial, settings, float(values_of[name, settings])))
     return pd.DataFrame(rows, columns=list(SEARCH_COLUMNS))
+
+
+def require_same_settings(folder: Path, jobs: Sequence[Job]) -> None:
+    """Check that the runs in the folders of jobs have the jobs' settings, so that no result of others is taken.
+
+    Args:
+        folder: the study's folder.
+        jobs: jobs, of which those without a run are ignored.
+
+    Raises:
+        SystemExit: if a run has another value of a setting that is a number, a text or a list.
+    """
+    for job in jobs:
+        record = folder / job.name / CONFIGURATION_FILE
+        if not record.is_file():
+            continue
+        found = read_mapping(record)
+        # of an option that is given twice, the last counts
+        for key, text in dict(part.split("=", 1) for part in job.command if "=" in part).items():
+            value: Any = _MISSING if key.startswith(_OF_THE_MACHINE) else found
+            for part in key.split("."):
+                value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
+            # others are groups, whose content is in no override
+            if value is not _MISSING and not isinstance(value, Mapping) and value != yaml.safe_load(text):
+                sys.exit(f"{record.parent}: has {key}={value}, not {text}; move it away to run it anew")
+
+
+def of_one_structure(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the mean over structures, or of the only structure."""
+    structures = set(rows["structure"])
+    return rows[rows["structure"] == (MEAN_STRUCTURE if MEAN_STRUCTURE in structures else rows["structure"].iloc[0])]
 
 
 def best_settings(table: Path, contender: str) -> list[str]:
@@ -336,15 +377,21 @@ def ablation_table(folder: Path, file: str) -> pd.DataFrame:
     Args:
         folder: folder above the runs.
         file: file of a run with the metrics: `validation.csv` or `metrics.csv`.
+
+    Returns:
+        `variation`, `seeds` (their number) and one column per metric; no row without a finished run.
     """
     tables = [
-        read_table(path, METRICS_COLUMNS).assign(variation=path.parent.name.rpartition("_")[0])
+        of_one_structure(read_table(path, METRICS_COLUMNS)).assign(variation=path.parent.name.rpartition("_")[0])
         for path in sorted(folder.glob(f"*/{file}"))
     ]
+    if not tables:
+        return pd.DataFrame(columns=["variation", "seeds", *SHOWN])
     rows = pd.concat(tables, ignore_index=True)
-    structure = MEAN_STRUCTURE if MEAN_STRUCTURE in set(rows["structure"]) else rows["structure"].iloc[0]
-    rows = rows[rows["structure"] == structure]
-    return rows.pivot_table(index="variation", columns="metric", values="value").reset_index()
+    table = rows.pivot_table(index="variation", columns="metric", values="value").reset_index()
+    seeds = pd.Series([own["variation"].iloc[0] for own in tables]).value_counts()
+    table.insert(1, "seeds", table["variation"].map(seeds))
+    return table
 
 
 def prepare(setup: Setup, jobs: Sequence[Job]) -> None:
@@ -370,7 +417,8 @@ def learning_curves(runs: Path) -> pd.DataFrame:
     """
     parts = []
     for path in sorted(runs.glob("*/logs/**/metrics.csv")):
-        curve = pd.read_csv(path)[["epoch", "val/nll"]].dropna().rename(columns={"val/nll": "nll"})
+        # a run without a validation so far has no such column
+        curve = pd.read_csv(path).reindex(columns=["epoch", "val/nll"]).dropna().rename(columns={"val/nll": "nll"})
         run = path.relative_to(runs).parts[0]
         parts.append(curve.assign(run=run, member=path.parent.name.removeprefix("member_").replace("logs", "")))
     curves = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["epoch", "nll", "run", "member"])
@@ -405,6 +453,9 @@ def pack(folder: Path, target: Path) -> list[Path]:
     earlier = (folder / FINISHED).read_text().split() if (folder / FINISHED).is_file() else []
     names = sorted({*earlier, *(path.relative_to(folder).as_posix() for path in found)})
     (target / FINISHED).write_text("\n".join(names) + "\n")
+    # an earlier pack may have had more of them
+    for old in target.glob("study_*.tar.gz"):
+        old.unlink()
     archives = [target / "study_0.tar.gz"]
     archive = tarfile.open(archives[0], "w:gz")  # noqa: SIM115
     for file in sorted(path for path in folder.glob("*") if path.suffix in (".csv", ".txt")):
@@ -486,6 +537,7 @@ def main() -> None:
     if asked.longest_first:
         jobs.sort(key=lambda job: -job.seconds)
     folder.mkdir(parents=True, exist_ok=True)
+    require_same_settings(folder, jobs)
     prepare(setup, jobs)
     seconds = None if asked.time_left is None else 60 * asked.time_left
     failed = Pool(folder, asked.jobs, seconds, asked.cut, lambda line: print(line, flush=True)).run(jobs)
@@ -496,7 +548,7 @@ def main() -> None:
         for group, file in (("ablation", VALIDATION_FILE), ("raters", METRICS_FILE)):
             table = ablation_table(folder / group, file)
             table.to_csv(folder / f"{group}.csv", index=False)
-            print(to_markdown(table[["variation", *SHOWN]].round(3)))
+            print(to_markdown(table[["variation", "seeds", *SHOWN]].round(3)))
     if failed:
         sys.exit(1)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from processes import PATIENCE
 
@@ -262,6 +263,52 @@ def test_variations_become_a_table(tmp_path: Path) -> None:
         (folder / "logs" / "validation.csv").write_text("epoch,val/nll\n0,0.7\n")
     table = study.ablation_table(tmp_path, "validation.csv").set_index("variation")
     assert table["nll"].to_dict() == {"heads_last": 0.9, "lambda_0": pytest.approx(0.5)}
+    assert table["seeds"].to_dict() == {"heads_last": 1, "lambda_0": 2}
+    assert study.ablation_table(tmp_path / "none", "validation.csv").empty
+
+
+def test_a_run_with_other_settings_passes_for_no_job(tmp_path: Path) -> None:
+    setup = study.Setup(tmp_path, data=tmp_path)
+    (job,) = study.comparison(setup, [0], ["bu_bil"], ["edue"])[:1]
+    record = tmp_path / job.name / "config.yaml"
+    study.require_same_settings(tmp_path, [job])
+    record.parent.mkdir(parents=True)
+    (rate,) = (float(part.split("=")[1]) for part in job.command if part.startswith("optimizer.learning_rate="))
+    same = {
+        "seed": 0,
+        "data": {"root": "elsewhere", "fold": 0},
+        "optimizer": {"learning_rate": rate},
+        "trainer": {"accelerator": "gpu"},
+    }
+    record.write_text(yaml.safe_dump(same))
+    study.require_same_settings(tmp_path, [job])
+    record.write_text(yaml.safe_dump({**same, "optimizer": {"learning_rate": 0.5}}))
+    with pytest.raises(SystemExit, match=rf"has optimizer.learning_rate=0.5, not {rate}; move it away"):
+        study.require_same_settings(tmp_path, [job])
+
+
+def test_a_trial_of_an_earlier_grid_is_refused(tmp_path: Path) -> None:
+    setup = study.Setup(tmp_path, data=tmp_path)
+    trial = study.search(setup, ["edue"])[0]
+    (tmp_path / trial.name).mkdir(parents=True)
+    (tmp_path / trial.name / "validation.csv").touch()
+    (tmp_path / trial.name / "config.yaml").write_text("optimizer: {learning_rate: 0.9}")
+    with pytest.raises(SystemExit, match="has optimizer.learning_rate=0.9, not 0.002"):
+        study.trials(setup)
+
+
+def test_curves_of_runs_without_a_validation_are_left_out(tmp_path: Path) -> None:
+    for name, text in (("fundus_edue_0", "epoch,val/nll\n0,0.7\n"), ("fundus_edue_1", "epoch,train/loss\n0,0.9\n")):
+        (tmp_path / name / "logs").mkdir(parents=True)
+        (tmp_path / name / "logs" / "metrics.csv").write_text(text)
+    assert study.learning_curves(tmp_path)["run"].tolist() == ["fundus_edue_0"]
+
+
+def test_archives_of_an_earlier_pack_do_not_stay(tmp_path: Path) -> None:
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "study_7.tar.gz").touch()
+    study.pack(tmp_path, tmp_path / "packed")
+    assert {path.name for path in (tmp_path / "packed").iterdir()} == {"study_0.tar.gz", "finished.txt"}
 
 
 def test_the_committed_verdict_is_the_recount_of_the_committed_differences() -> None:

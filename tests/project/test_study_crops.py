@@ -74,6 +74,36 @@ def test_crops_are_not_unpacked_while_a_part_is_missing(tmp_path: Path) -> None:
     assert crops.missing_parts(tmp_path) == [0]
 
 
+def test_crops_are_packed_into_an_empty_folder_and_are_no_larger_than_the_images(tmp_path: Path) -> None:
+    archive = zipped(write_data_set(tmp_path / "slices"), tmp_path / "original.zip")
+    with pytest.raises(ValueError, match="smaller than --size 200"):
+        crops.pack(archive, tmp_path / "large", size=200)
+    crops.pack(archive, tmp_path / "packed", size=20, parts=3)
+    with pytest.raises(ValueError, match="holds packed slices; choose another folder"):
+        crops.pack(archive, tmp_path / "packed", size=20)
+
+
+def test_names_regions_and_colours_are_halved_too(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    Image.fromarray(np.arange(16, dtype=np.uint8).reshape(2, 2, 4)[..., :3]).save(whole / "a.png")
+    Image.fromarray(np.full((2, 2), 255, dtype=np.uint8)).save(whole / "region.png")
+    rows = "case_id,image,mask,rater,structure,region\n007,a.png,,01,cell,region.png\n"
+    (whole / "manifest.csv").write_text(rows)
+    assert halve.halve(whole, tmp_path / "half") == 1
+    assert (tmp_path / "half" / "manifest.csv").read_text() == rows
+    assert np.asarray(Image.open(tmp_path / "half" / "a.png")).tolist() == [[[6, 7, 8]]]
+    assert np.asarray(Image.open(tmp_path / "half" / "region.png")).tolist() == [[255]]
+
+
+def test_what_cannot_be_halved_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("case_id,image,mask,rater,structure,spacing\na,a.png,b.png,1,cell,1x1\n")
+    with pytest.raises(ValueError, match="has the column spacing, which cannot be halved"):
+        halve.halve(tmp_path, tmp_path / "half")
+    with pytest.raises(ValueError, match="is the source; choose another folder"):
+        halve.halve(tmp_path, tmp_path)
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_halved_images_have_means_and_masks_majorities(tmp_path: Path, kind: type) -> None:
     rows = [("a", "images/a.png", f"masks/a_{rater}.png", rater, "cell") for rater in ("one", "two")]
