@@ -34,6 +34,7 @@ def test_a_reason_names_a_file_without_its_folder(tmp_path: Path) -> None:
 
 def test_reasons_and_lines_have_a_largest_length() -> None:
     assert len(reason_of(ValueError("x" * 5000))) == 300
+    assert one_line("a\0b\x01c") == "a?b?c"
     assert one_line("a" * 600 + "b" * 600) == "a" * 500 + " ... " + "b" * 500
 
 

@@ -57,10 +57,10 @@ class Setting:
     Attributes:
         size: edge of an image.
         batch: images in a step.
-        steps: of an epoch.
-        epochs: of a training.
-        rounds: how often each training is timed.
-        workers: processes that load the data.
+        steps: number of steps of an epoch.
+        epochs: number of epochs of a training.
+        rounds: number of times each training is timed.
+        workers: number of processes that load the data.
     """
 
     size: int
@@ -87,8 +87,8 @@ class Work:
     def __init__(self, setting: Setting, device: torch.device, precision: str = "32-true") -> None:
         self.configuration = configuration(
             *("method=single", "loss.dice=0", "optimizer.schedule=one_cycle", "data=synthetic"),
-            # one sixth of the cases each
-            *("data.fractions.val=0.1666667", "data.fractions.test=0.1666667"),
+            # exactly one sixth of the cases each
+            *("data.fractions.val=0.1666667", "data.fractions.test=0.1666667", "data.fractions.draw=permutation"),
             f"data.source.n_cases={3 * setting.batch * setting.steps // 2}",
             f"data.source.size={setting.size}",
             f"data.batch_size={setting.batch}",
@@ -118,7 +118,7 @@ class StepClock:
     """Time between the starts of forward passes of a network, which every way of training has.
 
     Attributes:
-        seconds: of a step, one number a training: the mean within its last epoch.
+        seconds: duration of a step, one number per training: the mean within its last epoch.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -128,8 +128,10 @@ class StepClock:
         """Time the steps of a training that ends with an epoch of `steps` forward passes."""
         marks: list[float] = []
         hook = network.register_forward_pre_hook(lambda *_: marks.append(time.perf_counter()))
-        yield
-        hook.remove()
+        try:
+            yield
+        finally:
+            hook.remove()
         self.seconds.append((marks[-1] - marks[-steps]) / (steps - 1))
 
 

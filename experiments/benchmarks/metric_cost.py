@@ -222,7 +222,7 @@ def main() -> None:
     )
     for name in sorted(shared):
         own, other = (metrics[side][name] for side in ("ours", "usual"))
-        if abs(own - other) > 1e-4:
+        if not np.isclose(own, other, rtol=0, atol=1e-4, equal_nan=True):
             print(f"- {name}: {own:.5f} ours, {other:.5f} the usual packages'")
 
 

@@ -2,8 +2,8 @@
 
 python experiments/comparison/halve.py bu_bil bu_bil_half
 
-Copies a folder with `manifest.csv`: a pixel of an image is the mean of 2x2 pixels, a pixel of a mask or region is marked
-if at least two of its four are. A last odd row or column is left out.
+Copies a folder with `manifest.csv`: a pixel of an image is the mean of 2x2 pixels, a pixel of a mask or region is
+marked if at least two of its four are. A last odd row or column is left out.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ def halve(folder: Path, target: Path) -> int:
         raise ValueError(f"{target}: is the source; choose another folder")
     # as text, so that names such as 007 stay
     manifest = pd.read_csv(folder / MANIFEST, dtype=str, keep_default_na=False)
-    for column in _NOT_HALVED & {*manifest}:
+    for column in sorted(_NOT_HALVED & {*manifest}):
         if any(manifest[column]):
             raise ValueError(f"{folder / MANIFEST}: has the column {column}, which cannot be halved")
-    files = {column: sorted({*manifest[column]} - {""}) for column in manifest if _FILES.fullmatch(str(column))}
+    columns = [str(column) for column in manifest if _FILES.fullmatch(str(column))]
+    files = {column: sorted({*manifest[column]} - {""}) for column in columns}
     for column, names in files.items():
         for name in names:
             pixels = _pixels(folder / name)
-            if str(column).startswith("image"):
+            if column.startswith("image"):
                 _write(np.rint(_means(pixels)).astype(pixels.dtype), target / name)
             else:
                 marked = _means((pixels > 0).astype(np.uint8)) >= 0.5

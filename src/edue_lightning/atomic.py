@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
 
 _PREFIX, _SUFFIX = "unfinished-", ".tmp"
 
@@ -25,6 +29,22 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write a compressed `npz` archive of plain arrays, whole or not at all.
+
+    Args:
+        path: path of the archive; its folder must exist.
+        arrays: arrays by name.
+    """
+
+    def write(temporary: Path) -> None:
+        # as a file, since to a path NumPy adds an ending
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
+
+    write_whole(path, write)
 
 
 def remove_unfinished(folder: Path) -> None:

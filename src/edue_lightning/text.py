@@ -11,7 +11,7 @@ from pathlib import Path
 _LONGEST_LINE = 1000
 _LONGEST_REASON = 300
 # line ends, terminal control characters and lone surrogates, as file names may hold them
-_BREAKS_LINE = re.compile("[\x01-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_BREAKS_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _KIND_OF_FILE = re.compile(r"mask|probability|overlay|disagreement|total_variance|layers|panel|decision|member[0-9]+")
 _MOST_NAME_BYTES = 160  # file systems allow 255; the rest is for the endings of results
 _PLAIN_NAME = re.compile(r"[\w\- ][\w.\- ]*")

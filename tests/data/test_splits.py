@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from scipy.stats import binom
@@ -112,8 +113,17 @@ def test_a_share_of_0_draws_none_beside_prescribed_cases() -> None:
     splits = split_cases([*prescribed, *records(60)], SplitFractions(val=0.2, test=0))
     assert splits["test"] == prescribed
     assert splits["val"]
-    with pytest.raises(ValueError, match="must not be negative"):
-        SplitFractions(val=-0.1)
+    for share in (-0.1, math.nan):
+        with pytest.raises(ValueError, match="must not be negative"):
+            SplitFractions(val=share)
+
+
+@pytest.mark.parametrize("draw", ["hash", "permutation"])
+def test_a_share_of_0_draws_none(draw: Literal["hash", "permutation"]) -> None:
+    prescribed = [CaseRecord(f"v{number}", f"v{number}", "val") for number in range(5)]
+    splits = split_cases([*prescribed, *records(60)], SplitFractions(val=0, test=0.2, draw=draw))
+    assert splits["val"] == prescribed
+    assert splits["test"]
 
 
 @pytest.mark.parametrize("draw", ["hash", "permutation"])

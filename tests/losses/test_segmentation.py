@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -103,5 +105,6 @@ def test_a_loss_without_effect_is_named(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_senseless_weights_are_refused() -> None:
-    with pytest.raises(ValueError, match="positive"):
-        SegmentationLoss(0, 0)
+    for cross_entropy, dice in ((0, 0), (-1, 1), (math.nan, 1), (1, math.inf)):
+        with pytest.raises(ValueError, match="finite and not negative, and not both 0"):
+            SegmentationLoss(cross_entropy, dice)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -118,7 +120,14 @@ def test_weight_ramps_up_linearly(epoch: float, expected: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"weight": -1}, {"weight": 1, "ramp_up_epochs": -1}, {"weight": 1, "distance": "mae"}]
+    "settings",
+    [
+        {"weight": -1},
+        {"weight": math.nan},
+        {"weight": 1, "ramp_up_epochs": -1},
+        {"weight": 1, "ramp_up_epochs": math.nan},
+        {"weight": 1, "distance": "mae"},
+    ],
 )
 def test_senseless_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -245,9 +246,9 @@ def test_the_number_of_levels_is_that_of_the_raters_in_training() -> None:
     [
         (None, {}, "levels is not set"),
         (1, {}, "levels must be at least 2"),
-        (3, {"mean_weight": -1.0}, "mean_weight must not be negative"),
-        (3, {"stage_weight": -1.0}, "stage_weight must not be negative"),
-        (3, {"mask_weight": -1.0}, "mask_weight must not be negative"),
+        (3, {"mean_weight": math.nan}, "mean_weight must be finite and not negative: nan"),
+        (3, {"stage_weight": -1.0}, "stage_weight must be finite and not negative: -1"),
+        (3, {"mask_weight": -1.0}, "mask_weight must be finite and not negative: -1"),
         (3, {"cross_entropy_weight": 0.0, "dice_weight": 0.0}, "loss weights must be positive"),
     ],
 )

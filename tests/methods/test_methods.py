@@ -53,6 +53,7 @@ def batch() -> RaterBatch:
         (edue(), 4, "edue"),
         (edue(weight=0.0), 4, "edue_unguided"),
         (edue(mean_weight=2.0), 4, "edue_moments"),
+        (edue(weight=0.0, mean_weight=2.0), 4, "edue_mean"),
         (layer_ensemble(), 5, "layer_ensemble"),
         (layer_ensemble(skip_heads=3, target="random_rater"), 2, "layer_ensemble_random_rater"),
         (deep_ensemble(members=3), 3, "deep_ensemble"),

@@ -231,8 +231,8 @@ def test_training_lowers_the_loss(batch: RaterBatch) -> None:
         ({"latent_dim": 0}, "latent_dim must be at least 1, not 0"),
         ({"width": 0}, "width must be at least 1, not 0"),
         ({"samples": 1}, "samples must be at least 2, not 1"),
-        ({"beta": -1.0}, "beta must not be negative: -1.0"),
-        ({"free_bits": -0.5}, "free_bits must not be negative: -0.5"),
+        ({"beta": math.inf}, "beta must be finite and not negative: inf"),
+        ({"free_bits": -0.5}, "free_bits must be finite and not negative: -0.5"),
     ],
 )
 def test_invalid_options_are_refused(options: dict[str, object], message: str) -> None:

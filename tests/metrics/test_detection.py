@@ -40,6 +40,11 @@ def test_an_undefined_score_makes_the_area_undefined() -> None:
     assert ood_auroc(torch.tensor([0.1, torch.nan]), torch.tensor([True, False])).isnan()
 
 
+def test_half_precision_gives_the_areas_of_its_values() -> None:
+    score, distorted = torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([False, False, True, True])
+    assert float(ood_auroc(score.bfloat16(), distorted)) == pytest.approx(0.875)
+
+
 def test_areas_are_exact_for_many_images() -> None:
     rng = np.random.default_rng(0)
     distorted = rng.random(50_000) > 0.3

@@ -293,7 +293,7 @@ def test_a_trial_of_an_earlier_grid_is_refused(tmp_path: Path) -> None:
     (tmp_path / trial.name).mkdir(parents=True)
     (tmp_path / trial.name / "validation.csv").touch()
     (tmp_path / trial.name / "config.yaml").write_text("optimizer: {learning_rate: 0.9}")
-    with pytest.raises(SystemExit, match="has optimizer.learning_rate=0.9, not 0.002"):
+    with pytest.raises(SystemExit, match=r"has optimizer\.learning_rate=0\.9, not 0\.002"):
         study.trials(setup)
 
 

@@ -23,6 +23,7 @@ from run_files import (
     write_run,
     write_validation,
 )
+from scipy.stats import spearmanr
 
 from edue_lightning.data import RaterSample
 from edue_lightning.errors import UserError
@@ -557,6 +558,20 @@ def test_the_scatter_tells_its_correlation(tmp_path: Path) -> None:
     _, points = by_rank.plots[0].series
     assert points.x == ranks["sv_star"].tolist()
     assert f"Pearson correlation is highest for edue ({expected:.2f})" in by_value.alt
+
+
+def test_the_scatter_ranks_scores_that_are_equal_up_to_rounding_as_the_table_does(tmp_path: Path) -> None:
+    cases = read_run(write_run(tmp_path / "run", "edue", 0)).cases
+    rounding = 1 + 1e-14 * np.arange(len(cases))
+    cases = cases.assign(sv=np.where(np.arange(len(cases)) < 5, 2.0, 3.0) * rounding)
+    constant = cases.assign(sv=0.1 * rounding)
+    tables = {"edue": cases, "single": constant}
+    _, by_rank = disagreement_charts(tables, method_styles(list(tables), "edue"), "", name="scatter", title="All")
+    expected = spearmanr(cases["sv"].round(6), cases["sv_star"]).statistic
+    assert by_rank.plots[0].title == f"edue\nSpearman {expected:.2f}"
+    assert by_rank.plots[1].title == "single\nSpearman undefined"
+    _, points = by_rank.plots[0].series
+    assert len(set(points.y)) == 2
 
 
 def test_a_map_is_cropped_to_what_the_raters_marked() -> None:

@@ -242,3 +242,4 @@ def test_the_largest_values_are_as_many_as_the_mask_has_voxels() -> None:
     found = top_mean(shown, torch.tensor([2, 0]))
     assert float(found[0]) == pytest.approx(0.225)
     assert found[1].isnan()
+    assert float(top_mean(shown[0], torch.tensor(2))) == pytest.approx(0.225)

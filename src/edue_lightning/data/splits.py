@@ -38,7 +38,7 @@ class SplitFractions:
     draw: Literal["hash", "permutation"] = "hash"
 
     def __post_init__(self) -> None:
-        if self.val < 0 or self.test < 0 or self.val + self.test >= 1:
+        if not (self.val >= 0 and self.test >= 0 and self.val + self.test < 1):
             raise ValueError(
                 f"shares must not be negative and must leave some to train: val={self.val}, test={self.test}"
             )
@@ -245,7 +245,7 @@ def _by_permutation(records: Sequence[CaseRecord], shares: Mapping[Split, float]
     split_of_group: dict[str, Split] = dict.fromkeys(order, "train")
     rest = list(order)
     for split, share in shares.items():
-        if order:
+        if order and share > 0:
             count = max(1, round(share * len(order)))
             split_of_group.update(dict.fromkeys(rest[:count], split))
             rest = rest[count:]

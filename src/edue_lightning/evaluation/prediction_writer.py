@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from edue_lightning.atomic import write_whole
+from edue_lightning.atomic import write_arrays, write_whole
 from edue_lightning.data import Grid, RaterBatch, RaterDataModule, RaterSample
 from edue_lightning.data.geometry import resample
 from edue_lightning.data.source import Subset
@@ -101,7 +101,7 @@ def write_prediction(
             members = readout.count(len(probabilities))
             own = zip(readout.own_maps, probabilities[members:].numpy(), strict=True)
             arrays = {ARRAY: probabilities[:members].numpy(), **dict(own), STRUCTURES: np.array(structures, np.str_)}
-            np.savez_compressed(folder / f"{sample.case_id}.npz", **arrays)
+            write_arrays(folder / f"{sample.case_id}.npz", arrays)
             return
         grid = Grid(tuple(sample.image.shape[1:]), sample.affine)
         channels = [*range(readout.count(len(probabilities))), *readout.own_maps]

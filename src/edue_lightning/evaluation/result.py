@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from edue_lightning.atomic import write_arrays
 from edue_lightning.data.source import Subset
 from edue_lightning.metrics import CaseStatistics, MetricSettings, Summary
 from edue_lightning.metrics.bootstrap import NO_RESAMPLES
@@ -32,7 +33,6 @@ from edue_lightning.runs.files import (
     RELIABILITY_FILE,
     UNIT,
     Replicates,
-    write_case_arrays,
     write_replicates,
     write_table,
 )
@@ -179,7 +179,7 @@ class Evaluation:
             Replicates(tuple(self.case_ids), self.summary.replicates, tuple(self.groups)), folder / BOOTSTRAP_FILE
         )
         arrays = {name: value.cpu().numpy() for name, value in self.cases.columns.items() if value.ndim > 2}
-        write_case_arrays(arrays, folder / CASE_ARRAYS_FILE)
+        write_arrays(folder / CASE_ARRAYS_FILE, arrays)
         if figures:
             self._write_figures(reliability, quality_control, folder)
         # last, since this file marks the run as finished

@@ -36,7 +36,7 @@ from edue_lightning.methods import SegmentationMethod
 from edue_lightning.runs.checkpoints import LoadedMethod, load_method
 from edue_lightning.runs.files import CONFIGURATION_FILE
 from edue_lightning.runs.record import CAUTIONS, CKPT_MEASURED, READ_OUT, TRAINING, write_configuration
-from edue_lightning.runs.trainer import build_test_trainer, check_trainer
+from edue_lightning.runs.trainer import build_test_trainer, check_seed, check_trainer
 from edue_lightning.runtime.devices import with_free_device
 from edue_lightning.runtime.processes import is_first_process, quiet_unless_first
 from edue_lightning.uncertainty.mask_rule import HALF
@@ -91,8 +91,9 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
         raise UserError("save_predictions=true: the predictions of predictions=DIR are saved already; use ckpt=PATH")
     if configuration.get("inference") is not None and configuration["ckpt"] is None:
         raise UserError("inference: predictions=DIR are predicted already; use ckpt=PATH")
-    if configuration["seed"] < 0 or configuration["bootstrap_resamples"] < 0:
-        raise UserError("seed and bootstrap_resamples must be at least 0")
+    check_seed(configuration["seed"])
+    if configuration["bootstrap_resamples"] < 0:
+        raise UserError(f"bootstrap_resamples must be at least 0, not {configuration['bootstrap_resamples']}")
     check_trainer(configuration["trainer"])
     if configuration.get("distortions") is not None and configuration["ckpt"] is None:
         raise UserError("distortions: predictions=DIR were made on undistorted images; use ckpt=PATH")

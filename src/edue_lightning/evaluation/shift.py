@@ -32,9 +32,10 @@ from edue_lightning.runs.files import (
     write_table,
 )
 from edue_lightning.runs.tables import detection_table
+from edue_lightning.runtime.devices import on_device
 
-# those of the table's first columns in their order, and then the others
-CASE_SCORES = tuple(
+# in the order of the table's columns
+DISTORTED_SCORES = tuple(
     name
     for name in dict.fromkeys((*DISTORTED_CASES_COLUMNS, *DISTORTION_SCORES))
     if name in {*DISTORTION_SCORES, "dice"}
@@ -52,7 +53,7 @@ class Shift:
         data: name of the data set.
         split: split whose cases were measured.
         cases: one row per case, structure and severity: `case_id`, `structure`, `distortion` (`none` for the clean
-            image), `severity` (0 for it), `CASE_SCORES` and, if known, `density`.
+            image), `severity` (0 for it), `DISTORTED_SCORES` and, if known, `density`.
     """
 
     label: str
@@ -111,37 +112,33 @@ def measure_shift(
         density: density of the method's training images, or None.
     """
     method.eval()
-    before = method.device
-    if trainer is not None:
-        # the end of a trainer's loop leaves the method on the CPU
-        method.to(trainer.strategy.root_device)
     ids = [record.case_id for record in data.records(split)]
     parts = []
-    for severity in (POOLED_SEVERITY, *distortions.severities):
-        for batch, kinds in _distorted(data, split, distortions, severity):
-            precision = nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
-            with torch.inference_mode(), precision:
-                image = batch.image.to(method.device)
-                members = method.predict(image).cpu()
-            distances = {} if density is None else {DENSITY: density(method, image).numpy()}
-            found = case_statistics(
-                members,
-                batch.masks,
-                batch.valid,
-                batch.spacing,
-                method.structures,
-                settings=settings,
-                names=CASE_SCORES,
-                region=batch.region,
-                readout=method.readout,
-            )
-            for k, structure in enumerate(method.structures):
-                scores = {name: found[name][:, k].numpy() for name in CASE_SCORES}
-                positions = batch.case_index.tolist()
-                identity = {"structure": structure, "distortion": kinds, "severity": severity}
-                order = {_POSITION: positions, "case_id": [ids[position] for position in positions]}
-                parts.append(pd.DataFrame({**order, **identity, **scores, **distances}))
-    method.to(before)
+    with on_device(method, method.device if trainer is None else trainer.strategy.root_device):
+        for severity in (POOLED_SEVERITY, *distortions.severities):
+            for batch, kinds in _distorted(data, split, distortions, severity):
+                precision = nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
+                with torch.inference_mode(), precision:
+                    image = batch.image.to(method.device)
+                    members = method.predict(image).cpu()
+                distances = {} if density is None else {DENSITY: density(method, image).numpy()}
+                found = case_statistics(
+                    members,
+                    batch.masks,
+                    batch.valid,
+                    batch.spacing,
+                    method.structures,
+                    settings=settings,
+                    names=DISTORTED_SCORES,
+                    region=batch.region,
+                    readout=method.readout,
+                )
+                for k, structure in enumerate(method.structures):
+                    scores = {name: found[name][:, k].numpy() for name in DISTORTED_SCORES}
+                    positions = batch.case_index.tolist()
+                    identity = {"structure": structure, "distortion": kinds, "severity": severity}
+                    order = {_POSITION: positions, "case_id": [ids[position] for position in positions]}
+                    parts.append(pd.DataFrame({**order, **identity, **scores, **distances}))
     cases = _of_all_processes(pd.concat(parts, ignore_index=True)).drop(columns=_POSITION)
     return Shift(label, data.name, split, cases)
 

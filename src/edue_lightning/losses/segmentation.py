@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -44,8 +45,11 @@ class SegmentationLoss(nn.Module):
         exclusive: bool = False,
     ) -> None:
         super().__init__()
-        if cross_entropy < 0 or dice < 0 or cross_entropy + dice == 0:
-            raise ValueError(f"loss weights must be positive: cross_entropy={cross_entropy}, dice={dice}")
+        if not (0 <= cross_entropy < math.inf and 0 <= dice < math.inf and cross_entropy + dice > 0):
+            raise ValueError(
+                "loss weights must be finite and not negative, and not both 0: "
+                f"cross_entropy={cross_entropy}, dice={dice}"
+            )
         self.cross_entropy_weight = cross_entropy
         self.dice_weight = dice
         self.structure_weights = checked_weights(structure_weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -71,12 +72,15 @@ class VarianceGuidance(nn.Module):
         weight: lambda, the weight after the ramp-up; 0 switches guidance off.
         distance: see `map_distance`.
         ramp_up_epochs: epochs over which the weight grows linearly from 0; 0 for the full weight from the start.
+
+    Raises:
+        ValueError: if the weight or the ramp-up is negative or not finite, or the distance is unknown.
     """
 
     def __init__(self, weight: float, distance: Distance = "mse", ramp_up_epochs: float = 0.0) -> None:
         super().__init__()
-        if weight < 0 or ramp_up_epochs < 0:
-            raise ValueError(f"weight and ramp-up must not be negative: {weight}, {ramp_up_epochs}")
+        if not (0 <= weight < math.inf and 0 <= ramp_up_epochs < math.inf):
+            raise ValueError(f"weight and ramp-up must be finite and not negative: {weight}, {ramp_up_epochs}")
         if distance not in get_args(Distance):
             raise ValueError(f"distance must be one of {', '.join(get_args(Distance))}, not {distance!r}")
         self.weight = weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch import Tensor
@@ -45,8 +46,8 @@ class EDUE(NetworkMethod):
         mean_weight: float = 0.0,
     ) -> None:
         super().__init__(parts, heads)
-        if mean_weight < 0:
-            raise ValueError(f"mean_weight must not be negative: {mean_weight}")
+        if not 0 <= mean_weight < math.inf:
+            raise ValueError(f"mean_weight must be finite and not negative: {mean_weight}")
         self.guidance = guidance
         self.first_epochs = guidance.ramp_up_epochs if guidance.weight else 0
         self.rater_draw = rater_draw
@@ -54,9 +55,9 @@ class EDUE(NetworkMethod):
 
     @property
     def label(self) -> str:
-        """`edue`, `edue_unguided` for lambda = 0, or `edue_moments` if the mean is guided too."""
+        """`edue` if the variance is guided, `edue_mean` the mean, `edue_moments` both, `edue_unguided` neither."""
         if self.mean_weight:
-            return "edue_moments"
+            return "edue_moments" if self.guidance.weight else "edue_mean"
         return "edue" if self.guidance.weight else "edue_unguided"
 
     def head_targets(self, batch: RaterBatch, members: int) -> Tensor:

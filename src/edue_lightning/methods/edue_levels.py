@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -72,8 +73,8 @@ class EDUELevels(NetworkMethod):
         if levels < 2:
             raise ValueError(f"levels must be at least 2, not {levels}: for one rater use method=single")
         for name, weight in (("stage", stage_weight), ("mean", mean_weight), ("mask", mask_weight)):
-            if weight < 0:
-                raise ValueError(f"{name}_weight must not be negative: {weight}")
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name}_weight must be finite and not negative: {weight}")
         super().__init__(parts, HeadLayout(stages, per_stage=levels + (mask_weight > 0)))
         self.levels = levels
         weights = getattr(parts.loss, "structure_weights", None)

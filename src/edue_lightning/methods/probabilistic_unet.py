@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Protocol, cast
 
 import torch
@@ -112,8 +113,8 @@ class ProbabilisticUNet(NetworkMethod):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
         for name, weight in (("beta", beta), ("free_bits", free_bits)):
-            if weight < 0:
-                raise ValueError(f"{name} must not be negative: {weight}")
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name} must be finite and not negative: {weight}")
         structures = len(parts.structures)
         super().__init__(parts, HeadLayout("last", per_stage=-(-width // structures)))
         self.beta = beta

@@ -67,7 +67,9 @@ def _per_score(score: Tensor, distorted: Tensor) -> tuple[Tensor, Tensor] | None
     _check(score, distorted)
     if bool(score.isnan().any()) or bool(distorted.all()) or not bool(distorted.any()):
         return None
-    distinct, position = torch.unique(torch.from_numpy(tied(score.detach().cpu().numpy())), return_inverse=True)
+    distinct, position = torch.unique(
+        torch.from_numpy(tied(score.detach().double().cpu().numpy())), return_inverse=True
+    )
     position = position.to(score.device)
     positive, negative = (
         torch.bincount(position[chosen], minlength=len(distinct)).double() for chosen in (distorted, ~distorted)

@@ -12,6 +12,7 @@ import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
+from edue_lightning.atomic import write_arrays
 from edue_lightning.data.geometry import slice_directions
 from edue_lightning.errors import UserError
 from edue_lightning.metrics.ties import tied
@@ -254,7 +255,7 @@ def save_panels(panels: Sequence[Panel], path: Path) -> None:
         for field in fields(Panel)
         if getattr(panel, field.name) is not None
     }
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    write_arrays(path, arrays)
 
 
 def load_panels(path: Path) -> list[Panel]:

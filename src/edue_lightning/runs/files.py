@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
+from edue_lightning.atomic import write_arrays, write_whole
 from edue_lightning.errors import UserError
 from edue_lightning.metrics import MEAN_STRUCTURE
 from edue_lightning.metrics.bootstrap import group_numbers
@@ -268,7 +269,7 @@ class Run:
 
 
 def write_table(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> None:
-    """Write a table; floats keep every digit, and an undefined value is an empty field.
+    """Write a table, whole or not at all; floats keep every digit, and an undefined value is an empty field.
 
     Args:
         frame: table with at least `columns`; others are written after them.
@@ -276,7 +277,7 @@ def write_table(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> None
         path: path of the CSV file.
     """
     rest = [column for column in frame.columns if column not in columns]
-    frame[[*columns, *rest]].to_csv(path, index=False)
+    write_whole(path, partial(frame[[*columns, *rest]].to_csv, index=False))
 
 
 def write_replicates(replicates: Replicates, path: Path) -> None:
@@ -289,12 +290,7 @@ def write_replicates(replicates: Replicates, path: Path) -> None:
         _REPLICATES: np.array(list(replicates.arrays.values()), dtype=np.float64),
     }
     arrays |= {name: np.array(getattr(replicates, name), dtype=np.str_) for name in _LABELS}
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
-
-
-def write_case_arrays(arrays: Mapping[str, NDArray], path: Path) -> None:
-    """Write the statistics of cases that are more than a number, such as the counts of the calibration curve."""
-    np.savez_compressed(path, **dict(arrays))  # type: ignore[arg-type]
+    write_arrays(path, arrays)
 
 
 def find_runs(folder: Path) -> list[Run]:

@@ -27,7 +27,18 @@ _UNSUPPORTED: Mapping[str, Any] = {
     "use_distributed_sampler": False,
     "limit_test_batches": 1.0,
 }
+_LARGEST_SEED = 2**32 - 1
 _PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
+
+
+def check_seed(seed: int) -> None:
+    """Check that Lightning takes a seed.
+
+    Raises:
+        UserError: if it does not.
+    """
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise UserError(f"seed must be at least 0 and at most {_LARGEST_SEED}, not {seed}")
 
 
 def check_trainer(node: Mapping[str, Any]) -> None:

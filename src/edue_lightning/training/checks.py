@@ -16,12 +16,11 @@ from edue_lightning.errors import UserError
 from edue_lightning.losses import SegmentationLoss
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.runs.checkpoints import TrainingCases
+from edue_lightning.runs.trainer import check_seed
 from edue_lightning.runtime.processes import is_first_process
 from edue_lightning.text import times
 
 log = logging.getLogger(__name__)
-
-_LARGEST_SEED = 2**32 - 1
 
 
 def check_numbers(configuration: Mapping[str, Any]) -> None:
@@ -30,8 +29,7 @@ def check_numbers(configuration: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming the first invalid setting.
     """
-    if not 0 <= configuration["seed"] <= _LARGEST_SEED:
-        raise UserError(f"seed must be at least 0 and at most {_LARGEST_SEED}, not {configuration['seed']}")
+    check_seed(configuration["seed"])
     if configuration["bootstrap_resamples"] < 0:
         raise UserError(f"bootstrap_resamples must be at least 0, not {configuration['bootstrap_resamples']}")
     for name in ("members_at_once", "checkpoint_every_steps"):

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from edue_lightning.atomic import write_whole
 from edue_lightning.config.build import ImageFormat, build, build_distortions, build_mask_rule, build_method
 from edue_lightning.config.plan import planned
 from edue_lightning.config.schema import check_configuration
@@ -265,9 +264,8 @@ def _run(
         if is_first_process():
             for line in filter(None, lines):
                 log.warning("%s", line)
-            # last, and whole, since this file marks the run as finished
-            table = validation.metrics_frame()
-            write_whole(folder / VALIDATION_FILE, lambda path: write_table(table, METRICS_COLUMNS, path))
+            # last, since this file marks the run as finished
+            write_table(validation.metrics_frame(), METRICS_COLUMNS, folder / VALIDATION_FILE)
     finally:
         if tracker is not None:
             failed = sys.exc_info()[0] is not None

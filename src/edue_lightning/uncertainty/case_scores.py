@@ -222,7 +222,7 @@ def top_mean(disagreement: Tensor, size: Tensor) -> Tensor:
         `[...]` float64; NaN for an empty mask.
     """
     if disagreement.device.type == "cpu":
-        rows = zip(disagreement.flatten(0, -2).numpy(), size.flatten().tolist(), strict=True)
+        rows = zip(disagreement.reshape(-1, disagreement.shape[-1]).numpy(), size.flatten().tolist(), strict=True)
         means = [_mean_of_largest(values, int(count)) for values, count in rows]
         return torch.tensor(means, dtype=torch.float64).reshape(size.shape)
     sums = disagreement.double().sort(dim=-1, descending=True).values.cumsum(dim=-1)

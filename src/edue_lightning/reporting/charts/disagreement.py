@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from edue_lightning.metrics.correlation import weighted_pearson, weighted_spearman
+from edue_lightning.metrics.ties import tied
 from edue_lightning.reporting.charts.chart import Chart, Plot, Series
 from edue_lightning.reporting.charts.names import some_of
 from edue_lightning.reporting.charts.styles import Style, guide_style
-
-_FEWEST = 3
 
 
 class Disagreement(NamedTuple):
@@ -27,13 +27,11 @@ class Disagreement(NamedTuple):
     cases: pd.DataFrame
 
     def correlation(self, method: str) -> float:
-        """Return the Pearson or Spearman correlation; NaN for fewer than three cases, or if one side is constant."""
+        """Return the Pearson or Spearman correlation, as in the table of metrics."""
         defined = self.cases.dropna()
-        varies = len(defined) >= _FEWEST and bool((defined.max() > defined.min()).all())
-        if not varies:
-            return np.nan
-        ranks = defined.rank() if method == "spearman" else defined
-        return float(ranks["model"].corr(ranks["raters"]))
+        model, raters = (defined[side].to_numpy() for side in ("model", "raters"))
+        correlation = weighted_spearman if method == "spearman" else weighted_pearson
+        return float(correlation(model, raters, np.ones((1, len(defined))))[0])
 
 
 def disagreement_of(cases: pd.DataFrame) -> Disagreement:
@@ -91,7 +89,7 @@ def _plot(
     label: str, found: Disagreement, style: Style, kind: str, correlation: str, unit: str, largest: float
 ) -> Plot:
     cases = found.cases.dropna()
-    numbers = cases.rank() if kind == "rank" else cases
+    numbers = cases.apply(tied).rank() if kind == "rank" else cases
     end = largest if kind == "value" else len(cases) + 1.0
     of = "SV" if found.score == "sv" else "sum of p(1 - p)"
     within = f" in {unit}" if kind == "value" and unit else "" if kind == "value" else ", rank"
