@@ -249,7 +249,7 @@ def test_the_number_of_levels_is_that_of_the_raters_in_training() -> None:
         (3, {"mean_weight": math.nan}, "mean_weight must be finite and not negative: nan"),
         (3, {"stage_weight": -1.0}, "stage_weight must be finite and not negative: -1"),
         (3, {"mask_weight": -1.0}, "mask_weight must be finite and not negative: -1"),
-        (3, {"cross_entropy_weight": 0.0, "dice_weight": 0.0}, "loss weights must be positive"),
+        (3, {"cross_entropy_weight": 0.0, "dice_weight": 0.0}, "loss weights must be finite and not negative"),
     ],
 )
 def test_an_invalid_option_is_refused(count: int | None, options: dict[str, float], message: str) -> None:

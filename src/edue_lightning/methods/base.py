@@ -283,7 +283,12 @@ class SegmentationMethod(pl.LightningModule):
             trainee.compile_networks()
 
     def training_step(self, batch: RaterBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Return `training_loss` of one batch, and log its parts."""
+        """Return `training_loss` of one batch, and log its parts.
+
+        The log of an epoch is the mean over its batches, weighted by their numbers of cases, of all processes alike. So
+        `guidance`, a mean over the cases with two raters or more, is the mean over all such cases only if each batch
+        has as many of them.
+        """
         parts = self.training_loss(batch)
         logged = {f"train/{name}": value.detach() for name, value in parts.items()}
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
