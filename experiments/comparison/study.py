@@ -477,8 +477,7 @@ def _packed_files(run: Path) -> Iterator[Path]:
             yield path
 
 
-def main() -> None:
-    """Run the command."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["search", "compare", "reread", "ablate", "report", "pack"])
     parser.add_argument("--folder", type=Path, default=Path("outputs/study"))
@@ -513,43 +512,53 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} short epochs per training")
     parser.add_argument("--searched", type=Path, default=SEARCHED, help="table of the search whose settings are used")
     parser.add_argument("--target", type=Path, help="folder of the archives that `pack` writes")
-    asked = parser.parse_args()
+    return parser
+
+
+def _jobs(setup: Setup, asked: argparse.Namespace) -> list[Job]:
+    seeds = range(asked.seeds)
+    if asked.what == "search":
+        return search(setup, asked.methods)
+    if asked.what == "ablate":
+        return [*ablation(setup, "ablation", seeds), *ablation(setup, "raters", seeds)]
+    usual = [name for name in USUAL_DATA if setup.data is not None or not DATA[name].root]
+    jobs = comparison(setup, seeds, asked.only or usual, asked.methods, asked.hold_out)
+    return reread(setup, jobs, asked.read_outs) if asked.what == "reread" else jobs
+
+
+def _train(setup: Setup, asked: argparse.Namespace) -> list[str]:
+    """Run the jobs that are asked for, write their tables, and return the names of those that failed."""
+    jobs = _jobs(setup, asked)
+    if asked.longest_first:
+        jobs.sort(key=lambda job: -job.seconds)
+    setup.folder.mkdir(parents=True, exist_ok=True)
+    require_same_settings(setup.folder, jobs)
+    prepare(setup, jobs)
+    seconds = None if asked.time_left is None else 60 * asked.time_left
+    failed = Pool(setup.folder, asked.jobs, seconds, asked.cut, lambda line: print(line, flush=True)).run(jobs)
+    if asked.what == "search":
+        trials(setup).to_csv(setup.folder / "search.csv", index=False)
+        print(f"every trial: {setup.folder / 'search.csv'}")
+    elif asked.what == "ablate":
+        for group, file in (("ablation", VALIDATION_FILE), ("raters", METRICS_FILE)):
+            table = ablation_table(setup.folder / group, file)
+            table.to_csv(setup.folder / f"{group}.csv", index=False)
+            print(to_markdown(table[["variation", "seeds", *SHOWN]].round(3)))
+    return failed
+
+
+def main() -> None:
+    """Run the command."""
+    asked = _parser().parse_args()
     folder = asked.folder.resolve()
     data = None if asked.data is None else asked.data.resolve()
     setup = Setup(folder, asked.device, data, asked.quick, asked.epochs, asked.searched.resolve())
-    seeds = range(asked.seeds)
     if asked.what == "pack":
         for archive in pack(folder, asked.target or folder / "packed"):
             print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
-        return
-    if asked.what == "report":
+    elif asked.what == "report":
         report(setup.runs, folder / "report")
-        return
-    if asked.what == "search":
-        jobs = search(setup, asked.methods)
-    elif asked.what in ("compare", "reread"):
-        usual = [name for name in USUAL_DATA if data is not None or not DATA[name].root]
-        jobs = comparison(setup, seeds, asked.only or usual, asked.methods, asked.hold_out)
-        if asked.what == "reread":
-            jobs = reread(setup, jobs, asked.read_outs)
-    else:
-        jobs = [*ablation(setup, "ablation", seeds), *ablation(setup, "raters", seeds)]
-    if asked.longest_first:
-        jobs.sort(key=lambda job: -job.seconds)
-    folder.mkdir(parents=True, exist_ok=True)
-    require_same_settings(folder, jobs)
-    prepare(setup, jobs)
-    seconds = None if asked.time_left is None else 60 * asked.time_left
-    failed = Pool(folder, asked.jobs, seconds, asked.cut, lambda line: print(line, flush=True)).run(jobs)
-    if asked.what == "search":
-        trials(setup).to_csv(folder / "search.csv", index=False)
-        print(f"every trial: {folder / 'search.csv'}")
-    elif asked.what == "ablate":
-        for group, file in (("ablation", VALIDATION_FILE), ("raters", METRICS_FILE)):
-            table = ablation_table(folder / group, file)
-            table.to_csv(folder / f"{group}.csv", index=False)
-            print(to_markdown(table[["variation", "seeds", *SHOWN]].round(3)))
-    if failed:
+    elif _train(setup, asked):
         sys.exit(1)
 
 
