@@ -128,7 +128,7 @@ def content_digest(images: Sequence[NDArray]) -> tuple[str, ...]:
 
     Args:
         images: images of a case, `[C, *S]` each, in the order of the channels; volumes with an affine are turned to one
-            orientation, see `geometry.canonical`.
+            orientation, see `images.canonical`.
     """
     channels = [np.ascontiguousarray(channel, dtype=np.float32) for image in images for channel in image]
     tensors = [torch.from_numpy(channel) for channel in channels]

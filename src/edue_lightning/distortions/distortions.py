@@ -45,7 +45,7 @@ class Distortions:
             raise ValueError(f"seed must be an integer of at least 0, not {self.seed}")
 
     def kind_of(self, position: int, severity: int) -> str:
-        """Return the kind of distortion of a case at a severity: all kinds in turn, a different one at each severity.
+        """Return the kind of distortion of a case at a severity: all kinds in turn, the next one at the next severity.
 
         Args:
             position: position of the case in its split.

@@ -40,7 +40,8 @@ def detection_table(cases: pd.DataFrame) -> pd.DataFrame:
     """Return the content of `detection.csv` without the identity of the run: how well scores find distorted cases.
 
     One row per structure, score, kind of distortion (or `all`) and severity (0 for all of them): AUROC and AUPR of the
-    distorted cases against the clean images of the same cases. Cases with an undefined score are left out.
+    distorted cases against the clean images of the same cases. An image with an undefined score is left out alone, not
+    its case.
 
     Args:
         cases: content of `distorted_cases.csv`.

@@ -30,7 +30,7 @@ class DicomCase:
 
     Attributes:
         case_id: name of the folder.
-        patient: PatientID, or the name of the folder if the series has none.
+        patient: PatientID, empty if the series has none.
         slices: files of the image series.
         masks: RTSTRUCT and SEG files that belong to the series, with their headers.
     """
