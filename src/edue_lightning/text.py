@@ -96,9 +96,9 @@ def natural_key(text: str) -> tuple[tuple[str | tuple[int, str], ...], str]:
     return tuple((len(part), part) if place % 2 else part for place, part in enumerate(parts)), text
 
 
-def counted(problems: Sequence[str]) -> str:
-    """Return the number of problems in words."""
-    return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 case` or `12 cases`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def times(values: Iterable[float], digits: int | None = None) -> str:
@@ -110,3 +110,18 @@ def named(names: Sequence[str], most: int = 5) -> str:
     """Return the first few names and the number of the others, such as `a, b and 7 more`."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def listed(names: Sequence[str], most: int | None = None) -> str:
+    """Return names as a list in a sentence.
+
+    >>> listed(["a", "b", "c"]), listed(["a", "b", "c"], most=2), listed(["a"])
+    ('a, b and c', 'a, b and 1 more', 'a')
+
+    Args:
+        names: names in order.
+        most: number of names that are written; of more, the number of the others follows. None for all.
+    """
+    if most is not None and len(names) > most:
+        return named(names, most)
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)

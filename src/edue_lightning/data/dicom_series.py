@@ -32,7 +32,7 @@ from pydicom.uid import (
 )
 
 from edue_lightning.data.image_limits import MOST_VOXELS, ImageError, checked_spacing, require_memory
-from edue_lightning.text import named, reason_of
+from edue_lightning.text import counted, named, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -263,7 +263,7 @@ def require_plain_pixels(header: Dataset) -> None:
 def described(members: Sequence[tuple[Path, Dataset]]) -> str:
     """Return the UID, the modality, the description and the number of slices of a series."""
     header = members[0][1]
-    count = f"{len(members)} slice{'s' * (len(members) > 1)}"
+    count = counted(len(members), "slice")
     name = str(header.get("SeriesDescription") or "").strip()
     parts = ", ".join([str(header.get("Modality")), *([name] if name else []), count])
     return f"{header.get('SeriesInstanceUID')} ({parts})"

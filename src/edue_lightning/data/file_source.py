@@ -504,7 +504,8 @@ def problems_text(root: str, problems: Sequence[str]) -> str:
     """Return the number of a data set's problems and one line per problem, as far as they fit on a screen."""
     more = len(problems) - MOST_PROBLEMS_LISTED
     rest = [f"... and {more} more; `check` lists all"] if more > 0 else []
-    return "\n".join([f"data.root={root}: {counted(problems)}:", *problems[:MOST_PROBLEMS_LISTED], *rest])
+    number = counted(len(problems), "problem")
+    return "\n".join([f"data.root={root}: {number}:", *problems[:MOST_PROBLEMS_LISTED], *rest])
 
 
 def relative_name(path: Path, root: Path) -> str:

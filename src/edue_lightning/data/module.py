@@ -335,7 +335,7 @@ def _require_names(cases: Sequence[CaseRecord], name: str) -> None:
         one_line(f"case {case.case_id!r}: {NO_FILE_NAME}") for case in cases if not can_be_in_file_name(case.case_id)
     ]
     if lines:
-        raise UserError("\n".join([f"data={name}: {counted(lines)}:", *lines[:MOST_PROBLEMS_LISTED]]))
+        raise UserError("\n".join([f"data={name}: {counted(len(lines), 'problem')}:", *lines[:MOST_PROBLEMS_LISTED]]))
 
 
 def _patch_for(source: CaseSource, patch: PatchSampling | None, batch_size: int) -> PatchSampling | None:

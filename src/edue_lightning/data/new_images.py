@@ -21,7 +21,7 @@ from edue_lightning.data.slices import HOW_TO_SLICE
 from edue_lightning.data.sources.manifest.files import NamedFiles
 from edue_lightning.data.sources.manifest.table import TABLES, read_images
 from edue_lightning.errors import UserError
-from edue_lightning.text import ambiguous_names, can_be_in_file_name, name_in_files, one_line
+from edue_lightning.text import ambiguous_names, can_be_in_file_name, name_in_files, named, one_line
 
 log = logging.getLogger(__name__)
 
@@ -250,8 +250,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _first(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return one_line(", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else ""))
+    return one_line(named(names, _MOST_NAMED))
 
 
 def _converted(path: Path) -> str:

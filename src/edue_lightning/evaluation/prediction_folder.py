@@ -191,7 +191,7 @@ class PredictionFolder:
             ]
             problems += odd
         if problems:
-            raise UserError("\n  ".join([f"{self}: {counted(problems)}", *map(one_line, problems)]))
+            raise UserError("\n  ".join([f"{self}: {counted(len(problems), 'problem')}", *map(one_line, problems)]))
         return len(self._interpolated)
 
     def load(self, sample: RaterSample) -> Tensor:

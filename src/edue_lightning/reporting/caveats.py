@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edue_lightning.metrics import MEAN_STRUCTURE
+from edue_lightning.reporting.charts.names import some_of
 from edue_lightning.reporting.comparison import TABLE_METRICS, group_by_subject, mean_over_seeds
-from edue_lightning.reporting.findings import listed
 from edue_lightning.reporting.folds import missing_folds
 from edue_lightning.reporting.out_of_distribution import differing_distortions, halved_cases
 from edue_lightning.reporting.outcomes import FEWEST_CASES, is_degenerate
 from edue_lightning.runs.files import Run
 from edue_lightning.runs.record import CAUTIONS
-
-_MOST_NAMED = 4
+from edue_lightning.text import listed
 
 
 def caveats(runs: Sequence[Run]) -> list[str]:
@@ -58,7 +57,7 @@ def caveats(runs: Sequence[Run]) -> list[str]:
             )
         alone = [method for method, members in methods.items() if len(members) == 1]
         if alone:
-            lines.append(f"{where}: one seed of {_named(alone)}; intervals leave out differences between trainings")
+            lines.append(f"{where}: one seed of {some_of(alone)}; intervals leave out differences between trainings")
     return lines
 
 
@@ -67,7 +66,7 @@ def _of_structure(methods: dict[str, list[Run]], structure: str) -> list[str]:
     degenerate = [f"{method} ({value:.3f})" for method, value in dice.items() if is_degenerate(value)]
     lines = []
     if degenerate:
-        lines.append(f"Dice near 0: {_named(degenerate)}; degenerate models, whose other values mean nothing")
+        lines.append(f"Dice near 0: {some_of(degenerate)}; degenerate models, whose other values mean nothing")
     few: dict[int, list[str]] = {}
     for metric in TABLE_METRICS:
         defined = [
@@ -79,12 +78,6 @@ def _of_structure(methods: dict[str, list[Run]], structure: str) -> list[str]:
         if defined and min(defined) < FEWEST_CASES:
             few.setdefault(min(defined), []).append(metric)
     for cases, metrics in few.items():
-        of = "all metrics" if len(metrics) == len(TABLE_METRICS) else _named(metrics)
+        of = "all metrics" if len(metrics) == len(TABLE_METRICS) else some_of(metrics)
         lines.append(f"{cases} cases for {of}, fewer than {FEWEST_CASES}; values and intervals are unreliable")
     return lines
-
-
-def _named(names: Sequence[str]) -> str:
-    if len(names) <= _MOST_NAMED:
-        return listed(names)
-    return f"{', '.join(names[:_MOST_NAMED])} and {len(names) - _MOST_NAMED} more"

@@ -75,7 +75,8 @@ class DataCheck:
 
     def problems_text(self) -> str:
         """Return the number of problems, and one line per problem."""
-        return "\n".join([f"{counted(self.problems)}, so this data cannot be trained on:", *self.problems])
+        number = counted(len(self.problems), "problem")
+        return "\n".join([f"{number}, so this data cannot be trained on:", *self.problems])
 
 
 def check(configuration: Mapping[str, Any], folder: Path) -> DataCheck:
@@ -224,7 +225,7 @@ def _write(result: DataCheck, source: CaseSource, folder: Path) -> None:
         _draw(overview, source, folder / SHEET_FILE)
     text = result.text()
     if result.warnings:
-        number = "1 warning" if len(result.warnings) == 1 else f"{len(result.warnings)} warnings"
+        number = counted(len(result.warnings), "warning")
         text += "\n\n" + "\n".join([f"{number}:", *result.warnings])
     if result.problems:
         text += "\n\n" + result.problems_text()
@@ -243,7 +244,7 @@ def _draw(overview: DataOverview, source: CaseSource, path: Path) -> None:
 
 def _panel(case: CaseOverview, source: CaseSource) -> SheetPanel:
     sample = source.load(case.record.case_id)
-    raters = "1 rater" if case.n_raters == 1 else f"{case.n_raters} raters"
+    raters = counted(case.n_raters, "rater")
     return sheet_panel(
         case_id=sample.case_id,
         caption=f"{raters}, SV* {number_text(case.sv_star.sum())} {case.unit}" if case.n_raters >= 2 else raters,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edue_lightning.data import CaseRecord, RaterSample
 from edue_lightning.data.source import Split
-from edue_lightning.text import times
+from edue_lightning.text import counted, times
 from edue_lightning.uncertainty import model_agreement, pair_overlap
 
 PERCENTILES = (1, 50, 99)
@@ -270,7 +270,7 @@ class DataOverview:
     def text(self) -> str:
         """Return everything as plain text."""
         patients = len({case.record.group for case in self.cases})
-        lines = [f"data={self.name}: {_counted(len(self.cases), 'case')} of {_counted(patients, 'patient')}"]
+        lines = [f"data={self.name}: {counted(len(self.cases), 'case')} of {counted(patients, 'patient')}"]
         if self.note:
             lines.append(f"note: {self.note}")
         if not self.cases:
@@ -284,11 +284,11 @@ class DataOverview:
             **self.facts,
             "splits": self._split_sizes(),
             "strata": self._strata(),
-            "images": f"{len(self.cases[0].size)}D, {_counted(len(self.cases[0].intensity), 'channel')}",
+            "images": f"{len(self.cases[0].size)}D, {counted(len(self.cases[0].intensity), 'channel')}",
             "sizes": _different(case.size for case in self.cases),
             "spacings": self._spacings(),
             "structures": ", ".join(self.structures),
-            "raters per case": ", ".join(f"{_counted(n, 'rater')} in {_counted(cases, 'case')}" for n, cases in raters),
+            "raters per case": ", ".join(f"{counted(n, 'rater')} in {counted(cases, 'case')}" for n, cases in raters),
             "cases per rater": self._cases_of_each_rater(),
         }
         return "\n".join(f"{label:<{_LABEL_WIDTH}}{value}" for label, value in facts.items() if value)
@@ -305,7 +305,7 @@ class DataOverview:
 
     def _spacings(self) -> str:
         known = [case.spacing for case in self.cases if case.spacing is not None]
-        unknown = f"unknown in {_counted(len(self.cases) - len(known), 'case')}"
+        unknown = f"unknown in {counted(len(self.cases) - len(known), 'case')}"
         if not known:
             return unknown
         return _different(known) if len(known) == len(self.cases) else f"{_different(known)}, {unknown}"
@@ -340,10 +340,10 @@ class DataOverview:
                 "No case has two raters: guidance (method=edue) needs two raters per case, and every measure of\n"
                 "disagreement is undefined."
             )
-        counted = f"disagreement over {_counted(len(self.disputable), 'case')} with two raters or more"
+        text = f"disagreement over {counted(len(self.disputable), 'case')} with two raters or more"
         if apart:
-            counted += f"; {_counted(apart, 'case')} with fewer left out"
-        return f"{counted}\n{_table(self.disagreement_frame())}"
+            text += f"; {counted(apart, 'case')} with fewer left out"
+        return f"{text}\n{_table(self.disagreement_frame())}"
 
     def _split(self, record: CaseRecord) -> str:
         return self.splits.get(record.case_id) or record.split or ""
@@ -368,10 +368,6 @@ def _variance_of_share(share: NDArray[np.float64]) -> NDArray[np.float64]:
 def _sum_over_voxels(histogram: NDArray[np.int64], value: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sum a value that depends on the number of markings alone, `[n + 1]`, over all voxels of `[K, n + 1]`."""
     return histogram @ value
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _different(grids: Iterable[tuple[float, ...]]) -> str:

@@ -95,8 +95,3 @@ class Verdict:
     def frame(self) -> pd.DataFrame:
         """Return the content of `verdict.csv`."""
         return pd.DataFrame([asdict(finding) for finding in self.findings], columns=list(VERDICT_COLUMNS))
-
-
-def listed(labels: Sequence[str]) -> str:
-    """Return labels as a list in a sentence."""
-    return f"{', '.join(labels[:-1])} and {labels[-1]}" if len(labels) > 1 else "".join(labels)

@@ -17,9 +17,9 @@ from edue_lightning.config.schema import check_only_ours
 from edue_lightning.metrics import MEAN_STRUCTURE, METRICS, MetricSettings, interval, resample_counts
 from edue_lightning.metrics.bootstrap import few_groups, group_numbers, usable_replicates
 from edue_lightning.metrics.definition import Estimate, StructureCases, mean_estimate
-from edue_lightning.reporting.findings import listed
 from edue_lightning.runs.files import METRICS_COLUMNS, Run
 from edue_lightning.runs.record import TRAINING
+from edue_lightning.text import listed
 
 Measured = tuple[Sequence[Run], str]
 """Seeds of a method, and the metric that it is compared by."""

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from edue_lightning.metrics import LOWER_IS_BETTER, MEAN_STRUCTURE
+from edue_lightning.text import counted
 
 TERMINAL_WIDTH = 100
 """Longest line in characters."""
@@ -39,7 +40,7 @@ def terminal_tables(comparison: pd.DataFrame) -> str:
         structure = MEAN_STRUCTURE if MEAN_STRUCTURE in structures else structures[0]
         chosen = rows[rows["structure"] == structure]
         cases = (chosen["n_cases"] + chosen["n_undefined"]).max()
-        counts = f"{_counted(pd.Series([cases]), 'case')}, {_counted(chosen['seeds'], 'seed')}"
+        counts = f"{counted(int(cases), 'case')}, {_seeds(chosen['seeds'])}"
         title = f"{data}, {split}, {structure}: {counts}"
         tables.append("\n".join([_shortened(title, TERMINAL_WIDTH), *_lines(chosen)]))
     return "\n\n".join([*tables, _LEGEND])
@@ -64,10 +65,9 @@ def _cell(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 
-def _counted(numbers: pd.Series, noun: str) -> str:
+def _seeds(numbers: pd.Series) -> str:
     low, high = int(numbers.min()), int(numbers.max())
-    ending = "" if high == 1 else "s"
-    return f"{low} {noun}{ending}" if low == high else f"{low} to {high} {noun}{ending}"
+    return counted(high, "seed") if low == high else f"{low} to {counted(high, 'seed')}"
 
 
 def _shortened(text: str, width: int) -> str:

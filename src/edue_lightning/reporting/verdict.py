@@ -20,12 +20,13 @@ from edue_lightning.reporting.comparison import (
     paired_difference,
     paired_replicates,
 )
-from edue_lightning.reporting.findings import OVER_DATA, TEST, UNDEFINED, Finding, Measure, Verdict, listed
+from edue_lightning.reporting.findings import OVER_DATA, TEST, UNDEFINED, Finding, Measure, Verdict
 from edue_lightning.reporting.out_of_distribution import OOD_AUROC, PREFIX, UNCERTAINTY_AUROC
 from edue_lightning.reporting.outcomes import MARGINS, Outcome, holm, is_degenerate, outcome, two_sided_p, within_margin
 from edue_lightning.reporting.selection import best_metric, eligible_metrics, goodness, validation_mean
 from edue_lightning.reporting.shared_cases import differing_cases, on_shared_cases
 from edue_lightning.runs.files import Run
+from edue_lightning.text import listed
 
 Array = NDArray[np.float64]
 

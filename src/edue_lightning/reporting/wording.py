@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 
 from edue_lightning.metrics import LOWER_IS_BETTER
-from edue_lightning.reporting.charts.names import some_of
 from edue_lightning.reporting.findings import Finding, Verdict
 from edue_lightning.reporting.outcomes import Outcome
 from edue_lightning.reporting.verdict_text import TITLES, read_out
+from edue_lightning.text import listed
 
 Word = Literal["better", "level", "worse", "undefined"]
 
@@ -120,4 +120,4 @@ def headline(verdict: Verdict) -> str:
 
 
 def _in_brackets(names: Sequence[str]) -> str:
-    return f" ({some_of(names, 5)})" if names else ""
+    return f" ({listed(names, most=5)})" if names else ""

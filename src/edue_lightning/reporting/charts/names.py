@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edue_lightning.metrics import MEAN_STRUCTURE
+from edue_lightning.text import listed
+
+_MOST_NAMED = 4
 
 SCORE_TITLES = {
     "sv": "sum of variances SV",
@@ -37,13 +40,6 @@ def place_title(data: str, split: str, structure: str = "") -> str:
     return f"{where}: {named}" if named else where
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun, such as `1 case` or `12 cases`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def some_of(names: Sequence[str], most: int = 4) -> str:
-    """Return names as a list in a sentence; of many the first few and the number of others."""
-    if len(names) <= most:
-        return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
-    return f"{', '.join(names[:most])} and {len(names) - most} more"
+def some_of(names: Sequence[str]) -> str:
+    """Return names as a list in a title or a sentence, at most four of them; see `listed`."""
+    return listed(names, _MOST_NAMED)

@@ -12,7 +12,7 @@ from edue_lightning.reporting.charts.calibration import calibration_chart, quali
 from edue_lightning.reporting.charts.chart import Chart
 from edue_lightning.reporting.charts.disagreement import disagreement_charts
 from edue_lightning.reporting.charts.distortion import detection_chart, distorted_boxes_chart
-from edue_lightning.reporting.charts.names import counted, place_title, score_title
+from edue_lightning.reporting.charts.names import place_title, score_title
 from edue_lightning.reporting.charts.styles import method_styles
 from edue_lightning.reporting.comparison import mean_over_seeds
 from edue_lightning.reporting.curves import (
@@ -26,6 +26,7 @@ from edue_lightning.reporting.outcomes import is_degenerate
 from edue_lightning.reporting.tables import DETECTION_SCORES
 from edue_lightning.runs.files import UNIT, Run
 from edue_lightning.runs.record import digest
+from edue_lightning.text import counted
 
 _MOST_NAME_BYTES = 100
 BOX_SCORES = ("layer_agreement", "model_agreement", "sv")

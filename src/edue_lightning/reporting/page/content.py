@@ -12,7 +12,7 @@ import pandas as pd
 from edue_lightning.reporting.charts.chart import Chart
 from edue_lightning.reporting.charts.differences import forest_chart
 from edue_lightning.reporting.charts.draw import FigureForm, draw, write_files
-from edue_lightning.reporting.charts.names import counted, place_title, score_title, some_of
+from edue_lightning.reporting.charts.names import place_title, score_title, some_of
 from edue_lightning.reporting.charts.of_runs import (
     Methods,
     Place,
@@ -38,6 +38,7 @@ from edue_lightning.reporting.panels import Panel, load_panels
 from edue_lightning.reporting.tables import cost_table, detection_table, differences_table, selective_table
 from edue_lightning.reporting.wording import headline
 from edue_lightning.runs.files import PANELS_FILE, POOLED_KINDS, Run
+from edue_lightning.text import counted
 
 DEFINITIONS = {
     "Dice ↑": "overlap of the mask (mean prediction p ≥ 0.5, unless another rule is chosen) with that of at "
