@@ -19,7 +19,7 @@ with imports_of_command(__name__):
     from edue_lightning.config.build import build_data
     from edue_lightning.config.command import command
     from edue_lightning.config.schema import check_configuration, resolved
-    from edue_lightning.data.conversion import write_manifest
+    from edue_lightning.data.conversion import require_empty, write_manifest
     from edue_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,7 @@ def convert(configuration: Mapping[str, Any], folder: Path) -> int:
     check_configuration(configuration, ConvertConfiguration)
     if configuration.get("data") is None:
         raise UserError("no data set to convert; choose one with data=NAME")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"output={folder}: is not empty; choose another folder")
+    require_empty(folder)
     return write_manifest(build_data(configuration), folder)
 
 

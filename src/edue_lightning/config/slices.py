@@ -10,6 +10,7 @@ from hydra.utils import get_class
 
 from edue_lightning.config.build import ImageFormat
 from edue_lightning.config.schema import check_only_ours
+from edue_lightning.data.augmentation import are_equal_sizes
 from edue_lightning.data.slices import SliceLayout, Slicing
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
@@ -70,7 +71,7 @@ def unequal_pixels(method: SegmentationMethod, layout: SliceLayout, spacing: Seq
     if spacing is None or not any(getattr(part, "turned", False) for part in method.trainees()):
         return None
     rows, columns = spacing[1:]
-    if abs(rows - columns) <= 0.01 * max(rows, columns):
+    if are_equal_sizes(rows, columns):
         return None
     return (
         "the method exchanges rows and columns (method.turned=true), but the pixels of the slices (along "

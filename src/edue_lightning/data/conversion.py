@@ -43,8 +43,7 @@ def write_manifest(data: RaterDataModule, folder: Path) -> int:
     Raises:
         UserError: if the folder is not empty, the data are volumes of unknown voxel size, or a file cannot be written.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"output={folder}: is not empty; choose another folder")
+    require_empty(folder)
     first = data.source.load(data.source.cases()[0].case_id)
     if data.source.spatial_dims == 3 and first.spacing is None:
         raise UserError(
@@ -67,6 +66,16 @@ def write_manifest(data: RaterDataModule, folder: Path) -> int:
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
     return len(data.splits["all"])
+
+
+def require_empty(folder: Path) -> None:
+    """Check that a folder for a converted data set is new or empty.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"output={folder}: is not empty; choose another folder")
 
 
 def _write_case(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydicom import dcmread
-from pydicom.filereader import read_file_meta_info
 from pydicom.uid import RTStructureSetStorage, SegmentationStorage
 
 from edue_lightning.data.dicom_contours import OUTLINES_TAGS, Outlines, outlines_header
 from edue_lightning.data.dicom_objects import DicomMasks, MasksHeader
 from edue_lightning.data.dicom_segmentation import SEGMENTS_TAGS, Segments, segments_header
-from edue_lightning.data.dicom_series import LABEL_MAP_SEGMENTATION, is_decoded, plain_errors
+from edue_lightning.data.dicom_series import LABEL_MAP_SEGMENTATION, decoder_problem, plain_errors
 from edue_lightning.data.image_limits import ImageError
 
 _MOST_BYTES = 2**30
@@ -49,13 +48,9 @@ def _is_outlines(path: Path) -> bool:
     with plain_errors(path):
         if path.stat().st_size > _MOST_BYTES:
             raise ImageError("is larger than 1 GiB, unlike any set of masks; save it again")
-        syntax = read_file_meta_info(path).get("TransferSyntaxUID")
-        if not is_decoded(syntax):
-            named = getattr(syntax, "name", "no TransferSyntaxUID")
-            raise ImageError(
-                f"is compressed ({named}), and no decoder for it is installed; decompress it, for example with "
-                "gdcmconv --raw, or a deflated file with dcmconv +ti"
-            )
+        problem = decoder_problem(path)
+        if problem is not None:
+            raise ImageError(f"{problem}, or a deflated file with dcmconv +ti")
         header = dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "Modality"])
     found = header.get("SOPClassUID")
     if not is_masks(found):

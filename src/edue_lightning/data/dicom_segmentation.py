@@ -12,9 +12,9 @@ from pydicom import Dataset
 
 from edue_lightning.data.dicom_objects import DicomMasks, ImagePlace, MasksHeader, names_of
 from edue_lightning.data.dicom_series import plain_errors
+from edue_lightning.data.geometry import LPS_OF_RAS
 from edue_lightning.data.image_limits import ImageError
 
-_LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SAME_PLACE = 0.1
 """Share of a voxel by which a voxel of a segmentation may lie beside one of the image."""
 
@@ -103,7 +103,7 @@ class Segments(DicomMasks):
         affine = np.eye(4)
         affine[:3, 0], affine[:3, 1] = directions[:3] * column, directions[3:] * row
         affine[:3, 3] = self._group(position, "PlanePositionSequence").ImagePositionPatient
-        to_voxels = np.linalg.inv(place.grid.affine.numpy()) @ _LPS_OF_RAS @ affine
+        to_voxels = np.linalg.inv(place.grid.affine.numpy()) @ LPS_OF_RAS @ affine
         last = int(self._object.Columns) - 1, int(self._object.Rows) - 1
         corners = apply_affine(to_voxels, [[i, j, 0] for i in (0, last[0]) for j in (0, last[1])])
         whole = np.round(to_voxels)

@@ -31,6 +31,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
+from edue_lightning.data.geometry import LPS_OF_RAS
 from edue_lightning.data.image_limits import MOST_VOXELS, ImageError, checked_spacing, require_memory
 from edue_lightning.text import counted, named, reason_of
 
@@ -56,7 +57,6 @@ _LEAST_STEP = 1e-3  # mm
 _MOST_SHIFT = 0.1
 """Share of a pixel by which the first pixels of two slices may lie beside each other."""
 
-_LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MOST_LISTED = 4
 _HEADER = (
     *("Modality", "SeriesInstanceUID", "SeriesDescription", "FrameOfReferenceUID", "SOPInstanceUID", "SOPClassUID"),
@@ -278,12 +278,9 @@ def read_header(path: Path) -> Dataset:
     with plain_errors(path, named=True):
         if path.stat().st_size > _MOST_BYTES:
             raise ImageError(f"{path.name}: is larger than 256 MiB, unlike any slice; save one slice per file")
-        syntax = read_file_meta_info(path).get("TransferSyntaxUID")
-        if not is_decoded(syntax):
-            raise ImageError(
-                f"{path.name}: is compressed ({getattr(syntax, 'name', 'no TransferSyntaxUID')}), and no decoder for "
-                "it is installed; decompress it, for example with gdcmconv --raw"
-            )
+        problem = decoder_problem(path)
+        if problem is not None:
+            raise ImageError(f"{path.name}: {problem}")
         return dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER))
 
 
@@ -311,7 +308,18 @@ def plain_errors(
         raise ImageError(f"{place}cannot be read ({reason_of(error, path)}); {damaged}") from error
 
 
-def is_decoded(syntax: str | None) -> bool:
+def decoder_problem(path: Path) -> str | None:
+    """Return why the content of a DICOM file cannot be decoded, and the fix, or None if it can be."""
+    syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+    if _is_decoded(syntax):
+        return None
+    return (
+        f"is compressed ({getattr(syntax, 'name', 'no TransferSyntaxUID')}), and no decoder for it is installed; "
+        "decompress it, for example with gdcmconv --raw"
+    )
+
+
+def _is_decoded(syntax: str | None) -> bool:
     """Return whether pixels stored in a transfer syntax can be decoded by what is installed."""
     if syntax in _UNCOMPRESSED:
         return True
@@ -349,7 +357,7 @@ def _volume(members: Sequence[tuple[Path, Dataset]], left_out: tuple[Path, ...])
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = directions[0] * column, directions[1] * row, normal * step
     affine[:3, 3] = positions[0]
-    affine = _LPS_OF_RAS @ affine
+    affine = LPS_OF_RAS @ affine
     shape = (int(first.Columns), int(first.Rows), len(ordered))
     if np.prod(shape) > MOST_VOXELS:
         raise ImageError(f"claims {'x'.join(map(str, shape))} voxels, more than 2^31; cut it into parts")

@@ -13,6 +13,10 @@ from scipy.ndimage import affine_transform
 
 from edue_lightning.data.sample import Grid
 
+LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""Change of coordinates between NIfTI's axes to the right, anterior and superior (RAS) and DICOM's and ITK's to the
+left, posterior and superior (LPS); its own inverse."""
+
 _WHOLE_VOXELS = 1e-3
 """Share of a voxel: a grid that lies closer than this to whole steps of another is taken to lie on it."""
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edue_lightning.data.geometry import LPS_OF_RAS
 from edue_lightning.data.image_limits import (
     MOST_INFLATION,
     ImageError,
@@ -38,7 +39,6 @@ SEGMENTATION = ".seg.nrrd"
 
 _MOST_HEADER_BYTES = 2**20
 _CHUNK = 2**20
-_LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # of left-anterior-superior, ITK 5.4.0 turns the wrong axis
 _KNOWN_SPACES = ("right-anterior-superior", "ras", "left-posterior-superior", "lps")
 _RAW, _DEFLATED = ("raw",), ("gzip", "gz")
@@ -239,7 +239,7 @@ def segmentation_file(
 def _nrrd(image: sitk.Image, affine: NDArray[np.float64]) -> bytes:
     import SimpleITK as sitk  # noqa: N813
 
-    axes, origin = np.split((_LPS_OF_RAS @ affine)[:3], [3], axis=1)
+    axes, origin = np.split((LPS_OF_RAS @ affine)[:3], [3], axis=1)
     if not axes[:, 2].any():
         # a slice without thickness
         normal = np.cross(axes[:, 0], axes[:, 1])
@@ -306,7 +306,7 @@ def _affine(reader: sitk.ImageFileReader) -> NDArray[np.float64]:
     affine = np.eye(4)
     affine[:axes, :axes] = direction * np.array(reader.GetSpacing()[:axes])
     affine[:axes, 3] = reader.GetOrigin()[:axes]
-    return _LPS_OF_RAS @ affine
+    return LPS_OF_RAS @ affine
 
 
 def _bytes_per_number(reader: sitk.ImageFileReader) -> int:

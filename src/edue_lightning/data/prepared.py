@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,10 +142,21 @@ class PreparedCases:
             return self._digests[identity]
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        # a second change within the clock's resolution would go unnoticed
-        if time.time() - max(status.st_mtime, status.st_ctime) > _FRESH_SECONDS:
+        if are_settled([status]):
             self._digests[identity] = digest
         return digest
+
+
+def are_settled(statuses: Iterable[os.stat_result]) -> bool:
+    """Return whether files are old enough that any later change shows in their times.
+
+    A second change within the resolution of a file system's clock goes unnoticed.
+
+    Args:
+        statuses: status of each file.
+    """
+    newest = max((max(one.st_mtime, one.st_ctime) for one in statuses), default=0.0)
+    return time.time() - newest > _FRESH_SECONDS
 
 
 def _write_text(text: str, path: Path) -> None:

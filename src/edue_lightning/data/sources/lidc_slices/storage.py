@@ -11,7 +11,6 @@ import json
 import os
 import stat
 import struct
-import time
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -24,6 +23,7 @@ from typing import NamedTuple
 
 from edue_lightning.data.images import ImageError
 from edue_lightning.data.listing import ListingProblems, find_files
+from edue_lightning.data.prepared import are_settled
 from edue_lightning.errors import UserError
 from edue_lightning.text import one_line, reason_of
 
@@ -34,7 +34,6 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LOCAL_SIGNATURE = b"PK\x03\x04"
 _ENCRYPTED = 0x1
 _RAW_DEFLATE = -15
-_FRESH_SECONDS = 5.0
 
 ReadContent = Callable[[str], bytes]
 """Returns the content of a picture by its name; raises `ImageError`."""
@@ -78,9 +77,7 @@ class PictureFolder(PictureStore):
         self.fingerprint = _fingerprint(
             (name, one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino) for name, one in statuses.items()
         )
-        newest = max((max(one.st_mtime, one.st_ctime) for one in statuses.values()), default=0.0)
-        # a second change within the clock's resolution would go unnoticed
-        self.settled = time.time() - newest > _FRESH_SECONDS
+        self.settled = are_settled(statuses.values())
 
     @contextmanager
     def opened(self) -> Iterator[ReadContent]:
