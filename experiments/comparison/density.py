@@ -22,8 +22,7 @@ from edue_lightning.methods import SegmentationMethod
 from edue_lightning.methods.density import density_features, image_features
 from edue_lightning.metrics import ood_auroc
 from edue_lightning.reporting.comparison import to_markdown
-from edue_lightning.runs.checkpoints import load_method
-from edue_lightning.runs.folder import BEST, CHECKPOINTS
+from edue_lightning.runs.checkpoints import BEST, CHECKPOINTS, load_method
 from edue_lightning.uncertainty.appearance import appearance_statistics
 from edue_lightning.uncertainty.density import fit_gaussian, mean_distance
 

@@ -31,6 +31,12 @@ from edue_lightning.text import ambiguous_structures, can_be_in_file_name, one_l
 
 log = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints within a run's."""
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+"""Names of the checkpoints of a training: with the best weights on validation cases, and with the latest state."""
+
 _CONFIGURATION = "edue_configuration"
 _IMAGE_FORMAT = "edue_image_format"
 _MEMBER = "edue_ensemble_member"

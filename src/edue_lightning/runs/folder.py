@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from edue_lightning.atomic import remove_unfinished
 from edue_lightning.errors import UserError
+from edue_lightning.runs.checkpoints import CHECKPOINTS
 from edue_lightning.runs.files import CONFIGURATION_FILE, VALIDATION_FILE, read_mapping
 from edue_lightning.runs.record import START_ONLY_KEYS, overrides_of
 from edue_lightning.runtime.processes import is_first_process
@@ -28,9 +29,6 @@ AUTO = "auto"
 
 # what file systems answer that know no locks, as network drives without a lock service
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-
-CHECKPOINTS = "checkpoints"
-BEST, LAST = "best.ckpt", "last.ckpt"
 
 HYDRA_FOLDER = ".hydra"
 """Folder of the files that Hydra writes for a new run."""

@@ -23,6 +23,7 @@ from edue_lightning.config.schema import with_current_targets
 from edue_lightning.data.identity import TrainingCases
 from edue_lightning.errors import UserError
 from edue_lightning.metrics import MEAN_STRUCTURE, MetricSettings
+from edue_lightning.runs.checkpoints import LAST
 from edue_lightning.runs.files import (
     CONFIGURATION_FILE,
     METRICS_COLUMNS,
@@ -95,9 +96,6 @@ ROOTS = ("data.root", "data.source.root")
 
 # keys of an evaluation by a model of 2D images through volumes
 _SLICING = ("slice_axis", "slice_directions", "slice_window")
-
-# as `folder.LAST`, whose module imports this one
-_LAST = "last.ckpt"
 
 _SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -233,8 +231,8 @@ def _of_the_evaluation(record: Mapping[str, Any], trained: Mapping[str, Any]) ->
     """
     differing: dict[str, Any] = {}
     name = Path(record.get("ckpt") or "").name
-    if not record.get(CKPT_MEASURED, name != _LAST):
-        differing["ckpt"] = name if name == _LAST else "intermediate"
+    if not record.get(CKPT_MEASURED, name != LAST):
+        differing["ckpt"] = name if name == LAST else "intermediate"
     precisions = [_precision((part.get("trainer") or {}).get("precision")) for part in (record, trained)]
     if None not in precisions and precisions[0] != precisions[1]:
         differing["precision"] = precisions[0]

@@ -10,9 +10,17 @@ from typing import Any
 
 from edue_lightning.atomic import write_whole
 from edue_lightning.errors import UserError
-from edue_lightning.runs.checkpoints import planned_epochs_of, read_checkpoint, without_results, write_checkpoint
+from edue_lightning.runs.checkpoints import (
+    BEST,
+    CHECKPOINTS,
+    LAST,
+    planned_epochs_of,
+    read_checkpoint,
+    without_results,
+    write_checkpoint,
+)
 from edue_lightning.runs.files import CONFIGURATION_FILE, VALIDATION_FILE, read_mapping
-from edue_lightning.runs.folder import AUTO, BEST, CHECKPOINTS, LAST
+from edue_lightning.runs.folder import AUTO
 from edue_lightning.runs.record import extend_record
 from edue_lightning.training.trackers import MLFLOW_RUN_FILE
 

@@ -27,8 +27,15 @@ from edue_lightning.data.identity import TrainingCases, identities
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import LOWER_IS_BETTER, VALIDATION_METRICS, CaseTable, MetricSettings
-from edue_lightning.runs.checkpoints import checkpoint_entries, read_checkpoint, save_method, training_cases
-from edue_lightning.runs.folder import BEST, CHECKPOINTS, LAST
+from edue_lightning.runs.checkpoints import (
+    BEST,
+    CHECKPOINTS,
+    LAST,
+    checkpoint_entries,
+    read_checkpoint,
+    save_method,
+    training_cases,
+)
 from edue_lightning.runs.record import INIT_DIGEST, check_same_beginning, check_same_cases, training_entries
 from edue_lightning.runs.trainer import build_trainer
 from edue_lightning.runtime.processes import is_first_process, process_number, run_processes

@@ -23,7 +23,7 @@ from edue_lightning.metrics import VALIDATION_METRICS
 from edue_lightning.metrics.thresholds import BestThresholds
 from edue_lightning.prediction.density import fit_density
 from edue_lightning.prediction.triage import fit_triage
-from edue_lightning.runs.checkpoints import add_results
+from edue_lightning.runs.checkpoints import BEST, CHECKPOINTS, add_results
 from edue_lightning.runs.files import (
     CONFIGURATION_FILE,
     COST_FILE,
@@ -33,7 +33,7 @@ from edue_lightning.runs.files import (
     read_mapping,
     write_table,
 )
-from edue_lightning.runs.folder import AUTO, BEST, CHECKPOINTS, folder_of, sole_writer
+from edue_lightning.runs.folder import AUTO, folder_of, sole_writer
 from edue_lightning.runs.record import (
     check_same_run,
     finished_value,
