@@ -21,6 +21,7 @@ import torch
 from common import image_format, machine, method_of, parser, run_command, table, training_step
 
 from edue_lightning.data import Augmentation, CaseSource, LidcSlices, ManifestSource, RaterBatch, RaterDataModule
+from edue_lightning.evaluation.cost import wait_for
 from edue_lightning.runtime.startup import keep_freed_memory
 
 SETTINGS = {
@@ -85,10 +86,10 @@ def slices(archive: Path, device: str, rounds: int) -> str:
                 waits[name].append(time.perf_counter() - start)
             moved = batch.to(device)
             step = training_step(method, moved)
-            _synchronise(device)
+            wait_for(torch.device(device))
             start = time.perf_counter()
             step()
-            _synchronise(device)
+            wait_for(torch.device(device))
             steps.append(time.perf_counter() - start)
             if round_ == 2:
                 # the first steps choose algorithms and fill caches
@@ -112,11 +113,6 @@ def _batches(source: CaseSource, cached: int) -> Iterator[RaterBatch]:
         "slices", source, augmentation=Augmentation(flip=0.5, rotate90=0.5), batch_size=BATCH, cache_cases=cached
     )
     return (batch for loader in cycle([data.train_dataloader()]) for batch in loader)
-
-
-def _synchronise(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 def main() -> None:

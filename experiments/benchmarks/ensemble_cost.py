@@ -26,7 +26,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.profiler import ProfilerActivity, profile
 
 from edue_lightning.data import RaterBatch
-from edue_lightning.evaluation.cost import side_by_side
+from edue_lightning.evaluation.cost import side_by_side, wait_for
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.methods.base import NetworkMethod
 from edue_lightning.methods.targets import member_target
@@ -206,8 +206,7 @@ def _work(end: Connection, setting: Setting, positions: Sequence[int]) -> None:
     train = Ensemble(setting).training(positions)
     while end.recv():
         train()
-        if setting.device != "cpu":
-            torch.cuda.synchronize()
+        wait_for(torch.device(setting.device))
         end.send(True)
 
 

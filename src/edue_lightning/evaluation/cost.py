@@ -153,10 +153,10 @@ def side_by_side(
     order = list(calls)
     for _ in range(rounds):
         for name in order:
-            _wait_for(device)
+            wait_for(device)
             start = clock()
             calls[name]()
-            _wait_for(device)
+            wait_for(device)
             seconds[name].append(clock() - start)
         order.reverse()
     return seconds
@@ -173,7 +173,8 @@ def ratios(seconds: Sequence[float], reference: Sequence[float]) -> tuple[float,
     return low, middle, high
 
 
-def _wait_for(device: torch.device | None) -> None:
+def wait_for(device: torch.device | None) -> None:
+    """Wait until an accelerator has finished its work; a CPU, or None, needs no wait."""
     if device is not None and device.type != "cpu":
         torch.accelerator.synchronize(device)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Mapping
 from importlib.resources import files
@@ -19,6 +18,7 @@ from edue_lightning.prediction.triage import EXPECTED_DICE
 from edue_lightning.prediction.triage_table import OUTSIDE, UNKNOWN
 from edue_lightning.reporting.figures import LARGEST_VARIANCE
 from edue_lightning.reporting.overlay import CaseMaps
+from edue_lightning.reporting.page.elements import script_json
 from edue_lightning.uncertainty import reached
 
 PAGE_FILE = "triage.html"
@@ -66,7 +66,7 @@ def layers_script(name: str, maps: CaseMaps, variance: str, images: dict[int, st
             images[at] = _encoded(one.image)
         slices.append({"name": where, "image": images[at], "maps": _encoded(_stacked(one))})
     content = {"variance": variance, "aspect": maps.aspect, "first": chosen.index(first), "slices": slices}
-    return f"edueLayers({_json(name)}, {_json(content)});\n"
+    return f"edueLayers({script_json(name)}, {script_json(content)});\n"
 
 
 def _stacked(maps: CaseMaps) -> NDArray[np.float32]:
@@ -98,7 +98,7 @@ def triage_page(frame: pd.DataFrame, structures: int, key: str, rate: str = "") 
     rows = [_row(row, structures) for row in cast(list[dict[str, Any]], frame.to_dict("records"))]
     data = {"key": key, "cases": frame["case"].nunique(), "caution": _CAUTION, "rate": rate, "rows": rows}
     template = files("edue_lightning.prediction").joinpath("triage_page.html").read_text(encoding="utf-8")
-    return template.replace("@DATA@", _json(data))
+    return template.replace("@DATA@", script_json(data))
 
 
 def _row(row: Mapping[str, Any], structures: int) -> dict[str, Any]:
@@ -142,8 +142,3 @@ def _in_mm(voxel_size: Any) -> str:
 def _text(value: Any) -> str:
     known = _known(value)
     return "" if known is None else f"{float(known):.4g}"
-
-
-def _json(value: object) -> str:
-    """Return a value as JSON that ends no script and begins no tag."""
-    return json.dumps(value, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")

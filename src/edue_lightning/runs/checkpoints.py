@@ -137,8 +137,7 @@ def unmeasured(checkpoint: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
         checkpoint: a checkpoint of a training.
         changes: settings of its predictions, such as `mask`; network and training stay.
     """
-    kept = {name: entry for name, entry in checkpoint.items() if name not in _RESULTS}
-    return {**kept, _CONFIGURATION: {**checkpoint[_CONFIGURATION], **changes}}
+    return {**_without_results(checkpoint), _CONFIGURATION: {**checkpoint[_CONFIGURATION], **changes}}
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -204,7 +203,11 @@ def planned_epochs_of(checkpoint: Mapping[str, Any]) -> int | None:
 
 def without_results(path: Path) -> dict[str, Any]:
     """Read a checkpoint, without what `add_results` and `add_temperature` added to it."""
-    return {name: entry for name, entry in read_checkpoint(path).items() if name not in _RESULTS}
+    return _without_results(read_checkpoint(path))
+
+
+def _without_results(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: entry for name, entry in checkpoint.items() if name not in _RESULTS}
 
 
 def add_temperature(path: Path, temperature: Sequence[float]) -> None:
