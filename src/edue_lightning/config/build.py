@@ -360,7 +360,17 @@ def mask_rule_for(
     majority_tie: Tie,
     facts: Mapping[str, Any] | None = None,
 ) -> MaskRule:
-    """Build the rule for masks of some structures, see `build_mask_rule`."""
+    """Build the rule for masks of some structures, without their method.
+
+    Args:
+        node: node of the configuration, see `conf/mask`; None for the decision map at 0.5.
+        structures: names of the K structures.
+        majority_tie: class of a voxel that exactly half of the raters marked.
+        facts: numbers from a training that a node may leave out, see `build_mask_rule`; None without any.
+
+    Raises:
+        UserError: if the node is invalid, or the rule needs a number that neither it nor `facts` has.
+    """
     if node is None:
         return MaskRule()
     found = dict(facts or {})

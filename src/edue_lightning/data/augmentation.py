@@ -271,7 +271,13 @@ def _untracked() -> Iterator[None]:
 
 
 def augment(sample: RaterSample, transform: Compose, key: int) -> RaterSample:
-    """Apply a transform; all its random choices are determined by `key`."""
+    """Apply a transform to a sample.
+
+    Args:
+        sample: sample, which stays unchanged.
+        transform: transform of `Augmentation.transform`.
+        key: key that determines all of its random choices, see `RaterBatch.draw_key`.
+    """
     transform.set_random_state(seed=key % 2**32)
     spacing = sample.spacing or (1.0,) * (sample.image.ndim - 1)
     given = {"image": sample.image, "masks": sample.masks.flatten(0, 1), "spacing": spacing}

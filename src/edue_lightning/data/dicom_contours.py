@@ -46,7 +46,12 @@ class Outlines(DicomMasks):
             self.header = outlines_header(self._dataset)
 
     def mask(self, number: int, place: ImagePlace, threshold: float | None = None) -> NDArray[np.bool_]:  # noqa: ARG002
-        """Return a structure as a mask `[I, J, K]`, see `DicomMasks.mask`."""
+        """Return a structure as a mask `[I, J, K]`, see `DicomMasks.mask`.
+
+        Raises:
+            ImageError: if an outline is not closed, is there twice or does not lie on a slice of the image, the frame
+                of reference is another one, or no voxel's centre lies within the outlines.
+        """
         with plain_errors(self._path):
             if place.frame is not None and self._frames[number] != place.frame:
                 raise ImageError(

@@ -45,7 +45,12 @@ class Segments(DicomMasks):
             self.header = segments_header(self._object)
 
     def mask(self, number: int, place: ImagePlace, threshold: float | None = None) -> NDArray[np.bool_]:
-        """Return a segment as a mask `[I, J, K]`, see `DicomMasks.mask`."""
+        """Return a segment as a mask `[I, J, K]`, see `DicomMasks.mask`.
+
+        Raises:
+            ImageError: if the object does not belong to the image, a frame does not lie on its voxels, or a slice has
+                two frames of the segment; or for fractions without a threshold.
+        """
         with plain_errors(self._path):
             self._require_series(place)
             mask = np.zeros(place.grid.shape, dtype=bool)

@@ -39,7 +39,14 @@ class KeyedSample(NamedTuple):
 
 
 def draw_key(seed: int, epoch: int, position: int, draw: int = 0) -> int:
-    """Return 63 random bits that differ per seed, epoch, case and draw."""
+    """Return 63 random bits that differ per seed, epoch, case and draw.
+
+    Args:
+        seed: seed of the training.
+        epoch: number of the epoch.
+        position: position of the case in its split.
+        draw: number of earlier draws of this case in the epoch.
+    """
     state = np.random.SeedSequence([seed, epoch, position, draw]).generate_state(1, dtype=np.uint64)
     return int(state[0] >> np.uint64(1))
 

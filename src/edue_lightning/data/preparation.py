@@ -118,7 +118,11 @@ class Stacked(Preparation):
         return stacked
 
     def prepare(self, files: Sequence[ImageFile], spatial_dims: int) -> PreparedImage:
-        """Prepare the images of a case, see `Preparation.prepare`."""
+        """Prepare the images of a case, see `Preparation.prepare`.
+
+        Raises:
+            ImageError: if they differ in size, affine or kind, or have another number of axes.
+        """
         if spatial_dims == 2:
             files = [as_slice(file) for file in files]
         require_axes(files, spatial_dims)
@@ -154,7 +158,11 @@ class SquarePicture(Preparation):
         return np.stack([resized(channel, (self.size, self.size)) for channel in picture])
 
     def prepare(self, files: Sequence[ImageFile], spatial_dims: int) -> PreparedImage:
-        """Prepare a picture, see `Preparation.prepare`."""
+        """Prepare a picture, see `Preparation.prepare`.
+
+        Raises:
+            ImageError: if there is not one picture, grey or in colour.
+        """
         require_axes(files, spatial_dims)
         if len(files) > 1 or len(files[0].array) not in (1, 3):
             raise ImageError("is neither a colour nor a grey picture; give one such file per case")

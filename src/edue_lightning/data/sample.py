@@ -43,6 +43,9 @@ class RaterSample:
         region: `[*S]` bool, the voxels that count in training and in every metric, such as the field of view of a
             camera; None if all do. Masks are zero outside of it.
         content: digests of the image before it was prepared, see `identity.content_digest`; None for those of `image`.
+
+    Raises:
+        ValueError: if a type or shape differs from these.
     """
 
     image: Tensor
@@ -130,6 +133,11 @@ class RaterBatch:
 
 def collate_samples(samples: Sequence[RaterSample], case_index: Sequence[int], draw_key: Sequence[int]) -> RaterBatch:
     """Stack samples of one image size into a batch, padding the raters.
+
+    Args:
+        samples: at least one.
+        case_index: position of each sample's case in its split.
+        draw_key: key of each sample's random draws, see `RaterBatch`.
 
     Raises:
         ValueError: if the samples differ in image size, channels or structures.

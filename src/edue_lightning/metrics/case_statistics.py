@@ -249,6 +249,15 @@ def check_batch(
 ) -> None:
     """Check types and shapes of a batch of cases; `measure_cases` checks the values of the masks.
 
+    Args:
+        members: `[B, M, K, *S]`.
+        masks: `[B, R, K, *S]` in {0, 1}.
+        valid: `[B, R]` bool.
+        spacing: `[B, n]`, mm along each spatial axis, or None.
+        structures: names of the K structures, or None.
+        contents: contents of `members`, logits or probabilities.
+        region: `[B, *S]` bool, or None.
+
     Raises:
         ValueError: naming the argument, what it is, and what it must be.
     """

@@ -23,6 +23,9 @@ class HeadLayout:
             stage) or `encoder+decoder` (every stage, the bottleneck among the encoder's).
         kernel_size: kernel size of each head's convolution; 1, or 3 as in layer ensembles.
         per_stage: number of heads on each of these stages.
+
+    Raises:
+        ValueError: if there is less than one head per stage.
     """
 
     stages: Literal["last", "decoder", "encoder+decoder"] = "last"

@@ -54,6 +54,10 @@ class MultiHeadUNet(nn.Module):
     Shapes:
         input `[B, C, *S]`, every axis at least `2 ** (len(features) - 1)` and at least one of them twice that;
         output logits `[B, M, K, *S]`. With four stages, `decoder` gives M = 3 and `encoder+decoder` M = 7.
+
+    Raises:
+        ValueError: if there are fewer than two stages, one without channels, or the foreground prior does not lie
+            between 0 and 1.
     """
 
     def __init__(

@@ -166,7 +166,13 @@ class WholeFileIO(TorchCheckpointIO):
 
 
 def save_method(method: SegmentationMethod, path: Path, entries: Mapping[str, Any]) -> None:
-    """Write a method's weights and `checkpoint_entries`, see `write_checkpoint`."""
+    """Write a checkpoint of a method, see `write_checkpoint`.
+
+    Args:
+        method: method whose weights are stored.
+        path: path of the file.
+        entries: entries beside the weights, see `checkpoint_entries`.
+    """
     write_checkpoint({"state_dict": method.state_dict(), **entries}, path)
 
 

@@ -146,7 +146,14 @@ def masks_of(decision: Tensor, thresholds: Tensor, exclusive: bool = False) -> T
 
 
 def masks_of_images(decision: Tensor, rule: MaskRule, structures: tuple[str, ...], exclusive: bool = False) -> Tensor:
-    """Return the masks of several images' maps by a rule, `[B, K, *V]` to `[B, K, *V]` bool, see `masks_of`."""
+    """Return the masks of several images by a rule, `[B, K, *V]` bool, see `masks_of`.
+
+    Args:
+        decision: maps that the masks are taken from, `[B, K, *V]`.
+        rule: rule for the thresholds.
+        structures: names of the K structures.
+        exclusive: whether the structures exclude each other.
+    """
     fixed = rule.fixed(structures)
     if fixed is None:
         return torch.stack([masks_of(values, rule.of_image(values, structures), exclusive) for values in decision])

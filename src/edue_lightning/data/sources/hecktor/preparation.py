@@ -51,7 +51,12 @@ class PetCt(Preparation):
         return np.stack([_windowed(ct_values, self.ct_window), _windowed(pet_values, self.suv_window)])
 
     def prepare(self, files: Sequence[ImageFile], spatial_dims: int) -> PreparedImage:
-        """Prepare CT and PET, in this order, see `Preparation.prepare`."""
+        """Prepare CT and PET, in this order, see `Preparation.prepare`.
+
+        Raises:
+            ImageError: if there are not two volumes with affines that overlap, or their values cannot be Hounsfield
+                units and standardised uptake values.
+        """
         require_axes(files, spatial_dims)
         if len(files) != 2 or any(len(file.array) > 1 for file in files):
             raise ImageError("needs a CT and a PET, each a volume without channels")
