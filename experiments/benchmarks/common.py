@@ -87,9 +87,9 @@ def training_step(
     """Return a function that takes one step of every trainee: loss, gradient, clipping, optimiser.
 
     Args:
-        method: configured without a schedule.
-        batch: on the method's device.
-        precision: of the forward pass and the loss, under autocast; None for float32.
+        method: method that was configured without a schedule.
+        batch: batch on the method's device.
+        precision: precision of the forward pass and the loss under autocast; None for float32.
     """
     method.train()
     pairs = list(zip(method.trainees(), optimisers_of(method), strict=True))

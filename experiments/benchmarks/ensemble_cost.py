@@ -45,13 +45,13 @@ class Setting:
     """Settings of the trainings, and number of repetitions.
 
     Attributes:
-        members: of the ensemble.
-        cases: in a batch.
-        size: of an image.
-        steps: of each member in what is timed.
-        rounds: how often.
-        device: to train on.
-        precision: of the forward pass under autocast; None for float32.
+        members: number of members of the ensemble.
+        cases: number of images in a batch.
+        size: size of an image.
+        steps: number of steps of each member in a timed call.
+        rounds: number of rounds.
+        device: device of the trainings.
+        precision: precision of the forward pass under autocast; None for float32.
     """
 
     members: int

@@ -58,8 +58,8 @@ class Bench:
     """Measurements on one device in one precision.
 
     Args:
-        device: to measure on.
-        precision: of forward pass and loss under autocast; None for float32.
+        device: device of the measurements.
+        precision: precision of forward pass and loss under autocast; None for float32.
         compiled: whether to measure compiled networks too, which takes minutes.
     """
 

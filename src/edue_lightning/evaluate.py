@@ -1,4 +1,4 @@
-"""Measure a trained model, or the predictions of any other one, on a split of a data set.
+"""Command that measures a trained model, or the predictions of any other one, on a split of a data set.
 
 python -m edue_lightning.evaluate ckpt=PATH [split=test] [data=NAME ...]
 python -m edue_lightning.evaluate predictions=DIR data=NAME [split=test]

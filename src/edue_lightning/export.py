@@ -1,4 +1,4 @@
-"""Export a trained model for use without this package: as ONNX, as a program of torch.export, or as a MONAI bundle.
+"""Command that exports a trained model for use without this package: to ONNX, torch.export or a MONAI bundle.
 
 python -m edue_lightning.export ckpt=PATH format=onnx|torch_export|monai_bundle output=PATH [overrides]
 """

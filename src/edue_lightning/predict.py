@@ -1,4 +1,4 @@
-"""Write masks, disagreement maps and a list of the cases to review, for new images.
+"""Command that writes masks, disagreement maps and a list of the cases to review, for new images.
 
 python -m edue_lightning.predict ckpt=PATH input=FILE|FOLDER|TABLE output=DIR
 """

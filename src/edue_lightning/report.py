@@ -1,4 +1,4 @@
-"""Compare all finished runs below a folder.
+"""Command that compares all finished runs below a folder.
 
 python -m edue_lightning.report runs=DIR [output=DIR] [reference=edue] [figures=screen]
 """

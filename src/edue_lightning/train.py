@@ -1,4 +1,4 @@
-"""Train one method on one data set, then test its best checkpoint.
+"""Command that trains one method on one data set, then tests its best checkpoint.
 
 python -m edue_lightning.train experiment=NAME [overrides]
 """

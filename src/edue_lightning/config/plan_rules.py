@@ -38,7 +38,7 @@ Stages = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class NetworkRules:
-    """What a plan may choose of a network.
+    """Choices that a plan has for a network.
 
     Attributes:
         width: channels of the first stage.

@@ -1,4 +1,4 @@
-"""What RTSTRUCT and SEG objects of DICOM share: named structures that refer to the series of an image."""
+"""Common parts of RTSTRUCT and SEG objects of DICOM: named structures that refer to the series of an image."""
 
 from __future__ import annotations
 

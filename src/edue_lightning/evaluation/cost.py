@@ -138,9 +138,9 @@ def side_by_side(
     """Time calls in turn, each once a round and in the opposite order every other round, after a warm-up.
 
     Args:
-        calls: what to time, by name.
-        rounds: how often.
-        device: where they compute; an accelerator is waited for before and after each. None for the CPU.
+        calls: calls to time, by name.
+        rounds: number of rounds.
+        device: device of the calls; an accelerator is waited for before and after each. None for the CPU.
         clock: clock in seconds; `time.process_time` leaves out the time that other processes take on the CPU.
 
     Returns:

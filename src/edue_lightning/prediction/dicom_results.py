@@ -50,7 +50,7 @@ _QUANTITIES = {
 
 @dataclass(frozen=True)
 class Maker:
-    """What made a result.
+    """Software and model behind a result.
 
     Attributes:
         version: version of this package.

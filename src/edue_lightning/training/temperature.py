@@ -41,9 +41,9 @@ class TemperatureSearch(Metric):
 
     Args:
         structures: names of the K structures.
-        link: from scaled logits to those whose sigmoid are probabilities, for structures that exclude each other, whose
-            probabilities depend on each other; they get one temperature, that of the least mean over structures. None
-            for other structures, which get one each.
+        link: function from scaled logits to those whose sigmoid gives probabilities, for structures that exclude each
+            other, whose probabilities depend on each other; they get one temperature, that of the least mean over
+            structures. None for other structures, which get one each.
     """
 
     full_state_update = False

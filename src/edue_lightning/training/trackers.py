@@ -32,7 +32,7 @@ MLFLOW_RUN_FILE = "mlflow_run.txt"
 
 
 class Tracker(ABC):
-    """Where one run is tracked."""
+    """Place where one run is tracked."""
 
     name: str
 

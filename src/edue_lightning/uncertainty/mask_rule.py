@@ -180,7 +180,7 @@ def largest_expected_dice(probability: Tensor) -> tuple[float, float]:
     x))` over the voxels j of the mask, where `G(x) = prod_i (1 - p_i (1 - x))`. Two empty masks have a Dice of 1.
 
     Args:
-        probability: of the voxels, of any shape; values below 1e-4 count, but are not put into a mask.
+        probability: probabilities of the voxels, of any shape; values below 1e-4 count, but are not put into a mask.
 
     Returns:
         threshold, the smallest probability within the mask (infinite for an empty mask), and expected Dice.

@@ -65,7 +65,7 @@ DEFINITIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PageContent:
-    """What a page shows.
+    """Content of a page.
 
     Attributes:
         runs: runs of the comparison, under the names that `distinguish` gives.

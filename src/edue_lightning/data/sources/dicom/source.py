@@ -216,7 +216,7 @@ class DicomSource(FileSource):
 
 
 class _Drawn:
-    """What was drawn in the objects of a case.
+    """Structures that raters drew, in the objects of a case.
 
     Attributes:
         masks: file and number of each rater's structures, both names in lower case.

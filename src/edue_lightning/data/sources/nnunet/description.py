@@ -22,7 +22,7 @@ REORIENTED = "NibabelIOWithReorient"
 
 @dataclass(frozen=True)
 class Description:
-    """What `dataset.json` says.
+    """Content of `dataset.json`.
 
     Attributes:
         path: path of the file.

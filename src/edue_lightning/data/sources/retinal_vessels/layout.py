@@ -22,7 +22,7 @@ _IMAGE, _FIELD_OF_VIEW = "image", "field of view"
 
 
 class _Release(NamedTuple):
-    """How a data set names its files: pattern, and names of the two observers by their marks in file names."""
+    """File names of a data set: pattern, and names of the two observers by their marks in file names."""
 
     pattern: re.Pattern[str]
     raters: Mapping[str, str]
