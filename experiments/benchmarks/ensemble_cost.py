@@ -31,6 +31,7 @@ from edue_lightning.methods import SegmentationMethod
 from edue_lightning.methods.base import NetworkMethod
 from edue_lightning.methods.targets import member_target
 from edue_lightning.runtime.startup import keep_freed_memory
+from edue_lightning.text import counted
 
 PROCESSES = 2
 RATERS = 4
@@ -333,7 +334,7 @@ def main() -> None:
         size = "x".join(map(str, setting.size))
         print(
             f"\n{setting.members} members, batches of {setting.cases} images of {size}, "
-            f"{setting.steps} steps a member, {setting.rounds} rounds\n"
+            f"{counted(setting.steps, 'step')} per member, {setting.rounds} rounds\n"
         )
         for part in (check_equal_work, training_table, prediction_table, operator_table):
             print(part(setting), end="\n\n")

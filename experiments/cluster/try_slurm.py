@@ -2,8 +2,8 @@
 
 python experiments/cluster/try_slurm.py [FOLDER]
 
-As root, with the Debian packages slurm-wlm and munge, in about ten minutes. Prints a line a check; the status is 1 if
-one fails. FOLDER, by default a new temporary one, keeps all runs and logs.
+As root, with the Debian packages slurm-wlm and munge, in about ten minutes. Prints one line per check; the status is 1
+if one fails. FOLDER, by default a new temporary one, keeps all runs and logs.
 """
 
 from __future__ import annotations

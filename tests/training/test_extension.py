@@ -1,4 +1,4 @@
-"""A run that is trained on for more epochs."""
+"""A run that is resumed for more epochs."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def _job() -> str | None:
 
 
 def _overrides_in(folder: Path) -> list[str] | None:
-    """Return the overrides of the command that began a run or trained it on, sorted, or None if they are unknown."""
+    """Return the overrides of the command that began a run or extended it, sorted, or None if they are unknown."""
     try:
         recorded = overrides_of(read_mapping(folder / CONFIGURATION_FILE))
         if recorded is None:

@@ -71,7 +71,7 @@ COMMAND = "command"
 """Key of a record for the command that repeats the run."""
 
 EXTENDED_FROM = "extended_from"
-"""Key of a training's record for the numbers of epochs after which it was trained on."""
+"""Key of a training's record for the numbers of epochs after which it was resumed for more."""
 
 # keys that do not identify a method: the seed, options of a start or an output, speed, and what is compared on its own
 _NOT_OF_THE_METHOD = _NOT_COMPARED | {
@@ -135,7 +135,7 @@ def write_configuration(
 
 
 def extend_record(configuration: Mapping[str, Any], folder: Path, epochs: int) -> None:
-    """Let `config.yaml` say that a run is trained on, and from which number of epochs.
+    """Let `config.yaml` say that a run is resumed for more epochs, and from which number.
 
     Args:
         configuration: resolved plain configuration with the larger number of epochs.

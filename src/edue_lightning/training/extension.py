@@ -58,7 +58,7 @@ def planned_epochs(configuration: Mapping[str, Any], folder: Path) -> int | None
     if schedule != _ENDLESS:
         raise UserError(
             f"trainer.{_EPOCHS}={wanted}: {folder} was planned for {planned} epochs with optimizer.schedule="
-            f"{schedule}, which ends with them, so it cannot be trained on; begin a new training with "
+            f"{schedule}, which ends with them, so it cannot be resumed for more; begin a new training with "
             f"init={folder / CHECKPOINTS / BEST}"
         )
     return planned
@@ -97,14 +97,14 @@ def set_results_aside(configuration: Mapping[str, Any], folder: Path, planned: i
     for path in sorted(results, key=lambda path: (path.name != VALIDATION_FILE, path.name)):
         path.replace(aside / path.name)
     extend_record(configuration, folder, planned)
-    log.info("%s: is trained on from epoch %d; its earlier results are in %s", folder, planned, aside)
+    log.info("%s: training resumes from epoch %d; its earlier results are in %s", folder, planned, aside)
 
 
 def align_checkpoints(entries: Mapping[str, Any], folder: Path) -> None:
-    """Let the checkpoints of a run that was trained on name as many epochs as its record, without earlier results.
+    """Let the checkpoints of a run name as many epochs as its record, without results of fewer epochs.
 
-    The record decides: a process may have been killed after it was written and before the checkpoints, and one of an
-    earlier version the other way round.
+    Only a run that was resumed for more epochs is changed. The record decides: a process may have been killed after it
+    was written and before the checkpoints, and one of an earlier version the other way round.
 
     Args:
         entries: entries of checkpoints of the run, see `runs.checkpoints.checkpoint_entries`; they follow its record.
