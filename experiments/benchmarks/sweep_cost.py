@@ -51,7 +51,7 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - start)
     usual, at_a_time, alone = seconds.values()
     print(f"{machine()}\n\n{' '.join(settings)}, {rounds} rounds\n")
-    header = ("", "time of the sweep, of one after the other (quartiles)")
+    header = ("", "time of the sweep, relative to one after the other (quartiles)")
     print(table(header, [(name, ratio(seconds[name], usual)) for name in calls]))
     print(f"\nspeed-up by {JOBS} runs at a time: {ratio(usual, at_a_time)}")
     print(f"share of what {JOBS} cores could give, without any interference: {ratio(alone, at_a_time)}")

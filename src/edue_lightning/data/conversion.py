@@ -47,8 +47,8 @@ def write_manifest(data: RaterDataModule, folder: Path) -> int:
     first = data.source.load(data.source.cases()[0].case_id)
     if data.source.spatial_dims == 3 and first.spacing is None:
         raise UserError(
-            f"data={data.name}: the voxel size of its volumes is unknown, which NIfTI files cannot say: areas would be "
-            "in mm of voxels of 1 mm; convert slices instead (data.source.volumes=false of lidc_slices)"
+            f"data={data.name}: the voxel size of its volumes is unknown, but NIfTI files always store one: areas "
+            "would assume voxels of 1 mm; convert slices instead (data.source.volumes=false of lidc_slices)"
         )
     split_of = {record.case_id: split for split in get_args(Split) for record in data.splits[split]}
     source = data.source

@@ -139,7 +139,7 @@ def distortion_boxes(distorted_cases: pd.DataFrame, run_name: str) -> pd.DataFra
 
 def _log_curve(run: wandb.Run, split: str, curve: Curve, points: pd.DataFrame) -> None:
     x = curve.x(split)
-    # the last point of a curve says nothing, so the summary does without
+    # without a summary, which would be the curve's last point
     run.define_metric(x, hidden=True, summary="none")
     rows: dict[float, dict[str, float]] = {}
     for line, own in points.dropna(subset=[curve.axis, curve.value]).groupby(list(curve.lines), sort=False):

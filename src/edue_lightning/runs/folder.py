@@ -40,7 +40,7 @@ _START_ONLY = (*START_ONLY_KEYS, "hydra")
 def register_run_folder() -> None:
     """Let configurations call `run_folder` and `hydra_folder`, as in `${run_folder:...}`."""
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
-    # asked for twice, between which another process of the run may write its record
+    # cached, because Hydra resolves it twice and another process of the run may write its record in between
     OmegaConf.register_new_resolver("hydra_folder", hydra_folder, replace=True, use_cache=True)
 
 

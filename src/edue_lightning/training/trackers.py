@@ -361,7 +361,7 @@ class _Harmless(Logger):
     def _guarded(self, what: str, action: Callable[[], None]) -> None:
         if self._lost:
             return
-        # and it stays so where the action fails, or a signal ends it
+        # set before the action, so that it stays set if the action fails or a signal interrupts it
         self._lost = True
         with self._tracker.must_not_matter(what):
             action()

@@ -73,7 +73,7 @@ def quality_control_of(methods: Methods, place: Place, reference: str) -> Chart 
         return None
     poor = {label: float(one.curve["missed"].iloc[0]) for label, one in controls.items()}
     of = reference if reference in controls else next(iter(controls))
-    # the score of a blind order finds half of them on average
+    # area below the share that is found; 1/2 for a random order
     areas = {label: _area(one.curve) for label, one in controls.items()}
     best = max(areas, key=lambda label: areas[label])
     without = [label for label in methods if label not in controls]
