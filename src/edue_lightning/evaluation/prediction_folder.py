@@ -46,6 +46,7 @@ from edue_lightning.data.images import MOST_INFLATION, ImageError, read_image, r
 from edue_lightning.errors import UserError
 from edue_lightning.text import counted, one_line, reason_of
 from edue_lightning.uncertainty import MAPS, MEMBERS, Readout
+from edue_lightning.uncertainty.maps import member_mean
 
 _CHANNEL = rf"__(?:member(?P<member>\d+)|(?P<map>{'|'.join(MAPS)}))"
 _ENDING = r"\.nii(?:\.gz)?"
@@ -238,7 +239,7 @@ class PredictionFolder:
         if not self.readout.exclusive:
             return
         members = self.readout.members(channels[None])
-        maps = [members.mean(dim=1) if self.readout.levels else members[0]]
+        maps = [member_mean(members) if self.readout.levels else members[0]]
         names = [name for name in self.readout.own_maps if name != "disagreement"]
         maps += [own for name in names if (own := self.readout.own_map(channels[None], name)) is not None]
         highest = max(float(part.sum(dim=1).max()) for part in maps)
@@ -414,7 +415,7 @@ def _read_readout(path: Path) -> Readout:
         return MEMBERS
     known = MEMBERS.as_dict()
     try:
-        # a pipe would block, and a large file is none of ours
+        # a pipe would block, and a large file is not one of our files
         if not path.is_file() or path.stat().st_size > _MOST_READOUT_BYTES:
             raise ValueError("is no small file")
         stored = json.loads(path.read_text())

@@ -137,7 +137,7 @@ def _as_case(record: CaseRecord, image: Tensor, stored: Tensor) -> RaterSample:
 
     Args:
         record: the volume.
-        image: slice as the network sees it, `[C, *S]`.
+        image: slice prepared for the network, `[C, *S]`.
         stored: slice with the values of the file, `[C, H, W]`.
     """
     nobody = torch.zeros(0, 1, *image.shape[1:], dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""One case as a metric of your own sees it."""
+"""One case as it is passed to a metric of your own."""
 
 from __future__ import annotations
 

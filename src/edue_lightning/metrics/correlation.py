@@ -250,7 +250,7 @@ image_spearman = functional(ImageSpearman)
 class NormalisedImagePearson(CaseMetric):
     """As `ImagePearson`, of scores by size: SV over the predicted area with SV* over that of the soft-majority mask.
 
-    A large structure has more boundary, so more variance; this correlation owes less to size. Cases in which either
+    A large structure has more boundary, so more variance; this correlation depends less on size. Cases in which either
     mask is empty take no part.
 
     >>> panel = torch.tensor([[[1, 1, 0]] * 3, [[1, 1, 0], [1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0], [1, 0, 0]]])

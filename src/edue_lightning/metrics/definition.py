@@ -130,7 +130,7 @@ def over_pairs(function: Callable[[Array, Array, Array], Array], first: str, sec
 class PerCaseMetric(ABC):
     """A metric from outside this package: one number per case and structure, averaged over cases.
 
-    Pass it to `MetricSettings.extra` under the name that it shall have in tables; see `docs/extend.md`.
+    Pass it to `MetricSettings.extra` under its name in tables; see `docs/extend.md`.
     """
 
     better: ClassVar[Better]

@@ -1,4 +1,4 @@
-"""Choices in the metrics' definitions, which a study must fix before it sees its test cases."""
+"""Choices in the metrics' definitions, which a study must fix before its test cases are measured."""
 
 from __future__ import annotations
 
