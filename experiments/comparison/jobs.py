@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NamedTuple
 
+from edue_lightning.runs.checkpoints import CHECKPOINTS
 from edue_lightning.runs.files import VALIDATION_FILE
-from edue_lightning.runs.folder import CHECKPOINTS
 
 FINISHED = "finished.txt"
 """File of a study's folder with the names of jobs that were finished elsewhere, one per line."""

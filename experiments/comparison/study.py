@@ -29,7 +29,7 @@ from edue_lightning.config.schema import configuration_folder
 from edue_lightning.data import LidcSlices
 from edue_lightning.metrics import MEAN_STRUCTURE
 from edue_lightning.reporting.comparison import to_markdown
-from edue_lightning.runs.checkpoints import read_checkpoint, unmeasured, write_checkpoint
+from edue_lightning.runs.checkpoints import CHECKPOINTS, read_checkpoint, unmeasured, write_checkpoint
 from edue_lightning.runs.files import (
     CONFIGURATION_FILE,
     METRICS_COLUMNS,
@@ -38,7 +38,6 @@ from edue_lightning.runs.files import (
     read_mapping,
     read_table,
 )
-from edue_lightning.runs.folder import CHECKPOINTS
 
 HERE = Path(__file__).resolve().parent
 CONFIGURATION = HERE / "conf"
