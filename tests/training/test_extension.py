@@ -48,7 +48,7 @@ def assert_same_results(found: Path, expected: Path) -> None:
     assert ours.configuration["trainer"] == theirs.configuration["trainer"]
 
 
-def test_a_run_that_is_trained_on_ends_as_one_planned_for_that_long(
+def test_a_run_that_is_resumed_for_more_epochs_ends_as_one_planned_for_that_long(
     direct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -76,7 +76,7 @@ def test_a_run_that_is_trained_on_ends_as_one_planned_for_that_long(
     assert (run / "validation.csv").stat().st_mtime_ns == written
 
 
-def test_what_cannot_be_trained_on_is_refused_and_left_as_it_is(direct: Path) -> None:
+def test_what_cannot_be_resumed_for_more_epochs_is_refused_and_left_as_it_is(direct: Path) -> None:
     files = sorted(path.relative_to(direct) for path in direct.rglob("*"))
     for overrides, message in (
         (["optimizer.learning_rate=0.1"], r"holds a run with another optimizer"),
@@ -122,7 +122,7 @@ def test_a_run_whose_cases_or_checkpoints_changed_is_refused_and_left_as_it_is(
     assert contents(run) == before
 
 
-def test_a_run_that_cannot_be_trained_on_here_is_refused_and_left_as_it_is(direct: Path, tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_resumed_here_is_refused_and_left_as_it_is(direct: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(direct, run)
     last = run / "checkpoints" / "last.ckpt"
@@ -237,7 +237,7 @@ def test_a_run_whose_results_are_partly_moved_is_not_taken_for_finished(
     ]
 
 
-def test_a_schedule_that_ends_with_the_planned_epochs_is_not_trained_on(tmp_path: Path) -> None:
+def test_a_schedule_that_ends_with_the_planned_epochs_is_not_resumed_for_more(tmp_path: Path) -> None:
     ending = settings_for(3, tmp_path, "optimizer.schedule=one_cycle")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(ending))
     longer = {**ending, "trainer": {**ending["trainer"], "max_epochs": 5}}
