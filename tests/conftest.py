@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Fixtures and settings that several tests share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from processes import SMALL, run_command
+
+# how long an example takes is that of the machine
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -78,7 +78,7 @@ samples = st.builds(
 
 
 @given(samples)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_numbers_of_a_case_are_those_of_plain_loops(sample: RaterSample) -> None:
     case = measured(sample)
     drawn = sample.masks[sample.valid].flatten(2).numpy()
@@ -110,7 +110,7 @@ def test_volumes_are_in_millimetres_where_the_spacing_is_known() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(2, 5)), min_size=1, max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_kappa_is_that_of_a_plain_loop_and_of_scikit_learn(cases: list[tuple[int, int]]) -> None:
     masks = [random_sample(seed, raters, raters).masks.flatten(2) for seed, raters in cases]
     kappa = fleiss_kappa(marking_histogram(mask).numpy() for mask in masks)
@@ -236,7 +236,7 @@ def test_the_cases_to_draw_span_all_disagreement() -> None:
     st.tuples(st.integers(1, 400), st.integers(1, 400)),
     st.lists(st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)), max_size=4),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_large_image_is_cut_to_what_is_outlined(size: tuple[int, int], marks: list[tuple[float, float]]) -> None:
     masks = np.zeros((2, 1, *size), dtype=np.uint8)
     for row, column in marks:

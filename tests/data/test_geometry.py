@@ -109,7 +109,7 @@ def test_values_stay_at_their_place_in_space(seed: int, other: int) -> None:
     assert np.isnan(moved[far]).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32), st.lists(st.floats(0.4, 9.0), min_size=3, max_size=3))
 def test_other_voxels_and_the_way_back_lose_no_border(seed: int, spacing: list[float]) -> None:
     grid = random_grid(seed)

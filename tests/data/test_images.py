@@ -32,7 +32,7 @@ from edue_lightning.data.images import (
 OBLIQUE = np.array([[0.0, -0.6, 2.0, 10.0], [0.5, 0.0, 0.0, -20.0], [0.0, 0.8, 1.5, 5.0], [0.0, 0.0, 0.0, 1.0]])
 """Voxels of 0.5, 1 and 2.5 mm, turned against the axes of space."""
 
-reused_folder = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+reused_folder = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write_picture(path: Path, array: NDArray, **options: object) -> Path:

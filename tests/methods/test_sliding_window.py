@@ -18,7 +18,7 @@ def members_of(image: Tensor) -> Tensor:
     return image[:, :1, None] * factors
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     shape=st.lists(st.integers(3, 14), min_size=2, max_size=3),
     window=st.lists(st.integers(2, 9), min_size=3, max_size=3),
@@ -73,7 +73,7 @@ def blurred(image: Tensor) -> Tensor:
     return convolve(image, kernels, padding=1)[:, :, None]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     shape=st.lists(st.integers(3, 14), min_size=2, max_size=3),
     window=st.lists(st.integers(2, 9), min_size=3, max_size=3),

@@ -321,7 +321,7 @@ def test_d_soft_of_the_raters_themselves_is_1() -> None:
 seeds = st.integers(0, 10_000)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=seeds, raters=st.integers(1, 8), members=st.integers(1, 5), volume=st.booleans())
 def test_order_of_raters_and_members_does_not_matter(seed: int, raters: int, members: int, volume: bool) -> None:
     cases = random_cases(seed, raters=raters, members=members, size=(4, 5, 3) if volume else (9, 8))
@@ -333,7 +333,7 @@ def test_order_of_raters_and_members_does_not_matter(seed: int, raters: int, mem
     assert_equal(found, case_statistics(cases.logits[:, order], *cases[1:]), OF_MEMBERS_ORDER)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=seeds, padding=st.integers(1, 3))
 def test_padded_raters_and_batching_do_not_matter(seed: int, padding: int) -> None:
     cases = random_cases(seed)
@@ -345,7 +345,7 @@ def test_padded_raters_and_batching_do_not_matter(seed: int, padding: int) -> No
     assert_equal(found, CaseStatistics.concatenate(parts))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=seeds, raters=st.integers(1, 6), members=st.integers(1, 5))
 def test_turned_and_mirrored_images_give_the_same(seed: int, raters: int, members: int) -> None:
     cases = random_cases(seed, raters=raters, members=members)
@@ -358,7 +358,7 @@ def test_turned_and_mirrored_images_give_the_same(seed: int, raters: int, member
     assert_equal(case_statistics(*cases), case_statistics(*turned))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=seeds, raters=st.integers(1, 6), members=st.integers(1, 5))
 def test_complement_and_bounds(seed: int, raters: int, members: int) -> None:
     cases = random_cases(seed, raters=raters, members=members)

@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from edue_lightning.metrics import OutOfDistributionAUPR, OutOfDistributionAUROC, ood_aupr, ood_auroc
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 1000), n=st.integers(2, 30), scale=st.sampled_from([0.1, 1.0, 1e6]), ties=st.booleans())
 def test_equals_scikit_learn(seed: int, n: int, scale: float, ties: bool) -> None:
     rng = np.random.default_rng(seed)

@@ -18,7 +18,7 @@ from edue_lightning.metrics import case_statistics
 from edue_lightning.metrics.distribution import best_sample_similarity, gaussian_crps, matched_similarity
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 1000), raters=st.integers(2, 8))
 def test_crps_equals_scoringrules(seed: int, raters: int) -> None:
     rng = np.random.default_rng(seed)
@@ -38,7 +38,7 @@ def test_crps_of_raters_who_agree_is_the_distance() -> None:
     torch.testing.assert_close(nearly, torch.full_like(nearly, 2), rtol=0, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 1000), members=st.integers(1, 4), raters=st.integers(1, 4))
 def test_the_matching_is_the_best_of_all(seed: int, members: int, raters: int) -> None:
     similarity = torch.rand(2, members, raters, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

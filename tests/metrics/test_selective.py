@@ -41,7 +41,7 @@ def one(n: int) -> np.ndarray:
 scores = st.lists(st.sampled_from([0.1, 0.2, 0.5, 0.7, 1.5]), min_size=2, max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(score=scores, seed=st.integers(0, 1000))
 def test_areas_are_the_means_over_all_orders_of_equal_scores(score: list[float], seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -56,7 +56,7 @@ def test_areas_are_the_means_over_all_orders_of_equal_scores(score: list[float],
     assert distance_to_ideal_area(uncertainty, poor, one(len(score)))[0] == pytest.approx(expected, nan_ok=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(score=scores, seed=st.integers(0, 1000))
 def test_a_weight_counts_a_case_that_often(score: list[float], seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -77,7 +77,7 @@ def test_a_weight_counts_a_case_that_often(score: list[float], seed: int) -> Non
         assert area[w] == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 1000), n=st.integers(3, 40))
 def test_bounds_and_the_ideal_score(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)

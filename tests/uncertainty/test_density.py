@@ -19,7 +19,7 @@ def random_features(seed: int, count: int, features: int) -> Tensor:
     return torch.randn(count, features, generator=generator, dtype=torch.float64) @ mixing + 3
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 1000), count=st.integers(2, 40), features=st.integers(1, 12))
 def test_covariance_equals_scikit_learns(seed: int, count: int, features: int) -> None:
     values = random_features(seed, count, features)

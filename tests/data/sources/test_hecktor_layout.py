@@ -318,7 +318,7 @@ def test_a_folder_that_is_a_link_itself(tmp_path: Path) -> None:
     assert len(list_cases(tmp_path / "link")[0]) == 1
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.permutations([*OF_2022, *OF_2025, "labelsTr_A/MDA-010.nii.gz", "imagesTr/bad.nii.gz", "labelsTr/X1.nii.gz"]))
 def test_the_order_on_the_disk_does_not_matter(names: Sequence[str]) -> None:
     with TemporaryDirectory() as first, TemporaryDirectory() as second:

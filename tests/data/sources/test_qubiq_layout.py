@@ -210,7 +210,7 @@ def test_a_link_that_leads_out(tmp_path: Path) -> None:
     ]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.permutations([*GROWTH, "brain-growth/Training/case02/image.nii.gz", "brain-growth/odd.nii.gz"]))
 def test_the_order_on_the_disk_does_not_matter(names: Sequence[str]) -> None:
     with TemporaryDirectory() as first, TemporaryDirectory() as second:
