@@ -413,7 +413,7 @@ def not_a_number(folder: Path, rows: list[Row]) -> None:
 MANIFEST = "manifest.csv: case 'one': "
 BROKEN = [
     (change(0, mask="gone.png"), "gone.png: case 'one': not found; add it, or correct its path in the manifest"),
-    (change(0, mask="a\0b.png"), "a\0b.png: case 'one': not found; "),
+    (change(0, mask="a\0b.png"), "a?b.png: case 'one': not found; "),
     (change(0, mask="x" * 300 + ".png"), "x" * 300 + ".png: case 'one': not found; "),
     (circle, "one_A.png: case 'one': is a link that leads nowhere; fetch what it points to"),
     (damage("one.png"), "one.png: case 'one': cannot be read ("),
@@ -500,7 +500,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("break_it", "line"), BROKEN, ids=[line[:60].replace("\0", "0") for _, line in BROKEN])
+@pytest.mark.parametrize(("break_it", "line"), BROKEN, ids=[line[:60] for _, line in BROKEN])
 def test_every_problem_is_one_line(tmp_path: Path, break_it: Breaking, line: str) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
