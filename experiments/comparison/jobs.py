@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NamedTuple
 
-from edue_lightning.runs.checkpoints import CHECKPOINTS
 from edue_lightning.runs.files import VALIDATION_FILE
 
 FINISHED = "finished.txt"
@@ -137,9 +136,10 @@ class Pool:
 
     def _start(self, job: Job) -> None:
         folder = self.folder / job.name
-        resumed = (folder / CHECKPOINTS).is_dir()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        log = folder.with_name(f"{folder.name}.log").open("ab")
+        log_file = folder.with_name(f"{folder.name}.log")
+        resumed = log_file.is_file()
+        log = log_file.open("ab")
         # one thread per job, since several run at a time; a process group of its own, so that the pool ends it
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
         command = [*job.command, f"hydra.run.dir={folder}"]

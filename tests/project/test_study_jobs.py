@@ -104,10 +104,18 @@ def test_durations_are_expected_as_those_that_were_measured(tmp_path: Path) -> N
 
 def test_the_duration_of_a_resumed_job_says_nothing_about_others(tmp_path: Path) -> None:
     # the first ends in less than the 60 s expected, since most of it was done before
-    (tmp_path / "runs" / "a" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "a.log").touch()
     Pool(tmp_path, 1, seconds_left=70, say=lambda _: None).run([job("a", expected=60), job("b", expected=100)])
     assert (tmp_path / "runs" / "a" / "validation.csv").is_file()
     assert not (tmp_path / "runs" / "b").exists()
+
+
+def test_the_duration_of_a_prepared_job_counts_although_it_has_checkpoints(tmp_path: Path) -> None:
+    # as of a read-out, whose folder is written beforehand
+    (tmp_path / "runs" / "a" / "checkpoints").mkdir(parents=True)
+    Pool(tmp_path, 1, seconds_left=70, say=lambda _: None).run([job("a", expected=60), job("b", expected=100)])
+    assert (tmp_path / "runs" / "b" / "validation.csv").is_file()
 
 
 def test_running_jobs_store_a_checkpoint_at_the_limit(tmp_path: Path) -> None:
