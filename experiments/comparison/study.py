@@ -23,6 +23,7 @@ import pandas as pd
 import yaml
 from jobs import FINISHED, Job, Pool
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
 from edue_lightning.atomic import write_whole
 from edue_lightning.config.schema import configuration_folder
@@ -341,7 +342,10 @@ def require_same_settings(folder: Path, jobs: Sequence[Job]) -> None:
             for part in key.split("."):
                 value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
             # others are groups, whose content is in no override
-            if value is not _MISSING and not isinstance(value, Mapping) and value != yaml.safe_load(text):
+            if value is _MISSING or isinstance(value, Mapping):
+                continue
+            # as Hydra reads it: to YAML alone 1e-05 is a text
+            if value != OmegaConf.from_dotlist([f"given={text}"])["given"]:
                 sys.exit(f"{record.parent}: has {key}={value}, not {text}; move it away to run it anew")
 
 

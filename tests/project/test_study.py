@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -282,6 +283,10 @@ def test_a_run_with_other_settings_passes_for_no_job(tmp_path: Path) -> None:
     }
     record.write_text(yaml.safe_dump(same))
     study.require_same_settings(tmp_path, [job])
+    small = replace(job, command=(*job.command, "optimizer.weight_decay=1e-05", "data.training_raters=[a,b]"))
+    settings = {**same["data"], "training_raters": ["a", "b"]}
+    record.write_text(yaml.safe_dump({"optimizer": {"weight_decay": 1e-5}, "data": settings}))
+    study.require_same_settings(tmp_path, [small])
     record.write_text(yaml.safe_dump({**same, "optimizer": {"learning_rate": 0.5}}))
     with pytest.raises(SystemExit, match=rf"has optimizer.learning_rate=0.5, not {rate}; move it away"):
         study.require_same_settings(tmp_path, [job])
