@@ -14,6 +14,7 @@ import pytest
 from trainings import Moment, assert_same_runs, configuration, output_of, train_apart
 
 from edue_lightning.runs.checkpoints import read_checkpoint
+from edue_lightning.runs.files import write_table
 from edue_lightning.runtime.signals import STOPPED_STATUS
 from edue_lightning.training import run as command
 
@@ -230,12 +231,17 @@ def test_a_run_killed_while_it_writes_its_last_table_is_not_taken_for_finished(
 ) -> None:
     settings = configuration("trainer.max_epochs=1")
 
-    def half_a_table(frame: pd.DataFrame, columns: tuple[str, ...], path: Path) -> None:
-        Path(path).write_text(",".join(columns)[:20])
+    def half_a_text(frame: pd.DataFrame, path: Path, **options: object) -> None:
+        Path(path).write_text(",".join(frame.columns)[:20])
         raise KeyboardInterrupt
 
+    def killed_in_the_middle(frame: pd.DataFrame, columns: tuple[str, ...], path: Path) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(pd.DataFrame, "to_csv", half_a_text)
+            write_table(frame, columns, path)
+
     with monkeypatch.context() as patched:
-        patched.setattr(command, "write_table", half_a_table)
+        patched.setattr(command, "write_table", killed_in_the_middle)
         with pytest.raises(KeyboardInterrupt):
             command.train(settings, tmp_path)
     assert not (tmp_path / "validation.csv").exists()
