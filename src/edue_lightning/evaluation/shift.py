@@ -113,34 +113,51 @@ def measure_shift(
     """
     method.eval()
     ids = [record.case_id for record in data.records(split)]
-    parts = []
     with on_device(method, method.device if trainer is None else trainer.strategy.root_device):
-        for severity in (POOLED_SEVERITY, *distortions.severities):
-            for batch, kinds in _distorted(data, split, distortions, severity):
-                precision = nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
-                with torch.inference_mode(), precision:
-                    image = batch.image.to(method.device)
-                    members = method.predict(image).cpu()
-                distances = {} if density is None else {DENSITY: density(method, image).numpy()}
-                found = case_statistics(
-                    members,
-                    batch.masks,
-                    batch.valid,
-                    batch.spacing,
-                    method.structures,
-                    settings=settings,
-                    names=DISTORTED_SCORES,
-                    region=batch.region,
-                    readout=method.readout,
-                )
-                for k, structure in enumerate(method.structures):
-                    scores = {name: found[name][:, k].numpy() for name in DISTORTED_SCORES}
-                    positions = batch.case_index.tolist()
-                    identity = {"structure": structure, "distortion": kinds, "severity": severity}
-                    order = {_POSITION: positions, "case_id": [ids[position] for position in positions]}
-                    parts.append(pd.DataFrame({**order, **identity, **scores, **distances}))
+        parts = [
+            _scores(method, batch, kinds, ids, severity, settings, trainer, density)
+            for severity in (POOLED_SEVERITY, *distortions.severities)
+            for batch, kinds in _distorted(data, split, distortions, severity)
+        ]
     cases = _of_all_processes(pd.concat(parts, ignore_index=True)).drop(columns=_POSITION)
     return Shift(label, data.name, split, cases)
+
+
+def _scores(
+    method: SegmentationMethod,
+    batch: RaterBatch,
+    kinds: list[str],
+    ids: list[str],
+    severity: int,
+    settings: MetricSettings,
+    trainer: pl.Trainer | None,
+    density: Density | None,
+) -> pd.DataFrame:
+    """Return the rows of `Shift.cases` of a batch, and the position of each case in `ids` as `_POSITION`."""
+    precision = nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
+    with torch.inference_mode(), precision:
+        image = batch.image.to(method.device)
+        members = method.predict(image).cpu()
+    distances = {} if density is None else {DENSITY: density(method, image).numpy()}
+    found = case_statistics(
+        members,
+        batch.masks,
+        batch.valid,
+        batch.spacing,
+        method.structures,
+        settings=settings,
+        names=DISTORTED_SCORES,
+        region=batch.region,
+        readout=method.readout,
+    )
+    positions = batch.case_index.tolist()
+    cases = {_POSITION: positions, "case_id": [ids[position] for position in positions]}
+    parts = []
+    for k, structure in enumerate(method.structures):
+        scores = {name: found[name][:, k].numpy() for name in DISTORTED_SCORES}
+        rows = {**cases, "structure": structure, "distortion": kinds, "severity": severity, **scores, **distances}
+        parts.append(pd.DataFrame(rows))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _of_all_processes(cases: pd.DataFrame) -> pd.DataFrame:
