@@ -100,6 +100,7 @@ class DataSet:
 
 DATA = {
     "lidc_four": DataSet({"cpu": (240, 60), "gpu": (48, 28)}, "lidc_slices.zip"),
+    "lidc_four_folds": DataSet({"cpu": (240, 60), "gpu": (48, 28)}, "lidc_slices.zip", folds=5),
     "lidc_all": DataSet({"cpu": (3600, 300), "gpu": (270, 120)}, "lidc_slices.zip"),
     "lidc_all_128": DataSet({"cpu": (18000, 900), "gpu": (1000, 300)}, "lidc_slices.zip"),
     "bu_bil": DataSet({"cpu": (2700, 180), "gpu": (150, 30)}, "bu_bil", folds=5, people=5),
@@ -490,7 +491,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=DATA,
         metavar="DATASET",
-        help="all but lidc_all_128, bu_bil_half and chase_db1; without --data the synthetic ones",
+        help="all but lidc_four_folds, lidc_all_128, bu_bil_half and chase_db1; without --data the synthetic ones",
     )
     parser.add_argument(
         "--methods", nargs="+", choices=contenders(), metavar="METHOD", help="to compare or search; all"

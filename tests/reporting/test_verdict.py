@@ -240,6 +240,8 @@ def test_each_method_flags_cases_by_the_score_that_is_best_on_validation_data(tm
         ("ece", 0.01, 0.02, 0.1, "not distinguishable", False),
         ("ece", 0.03, 0.02, 0.1, "not distinguishable", False),
         ("ece", 0.03, 0.02, 0.001, "worse", False),
+        ("aurc", 0.06, 0.09, 0.001, "better", False),
+        ("aurc", 0.09, 0.085, 0.001, "not distinguishable", True),
         ("normalised_aurc", 0.9, 1.0, 0.3, "not distinguishable", False),
         ("normalised_aurc", 0.97, 1.0, 0.01, "not distinguishable", True),
         ("dice", 0.805, 0.81, 0.0, "not distinguishable", True),
@@ -259,7 +261,7 @@ def test_one_rule_of_three_outcomes_by_interval_for_every_quantity(
     assert (found.outcome, found.within_margin) == (outcome, small)
     if not np.isnan(own):
         # the same by hand
-        sign = -1 if quantity in {"nll", "ece", "normalised_aurc"} else 1
+        sign = -1 if quantity in {"nll", "ece", "aurc", "normalised_aurc"} else 1
         margin = MARGINS[quantity].size * (other if quantity in {"nll", "ece"} else 1)
         first, second = (each.replicates.arrays["nodule", quantity] for each in runs)
         low, high = np.quantile(sign * (first - second), [0.025, 0.975])
@@ -280,8 +282,8 @@ def test_what_fails_is_said_plainly(tmp_path: Path) -> None:
     assert nll["outcome"] == "not distinguishable, within 0.006"
     assert rank["outcome"] == "undefined (of edue undefined on validation data)"
     assert summary(verdict) == (
-        "10 comparisons of edue with the best baseline: 1 not distinguishable (1 of them within the margin), 1 worse, "
-        "8 undefined."
+        "11 comparisons of edue with the best baseline: 1 not distinguishable (1 of them within the margin), 1 worse, "
+        "9 undefined."
     )
 
 

@@ -21,6 +21,7 @@ LETTERS = {
     "image_pearson": "I",
     "image_spearman_normalised": "S",
     "pixel_pearson": "P",
+    "aurc": "R",
     "normalised_aurc": "A",
     "d_soft": "F",
     "ged2": "G",

@@ -63,6 +63,7 @@ MARGINS = {
     "ece": Margin(0.1, True, "as for NLL; its bins make it noisy, so a tenth"),
     "ood_auroc": Margin(0.01, False, _ON_A_SCALE),
     "ood_auroc_uncertainty": Margin(0.01, False, _ON_A_SCALE),
+    "aurc": Margin(0.01, False, "a mean of 1 - Dice, so as for Dice"),
     "normalised_aurc": Margin(
         0.05, False, "0 is the ideal order of the cases and 1 a blind one; a twentieth of the way"
     ),

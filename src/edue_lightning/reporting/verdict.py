@@ -79,6 +79,8 @@ QUANTITIES = (
     Quantity("pixel_pearson", ("pixel_pearson", "pixel_pearson_total")),
     Quantity("nll", ("nll",)),
     Quantity("ece", ("ece",)),
+    # the risk that is left by a selection, and how much of it is due to the order alone
+    Quantity("aurc", tuple(f"aurc{suffix}" for suffix in SCORES)),
     Quantity("normalised_aurc", tuple(f"normalised_aurc{suffix}" for suffix in SCORES)),
     # those on request are measured with metrics=mask_rules
     Quantity("dice", ("dice",), ("dice_by_raters", "dice_by_expected_dice")),

@@ -16,6 +16,7 @@ TITLES = {
     "pixel_pearson": "pixel-level correlation",
     "nll": "NLL",
     "ece": "ECE",
+    "aurc": "AURC",
     "normalised_aurc": "normalised AURC",
     "dice": "Dice",
     "d_soft": "soft Dice over thresholds",
@@ -75,8 +76,9 @@ def outcome_text(finding: Finding) -> str:
 
 def read_out(metric: str) -> str:
     """Return the read-out of a metric in brackets, after a space; nothing for a metric with a single read-out."""
-    if metric.startswith("normalised_aurc"):
-        return f" ({SCORES[metric.removeprefix('normalised_aurc')][0]})"
+    for selective in ("normalised_aurc", "aurc"):
+        if metric.startswith(selective):
+            return f" ({SCORES[metric.removeprefix(selective)][0]})"
     if metric.startswith(PREFIX):
         return f" ({metric.removeprefix(PREFIX)})"
     if metric == "image_spearman_normalised":

@@ -56,6 +56,7 @@ DEFINITIONS = {
     "instead of V",
     "soft Dice ↑": "Dice of the prediction and the raters' mean, both cut at several thresholds, mean over these",
     "GED² ↓": "squared generalised energy distance between the masks of the members and those of the raters",
+    "AURC ↓": "mean of 1 - Dice over the n surest cases by a score, averaged over n: better masks lower it too",
     "normalised AURC ↓": "how far the order of the cases by a score is from the ideal order by Dice: 0 ideal, 1 blind",
     "d-AUC ↓": "area between the quality-control curve of a score and the ideal one, which flags the poor "
     "cases first; its scale depends on the share of a method's own poor cases, so methods are not compared by it",
