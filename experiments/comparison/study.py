@@ -39,6 +39,7 @@ from edue_lightning.runs.files import (
     read_mapping,
     read_table,
 )
+from edue_lightning.text import listed
 
 HERE = Path(__file__).resolve().parent
 CONFIGURATION = HERE / "conf"
@@ -491,7 +492,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=DATA,
         metavar="DATASET",
-        help="all but lidc_four_folds, lidc_all_128, bu_bil_half and chase_db1; without --data the synthetic ones",
+        help=f"all but {listed([name for name in DATA if name not in USUAL_DATA])}; without --data the synthetic ones",
     )
     parser.add_argument(
         "--methods", nargs="+", choices=contenders(), metavar="METHOD", help="to compare or search; all"

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from edue_lightning.metrics import SCORES
-from edue_lightning.reporting.selection import best_metric
+from edue_lightning.reporting.selection import best_metric, scores_of
 from edue_lightning.runs.files import CLEAN, POOLED_KINDS, POOLED_SEVERITY, Run
 
 Array = NDArray[np.float64]
@@ -65,8 +64,8 @@ def quality_control(runs: Sequence[Run], structure: str) -> ScoreCurve | None:
     """
     tables = [_of(run.quality_control, structure=structure) for run in runs]
     present = {
-        f"d_auc{suffix}": score
-        for suffix, (score, _) in SCORES.items()
+        metric: score
+        for metric, score in scores_of("d_auc").items()
         if all((table["score"] == score).any() for table in tables)
     }
     if not present:

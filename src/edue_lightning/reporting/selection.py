@@ -6,8 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edue_lightning.metrics import LOWER_IS_BETTER
+from edue_lightning.metrics import LOWER_IS_BETTER, SCORES
 from edue_lightning.runs.files import Run
+
+
+def scores_of(family: str) -> dict[str, str]:
+    """Return the score behind each metric of a family, such as `sv_total` behind `aurc_total` of `aurc`."""
+    return {f"{family}{suffix}": score for suffix, (score, _) in SCORES.items()}
 
 
 def validation_mean(runs: Sequence[Run], structure: str, metric: str) -> float:

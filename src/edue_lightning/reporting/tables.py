@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from edue_lightning.metrics import SCORES
 from edue_lightning.reporting.comparison import group_by_subject, interval_text
 from edue_lightning.reporting.curves import auroc_by_kind
-from edue_lightning.reporting.selection import best_metric
+from edue_lightning.reporting.selection import best_metric, scores_of
 from edue_lightning.runs.files import DENSITY, POOLED_KINDS, Run
 
 DIFFERENCE_METRICS = ("dice", "nll", "ece", "image_pearson", "image_spearman_normalised", "pixel_pearson")
@@ -114,7 +113,7 @@ def selective_table(runs: Sequence[Run], data: str, split: str, structure: str) 
             continue
         cells: dict[str, str] = {}
         for family, title in _SELECTIVE.items():
-            scores = {f"{family}{suffix}": score for suffix, (score, _) in SCORES.items()}
+            scores = scores_of(family)
             chosen = best_metric(members, structure, list(scores))
             if chosen is not None:
                 value = float(np.mean([run.value(structure, chosen) for run in members]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edue_lightning.metrics import LOWER_IS_BETTER, MEAN_STRUCTURE, SCORES, interval
+from edue_lightning.metrics import LOWER_IS_BETTER, MEAN_STRUCTURE, interval
 from edue_lightning.reporting.comparison import (
     PairedDifference,
     group_by_subject,
@@ -23,7 +23,7 @@ from edue_lightning.reporting.comparison import (
 from edue_lightning.reporting.findings import OVER_DATA, TEST, UNDEFINED, Finding, Measure, Verdict
 from edue_lightning.reporting.out_of_distribution import OOD_AUROC, PREFIX, UNCERTAINTY_AUROC
 from edue_lightning.reporting.outcomes import MARGINS, Outcome, holm, is_degenerate, outcome, two_sided_p, within_margin
-from edue_lightning.reporting.selection import best_metric, eligible_metrics, goodness, validation_mean
+from edue_lightning.reporting.selection import best_metric, eligible_metrics, goodness, scores_of, validation_mean
 from edue_lightning.reporting.shared_cases import differing_cases, on_shared_cases
 from edue_lightning.runs.files import Run
 from edue_lightning.text import listed
@@ -80,8 +80,8 @@ QUANTITIES = (
     Quantity("nll", ("nll",)),
     Quantity("ece", ("ece",)),
     # the risk that is left by a selection, and how much of it is due to the order alone
-    Quantity("aurc", tuple(f"aurc{suffix}" for suffix in SCORES)),
-    Quantity("normalised_aurc", tuple(f"normalised_aurc{suffix}" for suffix in SCORES)),
+    Quantity("aurc", tuple(scores_of("aurc"))),
+    Quantity("normalised_aurc", tuple(scores_of("normalised_aurc"))),
     # those on request are measured with metrics=mask_rules
     Quantity("dice", ("dice",), ("dice_by_raters", "dice_by_expected_dice")),
     Quantity("d_soft", ("d_soft",), ("d_soft_by_expected_dice",)),

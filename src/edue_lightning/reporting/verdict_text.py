@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from edue_lightning.metrics import LOWER_IS_BETTER, SCORES
+from edue_lightning.metrics import LOWER_IS_BETTER
 from edue_lightning.reporting.findings import OVER_DATA, UNDEFINED, Finding, Part, Verdict
 from edue_lightning.reporting.out_of_distribution import PREFIX
+from edue_lightning.reporting.selection import scores_of
 
 TITLES = {
     "image_pearson": "image-level correlation",
@@ -38,6 +39,7 @@ _MASK_RULES = {
     "_by_raters": " (mask at the threshold for the number of raters)",
     "_by_expected_dice": " (mask of the largest expected Dice)",
 }
+_SELECTIVE = scores_of("aurc") | scores_of("normalised_aurc")
 _SMALL = 0.001
 
 
@@ -76,9 +78,8 @@ def outcome_text(finding: Finding) -> str:
 
 def read_out(metric: str) -> str:
     """Return the read-out of a metric in brackets, after a space; nothing for a metric with a single read-out."""
-    for selective in ("normalised_aurc", "aurc"):
-        if metric.startswith(selective):
-            return f" ({SCORES[metric.removeprefix(selective)][0]})"
+    if metric in _SELECTIVE:
+        return f" ({_SELECTIVE[metric]})"
     if metric.startswith(PREFIX):
         return f" ({metric.removeprefix(PREFIX)})"
     if metric == "image_spearman_normalised":
