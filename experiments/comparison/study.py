@@ -47,7 +47,7 @@ SEARCHED = HERE / "results" / "search.csv"
 CANDIDATE = "edue_levels_mask"
 SEARCHED_ON, SEARCH_EPOCHS = "lidc_four", 16
 VARIED_ON = {"ablation": "lidc", "raters": "fundus"}
-QUICK_EPOCHS, QUICK_BATCHES = 2, 4
+QUICK_EPOCHS, QUICK_BATCHES, QUICK_CASES = 2, 4, 90
 SHOWN = ("dice", "nll", "ece", "image_pearson", "image_spearman_normalised", "pixel_pearson", "pixel_pearson_total")
 
 SEARCH_OF = {
@@ -156,7 +156,7 @@ class Setup:
         folder: the study's folder, absolute.
         device: `cpu` or `gpu`.
         data: folder with the real data sets; None if none is used.
-        quick: whether to train for two epochs of a few batches, to see that everything runs.
+        quick: whether to train for two epochs of a few batches, on few synthetic cases, to see that everything runs.
         epochs: number of epochs in place of the data set's, or None.
         searched: table of a search, whose best settings the methods take.
     """
@@ -192,6 +192,8 @@ class Setup:
         if self.quick:
             command += [f"trainer.max_epochs={QUICK_EPOCHS}", f"+trainer.limit_train_batches={QUICK_BATCHES}"]
             command += ["trainer.check_val_every_n_epoch=1", "bootstrap_resamples=50"]
+            if not of.root:
+                command.append(f"data.source.n_cases={QUICK_CASES}")
             training = training / 10
         elif epochs is not None:
             usual = read_mapping(CONFIGURATION / "experiment" / f"study_{data}.yaml")["trainer"]["max_epochs"]

@@ -137,7 +137,7 @@ def test_predictions_in_files_are_measured_as_the_model_is(
     run_of: Callable[[str], Path], data: Path, tmp_path: Path, name: str
 ) -> None:
     checkpoint = run_of(name) / "checkpoints" / "best.ckpt"
-    shared = ["split=test", "bootstrap_resamples=0", "trainer.accelerator=cpu"]
+    shared = ["split=test", "bootstrap_resamples=0", "figures=false", "trainer.accelerator=cpu"]
     evaluate(composed("evaluate", f"ckpt={checkpoint}", "save_predictions=true", *shared), tmp_path / "own")
     own = pd.read_csv(tmp_path / "own" / "cases.csv")
     trained = pd.read_csv(run_of(name) / "cases.csv")

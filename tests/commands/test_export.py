@@ -140,7 +140,7 @@ def test_the_graph_of_exclusive_structures_is_the_estimate_of_each_image(
 @pytest.mark.parametrize(
     ("form", "image_format", "overrides"),
     [
-        ("onnx", VOLUMES, ["method=edue"]),
+        pytest.param("onnx", VOLUMES, ["method=edue"], marks=pytest.mark.exhaustive),
         ("onnx", VOLUMES, ["method=edue_levels", "method.levels=3"]),
         ("onnx", PICTURES, ["method=edue_levels_mask", "method.levels=4", *TWO_STAGES]),
         ("torch_export", PICTURES, ["method=edue_levels_mask", "method.levels=4", *TWO_STAGES]),

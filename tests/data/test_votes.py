@@ -311,6 +311,7 @@ def test_training_on_votes_marks_its_figures_and_refuses_a_member_per_rater(tmp_
     quick = ["data=manifest", "data.root=data", "network.features=[4,6,8]", "trainer.max_epochs=1"]
     quick += [
         "bootstrap_resamples=0",
+        "figures=false",
         "trainer.accelerator=cpu",
         "logger.mode=disabled",
         "data.fractions.draw=permutation",

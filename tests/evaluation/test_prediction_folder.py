@@ -80,6 +80,7 @@ def evaluate(tmp_path: Path, *overrides: str) -> tuple[int, str]:
             "data.root=data",
             "output=out",
             "bootstrap_resamples=50",
+            "figures=false",
             *overrides,
         ],
         cwd=tmp_path,
@@ -90,7 +91,7 @@ def evaluate(tmp_path: Path, *overrides: str) -> tuple[int, str]:
 def test_any_models_predictions_are_measured_like_our_own(tmp_path: Path) -> None:
     masks = write_data(tmp_path / "data")
     members = write_predictions(tmp_path / "predictions", masks)
-    code, error = evaluate(tmp_path)
+    code, error = evaluate(tmp_path, "figures=true")
     assert code == 0, error
     cases = pd.read_csv(tmp_path / "out" / "cases.csv")
     assert cases.case_id.tolist() == ["case2", "case3", "case4"] * 2
@@ -124,6 +125,10 @@ def test_a_case_has_the_same_digest_in_any_order_of_the_manifest_and_another_for
         return cases.set_index(["case_id", "structure"]).fingerprint.sort_index()
 
     first = digests("first")
+    # as written with figures=false
+    assert not (tmp_path / "first" / "panels").exists()
+    assert not (tmp_path / "first" / "panels.npz").exists()
+    assert not list((tmp_path / "first").glob("*.png"))
     header, *rows = manifest.read_text().splitlines()
     # whole cases in another order, of the same raters and structures
     blocks = [rows[start : start + 4] for start in range(0, len(rows), 4)]

@@ -33,6 +33,7 @@ TINY = [
     "data.patch.per_case=2",
     "trainer.max_epochs=2",
     "bootstrap_resamples=20",
+    "figures=false",
 ]
 
 

@@ -42,7 +42,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configuration(run: Path, *overrides: str) -> dict[str, Any]:
-    command = [f"ckpt={run}/checkpoints/best.ckpt", "bootstrap_resamples=0", "trainer.accelerator=cpu", *overrides]
+    command = [
+        f"ckpt={run}/checkpoints/best.ckpt",
+        "bootstrap_resamples=0",
+        "figures=false",
+        "trainer.accelerator=cpu",
+        *overrides,
+    ]
     with initialize_config_dir(configuration_folder(), version_base="1.3"):
         return resolved(compose("evaluate", overrides=command))
 
@@ -72,7 +78,13 @@ def test_written_predictions_come_with_the_options_that_repeat_their_masks(
     said = [line for line in caplog.messages if "holds probabilities, and not the rule for masks" in line]
     options = shlex.split(said[0].split(" with ")[1]) if said else []
     assert bool(said) == (rule != "half")
-    measured = [f"predictions={tmp_path / 'own' / 'predictions'}", "bootstrap_resamples=0", "split=val", *on(HASH)]
+    measured = [
+        f"predictions={tmp_path / 'own' / 'predictions'}",
+        "bootstrap_resamples=0",
+        "figures=false",
+        "split=val",
+        *on(HASH),
+    ]
     with initialize_config_dir(configuration_folder(), version_base="1.3"):
         again = resolved(compose("evaluate", overrides=[*measured, *options]))
     evaluate(again, tmp_path / "again")
@@ -92,6 +104,7 @@ def test_masks_follow_the_majority_that_they_are_measured_against(tmp_path: Path
         "metrics=default",
         "metrics.majority_tie=background",
         "bootstrap_resamples=0",
+        "figures=false",
         "split=all",
     ]
     masks = [option for option in options if option.startswith("mask")]

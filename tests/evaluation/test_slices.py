@@ -59,7 +59,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configuration(*overrides: str) -> dict[str, Any]:
-    given = ["bootstrap_resamples=0", "trainer.accelerator=cpu", "data.cache=null", *overrides]
+    given = ["bootstrap_resamples=0", "figures=false", "trainer.accelerator=cpu", "data.cache=null", *overrides]
     with initialize_config_dir(configuration_folder(), version_base="1.3"):
         return resolved(compose("evaluate", overrides=["data=manifest", *given]))
 

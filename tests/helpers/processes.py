@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -35,6 +36,10 @@ SMALL = [
 
 TABLES_ALONE = [*SMALL, "figures=false", "logger.mode=disabled"]
 """The same without figures and W&B, where these are not what is tested."""
+
+FORKS = multiprocessing.get_context("forkserver")
+"""Starts processes from one that has imported everything and trained nothing (autograd does not survive a fork)."""
+FORKS.set_forkserver_preload(["edue_lightning.train"])
 
 
 def run_command(

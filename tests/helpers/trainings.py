@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from processes import PATIENCE
+from processes import FORKS, PATIENCE
 
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.errors import UserError
@@ -38,10 +38,6 @@ QUICK = [
     *("logger.mode=disabled", "test=false", "checkpoint_every_steps=1", "resume=auto"),
 ]
 """Five steps an epoch, three epochs, a checkpoint after every step."""
-
-# a process that has imported everything and trained nothing (autograd does not survive a fork) starts them
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["edue_lightning.train"])
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,7 @@ def train_apart(
         if processes > 1:
             work, arguments = _distributed_work, (rank, train, processes, port, settings, run)
         own = moment if moment is not None and moment.rank in (None, rank) else None
-        one = _processes.Process(target=_apart, args=(work, arguments, run, own, largest_file, environment))
+        one = FORKS.Process(target=_apart, args=(work, arguments, run, own, largest_file, environment))
         one.start()
         started.append(one)
     deadline = time.monotonic() + PATIENCE

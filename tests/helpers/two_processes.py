@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from processes import FORKS
 from scripts import load_script
 from torch import multiprocessing
 
@@ -16,7 +17,8 @@ def in_two_processes(function: Callable[..., None], *arguments: Any) -> None:
     The file is loaded by its path: its module `tests...` cannot be imported by name where an installed package has
     files below `tests`, as MONAI 1.5.0.
     """
-    multiprocessing.spawn(_call, (inspect.getfile(function), function.__name__, arguments), nprocs=2)
+    call = (inspect.getfile(function), function.__name__, arguments)
+    multiprocessing.start_processes(_call, call, nprocs=2, start_method=FORKS.get_start_method())
 
 
 def _call(number: int, file: str, name: str, arguments: tuple[Any, ...]) -> None:

@@ -19,13 +19,13 @@ BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
     ("script", "expected"),
     [
         pytest.param("allocator.py", "| 2 x 1 x 32x32 |", marks=pytest.mark.exhaustive),
-        ("step_cost.py", "| deep_ensemble |"),
+        pytest.param("step_cost.py", "| deep_ensemble |", marks=pytest.mark.exhaustive),
         ("one_pass_cost.py --networks unet nnunet --cpu-time", "| unet | edue_levels |"),
         ("framework_cost.py", "| ours |"),
         pytest.param("ensemble_cost.py", "| vectorised |", marks=pytest.mark.exhaustive),
         pytest.param("sweep_cost.py", "| one run alone, 1 thread |", marks=pytest.mark.exhaustive),
         pytest.param("evaluation_cost.py", "| predict overlay=flagged |", marks=pytest.mark.exhaustive),
-        ("growth.py --folder {folder}", "| raters | training step |"),
+        pytest.param("growth.py --folder {folder}", "| raters | training step |", marks=pytest.mark.exhaustive),
         pytest.param("triage_page.py", "| next case drawn |", marks=[pytest.mark.exhaustive, needs_browser]),
         pytest.param(
             "gpu.py --device cpu --no-compile --folder {folder}",

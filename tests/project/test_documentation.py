@@ -404,7 +404,7 @@ def test_the_site_can_be_searched_from_a_folder(site: Path) -> None:
 @ON_SITE
 @pytest.mark.parametrize(("width", "dark"), [(1400, False), (1400, True), (390, False), (390, True)])
 def test_the_site_reads_well_at_each_width_in_the_light_and_in_the_dark(site: Path, width: int, dark: bool) -> None:
-    pages = {1400: ("results", "sweeps", "api/losses"), 390: ("results", "metrics")}[width]
+    pages = {1400: ("results", "api/losses"), 390: ("results", "metrics")}[width]
     for name in pages:
         with opened(site / f"{name}.html", width=width, dark=dark) as page:
             assert page.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")

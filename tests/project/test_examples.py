@@ -24,7 +24,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "notebook.ipynb"
 QUICK = [
     *("trainer.max_epochs=1", "trainer.accelerator=cpu", "network.features=[4,6,8]", "bootstrap_resamples=40"),
-    *("logger.mode=disabled", "hydra.run.dir=runs/rater_heads"),
+    *("logger.mode=disabled", "figures=false", "hydra.run.dir=runs/rater_heads"),
 ]
 
 
@@ -61,6 +61,7 @@ def test_a_method_a_data_set_and_a_metric_of_ones_own(tmp_path: Path) -> None:
     evaluate = [
         f"ckpt={run}/checkpoints/best.ckpt",
         "bootstrap_resamples=40",
+        "figures=false",
         "output=again",
         "trainer.accelerator=cpu",
     ]
@@ -97,6 +98,7 @@ def test_the_console_script_finds_the_package_too(tmp_path: Path) -> None:
     overrides = [
         f"ckpt={run}/checkpoints/best.ckpt",
         "bootstrap_resamples=0",
+        "figures=false",
         "output=again",
         "trainer.accelerator=cpu",
     ]

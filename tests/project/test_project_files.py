@@ -98,3 +98,11 @@ def test_the_changelog_names_moved_modules_as_they_are_today() -> None:
         assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), now
         old = ROOT / "src/edue_lightning" / earlier.replace(".", "/")
         assert not old.with_suffix(".py").is_file(), earlier
+
+
+@pytest.mark.xdist_group("marked")
+def test_tests_that_share_what_takes_long_to_make_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("loadgroup", default=False):
+        pytest.skip("the tests are not shared out among processes")
+    # by what stands behind the name, pytest-xdist sends a test to a process
+    assert request.node.nodeid.endswith("@marked")

@@ -24,6 +24,8 @@ from edue_lightning.runs.checkpoints import load_method
 from edue_lightning.runs.files import read_run
 from edue_lightning.runs.record import method_settings
 
+pytestmark = pytest.mark.xdist_group("folds")
+
 FOLDS = 3
 RATERS = ("anna", "ben", "cem")
 
@@ -61,7 +63,7 @@ def write_predictions(folder: Path, masks: dict[str, np.ndarray], cases: list[st
 def measured(folder: Path, data: Path, predictions: Path, *overrides: str) -> None:
     command = [f"predictions={predictions}", "data=manifest", f"data.root={data}", "data.cache=null"]
     with initialize_config_dir(configuration_folder(), version_base="1.3"):
-        command += ["bootstrap_resamples=40", "label=mine", *overrides]
+        command += ["bootstrap_resamples=40", "figures=false", "label=mine", *overrides]
         evaluate(resolved(compose("evaluate", overrides=command)), folder)
 
 

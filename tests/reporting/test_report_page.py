@@ -14,7 +14,7 @@ from run_files import write_cost, write_distortions, write_run
 
 from edue_lightning.reporting import Report, write_report
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.xdist_group("report page")]
 
 METHODS = ("edue", "layer_ensemble", "deep_ensemble_soft_majority", "single <b>&")
 READY = "html[data-ready]"

@@ -24,7 +24,7 @@ CHANGES: dict[str, Any] = {
 }
 # of the same model on the same images in the same way, but for how much, where to and how fast
 SAME_METHOD = {
-    *("split", "output", "save_predictions", "label", "seed", "bootstrap_resamples"),
+    *("split", "output", "save_predictions", "label", "seed", "bootstrap_resamples", "figures"),
     *("allow_overlap", "allow_other_preparation", "distortions", "slice_batch"),
     # compared on their own
     "metrics",

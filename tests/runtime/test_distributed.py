@@ -28,7 +28,7 @@ SETTINGS = [
     *("experiment=synthetic", "data.source.n_cases=47", "data.source.size=32", "network.features=[4,6,8]"),
     "data.fractions.draw=permutation",
     *("data.fractions.val=0.17", "data.fractions.test=0.15", "trainer.max_epochs=2", "bootstrap_resamples=50"),
-    *("logger.mode=disabled", "trainer.accelerator=cpu"),
+    *("logger.mode=disabled", "figures=false", "trainer.accelerator=cpu"),
 ]
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 CPU = {"_target_": "pytorch_lightning.Trainer", "_partial_": True, "accelerator": "cpu", "devices": 1}
@@ -61,7 +61,13 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["7 cases", "1 case"],
 )
 def test_two_processes_measure_what_one_does(one: Path, tmp_path: Path, data: list[str]) -> None:
-    command = [f"ckpt={one}/checkpoints/best.ckpt", *data, "bootstrap_resamples=50", "save_predictions=true"]
+    command = [
+        f"ckpt={one}/checkpoints/best.ckpt",
+        *data,
+        "bootstrap_resamples=50",
+        "figures=false",
+        "save_predictions=true",
+    ]
     command += ["distortions=default", "distortions.severities=[2]"]
     for output, more in (("single", []), ("double", TWO)):
         done = run_command("evaluate", [*command, f"output={output}", *more], cwd=tmp_path)
@@ -109,7 +115,7 @@ def test_two_processes_fit_the_temperature_of_an_ensemble_once_and_share_it(tmp_
     two = trained(tmp_path / "run", "data.batch_size=2", *ensemble, *TWO)
     done = run_command(
         "evaluate",
-        [f"ckpt={two}/checkpoints/best.ckpt", "split=val", "bootstrap_resamples=0", "output=one"],
+        [f"ckpt={two}/checkpoints/best.ckpt", "split=val", "bootstrap_resamples=0", "figures=false", "output=one"],
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
@@ -153,7 +159,7 @@ def test_members_trained_at_once_are_those_trained_in_turn(tmp_path: Path) -> No
     assert summary["train_seconds"] > 0
 
 
-@pytest.mark.parametrize("run", [run_command, run_script])
+@pytest.mark.parametrize("run", [run_command, pytest.param(run_script, marks=pytest.mark.exhaustive)])
 def test_a_refusal_in_one_process_ends_all_with_one_line(
     tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -55,7 +55,7 @@ def test_ray_gives_each_run_a_gpu_of_its_own() -> None:
     assert launcher("ray_local", "hydra.launcher.ray.remote.num_gpus=0").ray.remote.num_gpus == 0
 
 
-@pytest.mark.parametrize("run", [run_fresh, run_script])
+@pytest.mark.parametrize("run", [run_fresh, pytest.param(run_script, marks=pytest.mark.exhaustive)])
 def test_a_sweep_of_several_runs_at_a_time(tmp_path: Path, run: Callable[..., CompletedProcess[str]]) -> None:
     assert_sweeps(tmp_path, "hydra/launcher=local", "hydra.launcher.n_jobs=2", run=run)
     records = [yaml.safe_load(path.read_text()) for path in tmp_path.glob("runs/*/config.yaml")]

@@ -156,7 +156,11 @@ def test_a_run_with_the_same_numbers_as_options_is_the_same_method(run: Path) ->
 
 def test_the_run_is_evaluated_with_its_plan(run: Path, tmp_path: Path) -> None:
     configuration = composed(
-        "evaluate", f"ckpt={run}/checkpoints/best.ckpt", "bootstrap_resamples=0", "trainer.accelerator=cpu"
+        "evaluate",
+        f"ckpt={run}/checkpoints/best.ckpt",
+        "bootstrap_resamples=0",
+        "figures=false",
+        "trainer.accelerator=cpu",
     )
     evaluate(configuration, tmp_path / "again")
     assert (tmp_path / "again" / "cases.csv").read_text() == (run / "cases.csv").read_text()

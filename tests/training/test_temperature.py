@@ -38,7 +38,7 @@ from edue_lightning.uncertainty import Readout
 SETTINGS = [
     *("experiment=synthetic", "data.source.n_cases=24", "data.source.size=32", "data.batch_size=4"),
     *("network.features=[4,6,8]", "trainer.max_epochs=2", "trainer.accelerator=cpu", "bootstrap_resamples=0"),
-    *("logger.mode=disabled", "optimizer.learning_rate=0.01", "method=single"),
+    *("logger.mode=disabled", "figures=false", "optimizer.learning_rate=0.01", "method=single"),
 ]
 
 
@@ -236,7 +236,12 @@ def test_the_checkpoint_evaluates_and_predicts_with_its_temperature(
     calibrated: Path, plain: Path, tmp_path: Path
 ) -> None:
     with initialize_config_dir(configuration_folder(), version_base="1.3"):
-        overrides = [f"ckpt={calibrated}/checkpoints/best.ckpt", "trainer.accelerator=cpu", "bootstrap_resamples=0"]
+        overrides = [
+            f"ckpt={calibrated}/checkpoints/best.ckpt",
+            "trainer.accelerator=cpu",
+            "bootstrap_resamples=0",
+            "figures=false",
+        ]
         settings = resolved(compose("evaluate", overrides=[*overrides, f"output={tmp_path}"]))
     evaluate(settings, tmp_path)
     pd.testing.assert_series_equal(values_of(tmp_path / "metrics.csv"), values_of(calibrated / "metrics.csv"))

@@ -66,6 +66,7 @@ class EvaluateConfiguration:
     allow_overlap: bool = False
     allow_other_preparation: bool = False
     distortions: dict[str, Any] | None = None
+    figures: bool = True
     slice_axis: str | int | None = None
     slice_directions: str | None = None
     slice_window: list[float] | None = None
@@ -109,7 +110,7 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     else:
         with with_free_device(configuration["trainer"]) as trainer:
             evaluation = _checkpoint(configuration, trainer, folder, slicing)
-    evaluation.write(folder)
+    evaluation.write(folder, _with_figures(configuration))
     for line in (evaluation.undefined_line(), evaluation.missing_intervals_line()):
         if line and is_first_process():
             log.warning("%s", line)
@@ -259,4 +260,9 @@ def _measurement(
     configuration: Mapping[str, Any], metrics: Mapping[str, Any] | None, label: str, data: RaterDataModule
 ) -> Measurement:
     settings = build_metric_settings(metrics, data.source.structures)
-    return Measurement(label, configuration["split"], settings, int(configuration["bootstrap_resamples"]))
+    resamples, panels = int(configuration["bootstrap_resamples"]), _with_figures(configuration)
+    return Measurement(label, configuration["split"], settings, resamples, panels)
+
+
+def _with_figures(configuration: Mapping[str, Any]) -> bool:
+    return bool(configuration.get("figures", True))

@@ -21,6 +21,8 @@ from edue_lightning.data.sources.lidc.contours import RATINGS, Nodule, Outline, 
 from edue_lightning.data.sources.lidc.render import render
 from edue_lightning.errors import UserError
 
+pytestmark = pytest.mark.xdist_group("lidc")
+
 
 @pytest.fixture(scope="module")
 def nodules() -> list[Nodule]:

@@ -16,6 +16,8 @@ from edue_lightning.data.sources.lidc import dicom
 from edue_lightning.data.sources.lidc.contours import Nodule, find_database, rasterise, read_nodules
 from edue_lightning.errors import UserError
 
+pytestmark = pytest.mark.xdist_group("lidc scans")
+
 SIZE = 48
 
 
