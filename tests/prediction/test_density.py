@@ -153,7 +153,7 @@ def test_thresholds_of_the_shared_pass_are_those_of_a_pass_of_their_own() -> Non
     method, images = ensemble().eval(), data()
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     shared, alone = (BestThresholds(method.structures) for _ in range(2))
-    measurement = Measurement("method", "val", MetricSettings(), 0, panels=False)
+    measurement = Measurement("method", "val", MetricSettings(), 0, figures=False)
     together = measure_method(method, images, measurement, trainer, thresholds=shared)
     trainer.test(Measuring(method, alone), dataloaders=images.evaluation_dataloader("val"), verbose=False)
     assert shared.thresholds() == alone.thresholds()

@@ -58,14 +58,14 @@ class Measurement:
         split: split whose cases are measured.
         settings: settings of the metrics.
         resamples: number of bootstrap resamples behind each interval.
-        panels: whether to keep the maps of a few cases.
+        figures: whether to keep the maps of a few cases, and to draw figures of them and of all cases.
     """
 
     label: str
     split: Subset
     settings: MetricSettings
     resamples: int
-    panels: bool = True
+    figures: bool = True
 
 
 def measure_method(
@@ -152,7 +152,7 @@ def _evaluation(
         samples = (sample_of(i) for i in positions.tolist())
         tie = measurement.settings.majority_tie if table.readout.exclusive else None
         found = [(mask_fingerprints(sample, tie), content_of(sample), unit_of(sample)) for sample in samples]
-    if is_first_process() and measurement.panels:
+    if is_first_process() and measurement.figures:
         panels = _panels(data, measurement, positions, cases["sv_star"], probabilities_of, table.readout)
     return Evaluation(
         label=measurement.label,
@@ -170,6 +170,7 @@ def _evaluation(
         fingerprints=None if found is None else [masks for masks, _, _ in found],
         image_fingerprints=None if found is None else [image for _, image, _ in found],
         units=None if found is None else [unit for _, _, unit in found],
+        figures=measurement.figures,
         density=None if distances is None else [distances[i] for i in positions.tolist()],
     )
 

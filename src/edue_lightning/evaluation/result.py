@@ -65,6 +65,7 @@ class Evaluation:
         image_fingerprints: digest of each case's image before it was prepared, `[N]`, or None.
         density: distance of each case's image from the training images, `[N]`, or None.
         units: unit of areas, volumes and sums of each case, `[N]`, or None.
+        figures: whether `write` draws figures, and the panels of single cases.
     """
 
     label: str
@@ -83,6 +84,7 @@ class Evaluation:
     image_fingerprints: Sequence[str] | None = None
     density: Sequence[float] | None = None
     units: Sequence[str] | None = None
+    figures: bool = True
 
     def metrics_frame(self) -> pd.DataFrame:
         """Return the content of `metrics.csv`."""
@@ -163,13 +165,8 @@ class Evaluation:
         )
 
     @rank_zero_only
-    def write(self, folder: Path, figures: bool = True) -> None:
-        """Write tables, curves, bootstrap replicates and panels into a run's folder.
-
-        Args:
-            folder: the run's folder.
-            figures: whether to write figures, and the panels of single cases.
-        """
+    def write(self, folder: Path) -> None:
+        """Write tables, curves, bootstrap replicates and figures into a run's folder."""
         write_table(self.cases_frame(), CASES_COLUMNS, folder / CASES_FILE)
         reliability = self.reliability_frame()
         write_table(reliability, RELIABILITY_COLUMNS, folder / RELIABILITY_FILE)
@@ -180,7 +177,7 @@ class Evaluation:
         )
         arrays = {name: value.cpu().numpy() for name, value in self.cases.columns.items() if value.ndim > 2}
         write_arrays(folder / CASE_ARRAYS_FILE, arrays)
-        if figures:
+        if self.figures:
             self._write_figures(reliability, quality_control, folder)
         # last, since this file marks the run as finished
         write_table(self.metrics_frame(), METRICS_COLUMNS, folder / METRICS_FILE)

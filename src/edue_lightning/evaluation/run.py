@@ -110,7 +110,7 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
     else:
         with with_free_device(configuration["trainer"]) as trainer:
             evaluation = _checkpoint(configuration, trainer, folder, slicing)
-    evaluation.write(folder, _with_figures(configuration))
+    evaluation.write(folder)
     for line in (evaluation.undefined_line(), evaluation.missing_intervals_line()):
         if line and is_first_process():
             log.warning("%s", line)
@@ -260,9 +260,5 @@ def _measurement(
     configuration: Mapping[str, Any], metrics: Mapping[str, Any] | None, label: str, data: RaterDataModule
 ) -> Measurement:
     settings = build_metric_settings(metrics, data.source.structures)
-    resamples, panels = int(configuration["bootstrap_resamples"]), _with_figures(configuration)
-    return Measurement(label, configuration["split"], settings, resamples, panels)
-
-
-def _with_figures(configuration: Mapping[str, Any]) -> bool:
-    return bool(configuration.get("figures", True))
+    resamples, figures = int(configuration["bootstrap_resamples"]), bool(configuration.get("figures", True))
+    return Measurement(label, configuration["split"], settings, resamples, figures)

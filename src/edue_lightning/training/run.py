@@ -223,7 +223,7 @@ def _run(
             calibrate(method, data, trainer, folder / CHECKPOINTS / BEST)
         resamples = int(configuration["bootstrap_resamples"])
         metric_settings = experiment.metric_settings
-        of_validation = Measurement(label, "val", metric_settings, resamples, panels=False)
+        of_validation = Measurement(label, "val", metric_settings, resamples, figures=False)
         thresholds = BestThresholds(method.structures, metric_settings, readout=method.readout)
         validation = measure_method(method, data, of_validation, trainer, thresholds=thresholds)
         facts = {"thresholds": thresholds.thresholds(), "raters": int(validation.cases["n_raters"].max())}
@@ -243,7 +243,7 @@ def _run(
             write_mapping(cost, folder / COST_FILE)
         if configuration["test"]:
             figures = bool(configuration.get("figures", True))
-            of_test = Measurement(label, "test", metric_settings, resamples, panels=figures)
+            of_test = Measurement(label, "test", metric_settings, resamples, figures)
             evaluation = measure_method(method, data, of_test, trainer, density)
             detection = distorted_cases = None
             if distortions is not None:
@@ -254,7 +254,7 @@ def _run(
                 chosen_by.write_validation(folder)
                 shift.write(folder)
                 detection, distorted_cases = shift.detection_frame(), shift.cases_frame()
-            evaluation.write(folder, figures)
+            evaluation.write(folder)
             if tracker is not None:
                 with tracker.must_not_matter("log the evaluation"):
                     tracker.log_results(evaluation, detection, distorted_cases, cost)
