@@ -97,6 +97,15 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     assert "file/results: Not a directory; choose another folder" in line
 
 
+def test_a_network_larger_than_the_memory_is_one_line(tmp_path: Path) -> None:
+    done = run_command(
+        "train", ["data=synthetic", "data.source.n_cases=12", "network.features=[1000000,1000000]"], tmp_path
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: not enough memory (")
+
+
 def test_a_group_that_may_be_empty_can_be_null(tmp_path: Path) -> None:
     arguments = ["resume=null", "data.root=null", "=null", "data=synthetic", "-m"]
     assert without_empty_groups(["distortions=null", *arguments], "train") == ["~distortions", *arguments]

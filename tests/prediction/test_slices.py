@@ -172,7 +172,7 @@ def test_batches_and_windows_within_the_slices_change_nothing_else(nifti_model: 
         with torch.inference_mode():
             expected = torch.sigmoid(method.predict(one)[0].double()).mean(dim=0).numpy()
         np.testing.assert_allclose(found.probability[:, ::-1, ::-1, k], expected, atol=1e-6)
-    with pytest.raises(UserError, match="5x4x4 does not fit the network"):
+    with pytest.raises(UserError, match="cannot predict an image of 5x4x4"):
         Model(checkpoint_of_deep(nifti_model), "cpu", slicing=Slicing(2)).predict(values[:4, :4])
 
 

@@ -14,7 +14,8 @@ ROOT = Path(edue_lightning.__file__).parent
 GROUND = {"errors", "text", "atomic"}
 DOORS = {"train", "evaluate", "predict", "report", "check", "convert", "export"}
 FLOORS: tuple[set[str], ...] = (
-    GROUND,
+    {"text", "atomic"},
+    {"errors"},
     {"networks", "uncertainty", "distortions"},
     {"losses", "metrics", "data"},
     {"methods"},

@@ -19,8 +19,10 @@ import yaml
 from processes import PATIENCE, run_command, run_script, wait_until
 
 from edue_lightning.config.build import build_data
+from edue_lightning.errors import UserError
 from edue_lightning.runs.checkpoints import load_method, read_checkpoint
 from edue_lightning.runs.trainer import build_test_trainer
+from edue_lightning.runtime.processes import run_processes
 from edue_lightning.training.temperature import fit_temperature
 
 # 32 training cases, which batches of 4 divide; 7 test cases, which 2 processes do not
@@ -157,6 +159,16 @@ def test_members_trained_at_once_are_those_trained_in_turn(tmp_path: Path) -> No
     assert log.count("] - epoch 1/1") == 3
     summary = json.loads((at_once / "model.json").read_text())
     assert summary["train_seconds"] > 0
+
+
+def beyond_the_memory(index: int) -> None:
+    if index == 1:
+        torch.empty(10**15)
+
+
+def test_too_little_memory_in_one_process_ends_all() -> None:
+    with pytest.raises(UserError, match=r"^not enough memory \("):
+        run_processes(beyond_the_memory, 2)
 
 
 @pytest.mark.parametrize("run", [run_command, pytest.param(run_script, marks=pytest.mark.exhaustive)])

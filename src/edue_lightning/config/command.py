@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from edue_lightning.config.schema import configuration_folder
-from edue_lightning.errors import UserError
+from edue_lightning.errors import UserError, memory_as_user_error
 from edue_lightning.text import one_line
 
 Result = TypeVar("Result")
@@ -42,8 +42,8 @@ _OF_THE_DISK = {
 def command(name: str) -> Callable[[Callable[[DictConfig], Result]], Callable[[], None]]:
     """Make a function a command with the configuration `conf/NAME.yaml`, run by Hydra on the command line.
 
-    A `UserError` or an error of the disk is reported in one line with exit status 2, an interrupt in one line with exit
-    status 130. Values that Hydra's grammar cannot parse, such as paths with umlauts, are quoted.
+    A `UserError`, or that memory or disk is too small, is reported in one line with exit status 2, an interrupt in one
+    line with exit status 130. Values that Hydra's grammar cannot parse, such as paths with umlauts, are quoted.
     """
 
     def decorate(function: Callable[[DictConfig], Result]) -> Callable[[], None]:
@@ -81,7 +81,8 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Result]], Callable[[]
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     try:
-        yield
+        with memory_as_user_error():
+            yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

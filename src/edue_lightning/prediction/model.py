@@ -22,7 +22,7 @@ from edue_lightning.data.images import ImageError, ImageFile
 from edue_lightning.data.new_images import ImageCase, read_case, warn_of_unoriented
 from edue_lightning.data.preparation import PreparedImage, require_channels
 from edue_lightning.data.slices import HOW_TO_SLICE, SlicedVolume, SliceLayout, Slicing, assumed_view
-from edue_lightning.errors import UserError
+from edue_lightning.errors import UserError, is_out_of_memory
 from edue_lightning.methods import SliceBySlice
 from edue_lightning.methods.density import RecordedFeatures
 from edue_lightning.methods.slice_by_slice import SliceSlabs
@@ -237,7 +237,7 @@ class Model:
             members: whether to keep the probabilities of the members.
 
         Raises:
-            ImageError: if it does not fit the network or the memory.
+            ImageError: if the network cannot predict it, or the memory is too small.
         """
         recorded = None
         try:
@@ -247,17 +247,18 @@ class Model:
                 recorded = RecordedFeatures(self.method, prepared.image[None].to(self.method.device))
                 with recorded.recording():
                     found = estimate(self.method, prepared.image, members=members)
-        except torch.OutOfMemoryError as error:
+        # such as of an image too small for the network's stages
+        except (RuntimeError, ValueError, MemoryError) as error:
+            size, reason = times(prepared.image.shape[1:]), reason_of(error)
+            if not is_out_of_memory(error):
+                raise ImageError(f"the network cannot predict an image of {size} ({reason})") from error
             torch.cuda.empty_cache()
-            window = "[96,96,48]" if self.slicing is None else "[256,256] slice_batch=1"
+            window = "[96,96,48]" if self.slicing is None and prepared.image.ndim == _VOLUME + 1 else "[256,256]"
+            batch = "" if self.slicing is None else " slice_batch=1"
             raise ImageError(
-                f"exceeds the device's memory; predict it by windows: inference=default inference.window={window}"
+                f"not enough memory for {size} ({reason}); predict by windows: inference=default "
+                f"inference.window={window}{batch}"
             ) from error
-        # raised for an image too small for the network's stages
-        except (RuntimeError, ValueError) as error:
-            size = times(prepared.image.shape[1:])
-            reason = reason_of(error)
-            raise ImageError(f"the image of {size} does not fit the network ({reason})") from error
         if not torch.isfinite(found.probability).all():
             raise ImageError("the model predicts NaN; check the values of the image")
         return found if recorded is None else replace(found, image_features=recorded.features)

@@ -26,7 +26,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException, start_processes
 
 from edue_lightning.config.build import build
-from edue_lightning.errors import UserError
+from edue_lightning.errors import UserError, memory_as_user_error
 from edue_lightning.runtime.devices import FREE
 from edue_lightning.runtime.startup import start_process
 
@@ -202,7 +202,8 @@ def _guarded(
         HydraConfig.instance().cfg = hydra  # type: ignore[assignment]
         configure_log(hydra.hydra.job_logging, hydra.hydra.verbose)
     try:
-        result = work(index, *arguments)
+        with memory_as_user_error():
+            result = work(index, *arguments)
     except UserError as error:
         (mailbox / f"error_{index}").write_text(str(error))
         sys.exit(2)
