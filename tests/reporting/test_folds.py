@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from PIL import Image
@@ -18,11 +22,30 @@ from edue_lightning.data import ManifestSource, SplitFractions
 from edue_lightning.data.splits import Fold, fold_cases
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.run import evaluate
+from edue_lightning.metrics import ood_aupr, ood_auroc
 from edue_lightning.reporting import compare, find_runs, pool_folds, write_report
-from edue_lightning.reporting.folds import missing_folds
+from edue_lightning.reporting.caveats import caveats
+from edue_lightning.reporting.folds import missing_folds, value_within_folds
+from edue_lightning.reporting.out_of_distribution import with_detection
 from edue_lightning.runs.checkpoints import load_method
-from edue_lightning.runs.files import read_run
-from edue_lightning.runs.record import method_settings
+from edue_lightning.runs.files import (
+    BOOTSTRAP_FILE,
+    CLEAN,
+    DENSITY,
+    DETECTION_COLUMNS,
+    DETECTION_FILE,
+    DISTORTED_CASES_COLUMNS,
+    DISTORTED_CASES_FILE,
+    DISTORTION_SCORES,
+    IDENTITY,
+    POOLED_KINDS,
+    POOLED_SEVERITY,
+    read_run,
+    write_replicates,
+    write_table,
+)
+from edue_lightning.runs.record import CAUTIONS, method_settings
+from edue_lightning.runs.tables import detection_table
 
 pytestmark = pytest.mark.xdist_group("folds")
 
@@ -150,6 +173,14 @@ def test_a_fold_twice_a_case_in_two_folds_and_missing_statistics_are_refused(fol
     with pytest.raises(UserError, match=r"case 'case\d+' is tested in both folds"):
         pool_folds(find_runs(tmp_path / "runs"))
     shutil.rmtree(tmp_path / "runs" / "again")
+    replicates = read_run(tmp_path / "runs" / "1_1").replicates
+    other = read_run(tmp_path / "runs" / "1_0").replicates.groups[0]
+    write_replicates(
+        replace(replicates, groups=(other, *replicates.groups[1:])), tmp_path / "runs" / "1_1" / BOOTSTRAP_FILE
+    )
+    with pytest.raises(UserError, match=f"1_0 and .*1_1: patient '{other}' is tested in both folds"):
+        pool_folds(find_runs(tmp_path / "runs"))
+    shutil.rmtree(tmp_path / "runs" / "1_1")
     (tmp_path / "runs" / "0_0" / "case_arrays.npz").unlink()
     with pytest.raises(UserError, match="0_0: lacks the statistics of its cases"):
         pool_folds(find_runs(tmp_path / "runs"))
@@ -215,6 +246,98 @@ def test_folds_that_list_the_structures_in_other_orders_are_pooled_by_name(folde
     pd.testing.assert_frame_equal(found.metrics, expected.metrics)
 
 
+def add_distorted_images(run: Path, scale: float, **distortions: object) -> pd.DataFrame:
+    """Write tables of distorted images whose scores are on a scale of their own, and return them."""
+    rng = np.random.default_rng(int(run.name[-1]))
+    of_run = read_run(run)
+    rows = []
+    for structure, case, severity in product(("disc", "cup"), of_run.replicates.case_ids, range(3)):
+        scores = {name: scale * float(rng.integers(4) + severity) for name in (*DISTORTION_SCORES, DENSITY)}
+        place = {"case_id": case, "structure": structure, "distortion": "noise" if severity else CLEAN}
+        rows.append({**place, "severity": severity, **scores, "dice": 0.5})
+    identity = dict(zip(IDENTITY, (of_run.label, "manifest", "test"), strict=True))
+    table = pd.DataFrame(rows)
+    write_table(table.assign(**identity), DISTORTED_CASES_COLUMNS, run / DISTORTED_CASES_FILE)
+    write_table(detection_table(table).assign(**identity), DETECTION_COLUMNS, run / DETECTION_FILE)
+    record = yaml.safe_load((run / "config.yaml").read_text())
+    record["distortions"] = {"kinds": ["noise"], "severities": [1, 2], **distortions}
+    (run / "config.yaml").write_text(yaml.safe_dump(record))
+    return table
+
+
+def test_distorted_images_are_compared_with_clean_ones_of_their_own_fold(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    tables = [add_distorted_images(tmp_path / "runs" / f"0_{fold}", 1000.0**fold) for fold in range(FOLDS)]
+    pooled = pool_folds(find_runs(tmp_path / "runs"))[0]
+    surpassed, precision, pairs, found_in = 0.0, 0.0, 0, 0
+    for table in tables:
+        own = table[table["structure"] == "disc"]
+        is_clean = own["distortion"] == CLEAN
+        positive = torch.from_numpy(~is_clean.to_numpy())
+        score = torch.from_numpy(own["density"].to_numpy())
+        pairs_of_fold = int(is_clean.sum() * (~is_clean).sum())
+        surpassed += float(ood_auroc(score, positive)) * pairs_of_fold
+        precision += float(ood_aupr(score, positive)) * int((~is_clean).sum())
+        pairs, found_in = pairs + pairs_of_fold, found_in + int((~is_clean).sum())
+    assert pooled.detection is not None
+    place = ["structure", "score", "distortion", "severity"]
+    row = pooled.detection.set_index(place).loc[("disc", "density", POOLED_KINDS, POOLED_SEVERITY)]
+    assert row["auroc"] == pytest.approx(surpassed / pairs, rel=1e-12)
+    assert row["aupr"] == pytest.approx(precision / found_in, rel=1e-12)
+    assert (row["n_clean"], row["n_distorted"]) == (36, 72)
+    (measured_run,) = with_detection([pooled])
+    assert measured_run.value("disc", "ood_auroc_density") == pytest.approx(surpassed / pairs, rel=1e-12)
+    # scores of three networks in one order
+    assert float(detection_table(pd.concat(tables))["auroc"].iloc[0]) < surpassed / pairs - 0.05
+
+
+def test_folds_under_other_distortions_are_pooled_without_them(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    for fold in range(FOLDS):
+        add_distorted_images(tmp_path / "runs" / f"0_{fold}", 1.0, severities=[1, 2 + fold // 2])
+    pooled = pool_folds(find_runs(tmp_path / "runs"))
+    assert pooled[0].distorted_cases is pooled[0].detection is None
+    assert any("mine, seed 0: not all folds have images distorted in the same way" in line for line in caveats(pooled))
+
+
+def test_cautions_of_all_folds_are_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    path = tmp_path / "runs" / "0_2" / "config.yaml"
+    record = yaml.safe_load(path.read_text())
+    record[CAUTIONS] = ["12 cases were in its training"]
+    path.write_text(yaml.safe_dump(record))
+    lines = caveats(pool_folds(find_runs(tmp_path / "runs")))
+    assert any(line.endswith("mine, seed 0: fold 2: 12 cases were in its training") for line in lines)
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_what_one_fold_did_not_measure_is_left_out(folder: Path, tmp_path: Path, fold: int) -> None:
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    run = tmp_path / "runs" / f"0_{fold}"
+    cases, metrics = (pd.read_csv(run / name) for name in ("cases.csv", "metrics.csv"))
+    cases.drop(columns="sv_top").to_csv(run / "cases.csv", index=False)
+    metrics[~metrics["metric"].str.endswith("_top")].to_csv(run / "metrics.csv", index=False)
+    expected, found = (pool_folds(find_runs(parent / "runs"))[0] for parent in (folder, tmp_path))
+    of_others = expected.metrics[~expected.metrics["metric"].str.endswith("_top")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found.metrics, of_others)
+    assert set(expected.quality_control["score"]) - set(found.quality_control["score"]) == {"sv_top"}
+
+
+def test_a_value_that_mixes_networks_is_named_beside_the_mean_within_folds(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    run = pool_folds(find_runs(tmp_path / "runs"))[0]
+    for metric in ("dice", "nll", "ged2", "pixel_pearson"):
+        assert value_within_folds(run, "disc", metric) == pytest.approx(run.value("disc", metric), rel=1e-12)
+    of_folds = [(fold.value("disc", "ece"), fold.n_cases("disc", "ece")) for fold in run.folds]
+    within = sum(value * count for value, count in of_folds) / 36
+    assert value_within_folds(run, "disc", "ece") == pytest.approx(within, rel=1e-12)
+    assert np.isnan(value_within_folds(run, "disc", "unknown"))
+    lines = [line for line in caveats([run]) if "disc: image_pearson mixes the networks" in line]
+    whole, within = (function("disc", "image_pearson") for function in (run.value, partial(value_within_folds, run)))
+    assert abs(whole - within) > 0.01
+    assert lines == [line for line in lines if f"mine ({whole:.4g}, within folds {within:.4g})" in line] != []
+
+
 def test_a_training_per_fold_records_its_cases_and_is_pooled(tmp_path: Path) -> None:
     tested: list[str] = []
     for fold in range(2):
@@ -234,7 +357,15 @@ def test_a_training_per_fold_records_its_cases_and_is_pooled(tmp_path: Path) -> 
     (pooled,) = pool_folds(find_runs(tmp_path / "runs"))
     assert len(pooled.folds) == 2
     assert pooled.n_cases("disc", "dice") == 24
-    assert np.isfinite(pooled.validation_value("disc", "dice"))
+    values = [fold.validation_value("disc", "dice") for fold in pooled.folds]
+    assert pooled.validation_value("disc", "dice") == pytest.approx(np.mean(values), rel=1e-12)
+    assert any("on validation cases that other folds test" in line for line in caveats([pooled]))
+    path = tmp_path / "runs" / "1" / "validation.csv"
+    table = pd.read_csv(path)
+    table[table["metric"] != "dice"].to_csv(path, index=False)
+    (without,) = pool_folds(find_runs(tmp_path / "runs"))
+    assert np.isnan(without.validation_value("disc", "dice"))
+    assert without.validation_value("disc", "nll") == pooled.validation_value("disc", "nll")
     assert "fold" not in pooled.configuration["data"]
     assert pooled.cost["parameters"] == pooled.folds[0].cost["parameters"]
     # the cases of one fold are known to the model of another

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from edue_lightning.metrics import resample_counts
 from edue_lightning.reporting import compare, judge, read_run, with_detection
 from edue_lightning.reporting.caveats import caveats
 from edue_lightning.reporting.comparison import shown_metrics
-from edue_lightning.reporting.folds import mean_detection
+from edue_lightning.reporting.folds import pooled_detection
 from edue_lightning.reporting.matrix import matrix_findings, matrix_lines
 from edue_lightning.reporting.out_of_distribution import OOD_AUROC, auroc_replicates
 from edue_lightning.runs.files import (
@@ -115,6 +116,19 @@ def test_replicates_are_those_of_a_loop_over_all_pairs_of_drawn_images() -> None
         drawn = [group for group, count in times.items() for _ in range(count)]
         assert value == pytest.approx(naive_auroc(of_clean, of_distorted, drawn), abs=1e-12)
     assert len(set(found)) > 20
+    # the networks of two folds score on scales of their own
+    fold_of = np.arange(15) // 3 % 2
+    scaled = auroc_replicates(
+        np.where(fold_of, 100 * clean, clean), distorted * np.where(fold_of, 100, 1)[case_of], case_of, counts, fold_of
+    )
+    for row, value in zip(counts, scaled, strict=True):
+        pairs = [
+            (row[j] * row[case_of[i]], float(distorted[i] > clean[j]) + 0.5 * float(distorted[i] == clean[j]))
+            for i, j in product(range(45), range(15))
+            if fold_of[case_of[i]] == fold_of[j] and not np.isnan([distorted[i], clean[j]]).any()
+        ]
+        expected = sum(weight * share for weight, share in pairs) / sum(weight for weight, _ in pairs)
+        assert value == pytest.approx(expected, abs=1e-12)
     # nobody drawn
     assert np.isnan(auroc_replicates(clean, distorted, case_of, np.zeros((1, 15)))).all()
 
@@ -274,9 +288,14 @@ def test_folds_choose_by_the_mean_of_their_validation_values(tmp_path: Path) -> 
     tables = [run.validation_detection for run in runs]
     assert all(table is not None for table in tables)
     tables[1] = tables[1].assign(auroc=tables[1]["auroc"].mask(tables[1]["score"] == "entropy"))
-    pooled = replace(runs[0], validation_detection=mean_detection(pd.concat(tables)))
+    pooled = replace(runs[0], validation_detection=pooled_detection(tables))
     (found,) = with_detection([pooled])
     assert found.validation_value("nodule", "ood_auroc_sv") == pytest.approx(0.7)
     # undefined in one fold
     assert np.isnan(found.validation_value("nodule", "ood_auroc_entropy"))
-    assert mean_detection(None) is None
+    # or missing there
+    without = tables[1][tables[1]["score"] != "sv"]
+    table = pooled_detection([tables[0], without])
+    assert table is not None
+    assert table.loc[table["score"] == "sv", ["auroc", "aupr"]].isna().to_numpy().all()
+    assert pooled_detection([tables[0], None]) is None

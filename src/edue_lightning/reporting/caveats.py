@@ -1,15 +1,19 @@
-"""Caveats on a comparison, to read before its numbers: degenerate models, few cases, one seed, training cases."""
+"""Caveats on a comparison, to read before its numbers: degenerate models, few cases, one seed, folds, overlap."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from edue_lightning.metrics import MEAN_STRUCTURE
 from edue_lightning.reporting.charts.names import some_of
 from edue_lightning.reporting.comparison import TABLE_METRICS, group_by_subject, mean_over_seeds
-from edue_lightning.reporting.folds import missing_folds
+from edue_lightning.reporting.folds import missing_folds, value_within_folds
 from edue_lightning.reporting.out_of_distribution import differing_distortions, halved_cases
-from edue_lightning.reporting.outcomes import FEWEST_CASES, is_degenerate
+from edue_lightning.reporting.outcomes import FEWEST_CASES, MARGINS, is_degenerate
+from edue_lightning.reporting.selection import best_metric
+from edue_lightning.reporting.verdict import QUANTITIES
 from edue_lightning.runs.files import Run
 from edue_lightning.runs.record import CAUTIONS
 from edue_lightning.text import listed
@@ -30,7 +34,8 @@ def caveats(runs: Sequence[Run]) -> list[str]:
         where = f"{data}, {split}"
         structures = next(iter(methods.values()))[0].metrics["structure"].unique().tolist()
         for structure in [name for name in structures if name != MEAN_STRUCTURE]:
-            lines += [f"{where}, {structure}: {text}" for text in _of_structure(methods, structure)]
+            texts = [*_of_structure(methods, structure), *_mixed_folds(methods, structure)]
+            lines += [f"{where}, {structure}: {text}" for text in texts]
         for method, members in methods.items():
             lines += [
                 f"{where}: {method}, seed {run.seed}: folds {listed(list(map(str, missing)))} of "
@@ -39,10 +44,21 @@ def caveats(runs: Sequence[Run]) -> list[str]:
                 if (missing := missing_folds(run))
             ]
             lines += [
+                f"{where}: {method}, seed {run.seed}: not all folds have images distorted in the same way "
+                "(distortions=...), so distorted images are left out"
+                for run in members
+                if run.distorted_cases is None and any(fold.distorted_cases is not None for fold in run.folds)
+            ]
+            lines += [
                 f"{where}: {method}, seed {run.seed}: {caution}"
                 for run in members
                 for caution in run.configuration.get(CAUTIONS) or ()
             ]
+        if any(run.folds and run.validation is not None for members in methods.values() for run in members):
+            lines.append(
+                f"{where}: read-outs and baselines are chosen by means over the folds, on validation cases that other "
+                "folds test"
+            )
         if (data, split) in distorted_otherwise:
             lines.append(
                 f"{where}: the runs' images were distorted in different ways (distortions=...), so methods are not "
@@ -80,4 +96,23 @@ def _of_structure(methods: dict[str, list[Run]], structure: str) -> list[str]:
     for cases, metrics in few.items():
         of = "all metrics" if len(metrics) == len(TABLE_METRICS) else some_of(metrics)
         lines.append(f"{cases} cases for {of}, fewer than {FEWEST_CASES}; values and intervals are unreliable")
+    return lines
+
+
+def _mixed_folds(methods: dict[str, list[Run]], structure: str) -> list[str]:
+    """Return one line per quantity in which a method's value over all folds is far from that within its folds."""
+    lines = []
+    for quantity in QUANTITIES:
+        found = []
+        for method, members in methods.items():
+            metric = best_metric(members, structure, quantity.metrics) or quantity.metrics[0]
+            whole = mean_over_seeds(members, structure, metric)
+            within = float(np.mean([value_within_folds(run, structure, metric) for run in members]))
+            if abs(whole - within) > MARGINS[quantity.name].of(within):
+                found.append(f"{method} ({whole:.4g}, within folds {within:.4g})")
+        if found:
+            lines.append(
+                f"{quantity.name} mixes the networks of the folds, and differs from its mean within them by more than "
+                f"the margin: {some_of(found)}"
+            )
     return lines

@@ -18,16 +18,18 @@ from edue_lightning.metrics import MEAN_STRUCTURE, CaseStatistics, summarise
 from edue_lightning.reporting.identity import grouped
 from edue_lightning.runs.files import IDENTITY, METRICS_COLUMNS, TEXT_COLUMNS, Replicates, Run
 from edue_lightning.runs.record import (
+    CAUTIONS,
     ROOTS,
     TRAINING,
     TRAINING_CASES,
     TRAINING_CONTENT,
     TRAINING_SPACING,
     data_settings,
+    distortion_settings,
     method_settings,
     metric_settings,
 )
-from edue_lightning.runs.tables import detection_table, quality_control_table
+from edue_lightning.runs.tables import quality_control_table
 
 _FOLD = "data.fold"
 _TRAINING_CASES = (TRAINING_CASES, TRAINING_CONTENT, TRAINING_SPACING)
@@ -38,8 +40,13 @@ def pool_folds(runs: Sequence[Run]) -> list[Run]:
     """Return the runs with those of one method and seed, each on another fold of the same data, as one run.
 
     Metrics, curves and resamples of such a run are over the cases of all its folds, as if one model had been measured
-    on them. Values on validation data, which only choose between read-outs, and costs are means over the folds. Panels
-    are those of the first fold. Trainings without a test stay as they are.
+    on them. So metrics that rank cases, correlate them or add up their voxels mix the folds' networks; what their mean
+    within the folds is, says `value_within_folds`. Distorted images are compared with the clean images of their own
+    fold alone. Values on validation data, which only choose between read-outs, and costs are means over the folds.
+    Panels are those of the first fold. Trainings without a test stay as they are.
+
+    What an earlier version measured in some folds alone is left out, and so are distorted images that were not
+    distorted in the same way in all folds.
 
     Args:
         runs: see `find_runs`.
@@ -48,7 +55,8 @@ def pool_folds(runs: Sequence[Run]) -> list[Run]:
     place stand for themselves.
 
     Raises:
-        UserError: if two runs are the same fold, a case is tested in two, or a run lacks the statistics of its cases.
+        UserError: if two runs are the same fold, a patient is tested in two, or a run lacks the statistics of its
+            cases.
     """
     alike: list[list[Run]] = []
     for members in grouped(runs, _identity).values():
@@ -63,6 +71,17 @@ def missing_folds(run: Run) -> list[int]:
     """Return the numbers of the folds that a pooled run lacks."""
     found = {_fold_of(fold) for fold in run.folds}
     return [number for number in range(_count_of(run)) if number not in found] if run.folds else []
+
+
+def value_within_folds(run: Run, structure: str, metric: str) -> float:
+    """Return the mean of a metric's values in the folds of a pooled run, each counted as often as it has cases.
+
+    For means over cases it is the value of the pooled run itself. NaN where no fold defines it.
+    """
+    counts = [fold.n_cases(structure, metric) for fold in run.folds]
+    values = [fold.value(structure, metric) for fold in run.folds]
+    total = sum(value * count for value, count in zip(values, counts, strict=True) if count)
+    return total / sum(counts) if any(counts) else np.nan
 
 
 def _is_one_division(runs: Sequence[Run]) -> bool:
@@ -113,13 +132,18 @@ def _pooled(folds: Sequence[Run]) -> Run:
     node = configuration.get("metrics") or (configuration.get(TRAINING) or {}).get("metrics")
     check_only_ours(node, f"{first.folder}: metrics")
     settings = build_metric_settings(node, structures)
-    cases = CaseStatistics.concatenate([_statistics(run, structures) for run in folds])
+    parts = [_statistics(run, structures) for run in folds]
+    shared = [name for name in parts[0].columns if all(name in part.columns for part in parts)]
+    cases = CaseStatistics.concatenate([CaseStatistics({name: part[name] for name in shared}) for part in parts])
+    measured = [set(run.metrics["metric"]) for run in folds]
     groups = [group for run in folds for group in run.replicates.groups]
     resamples = min(min(map(len, run.replicates.arrays.values()), default=0) for run in folds)
     summary = summarise(
         cases,
         structures,
-        metrics=first.metrics["metric"].drop_duplicates().tolist(),
+        metrics=[
+            name for name in first.metrics["metric"].drop_duplicates() if all(name in names for names in measured)
+        ],
         settings=settings,
         resamples=resamples,
         groups=groups,
@@ -130,7 +154,7 @@ def _pooled(folds: Sequence[Run]) -> Run:
     def identified(frame: pd.DataFrame) -> pd.DataFrame:
         return pd.concat([pd.DataFrame(identity, index=frame.index), frame], axis=1)
 
-    distorted = _together([run.distorted_cases for run in folds])
+    alike = all(distortion_settings(run.configuration) == distortion_settings(first.configuration) for run in folds)
     return replace(
         first,
         configuration=configuration,
@@ -142,21 +166,21 @@ def _pooled(folds: Sequence[Run]) -> Run:
         replicates=Replicates(case_ids, summary.replicates, tuple(groups)),
         case_arrays={name: values.numpy() for name, values in cases.columns.items() if values.ndim > 2},
         cost=_mean_cost([run.cost for run in folds]),
-        validation=_mean_validation(_together([run.validation for run in folds])),
-        distorted_cases=distorted,
-        detection=None if distorted is None else identified(detection_table(distorted)),
-        validation_detection=mean_detection(_together([run.validation_detection for run in folds])),
+        validation=_mean_validation([run.validation for run in folds]),
+        distorted_cases=_together([run.distorted_cases for run in folds]) if alike else None,
+        detection=pooled_detection([run.detection for run in folds]) if alike else None,
+        validation_detection=pooled_detection([run.validation_detection for run in folds]) if alike else None,
     )
 
 
 def _require_disjoint(folds: Sequence[Run]) -> None:
-    """Check that each fold is there once, and each case in one fold.
+    """Check that each fold is there once, and each case and patient in one fold.
 
     Raises:
         UserError: naming both runs.
     """
     fold_of: dict[int | None, Run] = {}
-    fold_of_case: dict[str, Run] = {}
+    tested_in: dict[tuple[str, str], Run] = {}
     for run in folds:
         number = _fold_of(run)
         if number in fold_of:
@@ -165,17 +189,20 @@ def _require_disjoint(folds: Sequence[Run]) -> None:
                 f"seed {run.seed} and the same settings; remove one, or give one a label of its own (label=NAME)"
             )
         fold_of[number] = run
-        for case in run.replicates.case_ids:
-            if case in fold_of_case:
+        names = [("case", case) for case in run.replicates.case_ids]
+        names += [("patient", patient) for patient in dict.fromkeys(run.replicates.groups)]
+        for name in names:
+            if name in tested_in:
+                kind, shown = name
                 raise UserError(
-                    f"{fold_of_case[case].folder} and {run.folder}: case {case!r} is tested in both folds, as the data "
+                    f"{tested_in[name].folder} and {run.folder}: {kind} {shown!r} is tested in both folds, as the data "
                     "have changed in between; train the folds on the same data"
                 )
-            fold_of_case[case] = run
+            tested_in[name] = run
 
 
 def _configuration(folds: Sequence[Run]) -> dict[str, Any]:
-    """Return the configuration of the first fold without its number, and the training cases of all."""
+    """Return the configuration of the first fold without its number, and the training cases and cautions of all."""
 
     def without_number(record: Mapping[str, Any]) -> dict[str, Any]:
         data = {key: value for key, value in (record.get("data") or {}).items() if key != "fold"}
@@ -191,7 +218,10 @@ def _configuration(folds: Sequence[Run]) -> dict[str, Any]:
         if trained:
             holder = configuration.get(TRAINING) or configuration
             holder[key] = "; ".join(trained)
-    return configuration
+    cautions = [
+        f"fold {_fold_of(run)}: {caution}" for run in folds for caution in run.configuration.get(CAUTIONS) or ()
+    ]
+    return {**configuration, CAUTIONS: cautions} if cautions else configuration
 
 
 def _statistics(run: Run, structures: Sequence[str]) -> CaseStatistics:
@@ -221,24 +251,34 @@ def _together(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
     return pd.concat(known, ignore_index=True) if len(known) == len(tables) else None
 
 
-def _mean_validation(tables: pd.DataFrame | None) -> pd.DataFrame | None:
+def _mean_validation(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
     """Return `validation.csv` with the mean of the folds' values, without intervals; NaN where a fold defines none."""
-    if tables is None:
+    together = _together(tables)
+    if together is None:
         return None
-    found = tables.groupby([*IDENTITY, *_DEFINITION], sort=False)
-    values = found["value"].agg(lambda of_folds: of_folds.mean(skipna=False))
+    found = together.groupby([*IDENTITY, *_DEFINITION], sort=False)
+    values = found["value"].sum(min_count=len(tables)) / len(tables)
     counts = found[["n_cases", "n_undefined"]].sum()
     frame = pd.concat([values, counts], axis=1).reset_index().assign(ci_low=np.nan, ci_high=np.nan)
     return frame[list(METRICS_COLUMNS)]
 
 
-def mean_detection(tables: pd.DataFrame | None) -> pd.DataFrame | None:
-    """Return `validation_detection.csv` with the mean of the folds' values; NaN where a fold defines none."""
-    if tables is None:
+def pooled_detection(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
+    """Return `detection.csv` of all folds together; None where one lacks it, and NaN where one defines no value.
+
+    Scores of different networks have different scales, so images are compared within their fold alone: the AUROC is
+    over the pairs of a distorted and a clean image of one fold, and the AUPR is the mean precision at a distorted image
+    among the images of its fold.
+    """
+    together = _together(tables)
+    if together is None:
         return None
-    found = tables.groupby([*IDENTITY, "structure", "score", "distortion", "severity"], sort=False)
-    values = found[["auroc", "aupr"]].mean().where(found[["auroc", "aupr"]].count().eq(found.size(), axis=0))
-    return pd.concat([values, found[["n_clean", "n_distorted"]].sum()], axis=1).reset_index()
+    weights = {"auroc": together["n_clean"] * together["n_distorted"], "aupr": together["n_distorted"]}
+    sums = {name: together[name] * weight for name, weight in weights.items()}
+    weighted = together.assign(**sums, **{f"{name} weight": weight for name, weight in weights.items()})
+    found = weighted.groupby([*IDENTITY, "structure", "score", "distortion", "severity"], sort=False)
+    values = {name: found[name].sum(min_count=len(tables)) / found[f"{name} weight"].sum() for name in weights}
+    return pd.concat([pd.DataFrame(values), found[["n_clean", "n_distorted"]].sum()], axis=1).reset_index()
 
 
 def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

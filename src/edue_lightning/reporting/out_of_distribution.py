@@ -1,13 +1,14 @@
 """AUROC of scores for distorted images as metrics of a run, so that methods are compared by it like by any other.
 
 The value is that of `detection.csv` over all kinds and severities: the clean images of the cases against all distorted
-ones. Its replicates draw the patients of the other metrics' resamples, each with the clean and the distorted images of
-its cases.
+ones, in a cross-validation those of the same fold. Its replicates draw the patients of the other metrics' resamples,
+each with the clean and the distorted images of its cases.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from edue_lightning.metrics.definition import Estimate
 from edue_lightning.metrics.ties import tied
 from edue_lightning.reporting.identity import grouped
 from edue_lightning.runs.files import CLEAN, DENSITY, IDENTITY, METRICS_COLUMNS, POOLED_KINDS, POOLED_SEVERITY, Run
+from edue_lightning.runs.record import distortion_settings
 
 Array = NDArray[np.float64]
 
@@ -77,7 +79,13 @@ def differing_distortions(runs: Sequence[Run]) -> list[tuple[str, str]]:
     return [place for place, measured in _measured(runs).items() if len(_distortions(measured)) > 1]
 
 
-def auroc_replicates(clean: Array, distorted: Array, case_of: NDArray[np.intp], counts: Array) -> Array:
+def auroc_replicates(
+    clean: Array,
+    distorted: Array,
+    case_of: NDArray[np.intp],
+    counts: Array,
+    fold_of: NDArray[np.intp] | None = None,
+) -> Array:
     """Return the AUROC of a score for distorted images, where each case counts as often as a resample draws it.
 
     It is the share of pairs of a distorted and a clean image in which the distorted one has the higher score; equal
@@ -88,10 +96,23 @@ def auroc_replicates(clean: Array, distorted: Array, case_of: NDArray[np.intp], 
         distorted: score of each distorted image, `[D]`; likewise.
         case_of: position of its case, `[D]`.
         counts: number of times that each case is drawn, `[B, N]`.
+        fold_of: fold of each case, `[N]`; pairs of two folds, with scores of two networks, are left out.
 
     Returns:
         `[B]`; NaN where no clean or no distorted image is drawn.
     """
+    surpassed, pairs = np.zeros(len(counts)), np.zeros(len(counts))
+    folds = np.zeros(len(clean), dtype=np.intp) if fold_of is None else fold_of
+    for fold in np.unique(folds):
+        cases, images = np.flatnonzero(folds == fold), np.flatnonzero(folds[case_of] == fold)
+        own = np.searchsorted(cases, case_of[images])
+        of_fold = _surpassed(clean[cases], distorted[images], own, counts[:, cases])
+        surpassed, pairs = surpassed + of_fold[0], pairs + of_fold[1]
+    return np.divide(surpassed, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
+
+
+def _surpassed(clean: Array, distorted: Array, case_of: NDArray[np.intp], counts: Array) -> tuple[Array, Array]:
+    """Return the number of pairs in which the distorted image has the higher score, and that of all pairs, `[B]`."""
     clean, distorted = np.split(tied(np.concatenate([clean, distorted])), [len(clean)])
     known = np.flatnonzero(~np.isnan(clean))
     order = known[np.argsort(clean[known], kind="stable")]
@@ -105,22 +126,23 @@ def auroc_replicates(clean: Array, distorted: Array, case_of: NDArray[np.intp], 
         weights = counts[:, case_of[images]]
         surpassed += (weights * (lowest[:, below] + lowest[:, up_to])).sum(axis=1) / 2
         drawn += weights.sum(axis=1)
-    pairs = drawn * lowest[:, -1]
-    return np.divide(surpassed, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
+    return surpassed, drawn * lowest[:, -1]
 
 
 class _Scores(NamedTuple):
-    """A score of one structure: of the clean images `[N]`, the distorted ones `[D]`, and the cases of these `[D]`."""
+    """A score of one structure: of the clean images `[N]` and the distorted ones `[D]`, cases `[D]` and folds `[N]`."""
 
     clean: Array
     distorted: Array
     case_of: NDArray[np.intp]
+    fold_of: NDArray[np.intp]
 
     def estimate(self, counts: Array) -> Estimate:
         """Return the AUROC for each row of counts, and the cases with a score for each of their images, `[N]`."""
         complete = ~np.isnan(self.clean)
         complete[self.case_of[np.isnan(self.distorted)]] = False
-        return Estimate(auroc_replicates(*self, counts), complete)
+        values = auroc_replicates(self.clean, self.distorted, self.case_of, counts, self.fold_of)
+        return Estimate(values, complete)
 
 
 def _measured(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
@@ -135,7 +157,7 @@ def _measured(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
 
 def _distortions(runs: Sequence[Run]) -> set[str]:
     """Return the settings of the distortions of some runs, as texts."""
-    return {str(sorted((run.configuration.get("distortions") or {}).items())) for run in runs}
+    return {json.dumps(distortion_settings(run.configuration), sort_keys=True, default=str) for run in runs}
 
 
 def _is_halved(runs: Sequence[Run]) -> bool:
@@ -160,7 +182,9 @@ def _with_detection(run: Run, halved: bool) -> Run:
     counts = np.concatenate([np.ones((1, len(ids))), resample_counts(len(ids), resamples, groups=groups)])
     choosing = _choosing(run) & halved
     rows, arrays, chosen = [], dict(run.replicates.arrays), []
-    for structure, scores in _by_structure(cases, ids):
+    fold_of_case = {case: n for n, fold in enumerate(run.folds) for case in fold.replicates.case_ids}
+    fold_of = np.array([fold_of_case.get(case, 0) for case in ids], dtype=np.intp)
+    for structure, scores in _by_structure(cases, ids, fold_of):
         for metric, parts in scores.items():
             estimates = [part.estimate(counts * ~choosing) for part in parts]
             values = np.mean([one.values for one in estimates], axis=0)  # noqa: PD011
@@ -173,7 +197,7 @@ def _with_detection(run: Run, halved: bool) -> Run:
             place = (structure, metric)
             rows.append((*place, float(values[0]), *ends, n_defined, n_judged - n_defined, "high", reason))
             if halved:
-                value = np.mean([auroc_replicates(*part, choosing[None].astype(float)) for part in parts])
+                value = np.mean([part.estimate(choosing[None].astype(float)).values for part in parts])  # noqa: PD011
                 n_defined = int((defined & choosing).sum())
                 n_undefined = int(choosing.sum()) - n_defined
                 chosen.append((*place, float(value), np.nan, np.nan, n_defined, n_undefined, "high", ""))
@@ -186,9 +210,11 @@ def _with_detection(run: Run, halved: bool) -> Run:
     )
 
 
-def _by_structure(cases: pd.DataFrame, ids: Sequence[str]) -> Iterator[tuple[str, dict[str, list[_Scores]]]]:
+def _by_structure(
+    cases: pd.DataFrame, ids: Sequence[str], fold_of: NDArray[np.intp]
+) -> Iterator[tuple[str, dict[str, list[_Scores]]]]:
     """Yield each structure with its scores by metric, and then their mean, where there are several structures."""
-    own = {structure: _scores(rows, ids) for structure, rows in cases.groupby("structure", sort=False)}
+    own = {structure: _scores(rows, ids, fold_of) for structure, rows in cases.groupby("structure", sort=False)}
     yield from (
         (str(structure), {metric: [one] for metric, one in scores.items()}) for structure, scores in own.items()
     )
@@ -197,7 +223,7 @@ def _by_structure(cases: pd.DataFrame, ids: Sequence[str]) -> Iterator[tuple[str
         yield MEAN_STRUCTURE, {metric: [scores[metric] for scores in own.values()] for metric in first}
 
 
-def _scores(rows: pd.DataFrame, ids: Sequence[str]) -> dict[str, _Scores]:
+def _scores(rows: pd.DataFrame, ids: Sequence[str], fold_of: NDArray[np.intp]) -> dict[str, _Scores]:
     """Return the scores of one structure by metric, larger for images that look more distorted."""
     is_clean = rows["distortion"] == CLEAN
     clean = rows[is_clean].drop_duplicates("case_id").set_index("case_id").reindex(list(ids))
@@ -205,7 +231,7 @@ def _scores(rows: pd.DataFrame, ids: Sequence[str]) -> dict[str, _Scores]:
     position = {case: number for number, case in enumerate(ids)}
     case_of = np.array([position[case] for case in distorted["case_id"]], dtype=np.intp)
     return {
-        metric: _Scores(sign * clean[score].to_numpy(float), sign * distorted[score].to_numpy(float), case_of)
+        metric: _Scores(sign * clean[score].to_numpy(float), sign * distorted[score].to_numpy(float), case_of, fold_of)
         for metric, (score, sign) in OOD_AUROC.items()
         # measurements of earlier versions lack the later scores
         if score in rows

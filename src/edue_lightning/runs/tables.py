@@ -26,7 +26,10 @@ def quality_control_table(cases: CaseStatistics, structures: Sequence[str], sett
     """
     parts = [pd.DataFrame(columns=["structure", "score", *QualityControl._fields])]
     curves = {
-        score: quality_control_curves(cases, structures, settings, score, sign) for score, sign in SCORES.values()
+        score: quality_control_curves(cases, structures, settings, score, sign)
+        for score, sign in SCORES.values()
+        # measurements of earlier versions lack the later scores
+        if score in cases.columns
     }
     for k, structure in enumerate(structures):
         for score, of_structures in curves.items():
