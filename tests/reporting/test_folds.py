@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -46,6 +47,10 @@ from edue_lightning.runs.files import (
 )
 from edue_lightning.runs.record import CAUTIONS, method_settings
 from edue_lightning.runs.tables import detection_table
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "comparison"))
+
+import unvalidated
 
 pytestmark = pytest.mark.xdist_group("folds")
 
@@ -360,6 +365,15 @@ def test_a_training_per_fold_records_its_cases_and_is_pooled(tmp_path: Path) -> 
     values = [fold.validation_value("disc", "dice") for fold in pooled.folds]
     assert pooled.validation_value("disc", "dice") == pytest.approx(np.mean(values), rel=1e-12)
     assert any("on validation cases that other folds test" in line for line in caveats([pooled]))
+    runs = find_runs(tmp_path / "runs")
+    known = [load_method(run.folder / "checkpoints" / "best.ckpt").cases for run in runs]
+    of_validation = {case.case_id for cases in known if cases is not None for case in cases["val"]}
+    assert unvalidated.validated(runs) == of_validation
+    (judged,) = pool_folds([unvalidated.without(run, of_validation) for run in runs])
+    assert set(judged.replicates.case_ids) == set(tested) - of_validation != set(tested)
+    own = pd.concat([run.cases for run in runs])
+    own = own[(own["structure"] == "disc") & ~own["case_id"].isin(of_validation)]
+    assert judged.value("disc", "dice") == pytest.approx(own["dice"].mean(), rel=1e-12)
     path = tmp_path / "runs" / "1" / "validation.csv"
     table = pd.read_csv(path)
     table[table["metric"] != "dice"].to_csv(path, index=False)
