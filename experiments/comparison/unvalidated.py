@@ -13,22 +13,31 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from edue_lightning.reporting import find_runs, pool_folds
 from edue_lightning.reporting.out_of_distribution import with_detection
 from edue_lightning.reporting.report import verdict_markdown
 from edue_lightning.reporting.verdict import judge
-from edue_lightning.runs.checkpoints import BEST, CHECKPOINTS, load_method
-from edue_lightning.runs.files import Replicates, Run
+from edue_lightning.runs.checkpoints import BEST, CHECKPOINTS, read_checkpoint, training_cases
+from edue_lightning.runs.files import Run
 
 
 def validated(runs: Sequence[Run]) -> set[str]:
-    """Return the ids of the validation cases of the runs, which their checkpoints name."""
-    paths = [run.folder / CHECKPOINTS / BEST for run in runs]
-    records = [load_method(path).cases for path in paths if path.is_file()]
-    return {case.case_id for cases in records if cases is not None for case in cases["val"]}
+    """Return the ids of the validation cases of all folds, which one checkpoint per fold names.
+
+    Raises:
+        SystemExit: if no run of a fold has a checkpoint.
+    """
+    found: set[str] = set()
+    for fold in sorted({run.configuration["data"]["fold"] for run in runs}):
+        paths = [run.folder / CHECKPOINTS / BEST for run in runs if run.configuration["data"]["fold"] == fold]
+        path = next((path for path in paths if path.is_file()), None)
+        cases = None if path is None else training_cases(read_checkpoint(path))
+        if cases is None:
+            raise SystemExit(f"fold {fold}: no run has a checkpoint that names its validation cases; keep checkpoints")
+        found |= {case.case_id for case in cases["val"]}
+    return found
 
 
 def without(run: Run, cases: set[str]) -> Run:
@@ -37,14 +46,16 @@ def without(run: Run, cases: set[str]) -> Run:
     Its metrics and resamples stay those of all cases until `pool_folds` computes them anew.
     """
     kept = [position for position, case in enumerate(run.replicates.case_ids) if case not in cases]
-    ids, groups = (np.array(names)[kept].tolist() for names in (run.replicates.case_ids, run.replicates.groups))
-    distorted = run.distorted_cases
+    replicates, distorted = run.replicates, run.distorted_cases
+    ids = tuple(replicates.case_ids[position] for position in kept)
+    # empty in runs of earlier versions
+    groups = tuple(replicates.groups[position] for position in kept) if replicates.groups else ()
     return replace(
         run,
         cases=_without(run.cases, cases),
         distorted_cases=None if distorted is None else _without(distorted, cases),
         case_arrays={name: values[kept] for name, values in run.case_arrays.items()},
-        replicates=Replicates(tuple(ids), run.replicates.arrays, tuple(groups)),
+        replicates=replace(replicates, case_ids=ids, groups=groups),
     )
 
 

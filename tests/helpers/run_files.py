@@ -19,6 +19,7 @@ from edue_lightning.runs.files import (
     DISTORTED_CASES_COLUMNS,
     DISTORTED_CASES_FILE,
     DISTORTION_SCORES,
+    IDENTITY,
     METRICS_COLUMNS,
     QUALITY_CONTROL_COLUMNS,
     RELIABILITY_COLUMNS,
@@ -27,6 +28,7 @@ from edue_lightning.runs.files import (
     write_replicates,
     write_table,
 )
+from edue_lightning.runs.tables import detection_table
 
 METRICS = ("dice", "nll", "ece", "brier", "image_pearson", "image_spearman", "pixel_pearson")
 RESAMPLES = 60
@@ -147,6 +149,23 @@ def write_distortions(folder: Path, method: str, seed: int, *, cases: int = 9, h
         for area in [np.nan if score == "sv" and not has_sv else 0.5 + 0.08 * severity + 0.02 * rng.random()]
     ]
     write_table(pd.DataFrame(rows, columns=list(DETECTION_COLUMNS)), DETECTION_COLUMNS, folder / DETECTION_FILE)
+
+
+def write_distorted_cases(folder: Path, table: pd.DataFrame, method: str, data: str, **distortions: object) -> None:
+    """Write scores of distorted images, how well they are told apart, and the settings of the distortions of a run.
+
+    Args:
+        folder: the run's folder.
+        table: content of `distorted_cases.csv` without the identity of the run.
+        method: label of the run.
+        data: its data set.
+        distortions: `distortions` node of its configuration.
+    """
+    identity = dict(zip(IDENTITY, (method, data, "test"), strict=True))
+    write_table(table.assign(**identity), DISTORTED_CASES_COLUMNS, folder / DISTORTED_CASES_FILE)
+    write_table(detection_table(table).assign(**identity), DETECTION_COLUMNS, folder / DETECTION_FILE)
+    record = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**record, "distortions": distortions}))
 
 
 def _metrics(method: str, data: str, split: str, values: Mapping[str, Values], cases: int) -> pd.DataFrame:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from processes import TABLES_ALONE, run_command
+from run_files import write_distorted_cases
 
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data import ManifestSource, SplitFractions
@@ -33,17 +33,11 @@ from edue_lightning.runs.files import (
     BOOTSTRAP_FILE,
     CLEAN,
     DENSITY,
-    DETECTION_COLUMNS,
-    DETECTION_FILE,
-    DISTORTED_CASES_COLUMNS,
-    DISTORTED_CASES_FILE,
     DISTORTION_SCORES,
-    IDENTITY,
     POOLED_KINDS,
     POOLED_SEVERITY,
     read_run,
     write_replicates,
-    write_table,
 )
 from edue_lightning.runs.record import CAUTIONS, method_settings
 from edue_lightning.runs.tables import detection_table
@@ -260,13 +254,9 @@ def add_distorted_images(run: Path, scale: float, **distortions: object) -> pd.D
         scores = {name: scale * float(rng.integers(4) + severity) for name in (*DISTORTION_SCORES, DENSITY)}
         place = {"case_id": case, "structure": structure, "distortion": "noise" if severity else CLEAN}
         rows.append({**place, "severity": severity, **scores, "dice": 0.5})
-    identity = dict(zip(IDENTITY, (of_run.label, "manifest", "test"), strict=True))
     table = pd.DataFrame(rows)
-    write_table(table.assign(**identity), DISTORTED_CASES_COLUMNS, run / DISTORTED_CASES_FILE)
-    write_table(detection_table(table).assign(**identity), DETECTION_COLUMNS, run / DETECTION_FILE)
-    record = yaml.safe_load((run / "config.yaml").read_text())
-    record["distortions"] = {"kinds": ["noise"], "severities": [1, 2], **distortions}
-    (run / "config.yaml").write_text(yaml.safe_dump(record))
+    settings = {"kinds": ["noise"], "severities": [1, 2], **distortions}
+    write_distorted_cases(run, table, of_run.label, "manifest", **settings)
     return table
 
 
@@ -328,19 +318,18 @@ def test_what_one_fold_did_not_measure_is_left_out(folder: Path, tmp_path: Path,
     assert set(expected.quality_control["score"]) - set(found.quality_control["score"]) == {"sv_top"}
 
 
-def test_a_value_that_mixes_networks_is_named_beside_the_mean_within_folds(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder / "runs", tmp_path / "runs")
-    run = pool_folds(find_runs(tmp_path / "runs"))[0]
+def test_a_value_that_mixes_networks_is_named_beside_the_mean_within_folds(folder: Path) -> None:
+    run = pool_folds(find_runs(folder / "runs"))[0]
     for metric in ("dice", "nll", "ged2", "pixel_pearson"):
         assert value_within_folds(run, "disc", metric) == pytest.approx(run.value("disc", metric), rel=1e-12)
     of_folds = [(fold.value("disc", "ece"), fold.n_cases("disc", "ece")) for fold in run.folds]
     within = sum(value * count for value, count in of_folds) / 36
     assert value_within_folds(run, "disc", "ece") == pytest.approx(within, rel=1e-12)
     assert np.isnan(value_within_folds(run, "disc", "unknown"))
-    lines = [line for line in caveats([run]) if "disc: image_pearson mixes the networks" in line]
-    whole, within = (function("disc", "image_pearson") for function in (run.value, partial(value_within_folds, run)))
+    (line,) = [line for line in caveats([run]) if "disc: image_pearson mixes the networks" in line]
+    whole, within = run.value("disc", "image_pearson"), value_within_folds(run, "disc", "image_pearson")
     assert abs(whole - within) > 0.01
-    assert lines == [line for line in lines if f"mine ({whole:.4g}, within folds {within:.4g})" in line] != []
+    assert f"mine ({whole:.4g}, within folds {within:.4g})" in line
 
 
 def test_a_training_per_fold_records_its_cases_and_is_pooled(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from run_files import write_run, write_validation, write_values
+from run_files import write_distorted_cases, write_run, write_validation, write_values
 
 from edue_lightning.metrics import resample_counts
 from edue_lightning.reporting import compare, judge, read_run, with_detection
@@ -25,9 +24,6 @@ from edue_lightning.runs.files import (
     CASES_FILE,
     DENSITY,
     DETECTION_COLUMNS,
-    DETECTION_FILE,
-    DISTORTED_CASES_COLUMNS,
-    DISTORTED_CASES_FILE,
     DISTORTION_SCORES,
     VALIDATION_DETECTION_FILE,
     Replicates,
@@ -86,17 +82,13 @@ def write_measured(
     write_replicates(Replicates(IDS, arrays, GROUPS), folder / BOOTSTRAP_FILE)
     cases = pd.concat([pd.read_csv(folder / CASES_FILE).assign(structure=name) for name in structures])
     write_table(cases, CASES_COLUMNS, folder / CASES_FILE)
-    identity = {"method": method, "data": "lidc", "split": "test"}
     table = distorted_table(shift, len(method), structures)
-    write_table(table.assign(**identity), DISTORTED_CASES_COLUMNS, folder / DISTORTED_CASES_FILE)
-    write_table(detection_table(table).assign(**identity), DETECTION_COLUMNS, folder / DETECTION_FILE)
+    settings = {"kinds": ["noise", "blur"], "severities": list(SEVERITIES), **distortions}
+    write_distorted_cases(folder, table, method, "lidc", **settings)
     if on_validation is not None:
-        found = detection_table(table).assign(**{**identity, "split": "val"})
+        found = detection_table(table).assign(method=method, data="lidc", split="val")
         found["auroc"] = found["score"].map({**dict.fromkeys(found["score"], 0.5), **on_validation})
         write_table(found, DETECTION_COLUMNS, folder / VALIDATION_DETECTION_FILE)
-    record = yaml.safe_load((folder / "config.yaml").read_text())
-    record["distortions"] = {"kinds": ["noise", "blur"], "severities": list(SEVERITIES), **distortions}
-    (folder / "config.yaml").write_text(yaml.safe_dump(record))
     return read_run(folder)
 
 

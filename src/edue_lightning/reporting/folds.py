@@ -16,6 +16,7 @@ from edue_lightning.config.schema import check_only_ours
 from edue_lightning.errors import UserError
 from edue_lightning.metrics import MEAN_STRUCTURE, CaseStatistics, summarise
 from edue_lightning.reporting.identity import grouped
+from edue_lightning.reporting.out_of_distribution import same_distortions
 from edue_lightning.runs.files import IDENTITY, METRICS_COLUMNS, TEXT_COLUMNS, Replicates, Run
 from edue_lightning.runs.record import (
     CAUTIONS,
@@ -25,7 +26,6 @@ from edue_lightning.runs.record import (
     TRAINING_CONTENT,
     TRAINING_SPACING,
     data_settings,
-    distortion_settings,
     method_settings,
     metric_settings,
 )
@@ -135,15 +135,13 @@ def _pooled(folds: Sequence[Run]) -> Run:
     parts = [_statistics(run, structures) for run in folds]
     shared = [name for name in parts[0].columns if all(name in part.columns for part in parts)]
     cases = CaseStatistics.concatenate([CaseStatistics({name: part[name] for name in shared}) for part in parts])
-    measured = [set(run.metrics["metric"]) for run in folds]
+    names = first.metrics["metric"].drop_duplicates()
     groups = [group for run in folds for group in run.replicates.groups]
     resamples = min(min(map(len, run.replicates.arrays.values()), default=0) for run in folds)
     summary = summarise(
         cases,
         structures,
-        metrics=[
-            name for name in first.metrics["metric"].drop_duplicates() if all(name in names for names in measured)
-        ],
+        metrics=[name for name in names if all(name in run.metrics["metric"].tolist() for run in folds)],
         settings=settings,
         resamples=resamples,
         groups=groups,
@@ -154,7 +152,7 @@ def _pooled(folds: Sequence[Run]) -> Run:
     def identified(frame: pd.DataFrame) -> pd.DataFrame:
         return pd.concat([pd.DataFrame(identity, index=frame.index), frame], axis=1)
 
-    alike = all(distortion_settings(run.configuration) == distortion_settings(first.configuration) for run in folds)
+    alike = same_distortions(folds)
     return replace(
         first,
         configuration=configuration,

@@ -8,7 +8,6 @@ each with the clean and the distorted images of its cases.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,7 +22,6 @@ from edue_lightning.metrics.definition import Estimate
 from edue_lightning.metrics.ties import tied
 from edue_lightning.reporting.identity import grouped
 from edue_lightning.runs.files import CLEAN, DENSITY, IDENTITY, METRICS_COLUMNS, POOLED_KINDS, POOLED_SEVERITY, Run
-from edue_lightning.runs.record import distortion_settings
 
 Array = NDArray[np.float64]
 
@@ -55,7 +53,7 @@ def with_detection(runs: Sequence[Run]) -> list[Run]:
     """
     changed: dict[int, Run] = {}
     for measured in _measured(runs).values():
-        if len(_distortions(measured)) > 1:
+        if not same_distortions(measured):
             continue
         changed |= {id(run): _with_detection(run, _is_halved(measured)) for run in measured}
     return [changed.get(id(run), run) for run in runs]
@@ -68,7 +66,7 @@ def halved_cases(runs: Sequence[Run]) -> dict[tuple[str, str], tuple[int, int]]:
     """
     found = {}
     for place, measured in _measured(runs).items():
-        if _is_halved(measured) and len(_distortions(measured)) == 1:
+        if _is_halved(measured) and same_distortions(measured):
             choosing = _choosing(measured[0])
             found[place] = (int(choosing.sum()), int((~choosing).sum()))
     return found
@@ -76,7 +74,13 @@ def halved_cases(runs: Sequence[Run]) -> dict[tuple[str, str], tuple[int, int]]:
 
 def differing_distortions(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Return the data sets and splits whose runs were measured under different distortions."""
-    return [place for place, measured in _measured(runs).items() if len(_distortions(measured)) > 1]
+    return [place for place, measured in _measured(runs).items() if not same_distortions(measured)]
+
+
+def same_distortions(runs: Sequence[Run]) -> bool:
+    """Return whether the settings of the distortions under which runs were measured are the same."""
+    settings = [run.configuration.get("distortions") or {} for run in runs]
+    return all(one == settings[0] for one in settings)
 
 
 def auroc_replicates(
@@ -153,11 +157,6 @@ def _measured(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
         if cases is not None and len(cases) and set(cases["case_id"]) == set(run.replicates.case_ids):
             measured.append(run)
     return grouped(measured, lambda run: (run.data, run.split))
-
-
-def _distortions(runs: Sequence[Run]) -> set[str]:
-    """Return the settings of the distortions of some runs, as texts."""
-    return {json.dumps(distortion_settings(run.configuration), sort_keys=True, default=str) for run in runs}
 
 
 def _is_halved(runs: Sequence[Run]) -> bool:

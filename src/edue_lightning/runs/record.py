@@ -274,11 +274,6 @@ def metric_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     return _flat({"metrics": settings})
 
 
-def distortion_settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the distortions under which a run was measured by dotted key; empty without any."""
-    return _flat(record.get("distortions") or {})
-
-
 def data_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run's data by dotted key, its place among them, without those of speed and storage."""
     settings = _flat(with_current_targets({"data": record.get("data") or {}}))
