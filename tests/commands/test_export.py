@@ -255,7 +255,10 @@ def test_a_model_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest
         ({"output": None}, "output: not set; give ckpt=PATH format="),
         ({"ckpt": "nowhere.ckpt"}, "nowhere.ckpt: no such checkpoint file"),
         ({"format": "torchscript"}, "format='torchscript': input should be 'onnx', 'torch_export' or 'monai_bundle'"),
-        ({"inference": {"_target_": "edue_lightning.methods.Inference", "window": [8, 8, 8]}}, "the images are 2D"),
+        (
+            {"inference": {"_target_": "edue_lightning.methods.InferenceChanges", "window": [8, 8, 8]}},
+            "the images are 2D",
+        ),
         ({"output": "."}, "already exists; choose another path or set overwrite=true"),
         ({"output": ".", "overwrite": True}, "is a folder"),
         ({"output": ".", "overwrite": True, "format": "monai_bundle"}, "is not a MONAI bundle"),

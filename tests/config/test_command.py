@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from processes import run_command
 
-from edue_lightning.config.command import quoted_overrides, without_empty_groups
+from edue_lightning.config.command import quoted_overrides, with_known_groups
 from edue_lightning.errors import UserError
 
 STUDY = Path(__file__).parents[2] / "experiments" / "comparison" / "conf"
@@ -106,14 +106,25 @@ def test_a_network_larger_than_the_memory_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("error: not enough memory (")
 
 
+@pytest.mark.parametrize("name", ["predict", "evaluate", "export"])
+def test_a_command_that_takes_a_checkpoint_changes_single_settings_of_its_inference(name: str) -> None:
+    assert with_known_groups(["inference.window=[8,8]"], name) == ["inference.window=[8,8]"]
+    with pytest.raises(UserError) as caught:
+        with_known_groups(["inference=default", "inference.window=[8,8]"], name)
+    assert str(caught.value) == (
+        f"inference=default: {name} has no choice of inference; leave it out, and set inference.window, "
+        "inference.overlap and inference.batch_size alone"
+    )
+
+
 def test_a_group_that_may_be_empty_can_be_null(tmp_path: Path) -> None:
     arguments = ["resume=null", "data.root=null", "=null", "data=synthetic", "-m"]
-    assert without_empty_groups(["distortions=null", *arguments], "train") == ["~distortions", *arguments]
-    assert without_empty_groups(["mask=null"], "evaluate") == ["~mask"]
+    assert with_known_groups(["distortions=null", *arguments], "train") == ["~distortions", *arguments]
+    assert with_known_groups(["mask=null"], "evaluate") == ["~mask"]
     with pytest.raises(UserError, match=r"^mask=null: choose among expected_dice, half, raters, validation, or leave"):
-        without_empty_groups(["mask=null"], "train")
+        with_known_groups(["mask=null"], "train")
     with pytest.raises(UserError, match=r"^distortions=null,petct: choose among default, petct, or leave distortions"):
-        without_empty_groups(["-m", "distortions=null,petct"], "train")
+        with_known_groups(["-m", "distortions=null,petct"], "train")
     done = run_command("train", ["data=synthetic", "data=null"], cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: data=null: choose among ")

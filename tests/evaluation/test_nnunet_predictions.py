@@ -17,7 +17,7 @@ from processes import run_command
 
 from edue_lightning.data import CaseSource, ManifestSource, NnunetSource
 from edue_lightning.errors import UserError
-from edue_lightning.evaluation.prediction_folder import PredictionFolder
+from edue_lightning.evaluation.prediction_folder import READOUT_FILE, PredictionFolder
 
 
 def one_hot(labels: NDArray, numbers: int, sure: float = 0.9) -> NDArray[np.float16]:
@@ -186,3 +186,13 @@ def test_the_command_measures_them(tmp_path: Path) -> None:
     cases = pd.read_csv(tmp_path / "measured" / "cases.csv")
     assert cases.case_id.tolist() == ["test_000", "test_001", "test_002"] * 2
     assert (cases.dice > 0.8).all()
+
+
+def test_maps_of_a_folder_need_members_beside_them(tmp_path: Path) -> None:
+    root = write_nnunet(tmp_path / "data")
+    source = NnunetSource(str(root))
+    for record in source.cases():
+        save_probabilities(tmp_path / "out", record.case_id, one_hot(stored_labels(root, record.case_id), 3))
+    (tmp_path / "out" / READOUT_FILE).write_text('{"own_maps": ["probability"]}')
+    with pytest.raises(UserError, match=r"holds no member beside the maps that readout\.json names; save "):
+        predictions_of(tmp_path / "out", source)

@@ -307,6 +307,33 @@ def test_a_slice_of_a_picture_is_refused_as_its_axes_differ(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_axes_of_a_slice_are_compared_with_those_of_its_own_image(tmp_path: Path, mixed: bool) -> None:
+    data, predictions = tmp_path / "data", tmp_path / "predictions"
+    data.mkdir()
+    predictions.mkdir()
+    towards, away = np.diag([1.0, 1, 1, 1]), np.diag([-1.0, -1, 1, 1])
+    rows = []
+    for number in range(3):
+        affine = away if mixed and number == 2 else towards
+        mask = np.zeros((8, 8), np.uint8)
+        mask[1:4, 2:3] = 1
+        nibabel.save(nibabel.Nifti1Image(np.full((8, 8), number, np.float32), affine), data / f"image{number}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(mask, affine), data / f"mask{number}.nii.gz")
+        rows.append([f"case{number}", f"image{number}.nii.gz", f"mask{number}.nii.gz", "rater", "node"])
+        stored = (mask[::-1, ::-1], away) if number == 0 else (mask, affine)
+        member = nibabel.Nifti1Image(stored[0].astype(np.float32), stored[1])
+        nibabel.save(member, predictions / f"case{number}__member0.nii.gz")
+    pd.DataFrame(rows, columns=["case_id", "image", "mask", "rater", "structure"]).to_csv(
+        data / "manifest.csv", index=False
+    )
+    source = ManifestSource(str(data))
+    folder = PredictionFolder(predictions, source.structures)
+    with pytest.raises(UserError, match="1 problem") as caught:
+        folder.check(source.cases(), source.cases(), source)
+    assert "case0__member0.nii.gz: is stored as NIfTI slice LP, but the images as NIfTI slice RA" in str(caught.value)
+
+
 def test_a_single_structure_needs_no_name_and_two_forms_of_one_case_are_refused(tmp_path: Path) -> None:
     masks = write_data(tmp_path / "data", volumes=True, structures=("node",))
     members = write_predictions(tmp_path / "predictions", masks)
@@ -456,6 +483,31 @@ def test_a_map_that_the_folder_names_must_be_in_every_case(tmp_path: Path) -> No
         folder.load(sample_of(case_id="b"))
     with pytest.raises(UserError, match=r"values from 0\.25 to 1\.5; probabilities lie in \[0, 1\]"):
         folder.load(sample_of(case_id="c"))
+
+
+@pytest.mark.parametrize("tie", ["foreground", "background"])
+def test_masks_of_levels_follow_the_majority_that_they_are_measured_against(tmp_path: Path, tie: str) -> None:
+    """Levels that say exactly how many of four raters mark a pixel have a Dice of 1, whatever a tie counts as."""
+    data, predictions = tmp_path / "data", tmp_path / "predictions"
+    data.mkdir()
+    predictions.mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(4):
+        masks = rng.random((4, 10, 12)) < np.linspace(0, 1, 12)
+        Image.fromarray(rng.integers(0, 255, (10, 12)).astype(np.uint8)).save(data / f"image{number}.png")
+        for rater in range(4):
+            Image.fromarray(masks[rater].astype(np.uint8) * 255).save(data / f"mask{number}_{rater}.png")
+            rows.append([f"case{number}", f"image{number}.png", f"mask{number}_{rater}.png", f"r{rater}", "node"])
+        levels = [(masks.sum(axis=0) >= count)[None].astype(np.float32) for count in range(1, 5)]
+        np.savez(predictions / f"case{number}.npz", members=np.stack(levels))
+    columns = ["case_id", "image", "mask", "rater", "structure"]
+    pd.DataFrame(rows, columns=columns).to_csv(data / "manifest.csv", index=False)
+    (predictions / READOUT_FILE).write_text('{"levels": true}')
+    status, errors = evaluate(tmp_path, "split=all", "metrics=default", f"metrics.majority_tie={tie}")
+    assert status == 0, errors
+    found = pd.read_csv(tmp_path / "out" / "metrics.csv").set_index("metric")["value"]
+    assert found[["dice", "hd95", "nsd"]].tolist() == [1.0, 0.0, 1.0]
 
 
 def test_levels_of_a_folder_must_descend(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
-from edue_lightning.methods import Inference
+from edue_lightning.methods import Inference, InferenceChanges
 
 
 def members_of(image: Tensor) -> Tensor:
@@ -110,3 +110,13 @@ def test_a_slab_is_given_as_soon_as_no_window_reaches_it() -> None:
     assert max(lengths) <= 8
     # three windows side by side, a new row of them every four voxels
     assert windows[:3] == [3, 6, 9]
+
+
+def test_changes_leave_the_other_settings_as_in_the_training() -> None:
+    trained = Inference([8, 6], 0.5, 3)
+    assert InferenceChanges().of(trained) == Inference([8, 6], 0.5, 3)
+    assert InferenceChanges(window=[4, 4]).of(trained) == Inference((4, 4), 0.5, 3)
+    assert InferenceChanges(window=[]).of(trained) == Inference(None, 0.5, 3)
+    assert InferenceChanges(overlap=0.0, batch_size=1).of(trained) == Inference([8, 6], 0.0, 1)
+    with pytest.raises(ValueError, match="overlap must be at least 0"):
+        InferenceChanges(overlap=1.0).of(trained)

@@ -13,14 +13,17 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed
+from hydra import compose, initialize_config_dir
 from method_parts import parts_of
 from torch import Tensor, nn
 from trainings import configuration
 from two_processes import in_two_processes
 
+from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data import RaterDataModule, SyntheticFundus
 from edue_lightning.evaluation.measure import Measurement, measure_method
-from edue_lightning.methods import DeepEnsemble, Density, Measuring, SegmentationMethod, SingleNetwork
+from edue_lightning.evaluation.run import evaluate
+from edue_lightning.methods import DeepEnsemble, Density, InferenceChanges, Measuring, SegmentationMethod, SingleNetwork
 from edue_lightning.metrics import MetricSettings
 from edue_lightning.metrics.thresholds import BestThresholds
 from edue_lightning.networks import HeadLayout
@@ -28,6 +31,7 @@ from edue_lightning.prediction.density import fit_density
 from edue_lightning.prediction.model import Model
 from edue_lightning.runs import checkpoints
 from edue_lightning.runs.checkpoints import load_method, read_checkpoint
+from edue_lightning.runs.files import read_mapping
 from edue_lightning.training.run import train
 
 LAST = HeadLayout("last")
@@ -219,6 +223,47 @@ def test_thresholds_of_other_masks_flag_no_case(
     assert model.predict(image).table["flagged"].all()
     model.density = None
     assert model.predict(image).table["flagged"].isna().all()
+
+
+def test_images_in_another_window_have_no_density(
+    trained: tuple[Path, dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, settings = trained
+    size = settings["data"]["source"]["size"]
+    for changes, belongs in (
+        (InferenceChanges(overlap=0.5, batch_size=2), True),
+        (InferenceChanges(window=[]), True),
+        (InferenceChanges(window=[size // 2, size]), False),
+    ):
+        caplog.clear()
+        model = Model(folder / "checkpoints" / "best.ckpt", "cpu", changes)
+        assert (model.density is not None) == belongs
+        assert ("is not the window of the training" in caplog.text) == (not belongs)
+    assert model.triage is not None
+    assert model.false_alarms == model.triage.false_alarms
+    image = np.random.default_rng(0).random((3, size, size))
+    assert not model.predict(image).table["out_of_distribution"].str.contains("density").any()
+
+
+def test_an_evaluation_in_another_window_has_no_density(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, settings = trained
+    size = settings["data"]["source"]["size"]
+    few = [f"ckpt={folder / 'checkpoints' / 'best.ckpt'}", "bootstrap_resamples=0", "figures=false"]
+    found = {}
+    for name, change in {"same": "inference.overlap=0.5", "other": f"inference.window=[{size // 2},{size}]"}.items():
+        with initialize_config_dir(configuration_folder(), version_base="1.3"):
+            chosen = resolved(compose("evaluate", overrides=[*few, change]))
+        caplog.clear()
+        evaluate(chosen, tmp_path / name)
+        found[name] = read_mapping(tmp_path / name / "config.yaml")["inference"]
+        assert ("density" in pd.read_csv(tmp_path / name / "cases.csv")) == (name == "same")
+        assert ("is not the window of the training" in caplog.text) == (name == "other")
+    # the record has all settings, as that of a training
+    target = "edue_lightning.methods.Inference"
+    assert found["same"] == {"_target_": target, "window": None, "overlap": 0.5, "batch_size": 1}
+    assert found["other"] == {"_target_": target, "window": [size // 2, size], "overlap": 0.25, "batch_size": 1}
 
 
 def test_a_resumed_training_keeps_it(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

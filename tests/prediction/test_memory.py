@@ -60,7 +60,7 @@ def test_too_little_memory_names_the_windows_that_need_less(
 ) -> None:
     reason = reason_of_failure(tmp_path, monkeypatch, error, image_format, shape, slicing)
     assert "not enough memory for " in reason
-    assert reason.endswith(f"; predict by windows: inference=default {hint}")
+    assert reason.endswith(f"; predict by windows: {hint}")
 
 
 def test_any_other_failure_gives_its_own_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data.preparation import SquarePicture, standardised
 from edue_lightning.data.slices import SliceLayout, Slicing
 from edue_lightning.errors import UserError
-from edue_lightning.methods import SliceBySlice
+from edue_lightning.methods import InferenceChanges, SliceBySlice
 from edue_lightning.prediction.model import Model
 from edue_lightning.prediction.run import predict
 from edue_lightning.prediction.triage import StructureTriage, Triage
@@ -164,7 +164,7 @@ def test_batches_and_windows_within_the_slices_change_nothing_else(nifti_model: 
     for found in whole[1:]:
         np.testing.assert_allclose(found.probability, whole[0].probability, atol=1e-6)
         pd.testing.assert_frame_equal(found.table, whole[0].table, rtol=1e-5)
-    windows = {"_target_": "edue_lightning.methods.Inference", "window": [24, 8], "overlap": 0.5, "batch_size": 3}
+    windows = InferenceChanges(window=[24, 8], overlap=0.5, batch_size=3)
     found = Model(nifti_model, "cpu", inference=windows, slicing=Slicing(2)).predict(values)
     method = load_method(nifti_model, windows).method
     for k in range(SHAPE[2]):

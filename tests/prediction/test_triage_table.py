@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from untrained import checkpoint
 
-from edue_lightning.config.build import build_data
+from edue_lightning.config.build import ImageFormat, build_data
+from edue_lightning.data.geometry import grid_of, respaced
 from edue_lightning.data.preparation import PreparedImage
 from edue_lightning.prediction.estimate import Estimate
 from edue_lightning.prediction.expected_dice import ExpectedDice, Term
 from edue_lightning.prediction.model import Model
 from edue_lightning.prediction.triage import RANGE_SCORES, StructureTriage, Triage
 from edue_lightning.prediction.triage_table import triage_frame, triage_rows
-from edue_lightning.runs.checkpoints import load_method
+from edue_lightning.runs.checkpoints import add_results, load_method
 
 
 def case(spacing: tuple[float, ...] | None, size: int = 8, file: int = 8, **scores: float) -> list[object]:
@@ -42,7 +44,8 @@ def row(
 ) -> dict[str, object]:
     assert isinstance(prepared, PreparedImage)
     assert isinstance(estimate, Estimate)
-    (one,) = triage_rows("case", prepared, estimate, ["a"], known, None if known is None else 1.0, unusual)
+    sensitivity, spaced = (None, False) if known is None else (1.0, known.spaced)
+    (one,) = triage_rows("case", prepared, estimate, ["a"], known, sensitivity, spaced, unusual)
     return one
 
 
@@ -53,6 +56,30 @@ def test_sizes_are_in_the_unit_of_the_model() -> None:
     # trained in pixels: an image of known spacing is measured in pixels too
     plain = row(triage("sv_total", [8.0, 2.0], spaced=False), *case((2.0, 3.0), sv_total=2.0, predicted_area=5.0))
     assert (plain["sv_total"], plain["volume"], plain["unit"], plain["flagged"]) == (2.0, 5.0, "pixels", False)
+
+
+def test_volumes_in_voxels_of_the_file_follow_its_voxel_size() -> None:
+    # resampling rounds the number of voxels up, so their ratio is not that of the voxels' sizes
+    file = grid_of((20, 20, 10), np.diag([1.3, 1.3, 3.27, 1.0]))
+    grid = respaced(file, (2.0, 2.0, 4.0))
+    prepared = PreparedImage(torch.zeros(1, *grid.shape), (2.0, 2.0, 4.0), grid, file.shape, file)
+    _, estimate = case(None, predicted_area=100.0)
+    found = row(None, prepared, estimate)
+    assert found["unit"] == "voxels"
+    assert found["volume"] == pytest.approx(100 * (2 * 2 * 4) / (1.3 * 1.3 * 3.27))
+
+
+@pytest.mark.parametrize("rule", ["half", "raters"])
+def test_sizes_keep_the_unit_of_the_training_with_other_masks(tmp_path: Path, rule: str) -> None:
+    path = checkpoint(tmp_path / "best.ckpt", image_format=ImageFormat(2, 1, ("a",)))
+    add_results(path, triage=triage("sv_total", [8.0, 2.0]).as_dict(), mask_facts={"raters": 4})
+    model = Model(path, "cpu", mask={"_target_": "edue_lightning.uncertainty.MaskRule", "rule": rule})
+    assert (model.triage is None) == (rule != "half")
+    image = np.random.default_rng(0).random((8, 8))
+    in_mm, in_pixels = (model.predict(image, spacing=spacing).table.iloc[0] for spacing in ((2.0, 3.0), (1.0, 1.0)))
+    assert (in_mm["unit"], in_pixels["unit"]) == ("mm2", "mm2")
+    for name in ("volume", "volume_high", "sv_total"):
+        assert in_mm[name] == pytest.approx(6 * in_pixels[name])
 
 
 @pytest.mark.parametrize("sv_total", [0.0, 3.0, 1e6])

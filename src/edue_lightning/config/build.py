@@ -20,7 +20,7 @@ from edue_lightning.data.images import ImageError
 from edue_lightning.data.preparation import Preparation
 from edue_lightning.distortions import Distortions
 from edue_lightning.errors import UserError
-from edue_lightning.methods import Inference, MethodParts, NetworkFactory, SegmentationMethod
+from edue_lightning.methods import Inference, InferenceChanges, MethodParts, NetworkFactory, SegmentationMethod
 from edue_lightning.metrics import MetricSettings
 from edue_lightning.metrics.catalogue import known_metrics
 from edue_lightning.networks import HeadLayout
@@ -388,13 +388,34 @@ def mask_rule_for(
     return rule
 
 
-def build_inference(node: Mapping[str, Any] | None, image_format: ImageFormat) -> Inference:
-    """Build the prediction of whole images; without a node, they are predicted at once.
+def build_inference_changes(node: Mapping[str, Any] | None) -> InferenceChanges:
+    """Build the node `inference` of a command that takes a checkpoint; without a node, nothing is changed.
 
     Raises:
-        UserError: if the node does not fit such images.
+        UserError: if it is invalid.
+    """
+    return InferenceChanges() if node is None else build(node, "inference")
+
+
+def build_inference(
+    node: Mapping[str, Any] | None, image_format: ImageFormat, changes: InferenceChanges | None = None
+) -> Inference:
+    """Build the prediction of whole images; without a node, they are predicted at once.
+
+    Args:
+        node: node of the training, or None.
+        image_format: format of the images.
+        changes: settings that differ from those of the training, or None.
+
+    Raises:
+        UserError: if the settings are invalid, or do not fit such images.
     """
     inference: Inference = Inference() if node is None else build(node, "inference")
+    if changes is not None:
+        try:
+            inference = changes.of(inference)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     if inference.window is not None and len(inference.window) != image_format.spatial_dims:
         raise UserError(f"inference.window={list(inference.window)}: the images are {image_format.spatial_dims}D")
     return inference

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from edue_lightning.config.schema import configuration_folder
 from edue_lightning.errors import UserError, memory_as_user_error
-from edue_lightning.text import one_line
+from edue_lightning.text import listed, one_line
 
 Result = TypeVar("Result")
 
@@ -57,7 +57,7 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Result]], Callable[[]
         @functools.wraps(function)
         def main() -> None:
             with _one_line_errors():
-                sys.argv[1:] = quoted_overrides(without_empty_groups(sys.argv[1:], name))
+                sys.argv[1:] = quoted_overrides(with_known_groups(sys.argv[1:], name))
             if _FULL_ERROR in os.environ:
                 by_hydra()
                 return
@@ -97,7 +97,7 @@ def _one_line_errors() -> Iterator[None]:
         sys.exit(130)
 
 
-def without_empty_groups(arguments: Sequence[str], name: str) -> list[str]:
+def with_known_groups(arguments: Sequence[str], name: str) -> list[str]:
     """Return command-line arguments with `~GROUP` for `GROUP=null`, which Hydra refuses without naming the group.
 
     Args:
@@ -105,15 +105,21 @@ def without_empty_groups(arguments: Sequence[str], name: str) -> list[str]:
         name: name of the command's configuration.
 
     Raises:
-        UserError: if a group is null that needs a choice, or is null for a part of a sweep.
+        UserError: if a group is null that needs a choice, or is null for a part of a sweep; or if this command has no
+            choice of a group, but settings of its own of that name.
     """
+    defaults, settings = _parts(name)
     found = []
     for argument in arguments:
         group, _, value = argument.partition("=")
         folder = Path(configuration_folder()) / group.lstrip("+")
+        own = settings.get(group)
+        if isinstance(own, dict) and group not in defaults and folder.is_dir():
+            names = listed([f"{group}.{key}" for key in own if key != "_target_"])
+            raise UserError(f"{argument}: {name} has no choice of {group}; leave it out, and set {names} alone")
         if not _KEY.fullmatch(group) or "null" not in value.split(",") or not folder.is_dir():
             found.append(argument)
-        elif value == "null" and group in _optional_groups(name):
+        elif value == "null" and group in defaults and defaults[group] is None:
             found.append(f"~{group}")
         else:
             choices = ", ".join(sorted(path.stem for path in folder.glob("[!_]*.yaml")))
@@ -121,10 +127,11 @@ def without_empty_groups(arguments: Sequence[str], name: str) -> list[str]:
     return found
 
 
-def _optional_groups(name: str) -> set[str]:
-    """Return the groups without a choice in the defaults of a configuration."""
-    defaults = yaml.safe_load((Path(configuration_folder()) / f"{name}.yaml").read_text()).get("defaults", [])
-    return {group for entry in defaults if isinstance(entry, dict) for group, choice in entry.items() if not choice}
+def _parts(name: str) -> tuple[dict[str, str | None], dict[str, object]]:
+    """Return the chosen groups of a configuration, and its own settings."""
+    settings = yaml.safe_load((Path(configuration_folder()) / f"{name}.yaml").read_text())
+    entries = settings.pop("defaults", [])
+    return {key: choice for entry in entries if isinstance(entry, dict) for key, choice in entry.items()}, settings
 
 
 def quoted_overrides(arguments: Sequence[str]) -> list[str]:

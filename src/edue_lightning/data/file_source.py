@@ -201,6 +201,10 @@ class FileSource(CaseSource):
         """Return the traits by which a case is compared with others, or None if it is not healthy."""
         return self._found[case_id].traits if case_id in self._found else None
 
+    def storage_of(self, case_id: str) -> str | None:
+        """Return how the file of a 2D image stores its axes, see `CaseSource.storage_of`."""
+        return self._found[case_id].storage if case_id in self._found else None
+
     def load(self, case_id: str) -> RaterSample:
         """Return a prepared case; without a cache, read it from its files.
 

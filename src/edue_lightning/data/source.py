@@ -93,6 +93,10 @@ class CaseSource(ABC):
         """
         return Stacked()
 
+    def storage_of(self, case_id: str) -> str | None:  # noqa: ARG002
+        """Return how the file of a 2D image stores its axes, see `geometry.slice_storage`; None if it is unknown."""
+        return self.storage
+
     @property
     def turned_probabilities(self) -> bool:
         """Whether nnU-Net turns the axes of its probabilities, so that they are not those of the file."""

@@ -180,7 +180,13 @@ class PredictionFolder:
                 problems.append(f"{record.case_id}: missing; add {record.case_id}.npz")
                 continue
             try:
-                members[record.case_id] = self.readout.count(len(self._load(source.load(record.case_id))))
+                count = self.readout.count(len(self._load(source.load(record.case_id))))
+                if count < 1:
+                    raise _PredictionError(
+                        f"holds no member beside the maps that {READOUT_FILE} names; save {record.case_id}.npz with "
+                        f"{ARRAY} and these maps"
+                    )
+                members[record.case_id] = count
             except _PredictionError as error:
                 problems.append(f"{record.case_id}: {error}")
         if members:
@@ -303,11 +309,10 @@ class PredictionFolder:
                 f"{name}: nnU-Net turned the axes of these probabilities (NibabelIOWithReorient); save NIfTI files, "
                 f"such as {nifti_name(sample.case_id, 0, self.structures[0])}"
             )
-        if len(size) == 2 and source.storage is None:
-            raise _PredictionError(
-                f"{name}: the files of the images store their axes in several ways; save NIfTI files"
-            )
-        pictures = source.storage == PICTURE
+        storage = source.storage_of(sample.case_id)
+        if len(size) == 2 and storage is None:
+            raise _PredictionError(f"{name}: it is unknown how the image's file stores its axes; save NIfTI files")
+        pictures = storage == PICTURE
         file = size if sample.origin is None else sample.origin.shape
         stored = (1, *file) if len(file) == 2 else file
         expected = stored if pictures else ((1, *file[::-1]) if len(file) == 2 else file[::-1])
@@ -345,7 +350,7 @@ class PredictionFolder:
                 f"{surplus[0]}: its name holds none of the structures {', '.join(self.structures)}; rename it"
             )
         arrays = []
-        storage = None if self._source is None else self._source.storage
+        storage = None if self._source is None else self._source.storage_of(sample.case_id)
         # one by one: a file's name may claim any number of members
         channels: list[int | str] = [*self.readout.own_maps]
         for channel in itertools.chain(range(members), channels):

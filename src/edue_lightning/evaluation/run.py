@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from edue_lightning.config.build import (
     ImageFormat,
     build_data,
     build_distortions,
+    build_inference_changes,
     build_metric_settings,
     differing_preparation,
     mask_rule_for,
@@ -32,8 +33,8 @@ from edue_lightning.evaluation.result import Evaluation
 from edue_lightning.evaluation.shift import measure_shift
 from edue_lightning.evaluation.slices import VolumesAsSlices
 from edue_lightning.evaluation.unseen import same_place, seen_cases
-from edue_lightning.methods import SegmentationMethod
-from edue_lightning.runs.checkpoints import LoadedMethod, load_method
+from edue_lightning.methods import Inference, InferenceChanges, SegmentationMethod
+from edue_lightning.runs.checkpoints import LoadedMethod, load_method, warn_of_other_window
 from edue_lightning.runs.files import CONFIGURATION_FILE
 from edue_lightning.runs.record import CAUTIONS, CKPT_MEASURED, READ_OUT, TRAINING, write_configuration
 from edue_lightning.runs.trainer import build_test_trainer, check_seed, check_trainer
@@ -90,7 +91,8 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
         raise UserError("set either ckpt=PATH (a trained model) or predictions=DIR (the predictions of any model)")
     if configuration["save_predictions"] and configuration["ckpt"] is None:
         raise UserError("save_predictions=true: the predictions of predictions=DIR are saved already; use ckpt=PATH")
-    if configuration.get("inference") is not None and configuration["ckpt"] is None:
+    changes = build_inference_changes(configuration.get("inference"))
+    if changes != InferenceChanges() and configuration["ckpt"] is None:
         raise UserError("inference: predictions=DIR are predicted already; use ckpt=PATH")
     check_seed(configuration["seed"])
     if configuration["bootstrap_resamples"] < 0:
@@ -109,7 +111,7 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
         evaluation = _predictions(configuration, folder)
     else:
         with with_free_device(configuration["trainer"]) as trainer:
-            evaluation = _checkpoint(configuration, trainer, folder, slicing)
+            evaluation = _checkpoint(configuration, trainer, folder, slicing, changes)
     evaluation.write(folder)
     for line in (evaluation.undefined_line(), evaluation.missing_intervals_line()):
         if line and is_first_process():
@@ -118,10 +120,14 @@ def evaluate(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
 
 
 def _checkpoint(
-    configuration: Mapping[str, Any], trainer_node: Mapping[str, Any], folder: Path, slicing: Slicing | None
+    configuration: Mapping[str, Any],
+    trainer_node: Mapping[str, Any],
+    folder: Path,
+    slicing: Slicing | None,
+    changes: InferenceChanges,
 ) -> Evaluation:
     path = Path(configuration["ckpt"])
-    loaded = load_method(path, configuration.get("inference"), configuration.get("mask"))
+    loaded = load_method(path, changes, configuration.get("mask"))
     method: SegmentationMethod = loaded.method
     trained = loaded.configuration
     # a threshold of the training means the same in the same precision
@@ -146,6 +152,9 @@ def _checkpoint(
         measured = volumes.check(configuration["split"])
     cautions = []
     if is_first_process():
+        # slices have no density at all
+        if slicing is None:
+            warn_of_other_window(loaded, path)
         # data.root alone says that the data set of the training has moved
         same_data = "_target_" not in (configuration.get("data") or {}) or same_place(node, trained.get("data"))
         seen = seen_cases(loaded.cases, data, same_data, configuration["split"], path, measured)
@@ -160,7 +169,8 @@ def _checkpoint(
     rule = replace(method.readout.mask, majority_tie=tie)
     method.readout = replace(method.readout, majority_tie=tie, mask=rule)
     distortions = build_distortions(configuration.get("distortions"))
-    used = {"data": node, "seed": trained["seed"], "trainer": trainer_node, TRAINING: trained}
+    inference = None if changes == InferenceChanges() else _node_of(loaded.method.inference)
+    used = {"data": node, "seed": trained["seed"], "trainer": trainer_node, "inference": inference, TRAINING: trained}
     if is_first_process():
         _record({**configuration, **used, CKPT_MEASURED: loaded.measured}, label, data.note, folder, cautions)
     callbacks = []
@@ -176,9 +186,15 @@ def _checkpoint(
         )
     if distortions is not None:
         settings, split = measurement.settings, measurement.split
-        shift = measure_shift(method, data, distortions, label, split, settings, trainer, loaded.density)
+        shift = measure_shift(method, data, distortions, label, split, settings, trainer, density)
         shift.write(folder)
     return evaluation
+
+
+def _node_of(inference: Inference) -> dict[str, Any]:
+    """Return the node `inference` of a training that predicts whole images so."""
+    window = None if inference.window is None else list(inference.window)
+    return {"_target_": "edue_lightning.methods.Inference", **asdict(inference), "window": window}
 
 
 def _require_format(loaded: LoadedMethod, data: RaterDataModule, path: Path) -> None:
@@ -224,8 +240,10 @@ def _predictions(configuration: Mapping[str, Any], folder: Path) -> Evaluation:
         place = place.parent
     label = configuration["label"] or place.name
     measurement = _measurement(configuration, configuration.get("metrics"), label, data)
-    rule = mask_rule_for(configuration.get("mask"), data.source.structures, measurement.settings.majority_tie)
-    predictions.readout = replace(predictions.readout, mask=rule)
+    # masks follow the majority that they are measured against
+    tie = measurement.settings.majority_tie
+    rule = mask_rule_for(configuration.get("mask"), data.source.structures, tie)
+    predictions.readout = replace(predictions.readout, majority_tie=tie, mask=rule)
     predictions.set_exclusive(data.source.exclusive)
     interpolated = predictions.check(data.records(measurement.split), data.records("all"), data.source)
     cautions = []

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from edue_lightning.config.build import build_preparation
+from edue_lightning.config.build import build_inference_changes, build_preparation
 from edue_lightning.config.schema import check_configuration
 from edue_lightning.errors import UserError
 from edue_lightning.exporting.graph import (
@@ -38,6 +38,7 @@ from edue_lightning.exporting.monai_bundle import (
     write_bundle,
 )
 from edue_lightning.exporting.programs import Exported, load_program, require_onnx, write_onnx, write_program
+from edue_lightning.methods import InferenceChanges
 from edue_lightning.prediction.triage import CANDIDATES, Triage
 from edue_lightning.runs.checkpoints import load_method, warn_of_other_masks
 
@@ -77,7 +78,8 @@ def export(configuration: Mapping[str, Any]) -> float:
     if form == "onnx":
         require_onnx()
     _require_place(output, form, bool(configuration["overwrite"]))
-    exported = _load(Path(configuration["ckpt"]), configuration.get("inference"), configuration.get("mask"))
+    changes = build_inference_changes(configuration.get("inference"))
+    exported = _load(Path(configuration["ckpt"]), changes, configuration.get("mask"))
     output.parent.mkdir(parents=True, exist_ok=True)
     write = {"onnx": write_onnx, "torch_export": write_program, "monai_bundle": _write_bundle}[form]
     with _quiet_exporters():
@@ -86,8 +88,8 @@ def export(configuration: Mapping[str, Any]) -> float:
     return difference
 
 
-def _load(path: Path, inference: Mapping[str, Any] | None, mask: Mapping[str, Any] | None) -> Exported:
-    loaded = load_method(path, inference, mask)
+def _load(path: Path, changes: InferenceChanges, mask: Mapping[str, Any] | None) -> Exported:
+    loaded = load_method(path, changes, mask)
     warn_of_other_masks(loaded, path)
     method = exportable(loaded.method, str(path))
     preparation = build_preparation(loaded.configuration)
@@ -95,6 +97,8 @@ def _load(path: Path, inference: Mapping[str, Any] | None, mask: Mapping[str, An
     with torch.inference_mode():
         channels = method(torch.zeros(1, loaded.image_format.channels, *size)).shape[1]
     members = method.readout.count(channels)
+    # the thresholds of other masks flag no case
+    triage = None if loaded.other_masks else loaded.triage
     description = {
         **loaded.image_format.as_dict(),
         "method": method.label,
@@ -105,7 +109,7 @@ def _load(path: Path, inference: Mapping[str, Any] | None, mask: Mapping[str, An
         "window": None if window_of(method) is None else list(window_of(method) or ()),
         "multiple_of": None if is_fixed(method) else reduction_of(method),
         "preparation": {"kind": type(preparation).__name__, **dataclasses.asdict(preparation)},  # type: ignore[call-overload]
-        "triage": None if loaded.triage is None else _plain(Triage.from_dict(loaded.triage, str(path))),
+        "triage": None if triage is None else _plain(Triage.from_dict(triage, str(path))),
     }
     has_disagreement = method.readout.has_disagreement(channels)
     return Exported(method, loaded.image_format, preparation, members, has_disagreement, description)

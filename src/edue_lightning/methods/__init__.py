@@ -24,7 +24,7 @@ from edue_lightning.methods.monte_carlo_dropout import MonteCarloDropout
 from edue_lightning.methods.probabilistic_unet import ProbabilisticUNet
 from edue_lightning.methods.single import SingleNetwork
 from edue_lightning.methods.slice_by_slice import SliceBySlice
-from edue_lightning.methods.sliding_window import Inference
+from edue_lightning.methods.sliding_window import Inference, InferenceChanges
 from edue_lightning.methods.stochastic_segmentation import StochasticSegmentation
 from edue_lightning.methods.test_time_augmentation import TestTimeAugmentation
 
@@ -34,6 +34,7 @@ __all__ = [
     "Density",
     "EDUELevels",
     "Inference",
+    "InferenceChanges",
     "LayerEnsemble",
     "LevelEnsemble",
     "Measuring",

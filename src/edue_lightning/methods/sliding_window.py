@@ -133,5 +133,32 @@ class Inference:
         yield total / counted
 
 
+@dataclass(frozen=True)
+class InferenceChanges:
+    """Settings of a prediction of whole images that differ from those of the training, see `Inference`.
+
+    Attributes:
+        window: voxels along each axis; empty for the whole image at once; None for the window of the training.
+        overlap: share of a window that overlaps with its neighbour; None for that of the training.
+        batch_size: windows per forward pass; None for those of the training.
+    """
+
+    window: Sequence[int] | None = None
+    overlap: float | None = None
+    batch_size: int | None = None
+
+    def of(self, trained: Inference) -> Inference:
+        """Return the inference of a training with these changes.
+
+        Raises:
+            ValueError: if the window, overlap or batch size is invalid.
+        """
+        return Inference(
+            trained.window if self.window is None else (tuple(self.window) or None),
+            trained.overlap if self.overlap is None else self.overlap,
+            trained.batch_size if self.batch_size is None else self.batch_size,
+        )
+
+
 def _batches(places: list[tuple[slice, ...]], size: int) -> Iterator[list[tuple[slice, ...]]]:
     return (places[first : first + size] for first in range(0, len(places), size))

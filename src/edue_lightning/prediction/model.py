@@ -23,13 +23,13 @@ from edue_lightning.data.new_images import ImageCase, read_case, warn_of_unorien
 from edue_lightning.data.preparation import PreparedImage, require_channels
 from edue_lightning.data.slices import HOW_TO_SLICE, SlicedVolume, SliceLayout, Slicing, assumed_view
 from edue_lightning.errors import UserError, is_out_of_memory
-from edue_lightning.methods import SliceBySlice
+from edue_lightning.methods import InferenceChanges, SliceBySlice
 from edue_lightning.methods.density import RecordedFeatures
 from edue_lightning.methods.slice_by_slice import SliceSlabs
 from edue_lightning.prediction.estimate import Estimate, estimate
 from edue_lightning.prediction.triage import Triage
 from edue_lightning.prediction.triage_table import triage_frame, triage_rows
-from edue_lightning.runs.checkpoints import load_method, warn_of_other_masks
+from edue_lightning.runs.checkpoints import load_method, warn_of_other_masks, warn_of_other_window
 from edue_lightning.runtime.devices import chosen_device
 from edue_lightning.text import reason_of, times
 from edue_lightning.uncertainty import masks_of
@@ -77,7 +77,7 @@ class Model:
     Args:
         checkpoint: `checkpoints/best.ckpt` of a run.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        inference: node of the configuration, see `conf/inference`; None for the checkpoint's.
+        inference: settings of the prediction of whole images that differ from the checkpoint's; None for no change.
         mask: node of the configuration, see `conf/mask`; None for the checkpoint's.
         sensitivity: share of the poor segmentations to flag; None for the checkpoint's.
         slicing: slices of volumes, to predict these with a model of 2D images; None to predict such images as trained.
@@ -87,7 +87,8 @@ class Model:
         image_format: axes, channels and names of the structures.
         triage: rules that flag cases for review; None with `other_masks`, `slicing` or after an interrupted training.
         other_masks: whether `mask` chose another rule than that of the training, so that no case can be flagged.
-        density: density of the training images; None in a checkpoint of an interrupted training or earlier version.
+        density: density of the training images; None with another window than in the training, with `slicing`, or in a
+            checkpoint of an interrupted training or earlier version.
 
     Raises:
         UserError: if the checkpoint cannot be used, the device does not exist, or a setting is invalid.
@@ -97,7 +98,7 @@ class Model:
         self,
         checkpoint: Path | str,
         device: str = "auto",
-        inference: Mapping[str, Any] | None = None,
+        inference: InferenceChanges | None = None,
         sensitivity: float | None = None,
         mask: Mapping[str, Any] | None = None,
         slicing: Slicing | None = None,
@@ -108,6 +109,9 @@ class Model:
         loaded = load_method(path, inference, mask)
         self.method = loaded.method
         warn_of_other_masks(loaded, path)
+        # slices have no density at all
+        if slicing is None:
+            warn_of_other_window(loaded, path)
         self.other_masks = loaded.other_masks
         self.density = loaded.density
         self.image_format: ImageFormat = loaded.image_format
@@ -116,9 +120,12 @@ class Model:
         caveat = new_image_caveat(loaded.configuration)
         if caveat:
             log.warning("%s: %s", path, caveat)
-        self.triage = None if loaded.triage is None else Triage.from_dict(loaded.triage, str(path))
-        if self.triage is not None and set(self.triage.structures) != set(self.structures):
+        triage = None if loaded.triage is None else Triage.from_dict(loaded.triage, str(path))
+        if triage is not None and set(triage.structures) != set(self.structures):
             raise UserError(f"{path}: its triage data is for other structures; train again or use another checkpoint")
+        self.triage = None if loaded.other_masks else triage
+        # sizes keep their unit where no case can be flagged
+        self._spaced = triage is not None and triage.spaced
         if slicing is not None:
             self._predict_volumes(slicing, sensitivity, path)
         self._sensitivity = sensitivity or (None if self.triage is None else self.triage.sensitivity)
@@ -256,8 +263,7 @@ class Model:
             window = "[96,96,48]" if self.slicing is None and prepared.image.ndim == _VOLUME + 1 else "[256,256]"
             batch = "" if self.slicing is None else " slice_batch=1"
             raise ImageError(
-                f"not enough memory for {size} ({reason}); predict by windows: inference=default "
-                f"inference.window={window}{batch}"
+                f"not enough memory for {size} ({reason}); predict by windows: inference.window={window}{batch}"
             ) from error
         if not torch.isfinite(found.probability).all():
             raise ImageError("the model predicts NaN; check the values of the image")
@@ -270,8 +276,8 @@ class Model:
             image = prepared.image[None].to(self.method.device)
             unusual = self.density.outside(float(self.density(self.method, image, found.image_features)))
         # without limits to compare with, each volume has its own unit
-        spaced = None if self.slicing is None else prepared.spacing is not None
-        return triage_rows(case_id, prepared, found, self.structures, self.triage, self._sensitivity, unusual, spaced)
+        spaced = self._spaced if self.slicing is None else prepared.spacing is not None
+        return triage_rows(case_id, prepared, found, self.structures, self.triage, self._sensitivity, spaced, unusual)
 
     def _require_pixels(self, prepared: PreparedImage) -> None:
         """Check that the method can predict the slices of a volume.

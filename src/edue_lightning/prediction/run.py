@@ -24,6 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from edue_lightning import __version__
 from edue_lightning.atomic import write_whole
+from edue_lightning.config.build import build_inference_changes
 from edue_lightning.config.schema import check_configuration
 from edue_lightning.config.slices import chosen_slicing
 from edue_lightning.data.images import ImageError, parts_of
@@ -114,7 +115,7 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
     model = Model(
         path,
         configuration["device"],
-        configuration.get("inference"),
+        build_inference_changes(configuration.get("inference")),
         configuration["sensitivity"],
         configuration.get("mask"),
         chosen_slicing(configuration),
@@ -293,7 +294,8 @@ def _begin(configuration: Mapping[str, Any], folder: Path) -> None:
     settings = {
         "version": _VERSION,
         "checkpoint": _digest([Path(configuration["ckpt"])]),
-        **{name: configuration.get(name) for name in ("sensitivity", "inference", "mask", "format")},
+        **{name: configuration.get(name) for name in ("sensitivity", "mask", "format")},
+        "inference": _changes_of(configuration.get("inference")),
         "overlay": configuration.get("overlay", "all"),
         "members": configuration.get("members", False),
         **{name: configuration.get(name) for name in ("slice_axis", "slice_directions", "slice_window")},
@@ -321,6 +323,13 @@ def _begin(configuration: Mapping[str, Any], folder: Path) -> None:
     _remove_earlier(folder)
     content = yaml.safe_dump({**configuration, **settings, "command": command_line()}, sort_keys=False)
     write_whole(path, lambda temporary: temporary.write_text(content))
+
+
+def _changes_of(inference: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the settings that a node `inference` changes; None for none, as earlier versions recorded it."""
+    return {
+        name: value for name, value in (inference or {}).items() if name != "_target_" and value is not None
+    } or None
 
 
 def _remove_earlier(folder: Path) -> None:

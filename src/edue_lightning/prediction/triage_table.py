@@ -41,8 +41,8 @@ def triage_rows(
     structures: Sequence[str],
     triage: Triage | None,
     sensitivity: float | None,
+    spaced: bool,
     unusual: Sequence[str] | None = None,
-    spaced: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Return one row per structure of a case, plain values by `COLUMNS`.
 
@@ -72,16 +72,14 @@ def triage_rows(
         structures: names of the K structures.
         triage: triage data of the checkpoint, or None.
         sensitivity: share of the poor cases to flag, None without `triage`.
+        spaced: whether sizes are in mm² or mm³.
         unusual: what the density of the training images says of this one, see `Density.outside`; None if it is unknown.
-        spaced: whether sizes are in mm² or mm³; None for the unit of the training.
     """
-    if spaced is None:
-        spaced = triage is not None and triage.spaced
     # NaN makes every size undefined that would be in another unit
     voxel_size = 1.0 if not spaced else math.nan if prepared.spacing is None else prepared.voxel_size
     unit = f"mm{prepared.image.ndim - 1}" if spaced else {2: "pixels", 3: "voxels"}[prepared.image.ndim - 1]
     # without spacing, volumes count in voxels of the file
-    on_file = 1.0 if spaced else math.prod(prepared.file) / math.prod(prepared.image.shape[1:])
+    on_file = 1.0 if spaced else _file_voxels(prepared)
     of_image = [*(unusual or ()), *([] if triage is None else triage.outside(prepared.image))]
     rows = []
     for k, structure in enumerate(structures):
@@ -150,16 +148,25 @@ def properties_of(outside: str) -> list[str]:
     return [one.partition(" outside ")[0].rpartition(" ")[0] for one in outside.split(_SEPARATOR)]
 
 
+def _file_spacing(prepared: PreparedImage, spacing: Sequence[float]) -> list[float]:
+    """Return the voxel size of a case's file in mm along each axis, from that of the image that the network saw."""
+    if prepared.file_grid is not None:
+        sizes: list[float] = voxel_sizes(prepared.file_grid.affine.numpy()).tolist()
+        return sizes
+    lengths = zip(spacing, prepared.image.shape[1:], prepared.file, strict=True)
+    return [size * own / file for size, own, file in lengths]
+
+
+def _file_voxels(prepared: PreparedImage) -> float:
+    """Return how many voxels of a case's file have the size of one voxel of the image that the network saw."""
+    if prepared.spacing is None:
+        return math.prod(prepared.file) / math.prod(prepared.image.shape[1:])
+    return prepared.voxel_size / math.prod(_file_spacing(prepared, prepared.spacing))
+
+
 def _voxel_size(prepared: PreparedImage) -> str:
     """Return the voxel size of a case's file in words."""
-    if prepared.spacing is None:
-        return UNKNOWN
-    if prepared.file_grid is not None:
-        sizes = voxel_sizes(prepared.file_grid.affine.numpy()).tolist()
-    else:
-        lengths = zip(prepared.spacing, prepared.image.shape[1:], prepared.file, strict=True)
-        sizes = [size * own / file for size, own, file in lengths]
-    return times(sizes, 4)
+    return UNKNOWN if prepared.spacing is None else times(_file_spacing(prepared, prepared.spacing), 4)
 
 
 def triage_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -20,13 +20,19 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from edue_lightning.atomic import write_whole
-from edue_lightning.config.build import ImageFormat, build_mask_rule, build_method, build_preparation
+from edue_lightning.config.build import (
+    ImageFormat,
+    build_inference,
+    build_mask_rule,
+    build_method,
+    build_preparation,
+)
 from edue_lightning.config.data_place import with_absolute_root
 from edue_lightning.config.schema import check_only_ours, with_current_targets
 from edue_lightning.data.identity import CaseIdentity, TrainingCases
 from edue_lightning.data.preparation import Stacked
 from edue_lightning.errors import UserError
-from edue_lightning.methods import Density, SegmentationMethod
+from edue_lightning.methods import Density, InferenceChanges, SegmentationMethod
 from edue_lightning.text import ambiguous_structures, can_be_in_file_name, one_line, reason_of, times
 
 log = logging.getLogger(__name__)
@@ -58,7 +64,8 @@ class LoadedMethod(NamedTuple):
 
     `triage` and `density` are the entries of `add_results`, or None; `cases` are those of training (`train`) and
     validation (`val`), also of the trainings that it began from (`init`), None in a checkpoint of an earlier version.
-    With `other_masks` the triage data are left out, since their thresholds belong to the masks of another rule.
+    With `other_masks` the thresholds of the triage data belong to the masks of another rule, so they flag no case. With
+    `other_window` the density is left out, since its features depend on the window.
     `measured` says whether its training measured it, as it does `best.ckpt` alone, at its end.
     """
 
@@ -69,6 +76,7 @@ class LoadedMethod(NamedTuple):
     cases: TrainingCases | None
     density: Density | None = None
     other_masks: bool = False
+    other_window: bool = False
     measured: bool = False
 
 
@@ -290,13 +298,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_method(
-    path: Path, inference: Mapping[str, Any] | None = None, mask: Mapping[str, Any] | None = None
+    path: Path, inference: InferenceChanges | None = None, mask: Mapping[str, Any] | None = None
 ) -> LoadedMethod:
     """Rebuild a trained method from its checkpoint alone.
 
     Args:
         path: path of the checkpoint.
-        inference: node of the configuration, see `conf/inference`; None for the checkpoint's own.
+        inference: settings of the prediction of whole images that differ from the checkpoint's; None for no change.
         mask: node of the configuration, see `conf/mask`; None for the checkpoint's own.
 
     Raises:
@@ -333,7 +341,7 @@ def configuration_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any
 
 
 def _rebuilt(
-    checkpoint: Mapping[str, Any], path: Path, inference: Mapping[str, Any] | None, mask: Mapping[str, Any] | None
+    checkpoint: Mapping[str, Any], path: Path, inference: InferenceChanges | None, mask: Mapping[str, Any] | None
 ) -> LoadedMethod:
     configuration = configuration_of(checkpoint, path)
     for part in ("method", "network", "loss", "optimizer"):
@@ -362,15 +370,14 @@ def _rebuilt(
     if odd or ambiguous_structures(image_format.structures) or image_format.spatial_dims not in (2, 3):
         raise UserError(one_line(f"{path}: was trained for {image_format}, whose results could not be written"))
     weights = checkpoint["state_dict"]
-    chosen = configuration if inference is None else {**configuration, "inference": inference}
     # no memory is allocated for the described network until its shapes are known to match the file
     with torch.device("meta"), _at_most(2 * len(weights)):
-        wanted = build_method(chosen, image_format).state_dict()
+        wanted = build_method(configuration, image_format).state_dict()
     for name in dict.fromkeys([*wanted, *weights]):
         if _kind(wanted.get(name)) != _kind(weights.get(name)):
             reason = f"{name}: {_kind(weights.get(name))} instead of {_kind(wanted.get(name))}"
             raise UserError(one_line(f"{path}: weights do not fit the network of its settings ({reason})"))
-    method = build_method(chosen, image_format)
+    method = build_method(configuration, image_format)
     try:
         method.load_state_dict(weights)
     except RuntimeError as error:
@@ -390,17 +397,33 @@ def _rebuilt(
         and mask is not None
         and rule != build_mask_rule(configuration.get("mask"), method, checkpoint.get(_MASK))
     )
+    window = method.inference.window
+    method.inference = build_inference(configuration.get("inference"), image_format, inference)
     density = Density.from_dict(checkpoint[_DENSITY]) if _DENSITY in checkpoint else None
+    other_window = density is not None and list(method.inference.window or ()) != list(window or ())
     return LoadedMethod(
         method.eval(),
         image_format,
         configuration,
-        None if other_masks else triage,
+        triage,
         cases,
-        density,
+        None if other_window else density,
         other_masks,
+        other_window,
         not _RESULTS.isdisjoint(checkpoint),
     )
+
+
+def warn_of_other_window(loaded: LoadedMethod, path: Path) -> None:
+    """Warn that no image is compared with the density of the training images, whose features depend on the window."""
+    if loaded.other_window:
+        window = loaded.method.inference.window
+        log.warning(
+            "%s: inference.window=%s is not the window of the training, by which the density of its images was "
+            "measured, so there is no density of these images; leave out inference.window to have it",
+            path,
+            "[]" if window is None else list(window),
+        )
 
 
 def warn_of_other_masks(loaded: LoadedMethod, path: Path) -> None:
