@@ -14,6 +14,8 @@ _LONGEST_REASON = 300
 _BREAKS_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _KIND_OF_FILE = re.compile(r"mask|probability|overlay|disagreement|total_variance|layers|panel|decision|member[0-9]+")
 _MOST_NAME_BYTES = 160  # file systems allow 255; the rest is for the endings of results
+_BLANKS = re.compile(r"\s+")
+_BLANKS_IN_NUMBERS = re.compile(r"(?<=\d)\s+(?=\d)")
 _PLAIN_NAME = re.compile(r"[\w\- ][\w.\- ]*")
 
 NO_FILE_NAME = "cannot be a file name; use letters, digits, '.', '_', '-' and blanks, and no '.' in front"
@@ -110,6 +112,25 @@ def named(names: Sequence[str], most: int = 5) -> str:
     """Return the first few names and the number of the others, such as `a, b and 7 more`."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def one_name(names: Iterable[str]) -> list[list[str]]:
+    """Return groups of different names that are most likely one, as they differ in upper and lower case or blanks only.
+
+    >>> one_name(["Ben", "ben", "Eva", "B en", "1 2", "12"])
+    [['Ben', 'ben', 'B en']]
+    """
+    spellings: defaultdict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(names):
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        # blanks between digits separate numbers
+        spellings[_BLANKS.sub("", _BLANKS_IN_NUMBERS.sub("|", plain))].append(name)
+    return [same for same in spellings.values() if len(same) > 1]
+
+
+def differ_in_case(names: Sequence[str]) -> str:
+    """Return the problem of names that `one_name` found, and its fix."""
+    return f"{', '.join(map(repr, names))} differ in upper and lower case or blanks only; write one name"
 
 
 def listed(names: Sequence[str], most: int | None = None) -> str:

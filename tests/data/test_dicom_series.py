@@ -164,6 +164,21 @@ def test_what_would_make_a_wrong_volume_is_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_a_slice_without_a_preamble_is_not_passed_over(tmp_path: Path) -> None:
+    save(tmp_path / "ct", slices())
+    last = sorted((tmp_path / "ct").iterdir())[-1]
+    bare = last.read_bytes()[132:]
+    last.unlink()
+    (tmp_path / "ct" / "last.DCM").write_bytes(bare)
+    with pytest.raises(ImageError, match=r"last\.DCM has no DICOM preamble; write it anew, such as by dcmconv"):
+        read_image(tmp_path / "ct")
+    for path in (tmp_path / "ct").iterdir():
+        path.write_bytes(bare)
+    (tmp_path / "manifest.csv").write_text("case_id,image,mask,rater,structure\none,ct,,A,ball\n")
+    with pytest.raises(UserError, match="ct: case 'one': is a folder without DICOM files; name a file, or"):
+        ManifestSource(str(tmp_path)).cases()
+
+
 def test_a_localizer_beside_the_series_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = slices()
     for dataset in made:

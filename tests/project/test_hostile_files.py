@@ -227,7 +227,8 @@ def archive_problem(folder: Path) -> str:
     sample = RaterSample(torch.zeros(1, 6, 5), torch.zeros(2, 2, 6, 5, dtype=torch.uint8), torch.ones(2) > 0, "one")
 
     class Source:
-        storage = None
+        def storage_of(self, case_id: str) -> None:
+            del case_id
 
         def load(self, case_id: str) -> RaterSample:
             return sample
@@ -319,6 +320,7 @@ def test_damaged_replicates_of_a_run_are_named(trained_run: Path, tmp_path: Path
 
 OUTSIDE = "leaves the manifest's folder; move or link the file there, and write its path from there"
 NOT_FOUND = "not found; add it, or correct its path in the manifest"
+FOLDER = "is a folder without DICOM files; name a file, or write slices without a preamble anew"
 NOWHERE = "is a link that leads nowhere; fetch what it points to"
 PATHS = {
     "../x.png": OUTSIDE,
@@ -330,8 +332,8 @@ PATHS = {
     "loop.png": NOWHERE,
     "pipe.png": NOT_FOUND,
     "null.png": NOT_FOUND,
-    "sub": NOT_FOUND,
-    "sub.png": NOT_FOUND,
+    "sub": FOLDER,
+    "sub.png": FOLDER,
     "x" * 300: NOT_FOUND,
 }
 

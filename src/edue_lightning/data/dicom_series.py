@@ -45,6 +45,7 @@ _MADE_FROM_IMAGES = (SegmentationStorage, LABEL_MAP_SEGMENTATION, ParametricMapS
 _LOCALIZER = "LOCALIZER"
 _DIRECTORY = "DICOMDIR"
 _PREAMBLE = 128
+_ENDINGS = (".dcm", ".dicom", ".ima")
 _MOST_BYTES = 2**28
 _MOST_RESCALE = 1e9
 _UNIT = 1e-3
@@ -158,11 +159,17 @@ def read_series_header(folder: Path) -> SeriesHeader:
     Files that are no images, such as contours, are left out, as are localizers beside a series.
 
     Raises:
-        ImageError: if there is not one series, or its slices do not make one volume.
+        ImageError: if there is not one series, its slices do not make one volume, or a file with the ending of DICOM is
+            none.
     """
     files = files_in(folder)
     if not files:
         raise ImageError("is a folder without DICOM files; choose the folder of a series, or an image file")
+    named = {path for path in folder.iterdir() if path.name.lower().endswith(_ENDINGS)} - set(files)
+    broken = sorted(path for path in named if path.is_file() and not path.name.startswith("."))
+    if broken:
+        # a series without its last slice would be one, too
+        raise ImageError(f"{broken[0].name} has no DICOM preamble; write it anew, such as by dcmconv, or remove it")
     return series_header([(path, read_header(path)) for path in files])
 
 

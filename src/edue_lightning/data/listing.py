@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from edue_lightning.data.file_source import problem_line, relative_name
-from edue_lightning.data.images import NIFTI
+from edue_lightning.data.images import NIFTI, VOLUMES
 from edue_lightning.text import one_line
 
 DEEPEST = 6
@@ -73,7 +73,8 @@ def find_files(
     `predict` are skipped with a warning.
 
     Args:
-        problems: receives one line per broken link and per unreadable folder.
+        problems: receives one line per broken link, per unreadable folder, per linked folder that shares files with
+            another one, and, where the endings are NIfTI's, per volume of another format, which may be a rater's mask.
         leave_out: returns from a folder's name whether to skip it.
         endings: endings in lower case, each with its dot, by default NIfTI's; files may have them in any case.
         deepest: number of folder levels to search.
@@ -81,7 +82,7 @@ def find_files(
     root = problems.root
     found = []
     # a linked folder may lead to one that holds the link
-    entered = [root]
+    entered: dict[Path, Path] = {}
 
     def unreadable(error: OSError) -> None:
         problems.add(Path(error.filename), f"cannot be searched ({error.strerror}); make it readable")
@@ -97,16 +98,29 @@ def find_files(
                 continue
             if (here / name).is_symlink():
                 target = _target(here / name, problems)
-                if target is None or any(_overlap(target, other) for other in entered):
+                # a folder of the data set's own is found where it lies
+                if target is None or _overlap(target, root):
                     continue
-                entered.append(target)
+                other = next((link for link, known in entered.items() if _overlap(target, known)), None)
+                if other is not None:
+                    # a link within the linked folder that leads back into it
+                    if not here.is_relative_to(other):
+                        shared = f"leads to a folder that shares files with that of {relative_name(other, root)}"
+                        problems.add(here / name, f"{shared}; link each folder once")
+                    continue
+                entered[here / name] = target
             kept.append(name)
         subfolders[:] = kept if len(here.relative_to(root).parts) < deepest else []
         for name in files:
             # most likely a folder, as files have endings
             if "." not in name and (here / name).is_symlink():
                 _target(here / name, problems)
-        wanted = [here / name for name in files if name.lower().endswith(endings) and not _is_hidden(name)]
+        shown = [here / name for name in files if not _is_hidden(name)]
+        wanted = [path for path in shown if path.name.lower().endswith(endings)]
+        if endings == NIFTI:
+            for path in sorted(set(shown) - set(wanted)):
+                if path.name.lower().endswith(VOLUMES):
+                    problems.add(path, "is no NIfTI file (.nii, .nii.gz); convert it, or move it out of the data set")
         found += [path for path in wanted if not path.is_symlink() or _target(path, problems) is not None]
     return sorted(found, key=lambda path: path.parts)
 

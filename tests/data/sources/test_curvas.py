@@ -142,6 +142,29 @@ def test_problems_are_named(tmp_path: Path) -> None:
     assert "validation_set/UKCHLL001/image.nii.gz: case 'UKCHLL001': is this patient, and so is" in text
 
 
+def test_an_annotation_in_another_format_is_no_missing_expert(tmp_path: Path) -> None:
+    write_curvas(tmp_path)
+    patient = tmp_path / "testing_set" / "UKCHLL030"
+    (patient / "annotation_2.nii.gz").rename(patient / "annotation_2.NRRD")
+    with pytest.raises(
+        UserError, match=r"annotation_2\.NRRD: is no NIfTI file \(\.nii, \.nii\.gz\); convert it, or move"
+    ):
+        CurvasSource(str(tmp_path)).cases()
+
+
+def test_a_linked_folder_that_another_link_leads_to_is_named(tmp_path: Path) -> None:
+    root, store = tmp_path / "root", tmp_path / "store"
+    for name in ("P1", "P1/followup", "P2"):
+        write_patient(store / name, len(name))
+    root.mkdir()
+    for name, target in (("A", "P1/followup"), ("P1", "P1"), ("P2", "P2")):
+        (root / name).symlink_to(store / target)
+    with pytest.raises(
+        UserError, match="P1: leads to a folder that shares files with that of A; link each folder once"
+    ):
+        CurvasSource(str(root)).cases()
+
+
 def test_a_copy_of_a_scan_is_known_however_it_is_prepared(tmp_path: Path) -> None:
     rows = ["case_id,image,mask,rater,structure"]
     for number in range(3):

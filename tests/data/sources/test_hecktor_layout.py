@@ -143,6 +143,13 @@ def test_raters_by_file_name_and_by_folder(tmp_path: Path) -> None:
     }
 
 
+def test_a_label_in_another_format_is_no_missing_rater(tmp_path: Path) -> None:
+    touch(tmp_path, [*ONE_CASE, "labelsTr/CHUM-001__raterB.nrrd"])
+    _, problems = list_cases(tmp_path)
+    fix = "is no NIfTI file (.nii, .nii.gz); convert it, or move it out of the data set"
+    assert problems == [f"labelsTr/CHUM-001__raterB.nrrd: {fix}"]
+
+
 def test_a_rater_with_a_file_a_structure(tmp_path: Path) -> None:
     files = ["CHUM001_gtvt__raterA.nii.gz", "CHUM001_gtvn__raterA.nii.gz"]
     touch(tmp_path, ["CHUM001_ct.nii.gz", "CHUM001_pt.nii.gz", "CHUM001_gtvt.nii.gz", *files])

@@ -410,6 +410,21 @@ def not_a_number(folder: Path, rows: list[Row]) -> None:
         row["image"] = "nan.tif"
 
 
+def one_image_in_two_spellings(folder: Path, rows: list[Row]) -> None:
+    (folder / "sub").mkdir()
+    (folder / "one.png").rename(folder / "sub" / "one.png")
+    for row in rows:
+        row["image"] = "sub/one.png" if row["case_id"] == "one" else "sub\\one.png"
+        # one patient and split, so that the same picture is no leak
+        row["patient"] = "p"
+
+
+def second_image_of_another_case(folder: Path, rows: list[Row]) -> None:
+    del folder
+    for row in rows:
+        row["image2"] = "two_A.png" if row["case_id"] == "one" else "one.png"
+
+
 MANIFEST = "manifest.csv: case 'one': "
 BROKEN = [
     (change(0, mask="gone.png"), "gone.png: case 'one': not found; add it, or correct its path in the manifest"),
@@ -445,6 +460,8 @@ BROKEN = [
         change_case("two", image="./one.png"),
         "manifest.csv: cases 'one', 'two' share the image one.png; give its rows one",
     ),
+    (one_image_in_two_spellings, "manifest.csv: cases 'one', 'two' share the image sub/one.png; give its rows one"),
+    (second_image_of_another_case, "manifest.csv: cases 'one', 'two' share the image one.png; name each case's own"),
     (change(0, case_id=""), "manifest.csv: line 2: case_id is empty; fill it in"),
     (change(0, rater=" "), f"{MANIFEST}line 2: rater is empty; fill it in"),
     (change(0, structure=""), f"{MANIFEST}line 2: structure is empty; fill it in"),
@@ -512,6 +529,31 @@ def test_every_problem_is_one_line(tmp_path: Path, break_it: Breaking, line: str
     if "its rows differ in image" not in line and "Di sc" not in line:
         assert len(found) == 1, found
     assert found[0].startswith(line)
+
+
+def test_a_further_channel_that_all_cases_share_may_be_meant(tmp_path: Path) -> None:
+    rows = two_cases(tmp_path)
+    save(tmp_path, "place.png", PIXELS.T[:4, :4].repeat(2, axis=1)[:, :5])
+    for row in rows:
+        row["image2"] = "place.png"
+    assert source_of(tmp_path, rows).channels == 2
+
+
+def test_a_file_that_is_two_channels_of_a_case_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = two_cases(tmp_path)
+    for row in rows:
+        row["image2"] = row["image"]
+    assert source_of(tmp_path, rows).channels == 2
+    assert "files that are several channels of one case: one.png of case 'one', two.png of case 'two'; " in caplog.text
+
+
+def test_files_are_named_from_the_folder_of_the_manifest(tmp_path: Path) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    write(below, two_cases(below))
+    save(tmp_path, "one.png", PIXELS[::-1])
+    sample = ManifestSource(str(tmp_path), file="below/manifest.csv", standardise=False).load("one")
+    np.testing.assert_array_equal(sample.image[0], PIXELS / np.float32(255))
 
 
 def test_affines_within_the_tolerance_are_one(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,29 @@ def test_a_fold_of_nnunet_is_the_test_split_or_for_validation(tmp_path: Path) ->
     (tmp_path / "splits_final.json").write_text(json.dumps(folds))
     with pytest.raises(UserError, match="case 'case_999': is no case of imagesTr"):
         source_of(tmp_path, splits_file="splits_final.json").cases()
+
+
+def test_a_case_in_no_list_of_the_fold_takes_no_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_nnunet(tmp_path, cases=6)
+    names = [f"case_{number:03d}" for number in range(6)]
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": names[:3], "val": names[3:4]}]))
+    source = source_of(tmp_path, splits_file="splits_final.json")
+    assert [record.case_id for record in source.cases()] == names[:4]
+    assert "2 cases of imagesTr in no list of fold 0, so left out: case_004, case_005" in caplog.text
+
+
+def test_no_rater_is_lost_by_the_name_of_a_file_or_folder(tmp_path: Path) -> None:
+    write_nnunet(tmp_path)
+    labels = tmp_path / "labelsTr"
+    (labels / "case_001.nii.gz").rename(labels / "case_001.nrrd")
+    shutil.copy(labels / "case_002.nii.gz", labels / "case_002.NII.GZ")
+    shutil.copytree(tmp_path / "labelsTr_ANNA", tmp_path / "labelsTr_labels")
+    shutil.copytree(tmp_path / "labelsTr_ANNA", tmp_path / "labelsTr_Anna")
+    text = problems_of(tmp_path)
+    assert "labelsTr/case_001.nrrd: is no .nii.gz file, as dataset.json says; convert it, or move it out" in text
+    assert "labelsTr/case_002.nii.gz: case 'case_002': is the label map of this case, and so is " in text
+    assert "labelsTr_labels: names a rater 'labels', as labelsTr does; rename the folder" in text
+    assert "raters 'ANNA', 'Anna' differ in upper and lower case or blanks only; write one name" in text
 
 
 def test_the_folder_above_will_do_if_it_holds_one_data_set(tmp_path: Path) -> None:

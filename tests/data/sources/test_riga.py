@@ -160,6 +160,11 @@ def test_discregion_is_read_by_its_tables(tmp_path: Path) -> None:
         for k, truth in enumerate(eye.raters[rater]):
             np.testing.assert_array_equal(sample.masks[slot, k], truth)
     table = tmp_path / "Glaucoma_multirater_Magrabia.csv"
+    whole = table.read_bytes()
+    table.write_bytes(whole + b"\n7,,,0,,0,0,0,0,96,96,1,5")
+    (problem,) = RigaSource(str(tmp_path), size=96).problems
+    assert problem == "Glaucoma_multirater_Magrabia.csv: has an empty imgName; fill it in, or download it again"
+    table.write_bytes(whole)
     header, *lines = table.read_text(encoding="gbk").splitlines()
     for changed in (
         [line for line in lines if line.endswith(",0")],  # the consensus alone
@@ -195,6 +200,20 @@ def test_riga_plus_is_read_by_its_two_trees(tmp_path: Path) -> None:
     (line,) = RigaSource(str(tmp_path), size=96).problems
     start = "RIGA-mask/BinRushed/BinRushed1/image5-2.tif: case 'BinRushed1_image5': holds the values 0, 1, 2, 3; a mask"
     assert line.startswith(start)
+
+
+def test_a_second_copy_of_riga_plus_replaces_no_mask(tmp_path: Path) -> None:
+    eye = Eye(5, shape=(96, 96), middle=(48.0, 50.0))
+    photograph, masks = "RIGA/BinRushed/BinRushed1/image5.tif", "RIGA-mask/BinRushed/BinRushed1"
+    for copy in ("one", "two"):
+        save(eye.photograph(), tmp_path / copy / photograph)
+        for rater in eye.raters:
+            save(mask_of(eye, rater, rim=255, cup=128), tmp_path / copy / f"{masks}/image5-{rater}.tif")
+    problems = RigaSource(str(tmp_path), size=96).problems
+    assert len(problems) == 1 + len(eye.raters)
+    second = f"two/{photograph}: case 'image5': is the photograph, and so is one/{photograph}; remove one"
+    assert second in problems
+    assert sum("is the mask of rater 2, and so is one/RIGA-mask" in line for line in problems) == 1
 
 
 def test_quirks_of_the_raw_release(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from edue_lightning.data.sources.hecktor.layout import (
 )
 from edue_lightning.data.sources.hecktor.preparation import PetCt, affine_of, file_grid, require_hounsfield, require_suv
 from edue_lightning.errors import UserError
-from edue_lightning.text import natural_key
+from edue_lightning.text import differ_in_case, natural_key, one_name
 
 Structure = Literal["GTVp", "GTVn"]
 LABELS = {1: "GTVp", 2: "GTVn"}
@@ -119,7 +119,8 @@ class HecktorSource(FileSource):
         if exclusive:
             # cases of other settings keep their prepared files
             settings["exclusive"] = True
-        problems += [*box_problems, *self._unlabelled_structures(listed)]
+        spellings = [f"raters {differ_in_case(same)}" for same in one_name(self.raters)]
+        problems += [*box_problems, *spellings, *self._unlabelled_structures(listed)]
         self.check([self._file_case(case) for case in listed], problems, settings)
 
     @classmethod

@@ -38,13 +38,16 @@ class NamedFiles:
             outside = outside or (named.is_absolute() and not self._is_linked(path))
             found = not outside and (path.is_file() or holds_dicom(path))
             broken = not outside and path.is_symlink() and not path.exists()
+            is_folder = not outside and path.is_dir()
         # a circle of links, a name too long or with characters that no name has
         except (OSError, RuntimeError, ValueError):
-            outside = found = broken = False
+            outside = found = broken = is_folder = False
         if outside:
             raise ImageError("leaves the manifest's folder; move or link the file there, and write its path from there")
         if broken:
             raise ImageError("is a link that leads nowhere; fetch what it points to")
+        if not found and is_folder:
+            raise ImageError("is a folder without DICOM files; name a file, or write slices without a preamble anew")
         if not found:
             raise ImageError("not found; add it, or correct its path in the manifest")
         return path

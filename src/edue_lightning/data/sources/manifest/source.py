@@ -37,6 +37,7 @@ from edue_lightning.data.sources.manifest.files import NamedFiles
 from edue_lightning.data.sources.manifest.table import ManifestCase, read_table
 from edue_lightning.data.votes import level_mask, read_votes
 from edue_lightning.errors import UserError
+from edue_lightning.text import named, one_line
 
 _MOST_NAMED = 3
 _VOLUME = 3
@@ -59,7 +60,7 @@ class ManifestSource(FileSource):
 
     Args:
         root: folder with the manifest.
-        file: name of the manifest in the folder, CSV or Parquet.
+        file: name of the manifest, CSV or Parquet, from the folder; files are named from the manifest's own folder.
         structures: structures to take, in this order; None for all, in order of first appearance. Rows of others are
             left out, with a count in the log.
         standardise: whether to bring each channel to mean 0 and standard deviation 1 over the image; a constant one
@@ -107,7 +108,7 @@ class ManifestSource(FileSource):
         self._numbers = table.labels
         self._threshold = threshold
         self._read_mask = partial(read_mask, threshold=threshold)
-        self._files = NamedFiles(self.root)
+        self._files = NamedFiles((self.root / file).parent)
         self._stacked = self.preparation({"standardise": standardise})
         if table.votes and (labels is not None or threshold is not None):
             raise UserError("data.source.labels and threshold have no effect on votes; set both to null")
@@ -135,6 +136,7 @@ class ManifestSource(FileSource):
             voters = " or ".join(map(str, sorted(most)))
             self.facts = {"votes": f"of {voters} raters, read as nested level masks; who gave them is unknown"}
         self.check([self._file_case(case, self.root / file) for case in table.cases.values()], table.problems, settings)
+        self._compare_image_files(Path(file).name)
         self._compare_mask_files()
 
     @classmethod
@@ -233,6 +235,33 @@ class ManifestSource(FileSource):
         if self.votes:
             return level_mask(stored, int(key[0].removeprefix("level ")))
         return self._label_map.mask(stored, key[1]) if key in rows.labels else stored
+
+    def _compare_image_files(self, manifest: str) -> None:
+        """Report images of several cases as a problem, and files that are several channels of one with a warning.
+
+        A further channel that all cases share may be meant, such as a map of positions.
+
+        Args:
+            manifest: name of the table.
+        """
+        users: defaultdict[Path, list[tuple[str, int, str]]] = defaultdict(list)
+        for case_id, case in self._rows.items():
+            for channel, name in enumerate(case.images):
+                with suppress(ImageError):
+                    users[self._files.locate(name).resolve()].append((case_id, channel, name))
+        repeated = []
+        for found in users.values():
+            cases = list(dict.fromkeys(case_id for case_id, _, _ in found))
+            channels = {channel for _, channel, _ in found}
+            is_shared_map = len(channels) == 1 and 0 not in channels and len(cases) == len(self._rows)
+            if len(cases) > 1 and not is_shared_map:
+                fix = "give its rows one case_id" if channels == {0} else "name each case's own file"
+                line = f"cases {', '.join(map(repr, cases))} share the image {found[0][2]}; {fix}"
+                self.problems = (*self.problems, one_line(f"{manifest}: {line}"))
+            elif len(found) > len(cases):
+                repeated.append(f"{found[0][2]} of case {cases[0]!r}")
+        if repeated:
+            self.warn(f"files that are several channels of one case: {named(repeated)}; check that each has its own")
 
     def _compare_mask_files(self) -> None:
         """Report files that are several masks and not empty: of several cases as a problem, of one with a warning."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast, get_args
@@ -22,9 +21,11 @@ from edue_lightning.data.votes import MOST_RATERS
 from edue_lightning.text import (
     NO_FILE_NAME,
     can_be_in_file_name,
+    differ_in_case,
     is_plain_name,
     natural_key,
     one_line,
+    one_name,
     reason_of,
     times,
 )
@@ -37,8 +38,6 @@ VOTES = ("case_id", "image", "votes", "n_raters", "structure")
 OPTIONAL = ("split", "patient", "spacing", "region", "label", "segment", "rater_position")
 PARQUET = ".parquet"
 TABLES = (".csv", PARQUET)
-_BLANKS = re.compile(r"\s+")
-_BLANKS_IN_NUMBERS = re.compile(r"(?<=\d)\s+(?=\d)")
 _LABEL_BREAK = re.compile(r"\s*[,;]\s*|\s+")
 _SPACING_BREAK = re.compile(r"\s*x\s*|\s+")
 
@@ -127,7 +126,8 @@ def read_table(
     chosen = tuple(found if structures is None else structures)
     _check_structures(chosen, found, problems)
     for column in ("rater", "structure", "patient"):
-        _check_spelling(column, dict.fromkeys(row[column] for row in rows), problems)
+        for same in one_name(row[column] for row in rows):
+            problems.add(f"{column} {differ_in_case(same)}")
     rows_of_case: defaultdict[str, list[_Row]] = defaultdict(list)
     for row in rows:
         members = rows_of_case[row["case_id"]]
@@ -428,19 +428,6 @@ def _complete_rows(rows: Sequence[_Row], problems: _Problems) -> list[_Row]:
     return complete
 
 
-def _check_spelling(column: str, names: Iterable[str], problems: _Problems) -> None:
-    """Report names that are most likely one, as they differ in upper and lower case or in blanks only."""
-    spellings: defaultdict[str, list[str]] = defaultdict(list)
-    for name in names:
-        plain = unicodedata.normalize("NFKC", name).casefold()
-        # blanks between digits separate numbers
-        spellings[_BLANKS.sub("", _BLANKS_IN_NUMBERS.sub("|", plain))].append(name)
-    for same in spellings.values():
-        if len(same) > 1:
-            listed = ", ".join(map(repr, same))
-            problems.add(f"{column} {listed} differ in upper and lower case or blanks only; write one name")
-
-
 def _rater_positions(rows: Sequence[_Row], problems: _Problems) -> dict[str, int]:
     """Return the number of each rater in the column `rater_position`; empty if the column is missing or invalid."""
     texts: defaultdict[str, set[str]] = defaultdict(set)
@@ -532,17 +519,10 @@ def _masks(
 
 
 def _check_across_cases(cases: Sequence[ManifestCase], problems: _Problems) -> None:
-    """Report cases that share an image file, and patients with several splits."""
-    cases_of_image: defaultdict[Path, list[str]] = defaultdict(list)
+    """Report patients with several splits."""
     splits_of_group: defaultdict[str, set[str]] = defaultdict(set)
     for case in cases:
-        if case.images[0]:
-            cases_of_image[Path(case.images[0])].append(case.record.case_id)
         splits_of_group[case.record.group].add(case.record.split or "none")
-    for image, case_ids in cases_of_image.items():
-        if len(case_ids) > 1:
-            listed = ", ".join(map(repr, case_ids))
-            problems.add(f"cases {listed} share the image {image}; give its rows one case_id")
     for group, splits in splits_of_group.items():
         if len(splits) > 1:
             listed = ", ".join(sorted(splits))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from edue_lightning.data.images import PICTURES, VOLUMES
 from edue_lightning.data.listing import ListingProblems
 from edue_lightning.text import NO_FILE_NAME, is_plain_name
 
@@ -67,8 +68,13 @@ def list_nnunet(root: Path, ending: str, channels: int) -> tuple[list[NnunetCase
         for folder in sorted(root.iterdir()):
             match = _FOLDER.fullmatch(folder.name)
             if match is not None and match["part"] == part and folder.is_dir():
-                for path in _files(folder, ending):
-                    labels[path.name[: -len(ending)]][match["rater"] or FIRST_RATER] = path
+                if match["rater"] == FIRST_RATER:
+                    problems.add(folder, f"names a rater {FIRST_RATER!r}, as labels{part} does; rename the folder")
+                for path in _files(folder, ending, problems):
+                    case_id = path.name[: -len(ending)]
+                    first = labels[case_id].setdefault(match["rater"] or FIRST_RATER, path)
+                    if first.parent == folder and first is not path:
+                        problems.add_twice(path, first, "the label map of this case", case_id)
         for case_id in sorted(labels.keys() - images.keys()):
             problems.add(next(iter(labels[case_id].values())), f"has no image in images{part}; add it", case_id)
         for case_id, files in sorted(images.items()):
@@ -93,18 +99,24 @@ def list_nnunet(root: Path, ending: str, channels: int) -> tuple[list[NnunetCase
 
 def _images(folder: Path, ending: str, problems: ListingProblems) -> dict[str, dict[int, Path]]:
     found: defaultdict[str, dict[int, Path]] = defaultdict(dict)
-    for path in _files(folder, ending):
+    for path in _files(folder, ending, problems):
         match = _CHANNEL.fullmatch(path.name[: -len(ending)])
         if match is None:
             problems.add(path, f"has no number of its channel in its name; call it CASE_0000{ending}")
         else:
-            found[match["case"]][int(match["channel"])] = path
+            first = found[match["case"]].setdefault(int(match["channel"]), path)
+            if first is not path:
+                problems.add_twice(path, first, f"channel {match['channel']} of this case", match["case"])
     return found
 
 
-def _files(folder: Path, ending: str) -> list[Path]:
+def _files(folder: Path, ending: str, problems: ListingProblems) -> list[Path]:
+    """Return the files of a folder; images and label maps with another ending are noted."""
     if not folder.is_dir():
         return []
-    return sorted(
-        path for path in folder.iterdir() if path.name.lower().endswith(ending) and not path.name.startswith(".")
-    )
+    shown = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    found = [path for path in shown if path.name.lower().endswith(ending)]
+    for path in shown:
+        if path not in found and path.name.lower().endswith((*PICTURES, *VOLUMES)):
+            problems.add(path, f"is no {ending} file, as dataset.json says; convert it, or move it out of the data set")
+    return found

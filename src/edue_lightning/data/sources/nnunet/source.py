@@ -23,7 +23,7 @@ from edue_lightning.data.source import CaseRecord, ProbabilityChannels, Split
 from edue_lightning.data.sources.nnunet.description import REORIENTED, find_description, read_description, read_fold
 from edue_lightning.data.sources.nnunet.layout import NnunetCase, list_nnunet
 from edue_lightning.errors import UserError
-from edue_lightning.text import natural_key
+from edue_lightning.text import counted, differ_in_case, named, natural_key, one_name
 
 
 class NnunetSource(FileSource):
@@ -78,13 +78,17 @@ class NnunetSource(FileSource):
         listed, unlabelled, problems = list_nnunet(folder, self._description.ending, len(self._description.channels))
         if unlabelled:
             self.warn(f"{unlabelled} images of imagesTs have no labels and are left out")
+        prescribed, left_out, split_problems = _prescribed(listed, folder, splits_file, fold)
+        if left_out:
+            count = counted(len(left_out), "case")
+            self.warn(f"{count} of imagesTr in no list of fold {fold}, so left out: {named(sorted(left_out))}")
+        listed = [case for case in listed if case.case_id not in left_out]
         self.raters: tuple[str, ...] = tuple(
             sorted({rater for case in listed for rater in case.labels}, key=natural_key)
         )
         self.facts = {"channels": ", ".join(self._description.channels)}
         self._stacked = self.preparation({"standardise": standardise})
         self._cases = {case.case_id: case for case in listed}
-        prescribed, split_problems = _prescribed(listed, folder, splits_file, fold)
         files = [_file_case(case, prescribed.get(case.case_id, case.split)) for case in listed]
         settings = {
             "standardise": standardise,
@@ -94,7 +98,8 @@ class NnunetSource(FileSource):
             "ignore": labels.ignore,
             "channels": list(self._description.channels),
         }
-        self.check(files, [*problems, *split_problems], settings)
+        spellings = [f"raters {differ_in_case(same)}" for same in one_name(self.raters)]
+        self.check(files, [*problems, *split_problems, *spellings], settings)
 
     @classmethod
     def preparation(cls, settings: Mapping[str, Any]) -> Stacked:
@@ -159,14 +164,18 @@ def _file_case(case: NnunetCase, split: Split | None) -> FileCase:
 
 def _prescribed(
     cases: Sequence[NnunetCase], folder: Path, splits_file: str | None, fold: int
-) -> tuple[Mapping[str, Split], list[str]]:
-    """Return the splits that a fold of nnU-Net prescribes, and one line per unknown case in it."""
+) -> tuple[Mapping[str, Split], set[str], list[str]]:
+    """Return the splits that a fold of nnU-Net prescribes, the cases that it does not use, and problems.
+
+    A case in neither list takes no part, as in nnU-Net. There is one problem per name that is no case.
+    """
     if splits_file is None:
-        return {}, []
+        return {}, set(), []
     path = folder / splits_file
     train, val = read_fold(path, fold)
     known = {case.case_id for case in cases if case.split is None}
     problems = [f"{path.name}: case {name!r}: is no case of imagesTr; add it" for name in sorted((train | val) - known)]
+    left_out = known - train - val
     if any(case.split == "test" for case in cases):
-        return {**dict.fromkeys(train, "train"), **dict.fromkeys(val, "val")}, problems
-    return dict.fromkeys(val, "test"), problems
+        return {**dict.fromkeys(train, "train"), **dict.fromkeys(val, "val")}, left_out, problems
+    return dict.fromkeys(val, "test"), left_out, problems

@@ -163,9 +163,12 @@ def _beside_masks(pictures: Sequence[Path], problems: ListingProblems) -> list[R
             if match is None or match["rater"] not in RATERS:
                 problems.add(path, "is not named imageN-R with a rater R from 1 to 6; correct its name")
                 continue
-            masks[place(path), match["stem"]][match["rater"]] = path
+            first = masks[place(path), match["stem"]].setdefault(match["rater"], path)
+            what = f"the mask of rater {match['rater']}"
         else:
-            photographs[place(path), path.stem] = path
+            first, what = photographs.setdefault((place(path), path.stem), path), "the photograph"
+        if first is not path:
+            problems.add_twice(path, first, what, path.stem)
     cases = []
     for key in sorted({*masks, *photographs}, key=lambda key: (key[0], _natural(key[1]))):
         folders, stem = key
@@ -198,6 +201,8 @@ def _from_tables(tables: Sequence[Path], problems: ListingProblems) -> list[Riga
             lacks = f"has no column {', '.join(missing)}" if missing else f"names no origin of RIGA ({name})"
             problems.add(table, f"{lacks}; download it again")
             continue
+        if frame["imgName"].isna().any():
+            problems.add(table, "has an empty imgName; fill it in, or download it again")
         for image, rows in frame.groupby("imgName", sort=False):
             case_id = _file_name(f"{name}_{_relative(str(image)).with_suffix('').name}")
             masks = _masks_of(rows, table, problems, case_id)
