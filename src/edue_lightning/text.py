@@ -114,23 +114,26 @@ def named(names: Sequence[str], most: int = 5) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def one_name(names: Iterable[str]) -> list[list[str]]:
-    """Return groups of different names that are most likely one, as they differ in upper and lower case or blanks only.
+def spelling_problems(what: str, names: Iterable[str]) -> list[str]:
+    """Return one line per group of names that are most likely one: they differ in upper and lower case or blanks only.
 
-    >>> one_name(["Ben", "ben", "Eva", "B en", "1 2", "12"])
-    [['Ben', 'ben', 'B en']]
+    >>> spelling_problems("raters", ["Ben", "Eva", "ben", "1 2", "12"])
+    ["raters 'Ben', 'ben' differ in upper and lower case or blanks only; write one name"]
+
+    Args:
+        what: what the names are those of.
+        names: names, each any number of times.
     """
     spellings: defaultdict[str, list[str]] = defaultdict(list)
     for name in dict.fromkeys(names):
         plain = unicodedata.normalize("NFKC", name).casefold()
         # blanks between digits separate numbers
         spellings[_BLANKS.sub("", _BLANKS_IN_NUMBERS.sub("|", plain))].append(name)
-    return [same for same in spellings.values() if len(same) > 1]
-
-
-def differ_in_case(names: Sequence[str]) -> str:
-    """Return the problem of names that `one_name` found, and its fix."""
-    return f"{', '.join(map(repr, names))} differ in upper and lower case or blanks only; write one name"
+    return [
+        f"{what} {', '.join(map(repr, same))} differ in upper and lower case or blanks only; write one name"
+        for same in spellings.values()
+        if len(same) > 1
+    ]
 
 
 def listed(names: Sequence[str], most: int | None = None) -> str:

@@ -81,7 +81,7 @@ def find_files(
     """
     root = problems.root
     found = []
-    # a linked folder may lead to one that holds the link
+    # where each linked folder leads
     entered: dict[Path, Path] = {}
 
     def unreadable(error: OSError) -> None:

@@ -35,7 +35,7 @@ from edue_lightning.data.sources.hecktor.layout import (
 )
 from edue_lightning.data.sources.hecktor.preparation import PetCt, affine_of, file_grid, require_hounsfield, require_suv
 from edue_lightning.errors import UserError
-from edue_lightning.text import differ_in_case, natural_key, one_name
+from edue_lightning.text import natural_key, spelling_problems
 
 Structure = Literal["GTVp", "GTVn"]
 LABELS = {1: "GTVp", 2: "GTVn"}
@@ -119,8 +119,7 @@ class HecktorSource(FileSource):
         if exclusive:
             # cases of other settings keep their prepared files
             settings["exclusive"] = True
-        spellings = [f"raters {differ_in_case(same)}" for same in one_name(self.raters)]
-        problems += [*box_problems, *spellings, *self._unlabelled_structures(listed)]
+        problems += [*box_problems, *spelling_problems("raters", self.raters), *self._unlabelled_structures(listed)]
         self.check([self._file_case(case) for case in listed], problems, settings)
 
     @classmethod

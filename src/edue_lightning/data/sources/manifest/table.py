@@ -21,12 +21,11 @@ from edue_lightning.data.votes import MOST_RATERS
 from edue_lightning.text import (
     NO_FILE_NAME,
     can_be_in_file_name,
-    differ_in_case,
     is_plain_name,
     natural_key,
     one_line,
-    one_name,
     reason_of,
+    spelling_problems,
     times,
 )
 
@@ -126,8 +125,8 @@ def read_table(
     chosen = tuple(found if structures is None else structures)
     _check_structures(chosen, found, problems)
     for column in ("rater", "structure", "patient"):
-        for same in one_name(row[column] for row in rows):
-            problems.add(f"{column} {differ_in_case(same)}")
+        for line in spelling_problems(column, (row[column] for row in rows)):
+            problems.add(line)
     rows_of_case: defaultdict[str, list[_Row]] = defaultdict(list)
     for row in rows:
         members = rows_of_case[row["case_id"]]
@@ -148,7 +147,7 @@ def read_table(
                 cases[case_id] = case
         else:
             problems.add(f"no rater has a row of {', '.join(chosen)}; add one, or remove the case", case_id)
-    _check_across_cases(list(cases.values()), problems)
+    _check_splits(list(cases.values()), problems)
     raters = sorted({rater for case in cases.values() for rater, _ in case.masks}, key=natural_key)
     position_of = _rater_positions(rows, problems)
     if position_of:
@@ -518,7 +517,7 @@ def _masks(
     return masks
 
 
-def _check_across_cases(cases: Sequence[ManifestCase], problems: _Problems) -> None:
+def _check_splits(cases: Sequence[ManifestCase], problems: _Problems) -> None:
     """Report patients with several splits."""
     splits_of_group: defaultdict[str, set[str]] = defaultdict(set)
     for case in cases:

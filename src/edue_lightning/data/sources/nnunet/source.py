@@ -23,7 +23,7 @@ from edue_lightning.data.source import CaseRecord, ProbabilityChannels, Split
 from edue_lightning.data.sources.nnunet.description import REORIENTED, find_description, read_description, read_fold
 from edue_lightning.data.sources.nnunet.layout import NnunetCase, list_nnunet
 from edue_lightning.errors import UserError
-from edue_lightning.text import counted, differ_in_case, named, natural_key, one_name
+from edue_lightning.text import counted, named, natural_key, spelling_problems
 
 
 class NnunetSource(FileSource):
@@ -98,8 +98,7 @@ class NnunetSource(FileSource):
             "ignore": labels.ignore,
             "channels": list(self._description.channels),
         }
-        spellings = [f"raters {differ_in_case(same)}" for same in one_name(self.raters)]
-        self.check(files, [*problems, *split_problems, *spellings], settings)
+        self.check(files, [*problems, *split_problems, *spelling_problems("raters", self.raters)], settings)
 
     @classmethod
     def preparation(cls, settings: Mapping[str, Any]) -> Stacked:
