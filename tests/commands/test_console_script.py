@@ -8,10 +8,17 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from processes import run_command, run_script
 
 import edue_lightning
 from edue_lightning.__main__ import COMMANDS, main, usage
+
+
+@pytest.fixture(autouse=True)
+def _hydra_forgets_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take back the settings that a command with `--cfg` leaves to its process, or `run_processes` hands them on."""
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
 
 
 def called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
