@@ -420,9 +420,17 @@ def test_a_checkpoint_without_triage_sorts_and_flags_nothing(tmp_path: Path, cap
     method = build_method(settings, images)
     save_method(method, tmp_path / "best.ckpt", checkpoint_entries(settings, images))
     photographs(tmp_path / "pictures", cases=2)
-    found = predict(asked(tmp_path / "best.ckpt", tmp_path / "pictures", tmp_path / "out"), tmp_path / "out")
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    table = pd.DataFrame({"case_id": [path.stem for path in pictures], "image": pictures, "spacing": ["2x3", None]})
+    table.to_csv(tmp_path / "pictures.csv", index=False)
+    found = predict(asked(tmp_path / "best.ckpt", tmp_path / "pictures.csv", tmp_path / "out"), tmp_path / "out")
     assert found.triage["flagged"].isna().all()
-    assert "no case will be flagged" in caplog.text
+    assert "no case will be flagged; resume the training if it was interrupted" in caplog.text
+    # without limits, sizes are in mm² wherever the size of a pixel is known
+    assert set(zip(found.triage["case"], found.triage["unit"], strict=True)) == {
+        (pictures[0].stem, "mm2"),
+        (pictures[1].stem, "pixels"),
+    }
     assert (tmp_path / "out" / "fundus_0000__total_variance__disc.tif").is_file()
     assert not list((tmp_path / "out").glob("*disagreement*"))
 

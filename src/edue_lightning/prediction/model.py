@@ -85,7 +85,8 @@ class Model:
 
     Attributes:
         image_format: axes, channels and names of the structures.
-        triage: rules that flag cases for review; None with `other_masks`, `slicing` or after an interrupted training.
+        triage: rules that flag cases for review; None with `other_masks` or `slicing`, and after a training that was
+            interrupted or had `triage_sensitivity=null`.
         other_masks: whether `mask` chose another rule than that of the training, so that no case can be flagged.
         density: density of the training images; None with another window than in the training, with `slicing`, or in a
             checkpoint of an interrupted training or earlier version.
@@ -124,8 +125,8 @@ class Model:
         if triage is not None and set(triage.structures) != set(self.structures):
             raise UserError(f"{path}: its triage data is for other structures; train again or use another checkpoint")
         self.triage = None if loaded.other_masks else triage
-        # sizes keep their unit where no case can be flagged
-        self._spaced = triage is not None and triage.spaced
+        # sizes keep the unit of the limits where no case can be flagged; None: without limits, each case has its own
+        self._spaced = None if triage is None else triage.spaced
         if slicing is not None:
             self._predict_volumes(slicing, sensitivity, path)
         self._sensitivity = sensitivity or (None if self.triage is None else self.triage.sensitivity)
@@ -150,7 +151,7 @@ class Model:
         self.method.inference = SliceSlabs(batch_size=slicing.batch_size)
         self._preparation = SlicedVolume(slicing, self._preparation, wanted.storage)
         self.image_format = replace(wanted, spatial_dims=_VOLUME, storage=None)
-        self.triage = self.density = None
+        self.triage = self.density = self._spaced = None
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -275,8 +276,7 @@ class Model:
         if self.density is not None:
             image = prepared.image[None].to(self.method.device)
             unusual = self.density.outside(float(self.density(self.method, image, found.image_features)))
-        # without limits to compare with, each volume has its own unit
-        spaced = self._spaced if self.slicing is None else prepared.spacing is not None
+        spaced = prepared.spacing is not None if self._spaced is None else self._spaced
         return triage_rows(case_id, prepared, found, self.structures, self.triage, self._sensitivity, spaced, unusual)
 
     def _require_pixels(self, prepared: PreparedImage) -> None:

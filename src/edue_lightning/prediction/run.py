@@ -126,7 +126,8 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
         )
     elif model.triage is None and not model.other_masks:
         log.warning(
-            "%s: has no triage data (interrupted training?), so no case will be flagged; resume the training to add it",
+            "%s: has no triage data, so no case will be flagged; resume the training if it was interrupted, or train "
+            "with a triage_sensitivity",
             path,
         )
     given = Path(configuration["input"])

@@ -62,8 +62,8 @@ def triage_rows(
       among this mask and the members', which are cut at one half whatever rule the mask has (see `MaskRule`). They are
       measured on the voxels that the network saw: where an image is resampled, the mask on the voxels of its file, cut
       after interpolation, has another volume.
-    - `unit`: unit of volumes and sums, the same in all rows of a model: mm² or mm³ if it was trained on images of known
-      voxel size, else pixels or voxels (of the file for volumes, of the image that the network saw for sums).
+    - `unit`: unit of volumes and sums: mm² or mm³ if `spaced`, else pixels or voxels (of the file for volumes, of the
+      image that the network saw for sums).
 
     Args:
         case_id: name of the case.
