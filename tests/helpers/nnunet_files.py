@@ -67,6 +67,8 @@ def write_nnunet(
 ) -> Path:
     """Write a data set; rater n's liver begins n voxels further, and the last rater of the first case ignores a row."""
     description = {**VERSION_2, **(description or {})} if description is None else description
+    if "numTraining" in description:
+        description = {**description, "numTraining": cases}
     root.mkdir(parents=True, exist_ok=True)
     (root / "dataset.json").write_text(json.dumps(description))
     for part, count in {"Tr": cases, "Ts": tests}.items():

@@ -93,7 +93,7 @@ def test_labelled_cases_of_images_ts_are_the_test_split(tmp_path: Path, caplog: 
     splits = RaterDataModule("liver", source).splits
     assert [record.case_id for record in splits["test"]] == ["test_000", "test_001"]
     assert len(splits["train"]) + len(splits["val"]) == 9
-    assert "1 images of imagesTs have no labels and are left out" in caplog.text
+    assert "1 image of imagesTs without labels left out" in caplog.text
 
 
 def test_a_fold_of_nnunet_is_the_test_split_or_for_validation(tmp_path: Path) -> None:
@@ -124,6 +124,19 @@ def test_a_case_in_no_list_of_the_fold_takes_no_part(tmp_path: Path, caplog: pyt
     source = source_of(tmp_path, splits_file="splits_final.json")
     assert [record.case_id for record in source.cases()] == names[:4]
     assert "2 cases of imagesTr in no list of fold 0, so left out: case_004, case_005" in caplog.text
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_case_that_is_lost_with_all_its_files_is_missed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: bool
+) -> None:
+    root = write_nnunet(tmp_path, tests=2)
+    if lost:
+        for path in root.rglob("case_003*"):
+            path.unlink()
+    NnunetSource(root=str(root))
+    line = "imagesTr has 4 cases with labels, but dataset.json says numTraining 5; add the missing files"
+    assert (line in caplog.text) == lost
 
 
 def test_no_rater_is_lost_by_the_name_of_a_file_or_folder(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class Description:
         has_regions: whether nnU-Net trains on regions, which may overlap, and not on labels, which exclude each other.
         ending: ending of all image and label files, in lower case, with its dot.
         reader: `overwrite_image_reader_writer`, or None.
+        training_cases: `numTraining`, the number of cases of `imagesTr`; None if the file does not say.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Description:
     has_regions: bool
     ending: str
     reader: str | None
+    training_cases: int | None
 
 
 def find_description(root: Path) -> Path:
@@ -79,6 +81,7 @@ def read_description(path: Path) -> Description:
     if ending not in (*PICTURES, *VOLUMES):
         raise UserError(f"{path}: file_ending {ending} is not read; convert the files to .nii.gz or .png")
     reader = content.get("overwrite_image_reader_writer")
+    training_cases = content.get("numTraining")
     return Description(
         path,
         tuple(str(channels[number]) for number in numbers),
@@ -86,6 +89,7 @@ def read_description(path: Path) -> Description:
         any(isinstance(number, Sequence) and len(number) > 1 for number in labels.values()),
         ending,
         None if reader is None else str(reader),
+        training_cases if isinstance(training_cases, int) else None,
     )
 
 

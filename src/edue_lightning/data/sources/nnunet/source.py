@@ -77,7 +77,14 @@ class NnunetSource(FileSource):
             labels.require_exclusive(self.structures, self._description.path.name)
         listed, unlabelled, problems = list_nnunet(folder, self._description.ending, len(self._description.channels))
         if unlabelled:
-            self.warn(f"{unlabelled} images of imagesTs have no labels and are left out")
+            self.warn(f"{counted(unlabelled, 'image')} of imagesTs without labels left out")
+        expected = self._description.training_cases
+        found = sum(case.split is None for case in listed)
+        if expected is not None and found != expected:
+            self.warn(
+                f"imagesTr has {counted(found, 'case')} with labels, but {self._description.path.name} says "
+                f"numTraining {expected}; add the missing files, or correct the number"
+            )
         prescribed, left_out, split_problems = _prescribed(listed, folder, splits_file, fold)
         if left_out:
             count = counted(len(left_out), "case")
