@@ -96,9 +96,10 @@ def test_seeds_are_averaged_and_drawn_with_the_cases(runs_folder: Path) -> None:
     values = [run.metrics.set_index("metric").loc["nll", "value"] for run in edue]
     assert row["value"] == pytest.approx(np.mean(values))
     assert row["seeds"] == 3
-    drawn = np.random.default_rng([3, 0]).integers(0, 3, size=(3, RESAMPLES))
+    # two of the three, or the variance between them would be too small
+    drawn = np.random.default_rng([3, 0]).integers(0, 3, size=(2, RESAMPLES))
     averaged = [
-        np.mean([edue[drawn[s, b]].replicates.arrays["nodule", "nll"][b] for s in range(3)]) for b in range(RESAMPLES)
+        np.mean([edue[drawn[s, b]].replicates.arrays["nodule", "nll"][b] for s in range(2)]) for b in range(RESAMPLES)
     ]
     assert (row["ci_low"], row["ci_high"]) == pytest.approx(np.quantile(averaged, [0.025, 0.975]))
 

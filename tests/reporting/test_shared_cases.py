@@ -13,7 +13,7 @@ from run_files import write_run
 from scipy.stats import spearmanr
 
 from edue_lightning.reporting.comparison import best_methods, paired_difference
-from edue_lightning.reporting.shared_cases import differing_cases, on_shared_cases
+from edue_lightning.reporting.shared_cases import differing_cases, independent_groups, on_shared_cases
 from edue_lightning.runs.files import Replicates, Run, read_run
 
 CASES, RESAMPLES = 30, 200
@@ -140,6 +140,27 @@ def test_methods_without_a_shared_case_are_not_compared_case_by_case(tmp_path: P
         for name, half in zip(("edue", "other"), halves, strict=True)
     ]
     assert differing_cases(methods, "disc") == "defined for 15 and 15 cases, none of them the same"
+    found = paired_difference(methods[0][0], methods[1][0], "disc", METRIC)
+    assert np.isnan([found.value, found.other, found.difference, found.p_value]).all()
+
+
+def test_one_structure_without_a_shared_case_leaves_their_mean_undefined(tmp_path: Path) -> None:
+    halves = (range(15), range(15, CASES))
+    own, other = (
+        measured(tmp_path, name, 3, {"disc": [at], "cup": list(half)})
+        for at, (name, half) in enumerate(zip(("edue", "other"), halves, strict=True))
+    )
+    assert np.isnan(paired_difference([own], [other], "mean", METRIC).difference)
+    assert not np.isnan(paired_difference([own], [other], "disc", METRIC).difference)
+
+
+def test_patients_are_counted_where_they_define_the_metrics_of_all(tmp_path: Path) -> None:
+    # patients 0 to 5 define the one, patients 3 to 9 the other
+    own = measured(tmp_path, "edue", 3, {"disc": list(range(18, CASES))})
+    other = measured(tmp_path, "other", 3, {"disc": list(range(9))})
+    assert independent_groups([([own], METRIC)], "disc") == 6
+    assert independent_groups([([own], METRIC), ([other], METRIC)], "disc") == 3
+    assert independent_groups([([own], "of_no_case")], "disc") == 0
 
 
 def test_too_few_shared_patients_give_no_interval(tmp_path: Path) -> None:

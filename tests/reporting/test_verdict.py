@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from run_files import RESAMPLES, write_cost, write_values
+from scipy import stats
 
 from edue_lightning.reporting import judge, read_run
 from edue_lightning.reporting.comparison import (
@@ -19,7 +20,7 @@ from edue_lightning.reporting.comparison import (
     replicates_over_seeds,
 )
 from edue_lightning.reporting.findings import Finding, Verdict
-from edue_lightning.reporting.outcomes import MARGINS, interval_p, outcome, two_sided_p
+from edue_lightning.reporting.outcomes import MARGINS, interval_p, inverted_p, outcome, two_sided_p
 from edue_lightning.reporting.tables import differences_table
 from edue_lightning.reporting.verdict_text import TITLES, summary, table
 from edue_lightning.runs.files import METRICS_COLUMNS, Replicates, Run, write_replicates, write_table
@@ -78,9 +79,9 @@ def test_each_method_has_the_mask_rule_that_is_best_on_validation_data(tmp_path:
         (0.64, 0.3, 0.5, "relative gain", 0.6, 0.55, "better"),
         (0.62, 0.3, 0.5, "relative gain", 0.55, 0.55, "not distinguishable"),  # just reached
         (0.61, 0.3, 0.5, "relative gain", 0.525, 0.55, "worse"),
-        # +55 % of 0.8 would pass 1, so 0.9 is wanted
-        (0.9, 0.75, 0.85, "relative gain", 0.125, 0.125, "not distinguishable"),
-        (0.89, 0.75, 0.85, "relative gain", 0.1125, 0.125, "worse"),
+        # +55 % of 0.8 would pass 1, so half the distance is wanted
+        (0.9, 0.75, 0.85, "distance closed", 0.5, 0.5, "not distinguishable"),
+        (0.89, 0.75, 0.85, "distance closed", 0.45, 0.5, "worse"),
         # of a baseline that is not positive there is no gain; half of 1.2 is 0.6
         (0.41, -0.3, -0.1, "distance closed", 0.61 / 1.2, 0.5, "better"),
         (0.4, -0.3, -0.1, "distance closed", 0.5, 0.5, "not distinguishable"),
@@ -100,18 +101,33 @@ def test_the_target_over_the_usual_ensembles(
     assert (found.ci_low, found.ci_high) == pytest.approx((change, change), nan_ok=True)
 
 
-def test_gains_are_averaged_over_data_sets_and_so_are_their_targets(tmp_path: Path) -> None:
-    runs = usual(tmp_path, 0.72, 0.4, 0.4, "lidc") + usual(tmp_path, 0.9, 0.8, 0.8, "fundus")
+def test_gains_are_averaged_over_data_sets(tmp_path: Path) -> None:
+    lidc = usual(tmp_path, 0.72, 0.4, 0.4, "lidc")
+    # over one data set the average would be the same comparison again
+    assert {f.data for f in judge(lidc, "edue").findings if f.part == "usual"} == {"lidc"}
+    runs = lidc + usual(tmp_path, 0.6, 0.4, 0.4, "fundus")
     found = of(judge(runs, "edue"), "image_pearson", "usual", "all")
-    assert found.change == pytest.approx((0.8 + 0.125) / 2)
-    assert found.target == pytest.approx((0.55 + 0.125) / 2)
-    assert found.outcome == "better"
-    # a data set without a relative gain has a finding of its own, and the average names it
-    verdict = judge(runs + usual(tmp_path, 0.1, -0.2, -0.2, "petct"), "edue")
+    assert found.change == pytest.approx((0.8 + 0.5) / 2)
+    assert (found.target, found.outcome) == (0.55, "better")
+    # a data set whose target is no relative gain has a finding of its own, and the average names it
+    more = usual(tmp_path, 0.1, -0.2, -0.2, "petct") + usual(tmp_path, 0.89, 0.8, 0.8, "cells")
+    verdict = judge(runs + more, "edue")
     missed = of(verdict, "image_pearson", "usual", "all")
     assert (missed.change, missed.target) == (found.change, found.target)
-    assert missed.reason == "without petct, which has no relative gain"
+    assert missed.reason == "without petct and cells, whose target is no relative gain"
     assert of(verdict, "image_pearson", "usual", "petct").outcome == "worse"
+    assert of(verdict, "image_pearson", "usual", "cells").outcome == "worse"
+
+
+def test_half_the_distance_is_tested_as_such(tmp_path: Path) -> None:
+    runs = usual(tmp_path, 0.9, 0.78, 0.82, noise=0.01)
+    found = of(judge(runs, "edue"), "image_pearson", "usual")
+    own, *others = (one.replicates.arrays["nodule", "image_pearson"] for one in runs)
+    baselines = np.mean(others, axis=0)
+    closed = (own - baselines) / (1 - baselines)
+    # the baseline varies too, also where it sets the target
+    assert (found.ci_low, found.ci_high) == pytest.approx(np.quantile(closed, [0.025, 0.975]))
+    assert found.p_value == two_sided_p(closed - 0.5, 9)
 
 
 @pytest.mark.parametrize("order", [("A", "B"), ("B", "A")])
@@ -329,8 +345,8 @@ def test_many_comparisons_are_corrected_for(tmp_path: Path) -> None:
         "dice": 0.055,
     }
     runs = [
-        run(tmp_path, "edue", {name: 0.5 + gain for name, gain in gains.items()}, noise=0.05),
-        run(tmp_path, "layer_ensemble", dict.fromkeys(gains, 0.5), noise=0.0),
+        run(tmp_path, "edue", {name: 0.5 + gain for name, gain in gains.items()}, noise=0.05, cases=40),
+        run(tmp_path, "layer_ensemble", dict.fromkeys(gains, 0.5), noise=0.0, cases=40),
     ]
     verdict = judge(runs, "edue")
     found = [f for f in verdict.findings if f.part == "best baseline" and f.outcome != "undefined"]
@@ -341,7 +357,9 @@ def test_many_comparisons_are_corrected_for(tmp_path: Path) -> None:
         below = sum(value <= 0 for value in math.copysign(1, finding.change) * (first - second))
         middle, half = (finding.ci_low + finding.ci_high) / 2, (finding.ci_high - finding.ci_low) / 2
         tail = math.erfc(1.959964 * abs(middle) / half / math.sqrt(2))
-        naive.append(2 * (1 + below) / (1 + RESAMPLES) if below else min(2 / (1 + RESAMPLES), tail))
+        normal = 2 * (1 + below) / (1 + RESAMPLES) if below else min(2 / (1 + RESAMPLES), tail)
+        errors = stats.norm.isf(normal / 2) * math.sqrt(39 / 40)
+        naive.append(2 * stats.t(39).sf(errors))
     # each alone would be shown
     assert all(p < 0.05 for p in naive)
     assert all(f.ci_low > 0 or f.ci_high < 0 for f in found)
@@ -485,7 +503,7 @@ def test_a_p_value_agrees_with_the_percentile_interval() -> None:
         for centre in np.linspace(-3, 3, 41):
             found = centre + rng.gamma(2, 0.7, size=resamples)
             low, high = np.quantile(found, [0.025, 0.975])
-            p_value = two_sided_p(found)
+            p_value = inverted_p(found)
             beyond = min((found <= 0).sum(), (found >= 0).sum())
             if beyond:
                 assert p_value == min(1, 2 * (1 + beyond) / (1 + resamples))
@@ -493,15 +511,59 @@ def test_a_p_value_agrees_with_the_percentile_interval() -> None:
             # but for the two replicates between which the interval ends, and the one of the correction
             assert p_value <= 0.05 + 4 / (1 + resamples) or low <= 0 <= high
             assert (interval_p(low, high) <= 0.05) == (low > 0 or high < 0)
-    assert two_sided_p(np.zeros(100)) == 1
-    assert two_sided_p(np.full(100, 0.3)) == 0
-    assert np.isnan(two_sided_p(np.empty(0)))
-    assert np.isnan(two_sided_p(np.array([np.nan, np.nan, 1.0])))
+            # of many groups, the t distribution is the normal one
+            assert two_sided_p(found, 10**9) == pytest.approx(p_value, rel=1e-4)
+    for of_groups in (lambda found: two_sided_p(found, 9), inverted_p):
+        assert of_groups(np.zeros(100)) == 1
+        assert of_groups(np.full(100, 0.3)) == 0
+        assert np.isnan(of_groups(np.empty(0)))
+        assert np.isnan(of_groups(np.array([np.nan, np.nan, 1.0])))
+
+
+def rate(groups: int, seeds: int, of_seed: float, level: float) -> tuple[float, float]:
+    """Return how often differences of true value 0 have a p-value up to a level: of the bootstrap alone, and of ours.
+
+    The difference of a case is noise, and a seed moves all cases by noise of its own.
+    """
+    rng = np.random.default_rng([groups, seeds])
+    found = []
+    for _ in range(600):
+        cases, shifts = rng.normal(size=groups), of_seed * rng.normal(size=seeds)
+        drawn = cases[rng.integers(0, groups, size=(500, groups))].mean(axis=1)
+        drawn_seeds = shifts[rng.integers(0, seeds, size=(500, max(seeds - 1, 1)))].mean(axis=1)
+        replicates = drawn + drawn_seeds
+        found.append((inverted_p(replicates), two_sided_p(replicates, groups, [cases.mean() + shifts])))
+    alone, ours = (np.array(found) <= level).mean(axis=0)
+    return float(alone), float(ours)
+
+
+@pytest.mark.parametrize(("groups", "seeds", "of_seed"), [(5, 1, 0.0), (10, 1, 0.0), (50, 3, 0.3), (10, 2, 0.3)])
+def test_few_patients_or_seeds_show_a_difference_of_0_no_more_often_than_the_level(
+    groups: int, seeds: int, of_seed: float
+) -> None:
+    for level in (0.05, 0.01):
+        alone, ours = rate(groups, seeds, of_seed, level)
+        assert ours <= level + 0.02
+        assert alone > ours
+    # five patients: the bootstrap alone is wrong about three times as often as it says
+    if groups == 5:
+        assert rate(groups, seeds, of_seed, 0.05)[0] > 0.12
+
+
+def test_the_variance_between_groups_and_seeds_has_the_degrees_of_freedom_of_both() -> None:
+    replicates = np.random.default_rng(0).normal(0.5, 0.2, size=2000)
+    seeds = [np.array([0.4, 0.5, 0.6]), np.array([0.1, 0.2])]
+    of_seeds = [0.01 / 3, 0.005 / 2]
+    of_groups = (np.var(replicates) - sum(of_seeds)) * 8 / 7
+    total = of_groups + sum(of_seeds)
+    freedom = total**2 / (of_groups**2 / 7 + of_seeds[0] ** 2 / 2 + of_seeds[1] ** 2 / 1)
+    errors = stats.norm.isf(inverted_p(replicates) / 2) * math.sqrt(np.var(replicates) / total)
+    assert two_sided_p(replicates, 8, seeds) == pytest.approx(2 * stats.t(freedom).sf(errors))
 
 
 def test_p_values_fall_as_the_replicates_move_away_from_0() -> None:
     found = np.random.default_rng(0).normal(size=1000)
-    moved = [two_sided_p(found + shift) for shift in np.linspace(0.1, 6, 60)]
+    moved = [two_sided_p(found + shift, 100) for shift in np.linspace(0.1, 6, 60)]
     assert moved == sorted(moved, reverse=True)
     assert moved[0] > 0.5
     assert moved[-1] < 1e-6
@@ -589,6 +651,6 @@ def test_the_tables_hold_every_finding(tmp_path: Path) -> None:
     verdict = judge(usual(tmp_path, 0.6, 0.4, 0.5), "edue")
     parts = [table(verdict, part) for part in ("usual", "best baseline", "cost")]
     assert sum(map(len, parts)) == len(verdict.findings) == len(verdict.frame())
-    assert parts[0]["change"].tolist()[:2] == ["+33.3 % [+33.3 %, +33.3 %]"] * 2
-    assert parts[0]["target"].tolist()[:2] == ["+55 %"] * 2
-    assert parts[0]["edue"].tolist()[:2] == ["0.600 (variance between members)", ""]
+    assert parts[0]["change"].tolist() == ["+33.3 % [+33.3 %, +33.3 %]", "+0 % [+0 %, +0 %]"]
+    assert parts[0]["target"].tolist() == ["+55 %", "+23 %"]
+    assert parts[0]["edue"].tolist()[0] == "0.600 (variance between members)"

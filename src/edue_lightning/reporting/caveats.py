@@ -11,8 +11,9 @@ from edue_lightning.reporting.charts.names import some_of
 from edue_lightning.reporting.comparison import TABLE_METRICS, group_by_subject, mean_over_seeds
 from edue_lightning.reporting.folds import missing_folds, value_within_folds
 from edue_lightning.reporting.out_of_distribution import differing_distortions, halved_cases
-from edue_lightning.reporting.outcomes import FEWEST_CASES, MARGINS, is_degenerate
+from edue_lightning.reporting.outcomes import ENOUGH_GROUPS, MARGINS, is_degenerate
 from edue_lightning.reporting.selection import best_metric
+from edue_lightning.reporting.shared_cases import independent_groups
 from edue_lightning.reporting.verdict import QUANTITIES
 from edue_lightning.runs.files import Run
 from edue_lightning.runs.record import CAUTIONS
@@ -86,16 +87,19 @@ def _of_structure(methods: dict[str, list[Run]], structure: str) -> list[str]:
     few: dict[int, list[str]] = {}
     for metric in TABLE_METRICS:
         defined = [
-            run.n_cases(structure, metric)
+            independent_groups([([run], metric)], structure)
             for members in methods.values()
             for run in members
             if run.n_cases(structure, metric)
         ]
-        if defined and min(defined) < FEWEST_CASES:
+        if defined and min(defined) < ENOUGH_GROUPS:
             few.setdefault(min(defined), []).append(metric)
-    for cases, metrics in few.items():
+    for groups, metrics in few.items():
         of = "all metrics" if len(metrics) == len(TABLE_METRICS) else some_of(metrics)
-        lines.append(f"{cases} cases for {of}, fewer than {FEWEST_CASES}; values and intervals are unreliable")
+        lines.append(
+            f"{groups} independent cases or groups of cases (patients) for {of}, fewer than {ENOUGH_GROUPS}; "
+            "values are unreliable, and intervals too narrow"
+        )
     return lines
 
 

@@ -16,7 +16,7 @@ from edue_lightning.metrics import METRICS, interval
 from edue_lightning.reporting.identity import distinguish
 from edue_lightning.reporting.out_of_distribution import OOD_AUROC
 from edue_lightning.reporting.outcomes import holm, is_degenerate, is_shown, two_sided_p
-from edue_lightning.reporting.shared_cases import differing_cases, on_shared_cases
+from edue_lightning.reporting.shared_cases import differing_cases, independent_groups, on_shared_cases
 from edue_lightning.runs.files import METRICS_COLUMNS, Run
 
 COMPARISON_COLUMNS = (*METRICS_COLUMNS, "seeds", "better")
@@ -92,7 +92,7 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
     """Return one row per method, data set, split, structure and metric (`COMPARISON_COLUMNS`).
 
     The value is the mean over seeds. With one seed the interval is the run's own, over cases; with several it is over
-    cases and seeds: each replicate draws seeds with replacement and averages their replicate of the same cases.
+    cases and seeds, see `replicates_over_seeds`.
     """
     rows = []
     for (method, data, split), members in group_by_subject(runs).items():
@@ -154,13 +154,15 @@ def paired_difference(
         other_metric: metric of the second; None for the same.
     """
     other_metric = other_metric or metric
+    groups = independent_groups([(first, metric), (second, other_metric)], structure)
     first, second = on_shared_cases([(first, metric), (second, other_metric)], structure)
     value, other = mean_over_seeds(first, structure, metric), mean_over_seeds(second, structure, other_metric)
     low = high = p_value = np.nan
     if not np.isnan(value - other):
         own, others = paired_replicates([(first, metric), (second, other_metric)], structure)
+        of_seeds = (values_of_seeds(first, structure, metric), values_of_seeds(second, structure, other_metric))
         low, high = interval(own - others)
-        p_value = two_sided_p(own - others)
+        p_value = two_sided_p(own - others, groups, of_seeds)
     return PairedDifference(value, other, value - other, low, high, p_value, min(len(first), len(second)))
 
 
@@ -182,11 +184,20 @@ def paired_replicates(methods: Sequence[tuple[Sequence[Run], str]], structure: s
 
 def mean_over_seeds(runs: Sequence[Run], structure: str, metric: str) -> float:
     """Return a metric's mean over the seeds of a method; NaN if a seed does not define it."""
-    return float(np.mean([run.value(structure, metric) for run in runs]))
+    return float(values_of_seeds(runs, structure, metric).mean())
+
+
+def values_of_seeds(runs: Sequence[Run], structure: str, metric: str) -> Array:
+    """Return a metric of each seed of a method, `[seeds]`; NaN where it is undefined."""
+    return np.array([run.value(structure, metric) for run in runs])
 
 
 def replicates_over_seeds(runs: Sequence[Run], structure: str, metric: str, draw: int = 0) -> Array:
-    """Return the replicates of a method's mean over seeds, `[resamples]`; each replicate draws seeds with replacement.
+    """Return the replicates of a method's mean over seeds, `[resamples]`.
+
+    Each averages the replicates of the same cases of n - 1 of the n seeds, drawn with replacement: n draws would have a
+    variance between seeds that is too small by the factor (n - 1) / n (Rao and Wu, JASA 83, 1988). A single seed has
+    its own replicates.
 
     Empty if a run has no replicates or no interval of the metric, or the seeds do not have the same resamples.
 
@@ -204,7 +215,7 @@ def replicates_over_seeds(runs: Sequence[Run], structure: str, metric: str, draw
     shared = min(map(len, found)) if _in_one_order(runs) else 0
     stacked = np.stack([values[:shared] for values in found])
     seeds, resamples = stacked.shape
-    drawn = np.random.default_rng([seeds, draw]).integers(0, seeds, size=(seeds, resamples))
+    drawn = np.random.default_rng([seeds, draw]).integers(0, seeds, size=(max(seeds - 1, 1), resamples))
     averaged: Array = np.take_along_axis(stacked, drawn, axis=0).mean(axis=0)
     return averaged
 

@@ -94,7 +94,9 @@ def _finding(
     )
     if metric is None or read_out is None:
         return nothing
-    degenerate = any(is_degenerate(mean_over_seeds(runs, structure, "dice")) for runs in (own, others))
+    degenerate = quantity != "dice" and any(
+        is_degenerate(mean_over_seeds(runs, structure, "dice")) for runs in (own, others)
+    )
     reason = "degenerate model" if degenerate else differing_cases([(own, metric), (others, read_out)], structure)
     found = paired_difference(own, others, structure, metric, read_out)
     return replace(with_difference(nothing, name, read_out, found), reason=reason)

@@ -31,7 +31,10 @@ PREFIX = "ood_auroc_"
 UNCERTAINTY_AUROC = {f"{PREFIX}{score}": (score, sign) for score, sign in SCORES.values()}
 """Score of uncertainty and its sign, by the name of its AUROC."""
 
-OOD_AUROC = {f"{PREFIX}{DENSITY}": (DENSITY, 1), **UNCERTAINTY_AUROC}
+DENSITY_AUROC = f"{PREFIX}{DENSITY}"
+"""AUROC of the density, the same for all structures."""
+
+OOD_AUROC = {DENSITY_AUROC: (DENSITY, 1), **UNCERTAINTY_AUROC}
 """The same with the density, a score of every method for unusual images."""
 
 # distorted images per step, for the memory of the replicates

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from edue_lightning.metrics import interval
 
@@ -27,8 +27,11 @@ nearly always right.
 # of a comparison of decimal numbers
 _TOLERANCE = 1e-9
 
-FEWEST_CASES = 20
-"""Number of cases below which a value is reported with a warning: quantiles at 2.5 % then rest on single cases."""
+ENOUGH_GROUPS = 20
+"""Number of independent groups of cases below which a value is reported with a warning.
+
+Quantiles at 2.5 % then rest on single groups, and an interval of 95 % covers the true value in less than 93 %.
+"""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,39 @@ def within_margin(low: float, high: float, margin: float) -> bool:
     return -margin - _TOLERANCE <= low and high <= margin + _TOLERANCE
 
 
-def two_sided_p(differences: NDArray[np.float64]) -> float:
+def two_sided_p(differences: NDArray[np.float64], groups: int, of_seeds: Sequence[NDArray[np.float64]] = ()) -> float:
+    """Return the p-value of no difference: `inverted_p` with the tails of a t distribution for few groups or seeds.
+
+    The bootstrap takes the variance between G groups of cases for known, and too small by the factor (G - 1) / G. So
+    the p-value of z standard errors becomes that of as many of the larger variance, for a t distribution with G - 1
+    degrees of freedom; with several seeds with those of Welch and Satterthwaite (Biometrics Bulletin 2, 1946), for the
+    sum of the variances between groups and between the seeds of each method.
+
+    Args:
+        differences: replicates of the difference, `[resamples]`; undefined ones are NaN. Those over n seeds draw
+            n - 1 of them, so that the variance between them is not too small.
+        groups: G, the number of independent groups of cases.
+        of_seeds: for each method, the difference with each of its seeds in place of their mean, `[seeds]`, up to a
+            constant and a sign.
+
+    Returns:
+        NaN without an interval, or for fewer than two groups.
+    """
+    p_value = inverted_p(differences)
+    if np.isnan(p_value) or groups < 2:
+        return np.nan
+    total = float(np.var(differences[~np.isnan(differences)]))
+    parts = [(float(np.var(values, ddof=1)) / len(values), len(values) - 1) for values in of_seeds if len(values) > 1]
+    of_groups = max(total - sum(variance for variance, _ in parts), 0.0) * groups / (groups - 1)
+    parts.append((of_groups, groups - 1))
+    unbiased = sum(variance for variance, _ in parts)
+    if not total or not unbiased:
+        return p_value
+    freedom = unbiased**2 / sum(variance**2 / degrees for variance, degrees in parts)
+    return float(2 * t.sf(norm.isf(p_value / 2) * np.sqrt(total / unbiased), freedom))
+
+
+def inverted_p(differences: NDArray[np.float64]) -> float:
     """Return the p-value of no difference by inverting the percentile interval of bootstrap replicates.
 
     It is 2 (1 + c) / (1 + B) with c of B replicates on the rarer side of 0 (Davison and Hinkley, Bootstrap Methods and

@@ -29,18 +29,18 @@ def on_shared_cases(methods: Sequence[Measured], structure: str) -> list[Sequenc
     """Return each method's seeds with value and replicates of its metric over the cases that define all of them.
 
     The resamples stay those of all cases, and draw the others with a weight of 0. The mean over structures averages
-    the structures, each over its own shared cases. Runs with the same defining cases are returned as they are, and so
-    are all runs if one of them does not hold the numbers of its cases, such as the counts behind the ECE in runs of
-    earlier versions.
+    the structures, each over its own shared cases; without a shared case the metric is undefined. Runs with the same
+    defining cases are returned as they are, and so are all runs if one of them does not hold the numbers of its cases,
+    such as the counts behind the ECE in runs of earlier versions, or if no case defines its metric.
 
     Args:
         methods: seeds and metric of each method, all on the same cases.
         structure: structure of the metrics.
     """
     known = _defining_parts(methods, structure)
-    shared = {name: frozenset.intersection(*cases) for name, cases in known.items()}
-    if not _differ(known) or not all(shared.values()):
+    if not _differ(known) or not all(all(cases) for cases in known.values()):
         return [runs for runs, _ in methods]
+    shared = {name: frozenset.intersection(*cases) for name, cases in known.items()}
     return [[_restricted(run, structure, metric, shared) for run in runs] for runs, metric in methods]
 
 
@@ -63,6 +63,24 @@ def differing_cases(methods: Sequence[Measured], structure: str) -> str:
         return f"defined for {listed([str(count) for count in counts])} cases, none of them the same"
     text = f"{counts[0]} each" if alike else listed([str(count) for count in counts])
     return f"on the {len(shared)} cases that define it for all, of {text}"
+
+
+def independent_groups(methods: Sequence[Measured], structure: str) -> int:
+    """Return the number of independent groups of cases (patients) that define the metrics of all methods.
+
+    Of the mean over structures it is the smallest of the structures'. Where a run does not hold the numbers of its
+    cases, it is that of all groups, and no more than the cases that define each metric.
+
+    Args:
+        methods: seeds and metric of each method, all on the same cases.
+        structure: structure of the metrics.
+    """
+    replicates = methods[0][0][0].replicates
+    group_of = dict(zip(replicates.case_ids, replicates.groups or replicates.case_ids, strict=True))
+    parts = _defining_parts(methods, structure).values()
+    shared = [frozenset.intersection(*cases) for cases in parts] or [frozenset(group_of)]
+    groups = [len({group_of[case] for case in cases}) for cases in shared]
+    return min(*groups, *(run.n_cases(structure, metric) for runs, metric in methods for run in runs))
 
 
 def _defining_parts(methods: Sequence[Measured], structure: str) -> dict[str, list[frozenset[str]]]:
@@ -106,11 +124,12 @@ def _restricted(run: Run, structure: str, metric: str, shared: Mapping[str, froz
         columns = run.case_columns(name, _needs(metric))
         assert columns is not None, "checked"
         kept = np.array([case in cases for case in ids])
-        own = StructureCases({key: each[kept] for key, each in columns.items()}, settings.poor_dice_of(name))
-        found = estimate(own, weights[:, kept])
-        defined = np.zeros(len(ids), dtype=bool)
-        defined[kept] = found.defined
-        estimates.append(Estimate(found.values, defined))
+        values, defined = np.full(len(weights), np.nan), np.zeros(len(ids), dtype=bool)
+        if kept.any():
+            own = StructureCases({key: each[kept] for key, each in columns.items()}, settings.poor_dice_of(name))
+            found = estimate(own, weights[:, kept])
+            values, defined[kept] = found.values, found.defined  # noqa: PD011
+        estimates.append(Estimate(values, defined))
     values = np.mean([one.values for one in estimates], axis=0)  # noqa: PD011
     few = next(filter(None, (few_groups(numbers, one) for one in estimates)), "")
     replicates, reason = usable_replicates(values, few)
