@@ -172,6 +172,24 @@ def test_a_multirun_of_methods_and_seeds_is_compared(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "report" / "report.html").stat().st_size > 10_000
 
 
+def test_the_other_runs_of_a_sweep_go_on_after_one_has_failed(tmp_path: Path) -> None:
+    sweep = [
+        "-m",
+        *TABLES_ALONE,
+        "trainer.max_epochs=1",
+        "data.source.n_cases=16",
+        "test=false",
+        "hydra.sweep.dir=runs",
+    ]
+    done = run_command("train", [*sweep, "optimizer.learning_rate=1e30,0.01"], cwd=tmp_path)
+    assert done.returncode == 2
+    assert [path.parent.name[0] for path in tmp_path.glob("runs/*/validation.csv")] == ["1"]
+    first, last = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "diverged" in first
+    assert last == first.replace("error: ", "error: not every run of the sweep has finished: ", 1)
+    assert "Traceback" not in done.stderr
+
+
 def test_an_ensemble_with_a_rater_per_member_has_its_own_row(tmp_path: Path) -> None:
     overrides = [*TABLES_ALONE, "method=deep_ensemble", "method.target=rater_per_member", "method.members=2"]
     done = run_command("train", [*overrides, "trainer.max_epochs=1", "hydra.run.dir=run"], cwd=tmp_path)

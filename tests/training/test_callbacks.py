@@ -43,6 +43,19 @@ def test_early_stopping_ends_each_training_and_a_kill_after_it_adds_no_epoch(
     assert last.stat().st_mtime_ns == written
 
 
+@pytest.mark.parametrize(
+    "method",
+    [["method=stochastic_segmentation"], ["method=edue", "method.guidance.ramp_up_epochs=2"]],
+    ids=lambda method: method[0],
+)
+def test_early_stopping_waits_until_all_of_the_method_is_trained(tmp_path: Path, method: list[str]) -> None:
+    train(configuration(*method, "callbacks=early_stopping", *STOPS, "trainer.max_epochs=6"), tmp_path)
+    # the first epochs of the whole method, and one more
+    assert epochs(tmp_path) == ([0, 1, 2, 3, 4] if "stochastic" in method[0] else [0, 1, 2, 3])
+    best = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
+    assert best["epoch"] >= (3 if "stochastic" in method[0] else 2)
+
+
 class Averages(Callback):
     """Follow the weights after each step, and their averages by definition."""
 

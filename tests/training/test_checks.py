@@ -11,7 +11,7 @@ from torch import nn
 from trainings import configuration
 
 from edue_lightning.config.build import build_method, refused_size
-from edue_lightning.data import SyntheticFundus
+from edue_lightning.data import RaterSample, SyntheticFundus
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SingleNetwork, StochasticSegmentation
 from edue_lightning.networks import HeadLayout
@@ -39,6 +39,7 @@ from edue_lightning.training.run import check_training
         ("trainer.max_epochs=-1", "set trainer.max_epochs or trainer.max_steps"),
         ("+trainer.max_steps=0", "trainer.max_steps must be at least 1"),
         ("+trainer.limit_val_batches=0", "trainer.limit_val_batches must be above 0"),
+        ("+trainer.val_check_interval='00:00:10:00'", "trainer.val_check_interval=00:00:10:00: must be a number of"),
         ("+trainer.limit_train_batches=0.0", "trainer.limit_train_batches must be above 0"),
         ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be at least 1"),
         ("seed=-1", "seed must be at least 0"),
@@ -83,6 +84,7 @@ PATCH = "+data.patch._target_=edue_lightning.data.PatchSampling"
         (["+trainer.check_val_every_n_epoch=4"], "ends before its first validation"),
         (["+trainer.max_steps=2"], "ends before its first validation"),
         (["+trainer.val_check_interval=6"], "val_check_interval=6: an epoch has 5 batches"),
+        (["+trainer.limit_val_batches=0.5"], "limit_val_batches=0.5: leaves none of the 1 validation batches"),
     ],
 )
 def test_settings_are_refused_before_training(overrides: list[str], message: str) -> None:
@@ -91,6 +93,18 @@ def test_settings_are_refused_before_training(overrides: list[str], message: str
     with pytest.raises(UserError, match=message) as refused:
         Experiment.of(settings)
     assert "\n" not in str(refused.value)
+
+
+def test_a_case_that_nobody_outlined_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = SyntheticFundus.load
+
+    def unrated(self: SyntheticFundus, case: str) -> RaterSample:
+        sample = load(self, case)
+        return replace(sample, valid=torch.zeros_like(sample.valid)) if case.endswith("07") else sample
+
+    monkeypatch.setattr(SyntheticFundus, "load", unrated)
+    with pytest.raises(UserError, match=r"^1 case without a valid rater: \S+07; a case that nobody outlined"):
+        Experiment.of(configuration())
 
 
 @pytest.mark.parametrize(("spacing", "is_refused"), [((0.5, 3.0), True), ((0.5, 0.503), False), (None, False)])

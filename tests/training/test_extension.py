@@ -237,6 +237,22 @@ def test_a_run_whose_results_are_partly_moved_is_not_taken_for_finished(
     ]
 
 
+def test_a_warm_up_of_half_the_planned_epochs_is_not_resumed_for_more(tmp_path: Path) -> None:
+    def planned(epochs: int, warm_up: str) -> dict[str, Any]:
+        overrides = (
+            "method=stochastic_segmentation",
+            "optimizer.schedule=constant",
+            f"method.warm_up_epochs={warm_up}",
+        )
+        return configuration(*overrides, f"trainer.max_epochs={epochs}", f"resume={tmp_path}")
+
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(planned(3, "null")))
+    with pytest.raises(UserError, match=r"planned for 3 epochs with method.warm_up_epochs=null, which is half of them"):
+        train(planned(5, "null"), tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(planned(3, "1")))
+    assert extension.planned_epochs(planned(5, "1"), tmp_path) == 3
+
+
 def test_a_schedule_that_ends_with_the_planned_epochs_is_not_resumed_for_more(tmp_path: Path) -> None:
     ending = settings_for(3, tmp_path, "optimizer.schedule=one_cycle")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(ending))

@@ -26,6 +26,7 @@ from torch import Tensor
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data import CaseRecord, RaterSample, SyntheticFundus
 from edue_lightning.errors import UserError
+from edue_lightning.methods import NetworkMethod
 from edue_lightning.runs import checkpoints
 from edue_lightning.runs.checkpoints import read_checkpoint, write_checkpoint
 from edue_lightning.runtime.signals import STOPPED_STATUS
@@ -132,6 +133,54 @@ def test_a_killed_training_ends_with_the_weights_of_one_never_killed(
         kill_after(0)
         train(settings, tmp_path / name)
         assert_same_runs(tmp_path / "undisturbed", tmp_path / name)
+
+
+class Interrupted:
+    """Raises `Killed` in a training step, counted from 1."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = 0
+        step = NetworkMethod.training_step
+
+        def counted(method: NetworkMethod, *arguments: Any) -> Any:
+            self.left -= 1
+            if self.left == 0:
+                raise Killed
+            return step(method, *arguments)
+
+        monkeypatch.setattr(NetworkMethod, "training_step", counted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "step"),
+    [
+        # five batches per epoch
+        (["optimizer.schedule=constant", "+trainer.max_steps=1000", "checkpoint_every_steps=null"], 6),
+        (["+trainer.max_steps=12", "trainer.max_epochs=-1", "optimizer.schedule=constant"], 6),
+        (["+trainer.limit_train_batches=2", "checkpoint_every_steps=null"], 3),
+        # right after a validation within an epoch
+        (["+trainer.val_check_interval=2", "checkpoint_every_steps=2", "optimizer.learning_rate=0.03"], 13),
+        (["+trainer.check_val_every_n_epoch=null", "+trainer.val_check_interval=3"], 13),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, list) else "",
+)
+def test_a_killed_training_of_any_length_and_validation_ends_as_one_never_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], step: int
+) -> None:
+    settings = configuration("method=single", "network.dropout=0.2", *overrides)
+    train(settings, tmp_path / "undisturbed")
+    interrupted = Interrupted(monkeypatch)
+    interrupted.left = step
+    with pytest.raises(Killed):
+        train(settings, tmp_path / "killed")
+    train(settings, tmp_path / "killed")
+    assert_same_runs(tmp_path / "undisturbed", tmp_path / "killed")
+    validated = [
+        pd.read_csv(tmp_path / run / "logs" / "metrics.csv").dropna(subset="val/nll")[["epoch", "step"]]
+        for run in ("undisturbed", "killed")
+    ]
+    pd.testing.assert_frame_equal(*[one.reset_index(drop=True) for one in validated])
 
 
 def test_curves_hold_every_epoch_once_after_going_on(tmp_path: Path, kill_after: Callable[[int], None]) -> None:

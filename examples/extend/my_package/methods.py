@@ -23,4 +23,5 @@ class RaterHeads(NetworkMethod):
         logits = self(batch.image)  # [B, M, K, *S]
         heads = range(logits.shape[1])
         targets = torch.cat([member_target(batch, "rater_per_member", head) for head in heads], dim=1)
-        return {"loss": self.loss(logits, targets).mean()}
+        # within the region of each case, and with the voxel sizes and the epoch for a loss that needs them
+        return {"loss": self.member_losses(logits, targets, batch).mean()}

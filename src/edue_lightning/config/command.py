@@ -17,6 +17,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -43,14 +44,23 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Result]], Callable[[]
     """Make a function a command with the configuration `conf/NAME.yaml`, run by Hydra on the command line.
 
     A `UserError`, or that memory or disk is too small, is reported in one line with exit status 2, an interrupt in one
-    line with exit status 130. Values that Hydra's grammar cannot parse, such as paths with umlauts, are quoted.
+    line with exit status 130. In a sweep the other runs go on, and the first error is reported again at its end. Values
+    that Hydra's grammar cannot parse, such as paths with umlauts, are quoted.
     """
 
     def decorate(function: Callable[[DictConfig], Result]) -> Callable[[], None]:
         @functools.wraps(function)
         def job(config: DictConfig) -> Result:
-            with _one_line_errors():
-                return function(config)
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                with _one_line_errors():
+                    return function(config)
+            # an error, unlike an exit, lets the other runs of a sweep go on, and a search count it as a failed trial
+            try:
+                with _user_errors():
+                    return function(config)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                raise UserError(f"not every run of the sweep has finished: {error}") from error
 
         by_hydra = hydra.main(version_base="1.3", config_path=configuration_folder(), config_name=name)(job)
 
@@ -81,20 +91,27 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Result]], Callable[[]
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     try:
-        with memory_as_user_error():
+        with _user_errors():
             yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """Turn the error of a memory or disk that is too small into a `UserError`."""
+    try:
+        with memory_as_user_error():
+            yield
     except OSError as error:
         if error.errno not in _OF_THE_DISK or error.filename is None:
             raise
         reason = f"{error.filename}: {error.strerror}; choose another folder, or check its permissions and free space"
-        print(f"error: {one_line(reason)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        raise UserError(one_line(reason)) from error
 
 
 def with_known_groups(arguments: Sequence[str], name: str) -> list[str]:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from edue_lightning.data.sample import RaterSample
 from edue_lightning.data.source import CaseRecord, CaseSource, Split
-from edue_lightning.text import times
+from edue_lightning.errors import UserError
+from edue_lightning.text import counted, named, times
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,23 @@ def content_of(sample: RaterSample) -> str:
 
 
 def identities(source: CaseSource, records: Sequence[CaseRecord]) -> list[CaseIdentity]:
-    """Load cases one after the other and return their identities."""
-    return [CaseIdentity.of(record, source.load(record.case_id)) for record in records]
+    """Load cases one after the other and return their identities.
+
+    Raises:
+        UserError: naming cases that no rater outlined; such a case is no empty mask.
+    """
+    found, unrated = [], []
+    for record in records:
+        sample = source.load(record.case_id)
+        if not sample.valid.any():
+            unrated.append(record.case_id)
+        found.append(CaseIdentity.of(record, sample))
+    if unrated:
+        raise UserError(
+            f"{counted(len(unrated), 'case')} without a valid rater: {named(unrated)}; a case that nobody outlined "
+            "is no empty mask, so leave it out of the data"
+        )
+    return found
 
 
 def overlapping(

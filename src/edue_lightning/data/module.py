@@ -236,7 +236,13 @@ class RaterDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, int]:
         """Return the position within the epoch's order of training cases (for the trainer's checkpoints)."""
-        return {} if self._train_loader is None else self._train_loader.state_dict()
+        if self._train_loader is None:
+            return {}
+        state = self._train_loader.state_dict()
+        if self.trainer is None:
+            return state
+        # an epoch may end before its last batch, by trainer.limit_train_batches
+        return {"batches": state["batches"] % int(self.trainer.num_training_batches)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Start the next training at that position."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
+import torch
 
 from edue_lightning.config.build import build
 from edue_lightning.errors import UserError
+from edue_lightning.methods import SegmentationMethod
 from edue_lightning.metrics import LOWER_IS_BETTER, VALIDATION_METRICS
 
 _VALIDATION = "val/"
@@ -54,3 +56,16 @@ def _check_monitor(callback: pl.Callback, where: str) -> None:
     mode = getattr(callback, "mode", right)
     if mode != right:
         raise UserError(f"{where}.mode={mode}: the best {monitor} is the {right}imum; set mode: {right}")
+
+
+def restart_patience(trainer: pl.Trainer, method: pl.LightningModule) -> None:
+    """Let early stopping wait as if the training began now, unless all of the method is trained.
+
+    The best checkpoint is one of a method that is trained whole, so no training must end before.
+    """
+    if cast(SegmentationMethod, method).complete:
+        return
+    for stopper in trainer.early_stopping_callbacks:
+        stopper.wait_count = stopper.stopped_epoch = 0
+        stopper.best_score = torch.tensor(torch.inf if stopper.mode == "min" else -torch.inf)
+        trainer.should_stop = False

@@ -48,7 +48,11 @@ def check_numbers(configuration: Mapping[str, Any]) -> None:
             raise UserError(f"trainer.{name} must be at least 1, not {value}")
     for name in ("limit_train_batches", "limit_val_batches", "val_check_interval"):
         value = trainer.get(name)
-        if isinstance(value, int | float) and value <= 0:
+        if value is None:
+            continue
+        if not isinstance(value, int | float):
+            raise UserError(f"trainer.{name}={value}: must be a number of batches, or a share of an epoch such as 0.5")
+        if value <= 0:
             raise UserError(f"trainer.{name} must be above 0, not {value}")
 
 
@@ -99,6 +103,23 @@ def check_validated(trainer: Mapping[str, Any], batches: int, method: Segmentati
             f"the last validation follows epoch {validated}, and the best checkpoint is of an epoch after the first "
             f"{preparing:g} (method.warm_up_epochs or method.guidance.ramp_up_epochs); lower these, or raise "
             "trainer.max_epochs"
+        )
+
+
+def check_validation_batches(trainer: Mapping[str, Any], batches: int) -> None:
+    """Check that a share of the validation batches is at least one of them.
+
+    Args:
+        trainer: node of the configuration.
+        batches: number of validation batches.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    limit = trainer.get("limit_val_batches")
+    if isinstance(limit, float) and int(limit * batches) < 1:
+        raise UserError(
+            f"trainer.limit_val_batches={limit}: leaves none of the {batches} validation batches; choose a larger share"
         )
 
 

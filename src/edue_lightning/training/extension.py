@@ -30,6 +30,7 @@ EARLIER = "earlier"
 """Folder of a run with the results of its earlier, shorter trainings."""
 
 _EPOCHS = "max_epochs"
+_WARM_UP = "warm_up_epochs"
 # a schedule that ends with the planned epochs has no continuation
 _ENDLESS = "constant"
 # what a resumed training continues; all else in the folder are results
@@ -44,7 +45,7 @@ def planned_epochs(configuration: Mapping[str, Any], folder: Path) -> int | None
         folder: the run's folder.
 
     Raises:
-        UserError: if the schedule of the learning rate depends on the planned number of epochs.
+        UserError: if the schedule of the learning rate or the method depends on the planned number of epochs.
     """
     path = folder / CONFIGURATION_FILE
     if configuration["resume"] in (None, AUTO) or not path.is_file():
@@ -59,6 +60,13 @@ def planned_epochs(configuration: Mapping[str, Any], folder: Path) -> int | None
         raise UserError(
             f"trainer.{_EPOCHS}={wanted}: {folder} was planned for {planned} epochs with optimizer.schedule="
             f"{schedule}, which ends with them, so it cannot be resumed for more; begin a new training with "
+            f"init={folder / CHECKPOINTS / BEST}"
+        )
+    # half of the planned epochs, see `StochasticSegmentation`
+    if (record.get("method") or {}).get(_WARM_UP, 0) is None:
+        raise UserError(
+            f"trainer.{_EPOCHS}={wanted}: {folder} was planned for {planned} epochs with method.{_WARM_UP}=null, "
+            "which is half of them, so it cannot be resumed for more; begin a new training with "
             f"init={folder / CHECKPOINTS / BEST}"
         )
     return planned

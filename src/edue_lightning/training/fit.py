@@ -49,6 +49,7 @@ from edue_lightning.training.checks import (
     check_structure_weights,
     check_turns,
     check_validated,
+    check_validation_batches,
 )
 from edue_lightning.training.initial import InitialWeights
 from edue_lightning.training.loggers import log_curves, training_loggers
@@ -94,6 +95,7 @@ class Experiment:
         configuration = with_levels(configuration, data)
         method = build_method(configuration, image_format)
         check_validated(configuration["trainer"], data.training_batches(), method)
+        check_validation_batches(configuration["trainer"], len(data.val_dataloader()))
         check_raters(method, data)
         check_loss(method)
         if cases is not None:
@@ -267,6 +269,8 @@ def _fit_trainee(
         default_root_dir=folder,
         enable_progress_bar=sys.stderr.isatty(),
     )
+    # with a number of steps, Lightning would count an epoch again that ended just before its checkpoint
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     trainer.fit(trainee, datamodule=data, ckpt_path=last if steps else None, weights_only=True)
     if keeper.best_model_score is None:
         raise UserError(

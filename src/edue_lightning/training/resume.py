@@ -18,6 +18,7 @@ from torch import Tensor, distributed
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
 from edue_lightning.runtime.signals import StopSignals
+from edue_lightning.training.callbacks import restart_patience
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ class ResumePoint(Checkpoint):
     """Writer of `last.ckpt`, from which a training resumes and ends with the same weights as without interruption.
 
     It is written after each epoch and its validation, every `every_n_steps` steps, and at a signal to stop: then after
-    the current step or, if that is the last of the epoch, after the validation.
+    the current step or, if that is the last of the epoch, after the validation. Where a validation within the epoch
+    follows a step, it is written after the next step, since the resumed training would skip that validation.
 
     Beside Lightning's own state (weights, optimizer, schedule, epoch, step, place in the epoch's order, best value so
     far) it holds the random states of every process.
@@ -94,6 +96,7 @@ class ResumePoint(Checkpoint):
         self._start = time.monotonic()
         self._to_restore: list[dict[str, Any]] = []
         self._ended = False
+        self._overdue = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the random states of all processes, the seconds of training so far, and whether it ended early."""
@@ -149,10 +152,19 @@ class ResumePoint(Checkpoint):
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        due, self._overdue = due or self._overdue, False
+        if _validation_follows(trainer, batch_idx):
+            self._overdue = due
+            return
         self._save_or_end(trainer, due)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restart the patience of early stopping, which may have decided by then."""
+        restart_patience(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoint of the epoch; callbacks of the configuration have decided by then to stop early."""
+        restart_patience(trainer, pl_module)
         enough_epochs = trainer.current_epoch + 1 >= (trainer.min_epochs or 0)
         self._ended = trainer.should_stop and enough_epochs and trainer.global_step >= (trainer.min_steps or 0)
         self._save_or_end(trainer, due=True)
@@ -165,6 +177,16 @@ class ResumePoint(Checkpoint):
         if stop:
             log.warning("received a signal to stop; %s is written, resume with resume=auto or resume=PATH", self.path)
             self.signals.end()
+
+
+def _validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Return whether a validation within the epoch may follow a batch."""
+    every = trainer.val_check_batch
+    if not isinstance(every, int):
+        return False
+    # without a number of epochs between validations, batches count on from one epoch to the next
+    batches = (trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx) + 1
+    return batches % every == 0
 
 
 def resume_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
