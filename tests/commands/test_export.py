@@ -144,8 +144,8 @@ def test_the_graph_of_exclusive_structures_is_the_estimate_of_each_image(
         ("onnx", VOLUMES, ["method=edue_levels", "method.levels=3"]),
         ("onnx", PICTURES, ["method=edue_levels_mask", "method.levels=4", *TWO_STAGES]),
         ("torch_export", PICTURES, ["method=edue_levels_mask", "method.levels=4", *TWO_STAGES]),
-        ("onnx", PICTURES, ["method=single", *TWO_STAGES]),
-        ("onnx", PICTURES, ["method=probabilistic_unet", *TWO_STAGES]),
+        pytest.param("onnx", PICTURES, ["method=single", *TWO_STAGES], marks=pytest.mark.exhaustive),
+        pytest.param("onnx", PICTURES, ["method=probabilistic_unet", *TWO_STAGES], marks=pytest.mark.exhaustive),
         ("onnx", PICTURES, ["method=test_time_augmentation", "method.turned=true", *TWO_STAGES]),
         (
             "onnx",

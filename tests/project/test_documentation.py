@@ -227,17 +227,15 @@ def runs(block: Block) -> bool:
     return block.kind == "bash" or (block.kind == "python" and ">>>" not in block.text)
 
 
+# what was tried and job scripts, whose scripts and processes other tests run, and commands that README.md has too
+RUN_ELSEWHERE = ("experiments/", "docs/cluster.md", "docs/index.md", "docs/choose-a-method.md")
 THAT_RUN = [name for name, page in zip(NAMES, PAGES, strict=True) if any(map(runs, blocks(page)))]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        # what was tried, whose scripts other tests run
-        pytest.param(name, marks=pytest.mark.exhaustive) if name.startswith("experiments/") else name
-        for name in THAT_RUN
-    ],
+    [pytest.param(name, marks=pytest.mark.exhaustive) if name.startswith(RUN_ELSEWHERE) else name for name in THAT_RUN],
 )
 def test_a_page_runs(workplace: Workplace, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     page = ROOT / name
@@ -402,7 +400,15 @@ def test_the_site_can_be_searched_from_a_folder(site: Path) -> None:
 @pytest.mark.slow
 @needs_browser
 @ON_SITE
-@pytest.mark.parametrize(("width", "dark"), [(1400, False), (1400, True), (390, False), (390, True)])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        (1400, False),
+        pytest.param(1400, True, marks=pytest.mark.exhaustive),
+        pytest.param(390, False, marks=pytest.mark.exhaustive),
+        (390, True),
+    ],
+)
 def test_the_site_reads_well_at_each_width_in_the_light_and_in_the_dark(site: Path, width: int, dark: bool) -> None:
     pages = {1400: ("results", "api/losses"), 390: ("results", "metrics")}[width]
     for name in pages:

@@ -85,6 +85,7 @@ def test_a_method_a_data_set_and_a_metric_of_ones_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_console_script_finds_the_package_too(tmp_path: Path) -> None:
     place = tmp_path / "extend"
     shutil.copytree(EXAMPLES / "extend", place)

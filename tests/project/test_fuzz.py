@@ -57,7 +57,7 @@ Check = Callable[[], object]
 Mutated = tuple[str, Sequence[Check]]
 """What was done, and what is to be tried with the file."""
 
-COUNTS = {"nifti": 1200, "picture": 1000, "prediction": 1200, "manifest": 600, "checkpoint": 700}
+COUNTS = {"nifti": 700, "picture": 500, "prediction": 700, "manifest": 400, "checkpoint": 400}
 CPU_SECONDS = 5
 WALL_SECONDS = 300
 """A file may take this much of a processor, and, however busy the machine is, this much time in all."""

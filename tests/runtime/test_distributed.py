@@ -183,6 +183,7 @@ def test_a_refusal_in_one_process_ends_all_with_one_line(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.xdist_group("distributed")
 def test_the_console_script_starts_the_processes_too(tmp_path: Path) -> None:
     command = [*SETTINGS, *TWO, "trainer.max_epochs=1", "test=false"]
