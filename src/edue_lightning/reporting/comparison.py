@@ -156,11 +156,11 @@ def paired_difference(
     other_metric = other_metric or metric
     groups = independent_groups([(first, metric), (second, other_metric)], structure)
     first, second = on_shared_cases([(first, metric), (second, other_metric)], structure)
-    value, other = mean_over_seeds(first, structure, metric), mean_over_seeds(second, structure, other_metric)
+    of_seeds = (values_of_seeds(first, structure, metric), values_of_seeds(second, structure, other_metric))
+    value, other = (float(values.mean()) for values in of_seeds)
     low = high = p_value = np.nan
     if not np.isnan(value - other):
         own, others = paired_replicates([(first, metric), (second, other_metric)], structure)
-        of_seeds = (values_of_seeds(first, structure, metric), values_of_seeds(second, structure, other_metric))
         low, high = interval(own - others)
         p_value = two_sided_p(own - others, groups, of_seeds)
     return PairedDifference(value, other, value - other, low, high, p_value, min(len(first), len(second)))

@@ -132,12 +132,12 @@ def two_sided_p(differences: NDArray[np.float64], groups: int, of_seeds: Sequenc
     if np.isnan(p_value) or groups < 2:
         return np.nan
     total = float(np.var(differences[~np.isnan(differences)]))
+    if not total:
+        return p_value
     parts = [(float(np.var(values, ddof=1)) / len(values), len(values) - 1) for values in of_seeds if len(values) > 1]
     of_groups = max(total - sum(variance for variance, _ in parts), 0.0) * groups / (groups - 1)
     parts.append((of_groups, groups - 1))
     unbiased = sum(variance for variance, _ in parts)
-    if not total or not unbiased:
-        return p_value
     freedom = unbiased**2 / sum(variance**2 / degrees for variance, degrees in parts)
     return float(2 * t.sf(norm.isf(p_value / 2) * np.sqrt(total / unbiased), freedom))
 

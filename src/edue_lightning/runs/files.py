@@ -226,6 +226,17 @@ class Run:
                     defined &= (flat != 0).any(axis=1)
         return frozenset(np.array(self.replicates.case_ids)[defined].tolist()) if structures else None
 
+    @cached_property
+    def _cases_in_order(self) -> dict[str, tuple[int, pd.DataFrame]]:
+        """Position and rows of each structure, in the order of the replicates' cases; without one that lacks a case."""
+        ids = list(self.replicates.case_ids)
+        found = {}
+        for position, structure in enumerate(self.cases["structure"].unique().tolist()):
+            own = self.cases[self.cases["structure"] == structure].set_index("case_id")
+            if own.index.is_unique and set(ids) <= set(own.index):
+                found[structure] = (position, own.loc[ids])
+        return found
+
     def case_columns(self, structure: str, names: Sequence[str]) -> dict[str, NDArray[np.float64]] | None:
         """Return numbers of the cases, one structure's columns of `cases.csv` and arrays of `case_arrays.npz`.
 
@@ -236,14 +247,12 @@ class Run:
         Returns:
             `[N]` or `[N, ...]` by name, in the order of the replicates' cases; None where the run lacks one of them.
         """
-        own = self.cases[self.cases["structure"] == structure].set_index("case_id")
-        ids = list(self.replicates.case_ids)
-        arrays = {name: values for name, values in self.case_arrays.items() if len(values) == len(ids)}
-        known = all(name in own or name in arrays for name in names)
-        if own.empty or not known or not own.index.is_unique or not set(ids) <= set(own.index):
+        if structure not in self._cases_in_order:
             return None
-        own = own.loc[ids]
-        position = self.cases["structure"].unique().tolist().index(structure)
+        position, own = self._cases_in_order[structure]
+        arrays = {name: values for name, values in self.case_arrays.items() if len(values) == len(own)}
+        if not all(name in own or name in arrays for name in names):
+            return None
         return {
             name: own[name].to_numpy(dtype=np.float64) if name in own else arrays[name][:, position].astype(np.float64)
             for name in names
