@@ -98,6 +98,26 @@ def kill_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return after
 
 
+@pytest.fixture
+def kill_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the next training die in a step, counted from 1."""
+    training_step = NetworkMethod.training_step
+    left = [0]
+
+    def counted(method: NetworkMethod, *arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+        return training_step(method, *arguments)
+
+    monkeypatch.setattr(NetworkMethod, "training_step", counted)
+
+    def in_step(step: int) -> None:
+        left[0] = step
+
+    return in_step
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
@@ -135,22 +155,6 @@ def test_a_killed_training_ends_with_the_weights_of_one_never_killed(
         assert_same_runs(tmp_path / "undisturbed", tmp_path / name)
 
 
-class Interrupted:
-    """Raises `Killed` in a training step, counted from 1."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.left = 0
-        step = NetworkMethod.training_step
-
-        def counted(method: NetworkMethod, *arguments: Any) -> Any:
-            self.left -= 1
-            if self.left == 0:
-                raise Killed
-            return step(method, *arguments)
-
-        monkeypatch.setattr(NetworkMethod, "training_step", counted)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "step"),
@@ -166,12 +170,11 @@ class Interrupted:
     ids=lambda value: str(value[0]) if isinstance(value, list) else "",
 )
 def test_a_killed_training_of_any_length_and_validation_ends_as_one_never_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], step: int
+    tmp_path: Path, kill_in_step: Callable[[int], None], overrides: list[str], step: int
 ) -> None:
     settings = configuration("method=single", "network.dropout=0.2", *overrides)
     train(settings, tmp_path / "undisturbed")
-    interrupted = Interrupted(monkeypatch)
-    interrupted.left = step
+    kill_in_step(step)
     with pytest.raises(Killed):
         train(settings, tmp_path / "killed")
     train(settings, tmp_path / "killed")

@@ -56,18 +56,14 @@ def planned_epochs(configuration: Mapping[str, Any], folder: Path) -> int | None
     if not isinstance(planned, int) or not isinstance(wanted, int) or not 0 < planned < wanted:
         return None
     schedule = (record.get("optimizer") or {}).get("schedule")
-    if schedule != _ENDLESS:
+    bound = "" if schedule == _ENDLESS else f"optimizer.schedule={schedule}, which ends with them"
+    # see `StochasticSegmentation`
+    if not bound and (record.get("method") or {}).get(_WARM_UP, 0) is None:
+        bound = f"method.{_WARM_UP}=null, which is half of them"
+    if bound:
         raise UserError(
-            f"trainer.{_EPOCHS}={wanted}: {folder} was planned for {planned} epochs with optimizer.schedule="
-            f"{schedule}, which ends with them, so it cannot be resumed for more; begin a new training with "
-            f"init={folder / CHECKPOINTS / BEST}"
-        )
-    # half of the planned epochs, see `StochasticSegmentation`
-    if (record.get("method") or {}).get(_WARM_UP, 0) is None:
-        raise UserError(
-            f"trainer.{_EPOCHS}={wanted}: {folder} was planned for {planned} epochs with method.{_WARM_UP}=null, "
-            "which is half of them, so it cannot be resumed for more; begin a new training with "
-            f"init={folder / CHECKPOINTS / BEST}"
+            f"trainer.{_EPOCHS}={wanted}: {folder} was planned for {planned} epochs with {bound}, so it cannot be "
+            f"resumed for more; begin a new training with init={folder / CHECKPOINTS / BEST}"
         )
     return planned
 

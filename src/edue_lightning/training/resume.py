@@ -152,11 +152,9 @@ class ResumePoint(Checkpoint):
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        due, self._overdue = due or self._overdue, False
-        if _validation_follows(trainer, batch_idx):
-            self._overdue = due
-            return
-        self._save_or_end(trainer, due)
+        self._overdue = self._overdue or due
+        if not _validation_follows(trainer, batch_idx):
+            self._save_or_end(trainer, self._overdue)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restart the patience of early stopping, which may have decided by then."""
@@ -174,6 +172,7 @@ class ResumePoint(Checkpoint):
         stop = trainer.strategy.reduce_boolean_decision(self.signals.received, all=False)
         if due or stop:
             trainer.save_checkpoint(self.path)
+            self._overdue = False
         if stop:
             log.warning("received a signal to stop; %s is written, resume with resume=auto or resume=PATH", self.path)
             self.signals.end()
