@@ -46,7 +46,7 @@ PAGES = [
     ROOT / "SECURITY.md",
     *sorted(ROOT.glob("docs/**/*.md")),
     *sorted(ROOT.glob("examples/**/*.md")),
-    *sorted(ROOT.glob("experiments/*/README.md")),
+    *sorted(ROOT.glob("experiments/*/*.md")),
 ]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 PLAIN_PAGE = "README.md"

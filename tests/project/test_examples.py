@@ -1,4 +1,4 @@
-"""The worked examples: a method, a data set and a metric of one's own from the command line, and the notebook."""
+"""The worked examples: a method, a data set, a loss and a metric of one's own by commands, and the notebook."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUICK = [
 
 
 @pytest.mark.slow
-def test_a_method_a_data_set_and_a_metric_of_ones_own(tmp_path: Path) -> None:
+def test_a_method_a_data_set_a_loss_and_a_metric_of_ones_own(tmp_path: Path) -> None:
     place = tmp_path / "extend"
     shutil.copytree(EXAMPLES / "extend", place)
     drawn = subprocess.run([sys.executable, "draw_pictures.py", "PICTURES"], cwd=place, check=False)
@@ -40,6 +40,7 @@ def test_a_method_a_data_set_and_a_metric_of_ones_own(tmp_path: Path) -> None:
         "data=pictures",
         "data.root=PICTURES",
         "method=rater_heads",
+        "loss=squared_error",
         "metrics=with_area_error",
     ]
     trained = run_command("train", [*own, *QUICK], cwd=place)

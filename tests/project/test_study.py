@@ -352,7 +352,7 @@ def test_the_committed_verdict_is_the_recount_of_the_committed_differences() -> 
     assert outcomes == {"better": 3, "worse": 2, "not distinguishable": 19, "undefined": 12}
     # and the pages say so
     root = STUDY.parents[1]
-    for page in ("docs/results.md", "docs/choose-a-method.md", "experiments/comparison/README.md"):
+    for page in ("docs/results.md", "docs/choose-a-method.md", "experiments/comparison/first_study.md"):
         text = " ".join((root / page).read_text().split())
         assert "3 better, 2 worse, 19 not distinguishable" in text, page
         assert "10 of 28 comparisons hold" not in text, page

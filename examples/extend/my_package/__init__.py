@@ -1,1 +1,1 @@
-"""A method, a data set and a metric of your own, see docs/extend.md."""
+"""A method, a data set, a loss and a metric of your own, see docs/extend.md."""
