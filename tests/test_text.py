@@ -39,7 +39,7 @@ def test_reasons_and_lines_have_a_largest_length() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [MASK, PROBABILITY, OVERLAY, DISAGREEMENT, TOTAL_VARIANCE, *MAPS, "member0", "layers", "panel"]
+    "kind", [MASK, PROBABILITY, OVERLAY, DISAGREEMENT, TOTAL_VARIANCE, *MAPS, "member0", "member_1", "layers", "panel"]
 )
 def test_structures_that_begin_as_files_of_another_are_ambiguous(kind: str) -> None:
     assert ambiguous_structures(["disc", f"{kind}__disc"]) == (f"{kind}__disc", "disc")

@@ -12,7 +12,8 @@ _LONGEST_LINE = 1000
 _LONGEST_REASON = 300
 # line ends, terminal control characters and lone surrogates, as file names may hold them
 _BREAKS_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_KIND_OF_FILE = re.compile(r"mask|probability|overlay|disagreement|total_variance|layers|panel|decision|member[0-9]+")
+_KIND_OF_FILE = re.compile(r"mask|probability|overlay|disagreement|total_variance|layers|panel|decision|member_?[0-9]+")
+_RESULT = re.compile(rf"__(?:{_KIND_OF_FILE.pattern})(?:__.*)?\.[^/]*")
 _MOST_NAME_BYTES = 160  # file systems allow 255; the rest is for the endings of results
 _BLANKS = re.compile(r"\s+")
 _BLANKS_IN_NUMBERS = re.compile(r"(?<=\d)\s+(?=\d)")
@@ -85,6 +86,15 @@ def ambiguous_structures(structures: Sequence[str]) -> tuple[str, str] | None:
             if shorter in names and _KIND_OF_FILE.fullmatch(start.rpartition("__")[2]):
                 return longer, shorter
     return None
+
+
+def is_result_of(case_id: str, name: str) -> bool:
+    """Return whether a file is named like a result of a case: `CASE__KIND` or `CASE__KIND__STRUCTURE`, and an ending.
+
+    >>> is_result_of("x", "x__mask__disc.nii.gz"), is_result_of("x", "x__2.nii.gz")
+    (True, False)
+    """
+    return name.startswith(case_id) and _RESULT.fullmatch(name, len(case_id)) is not None
 
 
 def natural_key(text: str) -> tuple[tuple[str | tuple[int, str], ...], str]:

@@ -137,6 +137,13 @@ def test_the_graph_of_exclusive_structures_is_the_estimate_of_each_image(
 
 
 @pytest.mark.slow
+def test_a_model_that_exchanges_axes_of_volumes_has_no_bundle(tmp_path: Path) -> None:
+    checkpoint = synthetic(tmp_path, VOLUMES, "method=test_time_augmentation", "method.turned=true", *TWO_STAGES)
+    with pytest.raises(UserError, match=r"^format=monai_bundle: the method exchanges the first two axes"):
+        exported(checkpoint, "monai_bundle", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
 @pytest.mark.parametrize(
     ("form", "image_format", "overrides"),
     [
@@ -214,6 +221,8 @@ def test_the_command_takes_what_the_checkpoint_knows_of_its_cases_along(trained_
     stored = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["edue_lightning"]
     description = json.loads(stored)
     assert description["structures"] == ["disc", "cup"]
+    assert description["values"] == "whole numbers divided by the largest of their type"
+    assert (description["axes"], description["equal_voxels"]) == (None, False)
     assert description["preparation"] == {"kind": "Stacked", "standardise": False, "offset": 0.0, "scale": 1.0}
     loaded = load_method(checkpoint)
     assert loaded.triage is not None

@@ -24,6 +24,7 @@ from PIL import Image
 from processes import PATIENCE, run_command, wait_until
 
 import edue_lightning
+from edue_lightning.atomic import write_whole
 from edue_lightning.config.build import ImageFormat, build_method
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data import HecktorSource, SyntheticFundus
@@ -31,6 +32,7 @@ from edue_lightning.data.images import ImageError
 from edue_lightning.errors import UserError
 from edue_lightning.prediction import run as command
 from edue_lightning.prediction.model import Model
+from edue_lightning.prediction.result_files import _Single
 from edue_lightning.prediction.run import predict
 from edue_lightning.prediction.triage import StructureTriage, Triage
 from edue_lightning.prediction.triage_table import COLUMNS
@@ -121,7 +123,11 @@ def test_predict_warns_once_that_a_whole_photograph_is_squeezed(
     predict(asked(checkpoint, tmp_path / "left.png", tmp_path / "out"), tmp_path / "out")
     said = "takes new photographs whole and resizes them to 32x32; cut new photographs in the same way first"
     assert caplog.text.count(said) == 1
-    assert "1 of the 1 cases are resampled for the model: the volumes and sums in triage.csv" in caplog.text
+    resampled = "1 of the 1 cases are resampled for the model: the volumes and sums in triage.csv"
+    assert caplog.text.count(resampled) == 1
+    # a case that is not predicted again counts too
+    predict(asked(checkpoint, tmp_path / "left.png", tmp_path / "out"), tmp_path / "out")
+    assert caplog.text.count(resampled) == 2
 
 
 def oblique(name: str, degrees: float, shift: float) -> Patient:
@@ -203,6 +209,7 @@ def test_a_run_that_is_complete_or_cut_off_goes_on(
     assert len(calls) == 3
     predict({**settings, "overwrite": True}, output)
     assert len(calls) == 5
+    assert not list((output / "records").glob("*.started"))
 
 
 def test_nothing_is_overwritten_unasked(petct: Path, tmp_path: Path) -> None:
@@ -479,7 +486,7 @@ def test_records_are_plain_and_damaged_ones_are_told(petct: Path, tmp_path: Path
     Patient().write(scans)
     predict(asked(petct, scans, output), output)
     record = output / "records" / "CHUM-001.json"
-    assert set(json.loads(record.read_text())) == {"images", "spacing", "files", "rows"}
+    assert set(json.loads(record.read_text())) == {"images", "spacing", "files", "rows", "resampled"}
     record.write_text("{")
     found = predict(asked(petct, scans, output), output)
     assert "is damaged; remove it, or set overwrite=true" in found.failed["CHUM-001"]
@@ -554,6 +561,46 @@ def test_overwriting_removes_what_is_gone_or_fails_now(
     assert {path.name.split("__")[0] for path in output.glob("*__*")} == {"stays"}
     assert [path.stem for path in (output / "records").iterdir()] == ["stays"]
     assert (output / "notes.txt").exists()
+
+
+def test_overwriting_removes_files_of_a_case_that_was_being_written(
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scans, output = grey(tmp_path / "scans", "one", "two"), tmp_path / "out"
+    settings = asked(slices, scans, output)
+
+    def killed(path: Path, write: Any) -> None:
+        if path.name == "two.json":
+            raise KeyboardInterrupt
+        write_whole(path, write)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "write_whole", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict(settings, output)
+    assert len(list(output.glob("two__*"))) == 5
+    # a file of one's own
+    (output / "two__notes.txt").write_text("mine")
+    (scans / "two.png").unlink()
+    predict(settings, output)
+    assert "also contains earlier files of two, which this input does not give" in caplog.text
+    predict({**settings, "overwrite": True}, output)
+    assert [path.name for path in output.glob("two__*")] == ["two__notes.txt"]
+    assert len(list(output.glob("one__*"))) == 5
+    assert [path.name for path in (output / "records").iterdir()] == ["one.json"]
+
+
+def test_a_case_whose_masks_cannot_be_written_leaves_no_maps(
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> list[str]:
+        raise ImageError("no mask")
+
+    monkeypatch.setattr(_Single, "masks", refused)
+    scans, output = grey(tmp_path / "scans", "one"), tmp_path / "out"
+    assert "no mask" in predict(asked(slices, scans, output), output).failed["one"]
+    assert not list(output.glob("one__*"))
+    assert not list((output / "records").iterdir())
 
 
 def test_a_record_cannot_remove_files_elsewhere(slices: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from edue_lightning.config.build import ImageFormat
+from edue_lightning.data.geometry import DICOM_SLICE, DIFFERING_SLICES, PICTURE
 from edue_lightning.data.images import ImageError
 from edue_lightning.data.new_images import ImageCase, read_case
 from edue_lightning.data.preparation import PreparedImage, Stacked
@@ -40,6 +41,27 @@ def test_a_picture_and_a_slice_are_not_taken_for_each_other(tmp_path: Path) -> N
     for storage, path in (("picture", upright), ("NIfTI slice RA", picture), ("NIfTI slice RA", turned)):
         with pytest.raises(ImageError, match=rf"{path.name}: is stored as .* of the training as {storage}"):
             read(path, storage)
+
+
+def test_slices_with_several_axes_and_slices_of_dicom_series_are_taken_for_no_others() -> None:
+    for found, trained, fits in (
+        ("NIfTI slice RA", DIFFERING_SLICES, True),
+        (PICTURE, DIFFERING_SLICES, False),
+        (DICOM_SLICE, DIFFERING_SLICES, False),
+        (DIFFERING_SLICES, "NIfTI slice LP", False),
+        (DIFFERING_SLICES, DIFFERING_SLICES, True),
+        # rows first
+        (PICTURE, DICOM_SLICE, True),
+        (DICOM_SLICE, PICTURE, True),
+        ("NIfTI slice LP", DICOM_SLICE, False),
+        (None, DIFFERING_SLICES, True),
+    ):
+        trained_for = ImageFormat(2, 1, ("disc",), trained)
+        if fits:
+            trained_for.require_storage(found)
+        else:
+            with pytest.raises(ImageError, match=f"is stored as {found}, but the images of the training as {trained}"):
+                trained_for.require_storage(found)
 
 
 def test_the_storage_is_kept_with_a_checkpoint_and_not_compared() -> None:

@@ -307,6 +307,19 @@ def test_a_slice_of_a_picture_is_refused_as_its_axes_differ(tmp_path: Path) -> N
     )
 
 
+def test_a_slice_of_images_whose_axes_are_unknown_is_refused(tmp_path: Path) -> None:
+    source = SyntheticFundus(2, 24)
+    for record in source.cases():
+        for structure in source.structures:
+            # square, so that its shape does not show which axis comes first
+            image = nibabel.Nifti1Image(np.full((24, 24), 0.5, np.float32), np.eye(4))
+            nibabel.save(image, tmp_path / nifti_name(record.case_id, 0, structure))
+    folder = PredictionFolder(tmp_path, source.structures)
+    with pytest.raises(UserError, match="2 problems") as caught:
+        folder.check(source.cases(), source.cases(), source)
+    assert "it is unknown how the axes of the images run; save " in str(caught.value)
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_axes_of_a_slice_are_compared_with_those_of_its_own_image(tmp_path: Path, mixed: bool) -> None:
     data, predictions = tmp_path / "data", tmp_path / "predictions"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from edue_lightning.config.build import ImageFormat
+from edue_lightning.data.geometry import DICOM_SLICE, DIFFERING_SLICES
 from edue_lightning.data.new_images import find_images, read_case
 from edue_lightning.data.preparation import Preparation, SquarePicture, Stacked
 from edue_lightning.data.sources.hecktor.preparation import PetCt
@@ -237,6 +238,21 @@ def test_a_wrong_checksum_is_not_read(tmp_path: Path) -> None:
         read_by_bundle(tmp_path, Stacked(), VOLUME)
 
 
-def test_models_of_slices_have_no_bundle() -> None:
-    with pytest.raises(UserError, match="format=monai_bundle: the model was trained on NIfTI slices"):
-        bundle_configuration(Stacked(), Inference(), ImageFormat(2, 1, ("a",), "NIfTI slice LP"), 1, [0.5])
+@pytest.mark.parametrize(
+    ("storage", "kind"), [("NIfTI slice LP", "NIfTI"), (DIFFERING_SLICES, "NIfTI"), (DICOM_SLICE, "DICOM")]
+)
+def test_models_of_slices_have_no_bundle(storage: str, kind: str) -> None:
+    with pytest.raises(UserError, match=f"format=monai_bundle: the model was trained on {kind} slices"):
+        bundle_configuration(Stacked(), Inference(), ImageFormat(2, 1, ("a",), storage), 1, [0.5])
+
+
+def test_a_picture_whose_bits_an_old_pillow_does_not_tell_is_refused() -> None:
+    parser = ConfigParser(bundle_configuration(Stacked(), Inference(), GREY, 1, [0.5]))
+    problem = parser.get_parsed_content("picture_problem")
+    # as Pillow opened grey PNG files of 16 bits before 10.4
+    picture = Image.new("I", (4, 4))
+    picture.format, picture.tile = "PNG", ()  # type: ignore[attr-defined]
+    assert "by this version of Pillow" in problem(picture, {})
+    grey_picture = Image.new("L", (4, 4))
+    grey_picture.format, grey_picture.tile = "PNG", ()  # type: ignore[attr-defined]
+    assert problem(grey_picture, {}) is None

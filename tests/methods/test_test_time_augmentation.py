@@ -5,20 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from method_parts import parts_of
 from torch import Tensor, nn
+from untrained import checkpoint
 
 from edue_lightning import methods
 from edue_lightning.config.build import ImageFormat, build_method
 from edue_lightning.config.schema import configuration_folder, resolved
 from edue_lightning.data import RaterBatch, RaterDataModule, SyntheticFundus
+from edue_lightning.errors import UserError
 from edue_lightning.evaluation.cost import measure_cost
+from edue_lightning.evaluation.run import evaluate
 from edue_lightning.losses import SegmentationLoss
 from edue_lightning.methods.targets import member_target
 from edue_lightning.networks import HeadLayout
+from edue_lightning.prediction.model import Model
 from edue_lightning.runs.checkpoints import checkpoint_entries, load_method, save_method
 
 STRUCTURES = ("disc", "cup")
@@ -169,6 +175,34 @@ def test_a_checkpoint_rebuilds_the_method(tmp_path: Path, dims: int, members: in
     image = torch.rand(1, 1, *(16, 20, 24)[:dims])
     assert method(image).shape == (1, members, 2, *image.shape[2:])
     torch.testing.assert_close(again(image), method(image), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_exchanged_axes_need_voxels_of_one_size_in_new_images_and_test_cases(tmp_path: Path, dims: int) -> None:
+    options = ["method=test_time_augmentation", "method.turned=true"]
+    path = checkpoint(tmp_path / "best.ckpt", *options, image_format=ImageFormat(dims, 1, ("ball",)))
+    image = np.random.default_rng(0).random((16, 16, 8)[:dims])
+    said = r"exchanges the first two axes \(method.turned=true\), but the voxels are 0.5 and 0.9 mm along them"
+    model = Model(path, "cpu")
+    with pytest.raises(UserError, match=said):
+        model.predict(image, spacing=(0.5, 0.9, 3.0)[:dims])
+    assert np.isfinite(model.predict(image, spacing=(0.9, 0.9, 3.0)[:dims]).probability).all()
+
+    data = tmp_path / "data"
+    data.mkdir()
+    affine = np.diag([0.5, 0.9, 3.0, 1.0])
+    rows = []
+    for number in range(2):
+        case = f"case{number}"
+        nibabel.save(nibabel.Nifti1Image((image + number).astype(np.float32), affine), data / f"{case}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image((image > 0.5).astype(np.uint8), affine), data / f"{case}_mask.nii.gz")
+        rows += [f"{case},{case}.nii.gz,{case}_mask.nii.gz,{rater},ball,test" for rater in ("a", "b")]
+    (data / "manifest.csv").write_text("\n".join(["case_id,image,mask,rater,structure,split", *rows]))
+    command = [f"ckpt={path}", "data=manifest", f"data.root={data}", "data.cache=null", "trainer.accelerator=cpu"]
+    with initialize_config_dir(configuration_folder(), version_base="1.3"):
+        configuration = resolved(compose("evaluate", [*command, "metrics=default", "split=test"]))
+    with pytest.raises(UserError, match=rf"^data=manifest: case 'case0': the method {said}; measure other cases$"):
+        evaluate(configuration, tmp_path / "measured")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from patients import affine_of, tilted
 from PIL import Image
 from untrained import checkpoint
 
+from edue_lightning.config.build import ImageFormat
 from edue_lightning.errors import UserError
 from edue_lightning.prediction.run import Predicted, predict
 
@@ -172,3 +173,37 @@ def test_a_format_is_chosen_for_all_volumes(tmp_path: Path) -> None:
         predicted(tmp_path, folder, format="nifti")
     with pytest.raises(UserError, match="format=jpeg: choose among nifti, nrrd, dicom"):
         predicted(tmp_path, folder, format="jpeg")
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
+def test_a_slice_whose_third_axis_counts_channels_gets_a_mask_of_one_slice(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    image = sitk.GetImageFromArray(VOXELS[:, :, :4].T)
+    image.SetSpacing((0.5, 0.5, 1.0))
+    image.SetOrigin((3, 4, 5))
+    sitk.WriteImage(image, str(folder / name))
+    (tmp_path / "out").mkdir()
+    path = checkpoint(tmp_path / "best.ckpt", image_format=ImageFormat(2, 4, ("ball",)))
+    settings = {"device": "cpu", "inference": None, "sensitivity": 0.95, "overwrite": False}
+    configuration = {"ckpt": str(path), "input": str(folder), "output": str(tmp_path / "out"), **settings}
+    assert not predict(configuration, tmp_path / "out").failed
+    for part in ("mask", "probability", "disagreement"):
+        found = sitk.ReadImage(str(tmp_path / "out" / f"a__{part}{Path(name).suffix}"))
+        assert found.GetSize() == (*SHAPE[:2], 1)
+        assert found.GetOrigin() == (3, 4, 5)
+        assert found.GetSpacing() == (0.5, 0.5, 1.0)
+
+
+def test_a_file_that_itk_cannot_write_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(VOXELS.T), str(folder / "a.mha"))
+
+    def full(*_: object) -> None:
+        raise RuntimeError("Exception thrown in SimpleITK WriteImage:\n no space left")
+
+    monkeypatch.setattr(sitk, "WriteImage", full)
+    with pytest.raises(UserError, match=r"out: cannot be written \(.* no space left\); free some space") as caught:
+        predicted(tmp_path, folder)
+    assert "\n" not in str(caught.value)

@@ -24,6 +24,7 @@ from untrained import checkpoint
 import edue_lightning
 from edue_lightning.config.build import ImageFormat
 from edue_lightning.config.schema import configuration_folder, resolved
+from edue_lightning.data.geometry import DIFFERING_SLICES
 from edue_lightning.data.preparation import SquarePicture, standardised
 from edue_lightning.data.slices import SliceLayout, Slicing
 from edue_lightning.errors import UserError
@@ -205,6 +206,7 @@ def test_what_does_not_fit_is_refused_in_one_line(nifti_model: Path, picture_mod
     turned = checkpoint(
         tmp_path / "turned.ckpt", "method=test_time_augmentation", "method.turned=true", image_format=NIFTI
     )
+    differing = checkpoint(tmp_path / "differing.ckpt", image_format=ImageFormat(2, 1, STRUCTURES, DIFFERING_SLICES))
     volume = scan()
     nibabel.save(volume, tmp_path / "scan.nii.gz")
 
@@ -214,6 +216,7 @@ def test_what_does_not_fit_is_refused_in_one_line(nifti_model: Path, picture_mod
         (checkpoint(tmp_path / "3d.ckpt"), axial, "3d.ckpt was trained on volumes, .*remove slice_axis"),
         (nifti_model, {"slice_axis": "coronal"}, "the training have the axes LP, which do not lie in this plane"),
         (nifti_model, {"slice_axis": 0}, "have the axes LP"),
+        (differing, axial, "does not say how the axes of its 2D images run; set slice_directions"),
         (unknown, axial, "does not say how the axes of its 2D images run; set slice_directions"),
         (nifti_model, {"slice_axis": "transversal"}, "slice_axis=transversal: must be axial, coronal or sagittal, or"),
         (nifti_model, {"slice_axis": 3}, "slice_axis=3: must be"),

@@ -114,7 +114,7 @@ def test_quarter_turns_at_prediction_need_voxels_of_equal_sizes(
     load = SyntheticFundus.load
     monkeypatch.setattr(SyntheticFundus, "load", lambda self, case: replace(load(self, case), spacing=spacing))
     if is_refused:
-        with pytest.raises(UserError, match=r"case \S+ are 0\.5 and 3 mm along them; set method\.turned=false"):
+        with pytest.raises(UserError, match=r"^case '\S+': .* 0\.5 and 3 mm along them; set method\.turned=false$"):
             Experiment.of(configuration("method=test_time_augmentation", "method.turned=true"))
         Experiment.of(configuration("method=test_time_augmentation"))
     else:

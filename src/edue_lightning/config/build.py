@@ -16,6 +16,7 @@ from torch import nn
 
 from edue_lightning.config.schema import REFERENCE_KEYS, check_only_ours
 from edue_lightning.data import CaseSource, RaterDataModule
+from edue_lightning.data.geometry import fits_storage
 from edue_lightning.data.images import ImageError
 from edue_lightning.data.preparation import Preparation
 from edue_lightning.distortions import Distortions
@@ -90,7 +91,7 @@ class ImageFormat:
         Raises:
             ImageError: if they are stored otherwise.
         """
-        if None not in (storage, self.storage) and storage != self.storage:
+        if not fits_storage(storage, self.storage):
             raise ImageError(
                 f"is stored as {storage}, but the images of the training as {self.storage}, with other axes (a picture "
                 "has its rows first, a NIfTI slice the axes of its header); save it like those"

@@ -10,10 +10,10 @@ from hydra.utils import get_class
 
 from edue_lightning.config.build import ImageFormat
 from edue_lightning.config.schema import check_only_ours
-from edue_lightning.data.augmentation import are_equal_sizes
 from edue_lightning.data.slices import SliceLayout, Slicing
 from edue_lightning.errors import UserError
 from edue_lightning.methods import SegmentationMethod
+from edue_lightning.methods.test_time_augmentation import unequal_axes
 
 _OPTIONS = {"slice_directions": "directions", "slice_window": "window", "slice_batch": "batch_size"}
 
@@ -68,14 +68,11 @@ def unequal_pixels(method: SegmentationMethod, layout: SliceLayout, spacing: Seq
         layout: order and directions of the slices.
         spacing: voxel size along the slices, rows and columns, mm; None if it is unknown.
     """
-    if spacing is None or not any(getattr(part, "turned", False) for part in method.trainees()):
-        return None
-    rows, columns = spacing[1:]
-    if are_equal_sizes(rows, columns):
+    if spacing is None or unequal_axes(method, spacing[1:]) is None:
         return None
     return (
         "the method exchanges rows and columns (method.turned=true), but the pixels of the slices (along "
-        f"{layout.codes[1:]}) are {rows:g} and {columns:g} mm; choose another slice_axis"
+        f"{layout.codes[1:]}) are {spacing[1]:g} and {spacing[2]:g} mm; choose another slice_axis"
     )
 
 

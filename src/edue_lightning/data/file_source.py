@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edue_lightning.data.exclusive import Shared, shared_voxels
-from edue_lightning.data.geometry import same_grid, slice_storage
+from edue_lightning.data.geometry import DIFFERING_SLICES, same_grid, slice_directions, slice_storage
 from edue_lightning.data.images import PICTURES, VOLUMES, ImageError, ImageFile, affine_of, canonical, is_oriented
 from edue_lightning.data.inventory import CaseTraits, ComparedCase, repeated_pictures, suspicions, traits_of
 from edue_lightning.data.patches import foreground_points
@@ -149,7 +149,8 @@ class FileSource(CaseSource):
             )
         stored = Counter(one.storage for one in found)
         self.storage = next(iter(stored)) if len(stored) == 1 else None
-        if len(stored) > 1:
+        if len(stored) > 1 and all(map(slice_directions, stored)):
+            self.storage = DIFFERING_SLICES
             log.warning(
                 "%s: the headers of the NIfTI slices give their axes different directions (%s), and slices are used as "
                 "they are stored; check with the contact sheet that none is turned",

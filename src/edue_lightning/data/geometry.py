@@ -53,6 +53,12 @@ def closest_canonical(grid: Grid) -> Grid:
 PICTURE = "picture"
 """`slice_storage` of a picture, which does not say how it lies in space."""
 
+DICOM_SLICE = "DICOM slice"
+"""Storage of a slice of a DICOM series: rows first, as in a picture."""
+
+DIFFERING_SLICES = "NIfTI slices with different axes"
+"""Storage of a data set whose NIfTI slices have axes in several directions."""
+
 # the directions of the axes follow
 _NIFTI_SLICE = "NIfTI slice "
 
@@ -69,6 +75,25 @@ def slice_storage(affine: NDArray[np.float64] | None) -> str:
         affine: affine of the file, `[4, 4]`, or None for a picture.
     """
     return PICTURE if affine is None else f"{_NIFTI_SLICE}{''.join(map(str, aff2axcodes(affine)[:2]))}"
+
+
+def fits_storage(found: str | None, trained: str | None) -> bool:
+    """Return whether the axes of 2D images run like those of a training; what is unknown fits.
+
+    >>> fits_storage("NIfTI slice LP", "picture")
+    False
+    >>> fits_storage("picture", DICOM_SLICE)
+    True
+
+    Args:
+        found: how the files of the images store their axes, see `slice_storage`; None if it is unknown.
+        trained: the same of the training's images.
+    """
+    if None in (found, trained) or found == trained:
+        return True
+    if trained == DIFFERING_SLICES:
+        return slice_directions(found) is not None
+    return {found, trained} == {PICTURE, DICOM_SLICE}
 
 
 def slice_directions(storage: str | None) -> str | None:

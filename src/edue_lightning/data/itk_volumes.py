@@ -27,6 +27,7 @@ from edue_lightning.data.image_limits import (
     require_memory,
     require_shape,
 )
+from edue_lightning.text import reason_of
 
 if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
@@ -150,25 +151,25 @@ def itk_file(values: NDArray[Any], like: Path) -> tuple[bytes, str]:
     """Return values on the voxels of another file, as the content of one compressed file and its ending.
 
     Args:
-        values: `[*S]` of the other file.
+        values: `[*S]` of the other file; of one that holds a picture of several channels along its third axis, a volume
+            of one slice is written.
         like: MetaImage or NRRD file.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
     import SimpleITK as sitk  # noqa: N813
 
     reader, _ = _open(like)
     axes = min(reader.GetDimension(), 3)
-    shape = reader.GetSize()[:axes]
+    shape = reader.GetSize()[:axes] if values.ndim == axes else (*values.shape, 1)
     image = sitk.GetImageFromArray(np.ascontiguousarray(values.reshape(shape).T))
     stored = reader.GetDimension()
     image.SetSpacing(reader.GetSpacing()[:axes])
     image.SetOrigin(reader.GetOrigin()[:axes])
     image.SetDirection(np.array(reader.GetDirection()).reshape(stored, stored)[:axes, :axes].ravel().tolist())
     ending = META_IMAGE[0] if like.name.lower().endswith(META_IMAGE) else NRRD[0]
-    # ITK takes the kind of a file from its ending
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / f"volume{ending}"
-        sitk.WriteImage(image, str(path), True)
-        return path.read_bytes(), ending
+    return _written(image, ending), ending
 
 
 def nrrd_file(values: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
@@ -237,8 +238,6 @@ def segmentation_file(
 
 
 def _nrrd(image: sitk.Image, affine: NDArray[np.float64]) -> bytes:
-    import SimpleITK as sitk  # noqa: N813
-
     axes, origin = np.split((LPS_OF_RAS @ affine)[:3], [3], axis=1)
     if not axes[:, 2].any():
         # a slice without thickness
@@ -248,9 +247,24 @@ def _nrrd(image: sitk.Image, affine: NDArray[np.float64]) -> bytes:
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(origin.ravel().tolist())
     image.SetDirection((axes / spacing).ravel().tolist())
+    return _written(image, NRRD[0])
+
+
+def _written(image: sitk.Image, ending: str) -> bytes:
+    """Return an image as the content of a compressed file.
+
+    Raises:
+        OSError: if it cannot be written, such as without space for temporary files.
+    """
+    import SimpleITK as sitk  # noqa: N813
+
+    # ITK takes the kind of a file from its ending
     with TemporaryDirectory() as folder:
-        path = Path(folder) / f"volume{NRRD[0]}"
-        sitk.WriteImage(image, str(path), True)
+        path = Path(folder) / f"volume{ending}"
+        try:
+            sitk.WriteImage(image, str(path), True)
+        except RuntimeError as error:
+            raise OSError(reason_of(error, path)) from error
         return path.read_bytes()
 
 

@@ -102,7 +102,7 @@ class Slicing:
             return SliceLayout(self._normal + found)
         if isinstance(self.axis, int):
             return SliceLayout(self._normal + "".join(letter for letter in _CANONICAL if letter != self._normal))
-        if storage is None:
+        if storage != PICTURE:
             raise ValueError(
                 f"slice_axis={self.axis}: the checkpoint does not say how the axes of its 2D images run; set "
                 f"slice_directions, such as {_RADIOLOGICAL[self.axis]} for pictures as radiologists see them"

@@ -64,8 +64,8 @@ class CaseSource(ABC):
         problems: one line per problem, with the file, the case and the fix.
         mixed_sizes: whether the images differ in size.
         smallest_shape: smallest length of the images along each axis, or None if it is unknown.
-        storage: how all files of 2D images store their axes, see `geometry.slice_storage`; None if it is unknown or
-            differs.
+        storage: how all files of 2D images store their axes, see `geometry.slice_storage`; `geometry.DIFFERING_SLICES`
+            if NIfTI slices differ, None if it is unknown.
         official_splits: whether the splits that cases prescribe are those of the publication, and complete, so that no
             further case is drawn for them.
         facts: numbers that only this data set has, such as its nodules, by their labels, for the summary of `check`.

@@ -39,6 +39,7 @@ from edue_lightning.data.geometry import (
     grid_of,
     resample,
     same_grid,
+    slice_directions,
     slice_storage,
     whole_steps,
 )
@@ -310,9 +311,11 @@ class PredictionFolder:
                 f"such as {nifti_name(sample.case_id, 0, self.structures[0])}"
             )
         storage = source.storage_of(sample.case_id)
-        if len(size) == 2 and storage is None:
-            raise _PredictionError(f"{name}: it is unknown how the image's file stores its axes; save NIfTI files")
         pictures = storage == PICTURE
+        if len(size) == 2 and not pictures and slice_directions(storage) is None:
+            raise _PredictionError(
+                f"{name}: it is unknown how nnU-Net read the axes of the image; save {ARRAY} with the image's own axes"
+            )
         file = size if sample.origin is None else sample.origin.shape
         stored = (1, *file) if len(file) == 2 else file
         expected = stored if pictures else ((1, *file[::-1]) if len(file) == 2 else file[::-1])
@@ -383,11 +386,10 @@ class PredictionFolder:
             )
         values: NDArray[np.float32] = image.array[0].astype(np.float32)
         size = tuple(sample.image.shape[1:])
-        if len(size) == 2 and storage is not None and slice_storage(image.affine) != storage:
-            raise _PredictionError(
-                f"{path.name}: is stored as {slice_storage(image.affine)}, but the images as {storage}, with other "
-                f"axes; save {sample.case_id}.npz instead"
-            )
+        if len(size) == 2 and slice_storage(image.affine) != storage:
+            stored = f"is stored as {slice_storage(image.affine)}, but the images as {storage}, with other axes"
+            reason = "it is unknown how the axes of the images run" if storage is None else stored
+            raise _PredictionError(f"{path.name}: {reason}; save {sample.case_id}.npz instead")
         own = None if sample.affine is None else Grid(size, sample.affine)
         found = None if image.affine is None or values.ndim < 3 else grid_of(values.shape, image.affine)
         if own is not None and found is not None and sample.origin is not None and same_grid(found, sample.origin):

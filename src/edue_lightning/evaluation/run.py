@@ -25,6 +25,7 @@ from edue_lightning.config.slices import chosen_slicing, with_stored_values
 from edue_lightning.data import RaterDataModule
 from edue_lightning.data.images import ImageError
 from edue_lightning.data.slices import HOW_TO_SLICE, Slicing
+from edue_lightning.data.source import Subset
 from edue_lightning.errors import UserError
 from edue_lightning.evaluation.measure import Measurement, measure_method, measure_predictions
 from edue_lightning.evaluation.prediction_folder import PredictionFolder
@@ -34,6 +35,7 @@ from edue_lightning.evaluation.shift import measure_shift
 from edue_lightning.evaluation.slices import VolumesAsSlices
 from edue_lightning.evaluation.unseen import same_place, seen_cases
 from edue_lightning.methods import Inference, InferenceChanges, SegmentationMethod
+from edue_lightning.methods.test_time_augmentation import exchanges_axes, unequal_axes
 from edue_lightning.runs.checkpoints import LoadedMethod, load_method, warn_of_other_window
 from edue_lightning.runs.files import CONFIGURATION_FILE
 from edue_lightning.runs.record import CAUTIONS, CKPT_MEASURED, READ_OUT, TRAINING, write_configuration
@@ -143,6 +145,8 @@ def _checkpoint(
         _require_format(loaded, data, path)
         if not configuration.get("allow_other_preparation"):
             _require_same_preparation(node, trained.get("data"), path)
+        if is_first_process():
+            _require_equal_axes(method, data, configuration["split"])
     else:
         allowed = bool(configuration.get("allow_other_preparation"))
         volumes = VolumesAsSlices(slicing, loaded, path, data, node or {}, allowed)
@@ -211,6 +215,19 @@ def _require_format(loaded: LoadedMethod, data: RaterDataModule, path: Path) -> 
         wanted.require_storage(found.storage)
     except ImageError as error:
         raise UserError(f"data={data.name}: {error}") from error
+
+
+def _require_equal_axes(method: SegmentationMethod, data: RaterDataModule, split: Subset) -> None:
+    """Check that a method can predict the cases of a split with their voxel sizes.
+
+    Raises:
+        UserError: naming the first case that it cannot.
+    """
+    if exchanges_axes(method):
+        for record in data.records(split):
+            reason = unequal_axes(method, data.source.load(record.case_id).spacing)
+            if reason is not None:
+                raise UserError(f"data={data.name}: case {record.case_id!r}: {reason}; measure other cases")
 
 
 def _require_same_preparation(node: Mapping[str, Any] | None, trained: Mapping[str, Any] | None, path: Path) -> None:

@@ -19,10 +19,12 @@ from typing import Any
 import monai
 import nibabel
 import numpy as np
+import PIL
 import torch
 from torch.export import ExportedProgram
 
 from edue_lightning.config.build import ImageFormat
+from edue_lightning.data.geometry import DICOM_SLICE, PICTURE
 from edue_lightning.data.image_limits import RIGHT_ANGLE_TOLERANCE
 from edue_lightning.data.images import PICTURES, VOLUMES
 from edue_lightning.data.new_images import OTHER_IMAGES
@@ -72,9 +74,10 @@ def bundle_configuration(
         UserError: if the preparation cannot be expressed in MONAI's configuration.
     """
     volumes = image_format.spatial_dims == 3
-    if str(image_format.storage).startswith("NIfTI"):
+    if not volumes and image_format.storage not in (None, PICTURE):
+        kind = "DICOM" if image_format.storage == DICOM_SLICE else "NIfTI"
         raise UserError(
-            "format=monai_bundle: the model was trained on NIfTI slices, which a bundle cannot read; choose "
+            f"format=monai_bundle: the model was trained on {kind} slices, which a bundle cannot read; choose "
             "format=onnx or format=torch_export, and prepare the images yourself"
         )
     endings, ending_pattern = _VOLUMES if volumes else _PICTURES
@@ -191,7 +194,9 @@ def bundle_metadata(description: Mapping[str, Any], image_format: ImageFormat, s
         "monai_version": monai.__version__,
         "pytorch_version": torch.__version__.split("+")[0],
         "numpy_version": np.__version__,
-        "required_packages_version": {"nibabel": nibabel.__version__},
+        "required_packages_version": (
+            {"nibabel": nibabel.__version__} if image_format.spatial_dims == 3 else {"pillow": PIL.__version__}
+        ),
         "name": f"{description['method']} of {', '.join(image_format.structures)}",
         "task": f"segmentation of {', '.join(image_format.structures)} with a map of disagreement",
         "description": (
@@ -415,6 +420,7 @@ _CHECK_PICTURES = {
         "(picture.getexif().get(274, 1) not in (0, 1), 'is stored turned; save it upright'),"
         "(not @is_plain(tags) or @is_swapped(picture, tags),"
         " 'is a TIFF file that programs read in different ways; save it as PNG'),"
+        "(picture.mode == 'I', 'is read without its number of bits by this version of Pillow; install a newer one'),"
         "] if is_wrong), None)"
     ),
     # Pillow verifies the checksums of a PNG file on demand alone

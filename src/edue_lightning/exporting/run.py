@@ -39,6 +39,7 @@ from edue_lightning.exporting.monai_bundle import (
 )
 from edue_lightning.exporting.programs import Exported, load_program, require_onnx, write_onnx, write_program
 from edue_lightning.methods import InferenceChanges
+from edue_lightning.methods.test_time_augmentation import exchanges_axes
 from edue_lightning.prediction.triage import CANDIDATES, Triage
 from edue_lightning.runs.checkpoints import load_method, warn_of_other_masks
 
@@ -99,8 +100,13 @@ def _load(path: Path, changes: InferenceChanges, mask: Mapping[str, Any] | None)
     members = method.readout.count(channels)
     # the thresholds of other masks flag no case
     triage = None if loaded.other_masks else loaded.triage
+    volumes = loaded.image_format.spatial_dims == 3
     description = {
         **loaded.image_format.as_dict(),
+        # of the image's axes, from lower to higher indices
+        "axes": "RAS" if volumes else None,
+        "values": "as the header scales them" if volumes else "whole numbers divided by the largest of their type",
+        "equal_voxels": exchanges_axes(method),
         "method": method.label,
         "members": members,
         "readout": method.readout.as_dict(),
@@ -149,6 +155,11 @@ def _finite(values: list[float]) -> list[float | None]:
 
 def _write_bundle(exported: Exported, output: Path) -> float:
     image_format = exported.image_format
+    if image_format.spatial_dims == 3 and exchanges_axes(exported.method):
+        raise UserError(
+            "format=monai_bundle: the method exchanges the first two axes (method.turned=true), and a bundle does not "
+            "check that the voxels of a volume have one size along them; choose format=onnx or format=torch_export"
+        )
     texts = {
         INFERENCE: bundle_configuration(
             exported.preparation,

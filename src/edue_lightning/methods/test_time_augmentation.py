@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from edue_lightning.data.augmentation import are_equal_sizes
 from edue_lightning.data.sample import RaterBatch
-from edue_lightning.methods.base import MethodParts, NetworkMethod
+from edue_lightning.methods.base import MethodParts, NetworkMethod, SegmentationMethod
 from edue_lightning.methods.targets import Target, member_target
 from edue_lightning.networks import HeadLayout
 
@@ -55,8 +56,7 @@ class TestTimeAugmentation(NetworkMethod):
         mirrored: whether to mirror the image along every set of its axes (4 views in 2D, 8 in 3D).
         turned: whether to show each of these views with the first two axes exchanged too; with `mirrored`, quarter
             turns and their mirror images. In a volume these axes are those of the axial plane. The method does not know
-            the voxel size: along these axes it must be the same, in new images too. A training checks it, see
-            `training.checks.check_turns`.
+            the voxel size: along these axes it must be the same, in new images too, see `unequal_axes`.
         intensity: if above 0, each view is also shown with its intensities scaled by 1 - `intensity` and 1 +
             `intensity`.
 
@@ -114,3 +114,23 @@ class TestTimeAugmentation(NetworkMethod):
         logits = self.network(batch.image)
         target = member_target(batch, self.target, tie=self.majority_tie, exclusive=self.exclusive).expand_as(logits)
         return {"loss": self.member_losses(logits, target, batch).mean()}
+
+
+def exchanges_axes(method: SegmentationMethod) -> bool:
+    """Return whether a method shows images to its networks with the first two axes exchanged."""
+    return any(isinstance(part, TestTimeAugmentation) and part.turned for part in method.trainees())
+
+
+def unequal_axes(method: SegmentationMethod, spacing: Sequence[float] | None) -> str | None:
+    """Return why a method cannot predict an image, or None if it can: axes that it exchanges need voxels of one size.
+
+    Args:
+        method: any method.
+        spacing: voxel size along each axis of the image, mm; None if it is unknown.
+    """
+    if spacing is None or not exchanges_axes(method) or are_equal_sizes(*spacing[:2]):
+        return None
+    return (
+        "the method exchanges the first two axes (method.turned=true), but the voxels are "
+        f"{spacing[0]:g} and {spacing[1]:g} mm along them"
+    )

@@ -26,6 +26,7 @@ from edue_lightning.errors import UserError, is_out_of_memory
 from edue_lightning.methods import InferenceChanges, SliceBySlice
 from edue_lightning.methods.density import RecordedFeatures
 from edue_lightning.methods.slice_by_slice import SliceSlabs
+from edue_lightning.methods.test_time_augmentation import unequal_axes
 from edue_lightning.prediction.estimate import Estimate, estimate
 from edue_lightning.prediction.triage import Triage
 from edue_lightning.prediction.triage_table import triage_frame, triage_rows
@@ -280,15 +281,17 @@ class Model:
         return triage_rows(case_id, prepared, found, self.structures, self.triage, self._sensitivity, spaced, unusual)
 
     def _require_pixels(self, prepared: PreparedImage) -> None:
-        """Check that the method can predict the slices of a volume.
+        """Check that the method can predict an image, or the slices of a volume, of this voxel size.
 
         Raises:
             ImageError: if it cannot.
         """
         if isinstance(self.method, SliceBySlice):
             reason = unequal_pixels(self.method.method, self._layout, prepared.spacing)
-            if reason is not None:
-                raise ImageError(reason)
+        else:
+            reason = unequal_axes(self.method, prepared.spacing)
+        if reason is not None:
+            raise ImageError(reason)
 
     def _as_files(self, channels: list[ImageFile]) -> list[ImageFile]:
         # pictures store their colours in one file

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from edue_lightning.atomic import write_whole
+from edue_lightning.data.images import ImageError
 from edue_lightning.data.new_images import ImageCase
 from edue_lightning.data.preparation import PreparedImage
 from edue_lightning.errors import UserError
@@ -57,10 +58,10 @@ def write_estimate(
         names of the files.
 
     Raises:
-        ImageError: if the headers of the case do not allow it.
+        ImageError: if the headers of the case do not allow it; then no file is left.
         UserError: if one cannot be written.
     """
-    written = []
+    written: list[str] = []
     masks = dict(zip(structures, _masks(prepared, estimate), strict=True))
     variance = DISAGREEMENT if estimate.has_disagreement else TOTAL_VARIANCE
     images: dict[int, str] = {}
@@ -86,6 +87,10 @@ def write_estimate(
             write_whole(folder / layers, lambda path, script=script: path.write_text(script))  # type: ignore[misc]
             written.append(layers)
         written += files.masks(folder, case.case_id, masks)
+    except ImageError:
+        for name in written:
+            (folder / name).unlink(missing_ok=True)
+        raise
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{folder}: cannot be written ({reason}); free some space or choose another output") from error

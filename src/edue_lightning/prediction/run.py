@@ -40,13 +40,14 @@ from edue_lightning.prediction.triage_page import PAGE_FILE, triage_page
 from edue_lightning.prediction.triage_table import OUTSIDE, UNKNOWN, properties_of, triage_frame
 from edue_lightning.runs.folder import sole_writer
 from edue_lightning.runs.record import command_line
-from edue_lightning.text import named
+from edue_lightning.text import is_result_of, named
 
 log = logging.getLogger(__name__)
 
 TRIAGE_FILE, FAILED_FILE = "triage.csv", "failed.csv"
 _SECONDS_BETWEEN_LINES = 20.0
 _VOLUME = 3
+_STARTED = ".started"
 _OVERLAYS = ("all", "flagged", "none")
 # threads that write files, cases that wait for them, and values of their maps (0.5 GB)
 _MOST_THREADS, _MOST_WAITING, _MOST_VALUES_WAITING = 4, 8, 2**27
@@ -126,9 +127,10 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
         )
     elif model.triage is None and not model.other_masks:
         log.warning(
-            "%s: has no triage data, so no case will be flagged; resume the training if it was interrupted, or train "
+            "%s: has no triage data, so no case will be flagged%s; resume the training if it was interrupted, or train "
             "with a triage_sensitivity",
             path,
+            "" if model.density is None else " by its uncertainty",
         )
     given = Path(configuration["input"])
     if given.resolve().is_relative_to(folder.resolve()):
@@ -238,6 +240,8 @@ class _Work:
                     "another spacing; choose another output or set overwrite=true"
                 )
             if all((self.folder / name).is_file() for name in held["files"]):
+                if held["resampled"]:
+                    self.resampled.add(case.case_id)
                 rows: list[dict[str, Any]] = held["rows"]
                 return rows
         prepared = self.model.read(case)
@@ -252,10 +256,18 @@ class _Work:
         titles = {row["structure"]: _title(row) for row in new_rows if self._draws(row)}
 
         def write() -> list[dict[str, Any]]:
-            names = write_estimate(self.folder, case, prepared, found, self.model.structures, titles, files)
-            content = json.dumps({**key, "files": names, "rows": new_rows})
+            # by this mark the files of a case whose record was never written are known
+            started = record.with_name(f"{case.case_id}{_STARTED}")
+            started.touch()
+            try:
+                names = write_estimate(self.folder, case, prepared, found, self.model.structures, titles, files)
+            except ImageError:
+                started.unlink()
+                raise
+            content = json.dumps({**key, "files": names, "rows": new_rows, "resampled": prepared.resampled})
             # last, since the record marks the case as finished
             write_whole(record, lambda path: path.write_text(content))
+            started.unlink()
             return new_rows
 
         kept = found.members + 3 if self.members else 3
@@ -278,12 +290,13 @@ def _read_record(record: Path) -> dict[str, Any]:
         # its own folder's files only, since they may be removed
         if not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise ValueError("names files elsewhere")
-        # the first format had no spacing
+        # the first formats had no spacing, and did not say whether the case was resampled
         return {
             "images": held["images"],
             "spacing": held.get("spacing"),
             "files": names,
             "rows": list(held["rows"]),
+            "resampled": bool(held.get("resampled", False)),
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ImageError(f"{record}: is damaged; remove it, or set overwrite=true") from error
@@ -334,7 +347,7 @@ def _changes_of(inference: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _remove_earlier(folder: Path) -> None:
-    """Remove the files of an earlier prediction: those that its records list, and its tables."""
+    """Remove the files of an earlier prediction: those that its records list or were being written, and its tables."""
     for name in (TRIAGE_FILE, FAILED_FILE, PAGE_FILE):
         (folder / name).unlink(missing_ok=True)
     for record in (folder / RECORDS).glob("*.json"):
@@ -342,11 +355,17 @@ def _remove_earlier(folder: Path) -> None:
             for name in _read_record(record)["files"]:
                 (folder / name).unlink(missing_ok=True)
         record.unlink()
+    for started in (folder / RECORDS).glob(f"*{_STARTED}"):
+        for path in folder.iterdir():
+            if is_result_of(started.name.removesuffix(_STARTED), path.name):
+                path.unlink()
+        started.unlink()
 
 
 def _warn_of_others(folder: Path, cases: Set[str]) -> None:
     """Warn of cases in the folder that are no longer in the input, or failed now."""
-    others = sorted({path.stem for path in (folder / RECORDS).glob("*.json")} - cases)
+    held = {path.name.removesuffix(end) for end in (".json", _STARTED) for path in (folder / RECORDS).glob(f"*{end}")}
+    others = sorted(held - cases)
     if others:
         log.warning(
             "%s: also contains earlier files of %s, which this input does not give or which failed now; overwrite=true "

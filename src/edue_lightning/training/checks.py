@@ -11,10 +11,10 @@ from torch import nn
 
 from edue_lightning.config.build import ImageFormat, network_factory, refused_size
 from edue_lightning.data import RaterDataModule
-from edue_lightning.data.augmentation import are_equal_sizes
 from edue_lightning.errors import UserError
 from edue_lightning.losses import SegmentationLoss
 from edue_lightning.methods import SegmentationMethod
+from edue_lightning.methods.test_time_augmentation import unequal_axes
 from edue_lightning.runs.checkpoints import TrainingCases
 from edue_lightning.runs.trainer import check_seed
 from edue_lightning.runtime.processes import is_first_process
@@ -194,15 +194,10 @@ def check_turns(method: SegmentationMethod, cases: TrainingCases) -> None:
     Raises:
         UserError: naming a case whose voxels have other sizes.
     """
-    if not any(getattr(part, "turned", False) for part in method.trainees()):
-        return
     for case in (*cases["train"], *cases["val"]):
-        if case.spacing is not None and not are_equal_sizes(*case.spacing[:2]):
-            sizes = " and ".join(f"{size:g}" for size in case.spacing[:2])
-            raise UserError(
-                f"method.turned=true exchanges the first two axes of an image, but the voxels of case {case.case_id} "
-                f"are {sizes} mm along them; set method.turned=false"
-            )
+        reason = unequal_axes(method, case.spacing)
+        if reason is not None:
+            raise UserError(f"case {case.case_id!r}: {reason}; set method.turned=false")
 
 
 def check_sizes(configuration: Mapping[str, Any], data: RaterDataModule, cases: TrainingCases) -> None:

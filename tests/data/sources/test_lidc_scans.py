@@ -11,6 +11,7 @@ from dicom_files import ct_slice, write
 from numpy.typing import NDArray
 
 from edue_lightning.data import LidcContours, LidcScans
+from edue_lightning.data.geometry import DICOM_SLICE
 from edue_lightning.data.patches import cut_square
 from edue_lightning.data.sources.lidc import dicom
 from edue_lightning.data.sources.lidc.contours import Nodule, find_database, rasterise, read_nodules
@@ -56,6 +57,7 @@ def test_patches_show_the_ct_under_the_outlines(tmp_path: Path, nodules: list[No
     source = LidcScans(str(tmp_path), readers=[4], size=SIZE, leave_out_missing=True)
     rendered = LidcContours(readers=[4], size=SIZE)
     assert not source.problems
+    assert source.storage == source.storage_of(chosen[0].case_id) == DICOM_SLICE
     assert {nodule.case_id for nodule in chosen} <= {record.case_id for record in source.cases()}
     for nodule in chosen:
         sample, other = source.load(nodule.case_id), rendered.load(nodule.case_id)

@@ -20,6 +20,7 @@ from PIL import Image
 from processes import digest, digest_elsewhere
 
 from edue_lightning.data import CaseRecord, ManifestSource, RaterDataModule
+from edue_lightning.data.geometry import DIFFERING_SLICES
 from edue_lightning.data.new_images import find_images
 from edue_lightning.data.sources.manifest.table import parse_spacing
 from edue_lightning.errors import UserError
@@ -178,7 +179,8 @@ def test_slices_with_axes_in_other_directions_are_reported(tmp_path: Path, caplo
     assert not caplog.records
     source = source_of(tmp_path, rows)
     assert source.cases()
-    assert source.storage is None
+    assert source.storage == DIFFERING_SLICES
+    assert source.storage_of("two") == "NIfTI slice RA"
     assert "give their axes different directions (1 NIfTI slice LP, 1 NIfTI slice RA)" in caplog.text
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edue_lightning.atomic import write_whole
 from edue_lightning.data.file_source import CaseReading, FileCase, FileSource
+from edue_lightning.data.geometry import DICOM_SLICE
 from edue_lightning.data.identity import content_digest, generated_content
 from edue_lightning.data.images import ImageError
 from edue_lightning.data.patches import cut_square
@@ -232,6 +233,11 @@ class LidcScans(FileSource):
             if path is not None:
                 cases.append(FileCase(record, {"slice": path}, _described(nodule)))
         self.check(cases, problems, {"existence": existence, "size": size})
+        self.storage = DICOM_SLICE
+
+    def storage_of(self, case_id: str) -> str:  # noqa: ARG002
+        """Return that all cases are slices of DICOM series, see `CaseSource.storage_of`."""
+        return DICOM_SLICE
 
     @classmethod
     def preparation(cls, settings: Mapping[str, Any]) -> Stacked:  # noqa: ARG003
