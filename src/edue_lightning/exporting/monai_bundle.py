@@ -194,9 +194,7 @@ def bundle_metadata(description: Mapping[str, Any], image_format: ImageFormat, s
         "monai_version": monai.__version__,
         "pytorch_version": torch.__version__.split("+")[0],
         "numpy_version": np.__version__,
-        "required_packages_version": (
-            {"nibabel": nibabel.__version__} if image_format.spatial_dims == 3 else {"pillow": PIL.__version__}
-        ),
+        "required_packages_version": {"nibabel": nibabel.__version__, "pillow": PIL.__version__},
         "name": f"{description['method']} of {', '.join(image_format.structures)}",
         "task": f"segmentation of {', '.join(image_format.structures)} with a map of disagreement",
         "description": (

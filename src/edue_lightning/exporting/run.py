@@ -16,6 +16,7 @@ import torch
 
 from edue_lightning.config.build import build_inference_changes, build_preparation
 from edue_lightning.config.schema import check_configuration
+from edue_lightning.data.geometry import PICTURE
 from edue_lightning.errors import UserError
 from edue_lightning.exporting.graph import (
     MemberLogits,
@@ -101,11 +102,12 @@ def _load(path: Path, changes: InferenceChanges, mask: Mapping[str, Any] | None)
     # the thresholds of other masks flag no case
     triage = None if loaded.other_masks else loaded.triage
     volumes = loaded.image_format.spatial_dims == 3
+    pictures = not volumes and loaded.image_format.storage in (None, PICTURE)
     description = {
         **loaded.image_format.as_dict(),
         # of the image's axes, from lower to higher indices
         "axes": "RAS" if volumes else None,
-        "values": "as the header scales them" if volumes else "whole numbers divided by the largest of their type",
+        "values": "whole numbers divided by the largest of their type" if pictures else "as the header scales them",
         "equal_voxels": exchanges_axes(method),
         "method": method.label,
         "members": members,
