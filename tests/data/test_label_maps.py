@@ -165,6 +165,8 @@ def test_a_changed_label_is_another_prepared_case(tmp_path: Path) -> None:
         ({"labels": {"disc": 0}}, r"data.source.labels: disc has \[0\]; give whole numbers from 1 to 255"),
         ({"labels": {"disc": [1, 256]}}, r"disc has \[1, 256\]"),
         ({"labels": {"disc": True}}, r"disc has \[True\]"),
+        ({"labels": {"disc": 1.0}}, r"disc has \[1.0\]"),
+        ({"labels": {"disc": None}}, r"disc has \[None\]"),
         ({"labels": NESTED, "ignore": 2}, "the number of ignored voxels is 2"),
         ({"ignore": 3}, "data.source.ignore=3: the masks are no label maps"),
     ],

@@ -124,6 +124,9 @@ def test_a_share_of_0_draws_none(draw: Literal["hash", "permutation"]) -> None:
     splits = split_cases([*prescribed, *records(60)], SplitFractions(val=0, test=0.2, draw=draw))
     assert splits["val"] == prescribed
     assert splits["test"]
+    folded = fold_cases(records(40), SplitFractions(val=0, draw=draw), Fold(5, 2))
+    assert not folded["val"]
+    assert len(folded["train"]) + len(folded["test"]) == 40
 
 
 @pytest.mark.parametrize("draw", ["hash", "permutation"])

@@ -42,7 +42,7 @@ _BRIGHTNESS = 0.25
 _CONTRAST = 0.25
 _LOW_RESOLUTION = (0.5, 1.0)
 _GAMMA = (0.7, 1.5)
-_ELASTIC = 0.3
+_ELASTIC, _CELLS = 0.3, 5
 
 _PROBABILITIES = ("affine", "elastic", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma")
 
@@ -137,9 +137,7 @@ class Augmentation:
                 )
             )
         if self.elastic:
-            steps.append(
-                RandGridDistortiond(all_of, num_cells=5, prob=self.elastic, distort_limit=_ELASTIC, **sampling)
-            )
+            steps.append(_Elastic(all_of, num_cells=_CELLS, prob=self.elastic, distort_limit=_ELASTIC, **sampling))
         if self.intensity_scale:
             steps.append(RandScaleIntensityd(("image",), factors=self.intensity_scale, prob=1.0))
         if self.intensity_shift:
@@ -203,6 +201,32 @@ class _EachChannel(Randomizable, Transform):
         self.transform.randomize(channels[0])
         changed = [torch.as_tensor(self.transform(channel, randomize=False)) for channel in channels]
         return {**data, "image": torch.cat(changed)}
+
+
+class _Elastic(RandGridDistortiond):
+    """MONAI's transform with the same draws, for axes of any length.
+
+    MONAI divides an axis of n voxels into cells of n // 5 voxels and fills six of them; voxels beyond, of an axis of 8,
+    say, would become copies of the first one. Such an axis is continued beyond its border, changed, and cut again.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        lengths = enumerate(data["image"].shape[1:], 1)
+        short = {axis: n for axis, n in lengths if n > 1 and (_CELLS + 1) * (n // _CELLS) < n}
+        longer = dict(data)
+        for key in self.key_iterator(longer):
+            for axis, length in short.items():
+                more = -length % _CELLS
+                places = torch.arange(length + more).clamp(max=length - 1)
+                value = longer[key].index_select(axis, places)
+                if key == "region":
+                    value.narrow(axis, length, more).zero_()
+                longer[key] = value
+        changed = dict(super().__call__(longer))
+        for key in self.key_iterator(changed):
+            for axis, length in short.items():
+                changed[key] = changed[key].narrow(axis, 0, length)
+        return changed
 
 
 class _QuarterTurns(RandRotate90d):
@@ -286,12 +310,12 @@ def augment(sample: RaterSample, transform: Compose, key: int) -> RaterSample:
     with _untracked():
         found = transform(given)
     changed = {name: torch.as_tensor(found[name]).contiguous() for name in given if name != "spacing"}
-    image, masks = changed["image"], changed["masks"]
+    image, masks = changed["image"], changed["masks"].to(torch.uint8).reshape(sample.masks.shape)
     region = None if sample.region is None else changed["region"][0] > 0
     return replace(
         sample,
         image=image.to(torch.float32),
-        masks=masks.to(torch.uint8).reshape(sample.masks.shape),
+        masks=masks if region is None else masks * region,
         region=region,
         affine=None,  # that of the unchanged image no longer holds
     )

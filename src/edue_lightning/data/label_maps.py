@@ -42,7 +42,7 @@ class LabelMap:
                 structure and to `ignore`.
         """
         structures = {
-            str(name): (numbers,) if isinstance(numbers, int) else tuple(dict.fromkeys(numbers))
+            str(name): tuple(dict.fromkeys(numbers)) if isinstance(numbers, list | tuple) else (numbers,)
             for name, numbers in labels.items()
         }
         for name, numbers in structures.items():

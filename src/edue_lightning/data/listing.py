@@ -14,6 +14,9 @@ from edue_lightning.text import one_line
 DEEPEST = 6
 """Number of folder levels below the data set's folder that are searched."""
 
+DEEPEST_OF_DICOM = 100
+"""The same of DICOM files, which may lie in any folders."""
+
 PREDICTION_FILE, RECORDS = "prediction.yaml", "records"
 """File and folder by which the output folder of `predict` is known."""
 
@@ -98,8 +101,8 @@ def find_files(
                 continue
             if (here / name).is_symlink():
                 target = _target(here / name, problems)
-                # a folder of the data set's own is found where it lies
-                if target is None or _overlap(target, root):
+                # a folder of the data set's own is found where it lies, unless it is hidden there
+                if target is None or (_overlap(target, root) and not _is_hidden_in(target, root)):
                     continue
                 other = next((link for link, known in entered.items() if _overlap(target, known)), None)
                 if other is not None:
@@ -142,6 +145,10 @@ def stem_of(path: Path, endings: tuple[str, ...] = NIFTI) -> str:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_hidden_in(folder: Path, root: Path) -> bool:
+    return folder.is_relative_to(root) and any(map(_is_hidden, folder.relative_to(root).parts))
 
 
 def _overlap(first: Path, second: Path) -> bool:

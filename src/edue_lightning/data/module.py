@@ -135,6 +135,10 @@ class RaterDataModule(pl.LightningDataModule):
         self.splits: dict[Subset, list[CaseRecord]] = {"all": cases}
         if train_draw not in (None, "one_per_unit"):
             raise UserError(f"data.train_draw={train_draw}: must be one_per_unit, or null for all cases")
+        if train_draw is not None and not any(case.unit for case in cases):
+            raise UserError(
+                f"data.train_draw={train_draw}: no case of data={name} says to which unit it belongs; set null"
+            )
         self.train_draw = train_draw
         self.fold = _checked_fold(folds, fold)
         for split, members in _divided(cases, fractions or SplitFractions(), self.fold, source.official_splits).items():

@@ -26,7 +26,7 @@ from edue_lightning.text import is_plain_name, reason_of
 
 log = logging.getLogger(__name__)
 
-VERSION = 9
+VERSION = 10
 """Version of the entries' format and of the code that makes samples from files; part of the entries' names.
 
 Raise it with every change that gives a sample other values: in decoding, preparation, resampling or rasterising.

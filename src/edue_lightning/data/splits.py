@@ -138,7 +138,8 @@ def fold_cases(records: Sequence[CaseRecord], fractions: SplitFractions, fold: F
         )
         rest = [record for record in records if fold_of[record.group] != fold.number]
         # also a hash without the fold: a group is for validation in all folds, or in none
-        part_of = _ranked(rest, f"{fractions.seed} validation", [share], range(2), ["val", "train"])
+        needed = range(2) if share > 0 else [1]
+        part_of = _ranked(rest, f"{fractions.seed} validation", [share], needed, ["val", "train"])
     else:
         order = _stratified_order(records, np.random.default_rng(fractions.seed))
         fold_of = {group: rank * fold.count // len(order) for rank, group in enumerate(order)}

@@ -117,6 +117,39 @@ def test_a_missing_structure_is_a_problem_or_empty(tmp_path: Path) -> None:
     assert "no file has lung; choose among GTV, node" in problems(tmp_path, structures=["lung"])
 
 
+def test_a_rater_without_any_wanted_region_is_a_problem_or_outlined_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = scan()
+    made.save(tmp_path / "a")
+    for number, (rater, regions) in enumerate((("Anna", {"GTV": [GTV]}), ("Ben", {"BODY": [NODE]}), ("Carla", {}))):
+        write(made.outlines(regions, rater), tmp_path / "a" / f"{number}.dcm")
+    for settings in ({"structures": ["GTV"]}, {"name_pattern": "(?P<structure>GTV.*)"}):
+        lines = problems(tmp_path, **settings)
+        assert "a/1.dcm: case 'a': rater 'Ben' has no GTV; add it" in lines
+        assert "a/2.dcm: case 'a': rater 'Carla' has no GTV; add it" in lines
+        source = DicomSource(str(tmp_path), absent="empty", **settings)
+        assert source.raters == ("Anna", "Ben", "Carla")
+        sample = source.load("a")
+        assert sample.valid.tolist() == [True, True, True]
+        assert [bool(mask.any()) for mask in sample.masks[:, 0]] == [True, False, False]
+    # where the names of regions say whose they are, an object is of nobody in particular
+    source = DicomSource(str(tmp_path), name_pattern="(?P<structure>GTV)(?P<rater>.*)")
+    assert source.raters == ("Anna",)
+    assert source.cases()
+    assert "a/2.dcm: case 'a': no name matches data.source.name_pattern, no rater" in caplog.text
+
+
+def test_a_structure_is_named_once_and_files_may_lie_in_any_folder(tmp_path: Path) -> None:
+    patient(tmp_path, "a")
+    with pytest.raises(UserError, match="structures: names 'gtv' twice; name each structure once"):
+        DicomSource(str(tmp_path), structures=["GTV", "gtv "])
+    deep = tmp_path.joinpath("a", *map(str, range(9)))
+    deep.mkdir(parents=True)
+    (tmp_path / "a" / "2.dcm").rename(deep / "2.dcm")
+    assert DicomSource(str(tmp_path)).raters == ("Anna", "BEN")
+
+
 def test_raters_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
     made = scan()
     made.save(tmp_path / "a")

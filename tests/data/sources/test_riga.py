@@ -202,6 +202,24 @@ def test_riga_plus_is_read_by_its_two_trees(tmp_path: Path) -> None:
     assert line.startswith(start)
 
 
+def test_riga_plus_with_a_white_background_holds_the_same_masks(tmp_path: Path) -> None:
+    eye = Eye(5, shape=(96, 96), middle=(48.0, 50.0))
+    folder = "BinRushed/BinRushed1"
+    save(eye.photograph(), tmp_path / f"RIGA/{folder}/image5.tif")
+    for rater in eye.raters:
+        # 0 background, 1 rim, 2 cup
+        stored = np.array([255, 128, 0], dtype=np.uint8)[mask_of(eye, rater, rim=1, cup=2)]
+        save(stored, tmp_path / f"RIGA-mask/{folder}/image5-{rater}.tif")
+    sample = RigaSource(str(tmp_path), size=96).load("BinRushed1_image5")
+    for slot, rater in enumerate(eye.raters):
+        for k, truth in enumerate(eye.raters[rater]):
+            np.testing.assert_array_equal(sample.masks[slot, k], truth)
+    stored[stored == 0] = 128
+    save(stored, tmp_path / f"RIGA-mask/{folder}/image5-2.tif")
+    (line,) = RigaSource(str(tmp_path), size=96).problems
+    assert "image5-2.tif: case 'BinRushed1_image5': its border is 255, and no pixel is 0; correct the mask" in line
+
+
 def test_a_second_copy_of_riga_plus_replaces_no_mask(tmp_path: Path) -> None:
     eye = Eye(5, shape=(96, 96), middle=(48.0, 50.0))
     photograph, masks = "RIGA/BinRushed/BinRushed1/image5.tif", "RIGA-mask/BinRushed/BinRushed1"

@@ -17,7 +17,7 @@ from edue_lightning.data.dicom_masks import describe_masks, is_masks
 from edue_lightning.data.dicom_objects import MasksHeader
 from edue_lightning.data.dicom_series import described, is_dicom, is_image, is_localizer, read_header
 from edue_lightning.data.image_limits import ImageError
-from edue_lightning.data.listing import ListingProblems, find_files
+from edue_lightning.data.listing import DEEPEST_OF_DICOM, ListingProblems, find_files
 from edue_lightning.text import NO_FILE_NAME, is_plain_name, named
 
 _MOST_LISTED = 4
@@ -68,7 +68,7 @@ def list_dicom(root: Path, modalities: Sequence[str], series: Sequence[str]) -> 
     listing = DicomListing(problems=problems.lines)
     folders: defaultdict[str, list[Path]] = defaultdict(list)
     others: list[str] = []
-    for path in find_files(problems, lambda _: False, ("",)):
+    for path in find_files(problems, lambda _: False, ("",), DEEPEST_OF_DICOM):
         parts = path.relative_to(root).parts
         if not is_dicom(path):
             others.append("/".join(parts))

@@ -82,6 +82,9 @@ class DicomSource(FileSource):
         _require_choice("absent", absent, get_args(Absent))
         if structures is not None and not structures:
             raise UserError("data.source.structures: is empty; name at least one structure, or set it to null")
+        repeated = [name for name, count in Counter(_key(name) for name in structures or ()).items() if count > 1]
+        if repeated:
+            raise UserError(f"data.source.structures: names {repeated[0]!r} twice; name each structure once")
         self._rater: Rater = rater
         self._pattern = None if name_pattern is None else _compiled(name_pattern)
         self._threshold = threshold
@@ -131,11 +134,24 @@ class DicomSource(FileSource):
             if match is None:
                 return None
             structure, rater = match["structure"].strip(), (match.groupdict().get("rater") or "").strip()
-        rater = rater or {"label": header.label, "operator": header.operator, "file": path.stem}[self._rater]
+        return rater or self.rater_of(path, header), structure
+
+    @property
+    def names_hold_raters(self) -> bool:
+        """Whether the names of regions and segments say whose they are, so that an object may be of several raters."""
+        return self._pattern is not None and "rater" in self._pattern.groupindex
+
+    def rater_of(self, path: Path, header: MasksHeader) -> str:
+        """Return the rater of an object.
+
+        Raises:
+            ImageError: if the object does not name its rater.
+        """
+        rater = {"label": header.label, "operator": header.operator, "file": path.stem}[self._rater]
         if not rater:
             others = ", ".join(name for name in get_args(Rater) if name != self._rater)
             raise ImageError(f"has no {_ELEMENTS[self._rater]}; fill it in, or set data.source.rater to {others}")
-        return rater, structure
+        return rater
 
     def line(self, path: Path, case_id: str, problem: str) -> str:
         """Return a problem of a file in one line."""
@@ -150,7 +166,7 @@ class DicomSource(FileSource):
                 names.setdefault(structure, drawn.spelling[structure])
         if chosen is None:
             return tuple(names.values())
-        absent = [name for name in chosen if name.strip().casefold() not in names]
+        absent = [name for name in chosen if _key(name) not in names]
         if absent and found:
             problems.append(
                 f"data.source.structures: no file has {', '.join(absent)}; choose among {', '.join(names.values())}"
@@ -234,8 +250,12 @@ class _Drawn:
         before = len(problems)
         for path, header in case.masks.items():
             try:
-                for number, label in header.labels.items():
-                    self._add(path, header, number, label)
+                added = [self._add(path, header, number, label) for number, label in header.labels.items()]
+                if not source.names_hold_raters:
+                    # whatever it holds
+                    self._add_rater(source.rater_of(path, header), path)
+                elif not any(added):
+                    source.warn(source.line(path, self.case_id, "no name matches data.source.name_pattern, no rater"))
             except ImageError as error:
                 problems.append(source.line(path, self.case_id, str(error)))
         if not self.masks and len(problems) == before:
@@ -245,10 +265,11 @@ class _Drawn:
                 problem = f"data.source.name_pattern matches none of its structures ({named(names)}); correct it"
             problems.append(source.line(source.root / case.case_id, case.case_id, problem))
 
-    def _add(self, path: Path, header: MasksHeader, number: int, label: str) -> None:
+    def _add(self, path: Path, header: MasksHeader, number: int, label: str) -> bool:
+        """Add a region or segment, and return whether its name is one that is wanted."""
         found = self.source.name_of(path, header, label)
         if found is None:
-            return
+            return False
         rater, structure = found
         key = (rater.casefold(), structure.casefold())
         if key in self.masks:
@@ -259,8 +280,12 @@ class _Drawn:
             )
         self.masks[key] = path, number
         self.spelling.setdefault(key[1], structure)
-        self.raters.setdefault(key[0], rater)
-        self.files.setdefault(key[0], path)
+        self._add_rater(rater, path)
+        return True
+
+    def _add_rater(self, rater: str, path: Path) -> None:
+        self.raters.setdefault(rater.casefold(), rater)
+        self.files.setdefault(rater.casefold(), path)
 
     def of(
         self, raters: Mapping[str, str], structures: Sequence[str], absent: Absent, problems: list[str]
@@ -286,6 +311,11 @@ class _Drawn:
             for name in structures:
                 found[raters[rater], name] = self.masks.get((rater, name.casefold()))
         return found
+
+
+def _key(name: str) -> str:
+    """Return a name as it is compared, without blanks around it and in lower case."""
+    return name.strip().casefold()
 
 
 def _require_choice(name: str, value: str, known: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ from pydicom.uid import (
 
 from edue_lightning.data.dicom_series import plain_errors, require_plain_pixels
 from edue_lightning.data.images import ImageError
-from edue_lightning.data.listing import ListingProblems, find_files
+from edue_lightning.data.listing import DEEPEST_OF_DICOM, ListingProblems, find_files
 from edue_lightning.errors import UserError
 
 AIR_TO_WATER = 1000.0
@@ -56,7 +56,6 @@ MOST_BYTES = 2**26
 MOST_RESCALE = 1e4
 """Largest slope and intercept that a header may claim; scanners write a slope of 1 and an intercept of -1024 or 0."""
 
-_DEEPEST = 100
 _FIX = "download it again"
 _UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _HEADER_TAGS = ["Modality", "SeriesInstanceUID", "ImagePositionPatient", "PixelSpacing"]
@@ -290,7 +289,7 @@ def _list_folders(root: Path) -> tuple[list[list[Path]], list[str]]:
     """Return the DICOM files of each folder, and a line per folder that cannot be listed and per broken link."""
     problems = ListingProblems(root)
     folders: defaultdict[Path, list[Path]] = defaultdict(list)
-    for path in find_files(problems, lambda _: False, (".dcm",), _DEEPEST):
+    for path in find_files(problems, lambda _: False, (".dcm",), DEEPEST_OF_DICOM):
         folders[path.parent].append(path)
     return list(folders.values()), problems.lines
 

@@ -193,19 +193,27 @@ def _file_case(case: RigaCase) -> FileCase:
 def _disc_and_cup(colours: NDArray[np.uint8]) -> Drawing:
     """Return disc and cup of a mask with one value for the disc's rim and another for the cup.
 
-    DiscRegion writes 255 for the cup and less for the rim, RIGA+ 128 for the cup and 255 for the rim. Their places
-    decide: the rim lies along the background.
+    DiscRegion writes 255 for the cup and less for the rim, RIGA+ 128 for the cup and 255 for the rim, with a background
+    of 0; of RIGA+ it is also said that the background is 255, the rim 128 and the cup 0. Their places decide: most of
+    the border is background, and the rim lies along it.
 
     Raises:
         ImageError: if there are other values, or both lie along the background alike.
     """
     values = colours[..., 0]
     if (colours != values[..., None]).any():
-        raise ImageError("is coloured; save the mask as one channel of 0, the rim's value and the cup's")
-    labels = [int(value) for value in np.unique(values) if value]
+        raise ImageError("is coloured; save the mask as one channel of the background's value, the rim's and the cup's")
+    border = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+    background = int(np.bincount(border).argmax())
+    labels = [int(value) for value in np.unique(values) if value != background]
     if len(labels) > 2:
-        raise ImageError(f"holds the values 0, {', '.join(map(str, labels))}; a mask holds 0, the rim's and the cup's")
-    disc = values > 0
+        raise ImageError(
+            f"holds the values {background}, {', '.join(map(str, labels))}; a mask holds those of the background, the "
+            "rim and the cup"
+        )
+    if background and 0 not in labels:
+        raise ImageError(f"its border is {background}, and no pixel is 0; correct the mask")
+    disc = values != background
     if len(labels) < 2:
         return Drawing(disc, None)
     beside_background = ndimage.binary_dilation(~disc) & disc
