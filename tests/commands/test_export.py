@@ -136,7 +136,6 @@ def test_the_graph_of_exclusive_structures_is_the_estimate_of_each_image(
     assert found["predicted_area"].min() > 0
 
 
-@pytest.mark.slow
 def test_a_model_that_exchanges_axes_of_volumes_has_no_bundle(tmp_path: Path) -> None:
     checkpoint = synthetic(tmp_path, VOLUMES, "method=test_time_augmentation", "method.turned=true", *TWO_STAGES)
     with pytest.raises(UserError, match=r"^format=monai_bundle: the method exchanges the first two axes"):
@@ -144,6 +143,7 @@ def test_a_model_that_exchanges_axes_of_volumes_has_no_bundle(tmp_path: Path) ->
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "image_format", "overrides"),
     [

@@ -13,7 +13,7 @@ from dicom_files import ct_slice, write
 from numpy.typing import NDArray
 from patients import affine_of, tilted
 from PIL import Image
-from untrained import checkpoint
+from untrained import VOLUMES, checkpoint
 
 from edue_lightning.config.build import ImageFormat
 from edue_lightning.errors import UserError
@@ -24,9 +24,9 @@ AFFINE = affine_of((0.9, 1.1, 2.5), (3, -8, 99), SHAPE, tilted(17.0))
 VOXELS = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
 
 
-def predicted(tmp_path: Path, folder: Path, **others: str) -> Predicted:
+def predicted(tmp_path: Path, folder: Path, images: ImageFormat = VOLUMES, **others: str) -> Predicted:
     settings = {"device": "cpu", "inference": None, "sensitivity": 0.95, "overwrite": False, **others}
-    path = checkpoint(tmp_path / "best.ckpt")
+    path = checkpoint(tmp_path / "best.ckpt", image_format=images)
     configuration = {"ckpt": str(path), "input": str(folder), "output": str(tmp_path / "out"), **settings}
     (tmp_path / "out").mkdir(exist_ok=True)
     return predict(configuration, tmp_path / "out")
@@ -183,11 +183,7 @@ def test_a_slice_whose_third_axis_counts_channels_gets_a_mask_of_one_slice(tmp_p
     image.SetSpacing((0.5, 0.5, 1.0))
     image.SetOrigin((3, 4, 5))
     sitk.WriteImage(image, str(folder / name))
-    (tmp_path / "out").mkdir()
-    path = checkpoint(tmp_path / "best.ckpt", image_format=ImageFormat(2, 4, ("ball",)))
-    settings = {"device": "cpu", "inference": None, "sensitivity": 0.95, "overwrite": False}
-    configuration = {"ckpt": str(path), "input": str(folder), "output": str(tmp_path / "out"), **settings}
-    assert not predict(configuration, tmp_path / "out").failed
+    assert not predicted(tmp_path, folder, ImageFormat(2, 4, ("ball",))).failed
     for part in ("mask", "probability", "disagreement"):
         found = sitk.ReadImage(str(tmp_path / "out" / f"a__{part}{Path(name).suffix}"))
         assert found.GetSize() == (*SHAPE[:2], 1)

@@ -74,7 +74,7 @@ def bundle_configuration(
         UserError: if the preparation cannot be expressed in MONAI's configuration.
     """
     volumes = image_format.spatial_dims == 3
-    if not volumes and image_format.storage not in (None, PICTURE):
+    if image_format.storage not in (None, PICTURE):
         kind = "DICOM" if image_format.storage == DICOM_SLICE else "NIfTI"
         raise UserError(
             f"format=monai_bundle: the model was trained on {kind} slices, which a bundle cannot read; choose "

@@ -157,7 +157,7 @@ def _finite(values: list[float]) -> list[float | None]:
 
 def _write_bundle(exported: Exported, output: Path) -> float:
     image_format = exported.image_format
-    if image_format.spatial_dims == 3 and exchanges_axes(exported.method):
+    if image_format.spatial_dims == 3 and exported.description["equal_voxels"]:
         raise UserError(
             "format=monai_bundle: the method exchanges the first two axes (method.turned=true), and a bundle does not "
             "check that the voxels of a volume have one size along them; choose format=onnx or format=torch_export"

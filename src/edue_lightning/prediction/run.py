@@ -347,7 +347,7 @@ def _changes_of(inference: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _remove_earlier(folder: Path) -> None:
-    """Remove the files of an earlier prediction: those that its records list or were being written, and its tables."""
+    """Remove an earlier prediction: its tables, the files that its records list, and those of unfinished cases."""
     for name in (TRIAGE_FILE, FAILED_FILE, PAGE_FILE):
         (folder / name).unlink(missing_ok=True)
     for record in (folder / RECORDS).glob("*.json"):
