@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edue_lightning.data.channel_names import FIRST_NUMBER, NUMBERED, channel_of
 from edue_lightning.data.dicom_series import files_in, has_image, is_dicom
 from edue_lightning.data.file_source import unoriented_text
 from edue_lightning.data.geometry import slice_storage
@@ -37,14 +37,6 @@ OTHER_IMAGES = (
 _DEEPEST = 32
 _MOST_NAMED = 3
 _DIGITS = 12
-_FIRST_CHANNEL = "0000"
-_NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
-# how a data set names the files of one case: HECKTOR's CT and PET, nnU-Net's channels, those that `convert` writes
-_CHANNEL_NAMES = (
-    (re.compile(r"(?P<case>.+?)_{1,2}(?P<channel>CT|PT|ct|pt)"), ("ct", "pt")),
-    (_NUMBERED, tuple(f"{number:04d}" for number in range(100))),
-    (re.compile(r"(?P<case>.+)__(?P<channel>[1-9])"), tuple(map(str, range(1, 10)))),
-)
 
 
 @dataclass(frozen=True)
@@ -183,11 +175,11 @@ def _refusal(case: ImageCase) -> str | None:
 
 
 def _of_file(path: Path, channels: int) -> ImageCases:
-    named = _channel_of(path) if channels > 1 else None
+    named = channel_of(path) if channels > 1 else None
     beside = [other for other in sorted(path.parent.iterdir()) if _is_image(other)]
     if named is None:
         return ImageCases([ImageCase(_single_names([path], beside)[0], (path,))], [])
-    parts = [other for other in beside if (found := _channel_of(other)) is not None and found[0] == named[0]]
+    parts = [other for other in beside if (found := channel_of(other)) is not None and found[0] == named[0]]
     grouped = _grouped(parts, path.parent, channels)
     return ImageCases([case for case in grouped.cases if path in case.files], grouped.problems)
 
@@ -220,8 +212,8 @@ def _in_folder(folder: Path, channels: int, leave_out: Path | None) -> ImageCase
         log.warning("%s: files that are no images are skipped: %s", folder, _first(others))
     volumes = [((place,), place.name) for place, is_volume in series.items() if is_volume]
     listed = [(line.partition(": ")[0], line.partition(": ")[2]) for line in problems.lines]
-    if channels > 1 and any(_channel_of(path) is not None for path in files):
-        channel_files = [path for path in files if _channel_of(path) is not None]
+    if channels > 1 and any(channel_of(path) is not None for path in files):
+        channel_files = [path for path in files if channel_of(path) is not None]
         if len(channel_files) < len(files):
             others = [path.name for path in files if path not in set(channel_files)]
             log.warning("%s: files without a channel in their names are skipped: %s", folder, _first(others))
@@ -238,10 +230,10 @@ def _single_names(paths: Sequence[Path], beside: Sequence[Path]) -> list[str]:
         paths: files of the cases.
         beside: all images of the folder. Other numbers among them count the cases.
     """
-    named = [_NUMBERED.fullmatch(stem_of(path, _IMAGES)) for path in beside]
+    named = [NUMBERED.fullmatch(stem_of(path, _IMAGES)) for path in beside]
     # a single image may be the first of numbered ones
-    are_first = len(named) > 1 and all(match is not None and match["channel"] == _FIRST_CHANNEL for match in named)
-    return [stem_of(path, _IMAGES).removesuffix(f"_{_FIRST_CHANNEL}" if are_first else "") for path in paths]
+    are_first = len(named) > 1 and all(match is not None and match["channel"] == FIRST_NUMBER for match in named)
+    return [stem_of(path, _IMAGES).removesuffix(f"_{FIRST_NUMBER}" if are_first else "") for path in paths]
 
 
 def _is_image(path: Path) -> bool:
@@ -263,7 +255,7 @@ def _grouped(parts: Sequence[Path], root: Path, channels: int) -> ImageCases:
     problems: list[tuple[str, str]] = []
     broken: set[tuple[Path, str]] = set()
     for path in parts:
-        named = _channel_of(path)
+        named = channel_of(path)
         assert named is not None
         group = groups[path.parent, named[0]]
         if named[1] in group:
@@ -276,7 +268,7 @@ def _grouped(parts: Sequence[Path], root: Path, channels: int) -> ImageCases:
         if (folder, case_id) in broken:
             continue
         if sorted(files) != list(range(channels)):
-            if all(_NUMBERED.fullmatch(stem_of(path, _IMAGES)) for path in files.values()):
+            if all(NUMBERED.fullmatch(stem_of(path, _IMAGES)) for path in files.values()):
                 # numbers of cases, not of channels
                 cases += [((path,), stem_of(path, _IMAGES)) for path in files.values()]
                 continue
@@ -334,15 +326,3 @@ def _in_table(path: Path) -> ImageCases:
         else:
             cases.append(ImageCase(case_id, files, spacing))
     return ImageCases(cases, problems)
-
-
-def _channel_of(path: Path) -> tuple[str, int] | None:
-    """Return the case and the channel's number in a file's name, or None."""
-    stem = stem_of(path, _IMAGES)
-    for pattern, channels in _CHANNEL_NAMES:
-        named = pattern.fullmatch(stem)
-        # numbers of pictures, which hold their colours in one file, count the cases
-        is_number = pattern is _NUMBERED and path.name.lower().endswith(PICTURES)
-        if named is not None and not is_number and named["channel"].lower() in channels:
-            return named["case"], channels.index(named["channel"].lower())
-    return None

@@ -68,6 +68,14 @@ def test_the_testing_set_is_the_test_split(tmp_path: Path) -> None:
     assert len(splits["train"]) + len(splits["val"]) == 7
 
 
+def test_folders_above_the_data_set_prescribe_no_split(tmp_path: Path) -> None:
+    root = write_curvas(tmp_path / "testing_set" / "curvas")
+    splits = RaterDataModule("curvas", CurvasSource(str(root))).splits
+    assert [record.case_id for record in splits["test"]] == ["UKCHLL030", "UKCHLL031", "UKCHLL032"]
+    records = CurvasSource(str(root / "testing_set")).cases()
+    assert [record.split for record in records] == ["test"] * 3
+
+
 def test_labels_through_a_slope_are_numbers_just_off_whole_ones(tmp_path: Path) -> None:
     write_curvas(tmp_path)
     stored = np.round(organs(1) / 0.0117647).astype(np.uint8)

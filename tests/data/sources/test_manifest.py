@@ -549,6 +549,40 @@ def test_a_file_that_is_two_channels_of_a_case_is_named(tmp_path: Path, caplog: 
     assert "files that are several channels of one case: one.png of case 'one', two.png of case 'two'; " in caplog.text
 
 
+def with_second_image(folder: Path, first: str, second: str) -> list[Row]:
+    """Return one case of two images with these names, one of them in a folder."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    images = [save(folder, name, rng.normal(0, 1, (3, 4, 5)).astype(np.float32)) for name in (first, second)]
+    mask = save(folder, "mask.nii.gz", np.eye(3, 4, dtype=np.uint8)[..., None].repeat(5, axis=-1))
+    row = {"case_id": "a", "image": images[0], "image2": images[1], "mask": mask, "rater": "A", "structure": "GTV"}
+    return [row]
+
+
+@pytest.mark.parametrize(("first", "second"), [("__CT", "__PT"), ("_0000", "_0001"), ("__1", "__2")])
+def test_images_against_the_order_of_their_names_are_a_problem(tmp_path: Path, first: str, second: str) -> None:
+    names = f"images/a{second}.nii.gz", f"a{first}.nii.gz"
+    found = source_of(tmp_path, with_second_image(tmp_path, *names)).problems
+    assert len(found) == 1
+    assert found[0].startswith(f"manifest.csv: 1 case, such as 'a', with the images in the order {', '.join(names)}, ")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("a__CT", "a__PT"),
+        # channels of a data set that are not taken from the first; `predict` reports such names
+        ("a_0002", "a_0001"),
+        # numbers of two images
+        ("a_0001", "b_0000"),
+        ("a__PT", "b"),
+    ],
+)
+def test_images_in_the_order_of_their_names_or_without_one(tmp_path: Path, first: str, second: str) -> None:
+    source = source_of(tmp_path, with_second_image(tmp_path, f"{first}.nii.gz", f"{second}.nii.gz"))
+    assert not source.problems
+
+
 def test_files_are_named_from_the_folder_of_the_manifest(tmp_path: Path) -> None:
     below = tmp_path / "below"
     below.mkdir()

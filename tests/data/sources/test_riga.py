@@ -220,6 +220,17 @@ def test_riga_plus_with_a_white_background_holds_the_same_masks(tmp_path: Path) 
     assert "image5-2.tif: case 'BinRushed1_image5': its border is 255, and no pixel is 0; correct the mask" in line
 
 
+def test_riga_plus_in_a_folder_that_is_called_as_the_masks(tmp_path: Path) -> None:
+    eye = Eye(5, shape=(96, 96), middle=(48.0, 50.0))
+    root = tmp_path / "RIGA-mask" / "copy"
+    save(eye.photograph(), root / "RIGA/MESSIDOR/image5.tif")
+    for rater in eye.raters:
+        save(mask_of(eye, rater, rim=1, cup=2), root / f"RIGA-mask/MESSIDOR/image5-{rater}.tif")
+    source = RigaSource(str(root), size=96)
+    assert not source.problems
+    assert [record.case_id for record in source.cases()] == ["MESSIDOR_image5"]
+
+
 def test_a_second_copy_of_riga_plus_replaces_no_mask(tmp_path: Path) -> None:
     eye = Eye(5, shape=(96, 96), middle=(48.0, 50.0))
     photograph, masks = "RIGA/BinRushed/BinRushed1/image5.tif", "RIGA-mask/BinRushed/BinRushed1"

@@ -20,7 +20,7 @@ from edue_lightning.data.listing import ListingProblems, find_files, stem_of
 from edue_lightning.text import is_plain_name
 
 _ANNOTATION = re.compile(r"annotation_(?P<expert>[1-9])", re.IGNORECASE)
-_PARTS: Mapping[str, Literal["train", "val", "test"]] = {"testing_set": "test"}
+_TESTING_SET = "testing_set"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CurvasCase:
     """
 
     case_id: str
-    split: Literal["train", "val", "test"] | None
+    split: Literal["test"] | None
     image: Path
     annotations: Mapping[int, Path]
 
@@ -79,6 +79,7 @@ def list_curvas(root: Path) -> tuple[list[CurvasCase], list[str]]:
         elif not is_plain_name(case_id):
             problems.add(image, "is in a folder that cannot be a file's name; rename it", case_id)
         else:
-            split = next((part for name, part in _PARTS.items() if name in folder.parts), None)
-            found[case_id] = CurvasCase(case_id, split, image, dict(sorted(annotations.items())))
+            # folders above the data set mean nothing
+            is_test = _TESTING_SET in folder.relative_to(problems.root.parent).parts
+            found[case_id] = CurvasCase(case_id, "test" if is_test else None, image, dict(sorted(annotations.items())))
     return [found[name] for name in sorted(found)], problems.lines

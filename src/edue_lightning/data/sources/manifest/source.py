@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edue_lightning.data.channel_names import channel_of
 from edue_lightning.data.dicom_masks import open_masks
 from edue_lightning.data.dicom_objects import ImagePlace
 from edue_lightning.data.dicom_series import is_dicom, read_series_header
@@ -37,7 +38,7 @@ from edue_lightning.data.sources.manifest.files import NamedFiles
 from edue_lightning.data.sources.manifest.table import ManifestCase, read_table
 from edue_lightning.data.votes import level_mask, read_votes
 from edue_lightning.errors import UserError
-from edue_lightning.text import named, one_line
+from edue_lightning.text import counted, named, one_line
 
 _MOST_NAMED = 3
 _VOLUME = 3
@@ -137,6 +138,7 @@ class ManifestSource(FileSource):
             self.facts = {"votes": f"of {voters} raters, read as nested level masks; who gave them is unknown"}
         self.check([self._file_case(case, self.root / file) for case in table.cases.values()], table.problems, settings)
         self._compare_image_files(Path(file).name)
+        self._check_channel_names(Path(file).name)
         self._compare_mask_files()
 
     @classmethod
@@ -262,6 +264,29 @@ class ManifestSource(FileSource):
                 repeated.append(f"{found[0][2]} of case {cases[0]!r}")
         if repeated:
             self.warn(f"files that are several channels of one case: {named(repeated)}; check that each has its own")
+
+    def _check_channel_names(self, manifest: str) -> None:
+        """Report images whose names say another order of the channels than the table, as a problem.
+
+        `predict` takes the images of a folder in the order of their names, so it would exchange the channels.
+
+        Args:
+            manifest: name of the table.
+        """
+        turned = []
+        for case in self._rows.values():
+            found = [one for name in case.images if name and (one := channel_of(Path(name))) is not None]
+            numbers = [number for _, number in found]
+            if numbers != [*range(len(case.images))] == sorted(numbers) and len({name for name, _ in found}) == 1:
+                turned.append(case)
+        if turned:
+            case_id, images = turned[0].record.case_id, ", ".join(turned[0].images)
+            line = (
+                f"{counted(len(turned), 'case')}, such as {case_id!r}, with the images in the order {images}, where "
+                "the names say another; order the columns image, image2, ... by the names, since `predict` takes a "
+                "folder's images in that order"
+            )
+            self.problems = (*self.problems, one_line(f"{manifest}: {line}"))
 
     def _compare_mask_files(self) -> None:
         """Report files that are several masks and not empty: of several cases as a problem, of one with a warning."""

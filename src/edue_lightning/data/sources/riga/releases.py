@@ -158,7 +158,7 @@ def _beside_masks(pictures: Sequence[Path], problems: ListingProblems) -> list[R
     masks: defaultdict[tuple[tuple[str, ...], str], dict[str, Path]] = defaultdict(dict)
     photographs: dict[tuple[tuple[str, ...], str], Path] = {}
     for path in pictures:
-        if _MASK_FOLDER in path.parts:
+        if _MASK_FOLDER in path.relative_to(problems.root).parts:
             match = _MASKED.fullmatch(path.stem)
             if match is None or match["rater"] not in RATERS:
                 problems.add(path, "is not named imageN-R with a rater R from 1 to 6; correct its name")
