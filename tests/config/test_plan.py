@@ -291,6 +291,19 @@ def test_whole_images_that_are_stated_are_predicted_whole() -> None:
     assert found["network"]["features"] == [32, 64, 128, 256, 512, 512]
 
 
+def test_the_network_for_whole_images_fits_their_size_on_the_planned_voxels() -> None:
+    # the median has 32 voxels as the files store it, and 64 on the planned voxels of 1 mm
+    sizes = ((32,) * 3,) * 26 + ((200,) * 3,) * 25 + ((32,) * 3,) * 49
+    spacings = ((1.0,) * 3,) * 51 + ((2.0,) * 3,) * 49
+    overrides, keys = [*HECKTOR, "data.patch.size=null"], ["data.patch.size"]
+    found, _, plan = made(overrides, keys, Fingerprint(sizes, spacings, 1, ("a", "b"), (4, 4), None, True))
+    of_equal_ones, _, _ = made(overrides, keys, fingerprint((64,) * 3, (1.0,) * 3))
+    assert found["data"]["source"]["spacing"] == [1.0, 1.0, 1.0]
+    assert plan.patch is None
+    assert found["network"] == of_equal_ones["network"]
+    assert found["data"]["batch_size"] == of_equal_ones["data"]["batch_size"]
+
+
 def test_a_network_of_other_options_stays_as_it_is() -> None:
     found, _, plan = made(["data=hecktor", "data.root=.", "network=segresnet"], [], SCANS)
     assert found["network"] == composed("network=segresnet")["network"]

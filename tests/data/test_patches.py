@@ -139,6 +139,9 @@ def test_cases_of_many_sizes_get_patches_that_fit_them_all(caplog: pytest.LogCap
     assert data.patch == PatchSampling((32, 96), per_case=2)
     assert "training uses patches of 32x96" in caplog.text
     assert RaterDataModule("sizes", source, batch_size=1).patch is None
+    assert "per_case" not in caplog.text
+    assert RaterDataModule("sizes", source, patch=PatchSampling(per_case=2), batch_size=1).patch is None
+    assert "data.patch.per_case=2 has no effect" in caplog.text
     assert RaterDataModule("sizes", source, patch=PatchSampling([10, 9]), batch_size=4).patch == PatchSampling([10, 9])
 
 

@@ -107,6 +107,17 @@ def test_check_measures_the_images_own_voxels_whatever_spacing_is_configured(sca
     assert own.fingerprint == configured.fingerprint
 
 
+def test_the_fingerprint_is_of_the_raters_that_the_training_sees(tmp_path: Path) -> None:
+    overrides = ["data=synthetic", "data.source.n_cases=12", "data.training_raters=[0,3]", "network=unet"]
+    found = check(composed("check", *overrides, "plan=auto"), tmp_path).plan
+    assert found is not None
+    assert found.fingerprint.raters == (2, 2)
+    assert found.fingerprint == plan.fingerprint_of(composed("train", *overrides)["data"])
+    seen_by_all = plan.fingerprint_of(composed("train", *overrides[:2])["data"])
+    assert seen_by_all.raters == (6, 6)
+    assert seen_by_all.intensities != found.fingerprint.intensities
+
+
 def resumed(run: Path, scans: Path, folder: Path) -> dict[str, Any]:
     overrides = [*SHARED, *STATED, *TRAIN, "plan=auto", f"data.root={scans}", f"resume={folder}"]
     return plan.keeping(composed("train", *overrides), ["data.batch_size", "data.root"])

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.utils import get_class
@@ -18,7 +18,6 @@ from edue_lightning.config.plan_rules import (
     NetworkRules,
     Plan,
     make_plan,
-    median_size,
     residual_blocks,
 )
 from edue_lightning.data.fingerprint import Fingerprint, measure_training_case
@@ -151,8 +150,7 @@ def fingerprint_of(data: Mapping[str, Any], keep: Sequence[str] = ()) -> Fingerp
     # neither patches nor batches: the sizes are not chosen yet
     node = {**measured_node(data, keep), "patch": None, "batch_size": 1}
     module = build_data({"data": node})
-    records = module.records("train")
-    cases = [measure_training_case(module.source.load(record.case_id)) for record in records]
+    cases = [measure_training_case(module.sample("train", at)) for at in range(len(module.records("train")))]
     return Fingerprint.of(module.source, cases)
 
 
@@ -171,18 +169,16 @@ def with_plan(
     """
     keep, data = settings.keep, configuration["data"]
     given = (data.get("patch") or {}).get("size") if _kept("data.patch.size", keep) else None
-    whole = given is None and _kept("data.patch.size", keep)
     rules = network_rules(configuration["network"], keep)
     plan = make_plan(
         fingerprint,
         rules,
         settings.memory_gb,
         resamples=resamples(data, keep),
-        patch=median_size(fingerprint, None) if whole else given,
+        patch=given,
         batch_size=data["batch_size"] if _kept("data.batch_size", keep) else None,
+        whole=given is None and _kept("data.patch.size", keep),
     )
-    if whole:
-        plan = replace(plan, patch=None)
     values: dict[str, Any] = {}
     if plan.spacing is not None:
         values["data.source.spacing"] = list(plan.spacing)

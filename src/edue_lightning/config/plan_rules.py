@@ -102,6 +102,7 @@ def make_plan(
     resamples: bool = False,
     patch: Sequence[float] | None = None,
     batch_size: int | None = None,
+    whole: bool = False,
 ) -> Plan:
     """Turn a fingerprint into a plan, by nnU-Net's rules.
 
@@ -112,6 +113,7 @@ def make_plan(
         resamples: whether the data set can bring its images to other voxels.
         patch: size of the patches that is given, None to choose it.
         batch_size: batch size that is given, None to choose it.
+        whole: whether it is given that there are no patches; the network and the batch then fit images of median size.
 
     Raises:
         UserError: if the memory does not hold two of the smallest patches.
@@ -125,6 +127,8 @@ def make_plan(
     median = median_size(fingerprint, spacing)
     known = fingerprint.known_spacings
     of_axes = spacing or (tuple(np.median(known, axis=0).tolist()) if known else (1.0,) * fingerprint.spatial_dims)
+    if whole:
+        patch = median
     if patch is None:
         topology = _largest_patch(fingerprint, network, memory_gb, of_axes, median)
         # all of one size: the network pads them to its multiple by itself
@@ -137,7 +141,7 @@ def make_plan(
             f"{memory_gb:g} GB hold"
         )
     else:
-        topology, whole = _topology(network, of_axes, patch), False
+        topology = _topology(network, of_axes, patch)
     features = _features(network, fingerprint.spatial_dims, len(topology.strides))
     if network.fixed is None and network.named:
         reasons.append(

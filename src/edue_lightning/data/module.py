@@ -353,6 +353,12 @@ def _patch_for(source: CaseSource, patch: PatchSampling | None, batch_size: int)
     if patch is not None and patch.size is not None:
         return patch
     if not source.mixed_sizes or source.smallest_shape is None or batch_size == 1:
+        if patch is not None and patch.per_case > 1:
+            log.warning(
+                "whole images are seen once per epoch, so data.patch.per_case=%d has no effect; "
+                "set data.patch.size for patches",
+                patch.per_case,
+            )
         return None
     size = default_patch_size(source.smallest_shape)
     log.warning(

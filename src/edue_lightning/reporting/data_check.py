@@ -130,14 +130,16 @@ def _examine(
     write_configuration(configuration, data["name"], _note(data, source), folder)
     problems = list(source.problems)
     splits: dict[str, Split] = {}
+    seen: Sequence[int] | None = None
     if not problems:
         try:
             module: RaterDataModule = make_module(source=source)
             splits = {record.case_id: split for split in get_args(Split) for record in module.splits[split]}
+            seen = module.raters_seen("train")
             module.require(*get_args(Split))
         except UserError as error:
             problems.append(str(error))
-    cases, training = _measure(source, problems, {case_id for case_id in splits if splits[case_id] == "train"})
+    cases, training = _measure(source, problems, {case_id for case_id in splits if splits[case_id] == "train"}, seen)
     if configuration.get("network") is not None:
         problems += _refused_sizes(configuration["network"], data, source, cases)
     return source, problems, splits, cases, training
@@ -175,11 +177,17 @@ def _noted_warnings() -> Iterator[list[str]]:
 
 
 def _measure(
-    source: CaseSource, problems: list[str], training_ids: Container[str]
+    source: CaseSource, problems: list[str], training_ids: Container[str], seen: Sequence[int] | None
 ) -> tuple[list[CaseOverview], list[CaseFingerprint]]:
     """Measure the readable cases, and add those that cannot be read to the problems.
 
     Cases with other axes or channels than most are among the problems already, and are left out.
+
+    Args:
+        source: the data set.
+        problems: list that grows.
+        training_ids: training cases.
+        seen: positions of the raters that the training sees, or None for all.
 
     Returns:
         all cases, and the training cases as a plan needs them.
@@ -192,7 +200,7 @@ def _measure(
             sample = source.load(record.case_id)
             cases.append(measure_case(record, sample))
             if record.case_id in training_ids:
-                training.append(measure_training_case(sample))
+                training.append(measure_training_case(sample if seen is None else sample.of_raters(seen)))
         except UserError as error:
             problems += str(error).splitlines()
         if time.monotonic() - logged > _SECONDS_BETWEEN_LINES:
