@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 import yaml
@@ -12,7 +14,7 @@ from PIL import Image
 from processes import TABLES_ALONE, run_command
 
 from edue_lightning.prediction.model import Model
-from edue_lightning.runs.checkpoints import load_method, read_checkpoint
+from edue_lightning.runs.checkpoints import load_method, read_checkpoint, write_checkpoint
 from edue_lightning.uncertainty import majority_threshold
 
 CKPT = "run/checkpoints/best.ckpt"
@@ -57,6 +59,24 @@ def test_a_training_fills_in_what_it_left_to_the_data(place: Path) -> None:
     done = run_command("train", [*TRAINING, "resume=auto"], cwd=place)
     assert done.returncode == 0, done.stderr
     assert "is already finished" in done.stdout
+
+
+@pytest.mark.slow
+def test_thresholds_for_an_earlier_confidence_flag_no_case(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = read_checkpoint(place / CKPT)
+    del checkpoint["edue_triage"]["by_majority"]
+    for one in checkpoint["edue_triage"]["structures"].values():
+        one |= {"score": "soft_dice_confidence", "expected_dice": None}
+    write_checkpoint(checkpoint, place / "earlier.ckpt")
+    model = Model(place / "earlier.ckpt")
+    assert model.triage is None
+    assert model.has_triage_data
+    assert "earlier.ckpt: its thresholds are for the soft_dice_confidence of an earlier version" in caplog.text
+    assert Model(place / CKPT).triage is not None
+    done = run_command("export", ["ckpt=earlier.ckpt", "format=onnx", "output=earlier.onnx"], cwd=place)
+    assert done.returncode == 0, done.stderr
+    stored = onnxruntime.InferenceSession(place / "earlier.onnx").get_modelmeta().custom_metadata_map["edue_lightning"]
+    assert json.loads(stored)["triage"] is None
 
 
 @pytest.mark.slow

@@ -175,13 +175,13 @@ def naive_statistics(cases: Cases, i: int, k: int, exclusive: bool = False) -> d
         own = np.stack([naive_winner(member, k) for member in softmax])
     scale = float(spacing[i].double().prod())
     mean, share = p.mean(axis=0), y.mean(axis=0)
-    predicted, consensus, decision = mean >= 0.5, share >= 0.5, mean
+    predicted, consensus, majority = mean >= 0.5, share >= 0.5, mean
     if exclusive:
         means = softmax.mean(axis=0)
         predicted = naive_winner(means, k)
         consensus = naive_winner(masks[i, valid[i]].double().numpy().sum(axis=0), k, len(y))
         rivals = np.concatenate([np.delete(means, k, axis=0), 1 - means.sum(axis=0, keepdims=True)])
-        decision = mean / (mean + rivals.max(axis=0))
+        majority = mean / (mean + rivals.max(axis=0))
     expert, between, total = y.var(axis=0), p.var(axis=0), mean * (1 - mean)
     disputed = y.any(axis=0) & ~y.all(axis=0)
     labels = y.reshape(len(y), -1)
@@ -211,7 +211,7 @@ def naive_statistics(cases: Cases, i: int, k: int, exclusive: bool = False) -> d
         "mutual_information": (naive_entropy(mean) - naive_entropy(p).mean(axis=0)).sum() * scale if varies else np.nan,
         "sv_normalised": between.sum() / predicted.sum() if varies else np.nan,
         "sv_total_normalised": total.sum() / predicted.sum(),
-        "soft_dice_confidence": 2 * decision[predicted].sum() / (decision.sum() + predicted.sum()),
+        "soft_dice_confidence": 2 * majority[predicted].sum() / (majority.sum() + predicted.sum()),
         "sv_patch": naive_patch(between if varies else total),
         "sv_top": float(np.sort((between if varies else total).ravel())[::-1][: predicted.sum()].mean()),
         "predicted_area": predicted.sum() * scale,

@@ -21,9 +21,11 @@ from edue_lightning.prediction.triage import (
     StructureTriage,
     Threshold,
     Triage,
+    applicable,
     best_score,
     intensities_of,
 )
+from edue_lightning.uncertainty import Readout
 
 
 def structure(dice: list[float], uncertainties: list[float], score: str = "sv", **ranges: Any) -> StructureTriage:
@@ -189,12 +191,43 @@ def test_what_is_stored_comes_back() -> None:
     assert again.training_cases == 7
     assert again.intensities == whole().intensities
     assert again.false_alarms == 0.05
+    assert again.by_majority
     for name, one in whole().structures.items():
         found = again.structures[name]
         assert (found.score, found.poor_dice, found.ranges) == (one.score, one.poor_dice, one.ranges)
         assert found.expected_dice == one.expected_dice
         np.testing.assert_array_equal(found.dice, one.dice)
         np.testing.assert_array_equal(found.uncertainties, one.uncertainties)
+
+
+def confident(score: str, *terms: str) -> Triage:
+    regression = ExpectedDice(0.1, dict.fromkeys(terms, Term(0.5, 0.0, 0.9))) if terms else None
+    return replace(whole(), structures={"disc": replace(structure([0.5], [1.0], score), expected_dice=regression)})
+
+
+@pytest.mark.parametrize("own_maps", [(), ("decision",), ("probability",)])
+@pytest.mark.parametrize(
+    ("found", "takes_it"),
+    [
+        (confident("sv"), False),
+        (confident("soft_dice_confidence"), True),
+        (confident("expected_dice", "layer_agreement"), False),
+        (confident("expected_dice", "layer_agreement", "soft_dice_confidence"), True),
+    ],
+)
+def test_thresholds_for_the_confidence_of_an_earlier_version_flag_no_case(
+    found: Triage, takes_it: bool, own_maps: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    readout = Readout(own_maps=own_maps)
+    assert applicable(found, readout, "x.ckpt") is found
+    assert applicable(None, readout, "x.ckpt") is None
+    assert not caplog.text
+    stored = found.as_dict()
+    del stored["by_majority"]
+    earlier = Triage.from_dict(stored, "x.ckpt")
+    is_other = takes_it and own_maps == ("decision",)
+    assert (applicable(earlier, readout, "x.ckpt") is None) is is_other
+    assert ("x.ckpt: its thresholds are for the soft_dice_confidence of an earlier version" in caplog.text) is is_other
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from metric_cases import naive_patch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edue_lightning.metrics import case_statistics
 from edue_lightning.metrics.scores import MODEL_SCORES, SCORES, WHOLE_MAP_SCORES
 from edue_lightning.runs.files import DISTORTION_SCORES
 from edue_lightning.uncertainty import (
@@ -22,10 +23,10 @@ from edue_lightning.uncertainty import (
     PairOverlap,
     Readout,
     case_scores,
-    decision_maps,
     disagreement_map,
     expected_entropy,
     layer_agreement,
+    majority_maps,
     map_sums,
     member_variance,
     model_agreement,
@@ -55,7 +56,7 @@ def information_of(members: Tensor) -> Tensor:
 def sums_of(members: Tensor) -> dict[str, Tensor]:
     """Return the sums of all maps, `[K]` each, for probabilities `[M, K, *S]`."""
     mean = members.mean(dim=0, keepdim=True)
-    maps = {**score_maps(members[None]), **decision_maps(mean, mean >= 0.5)}
+    maps = {**score_maps(members[None]), **majority_maps(mean, mean >= 0.5)}
     return {name: found[0] for name, found in map_sums(maps).items()}
 
 
@@ -121,6 +122,25 @@ def test_confidence_of_masks_by_hand() -> None:
     assert float(soft_dice_confidence(10 * one, 10 * one, 10 * one)) == 1
     assert float(soft_dice_confidence(2 * one, 0 * one, 0 * one)) == 0
     assert float(soft_dice_confidence(0 * one, 0 * one, 0 * one)) == 1
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_confidence_of_any_mask_is_by_the_probability_of_a_majority(own: bool) -> None:
+    generator = torch.Generator().manual_seed(4)
+    channels = torch.rand(1, 5, 2, 4, 5, generator=generator, dtype=torch.float64)
+    channels[:, :4] = channels[:, :4].sort(dim=1, descending=True).values
+    readout = Readout(levels=True, own_maps=("decision",) if own else ())
+    given = channels if own else channels[:, :4]
+    masks, valid = torch.zeros(1, 4, 2, 4, 5), torch.ones(1, 4, dtype=torch.bool)
+    found = case_statistics(given, masks, valid, contents="probabilities", readout=readout)
+    for k in range(2):
+        predicted, inside, total = 0, 0.0, 0.0
+        for row, column in np.ndindex(4, 5):
+            # two of four raters are a majority
+            majority = float(channels[0, 1, k, row, column])
+            marked = float(channels[0, 4 if own else 1, k, row, column]) >= 0.5
+            predicted, inside, total = predicted + marked, inside + majority * marked, total + majority
+        assert float(found["soft_dice_confidence"][0, k]) == pytest.approx(2 * inside / (total + predicted), rel=1e-6)
 
 
 def exact_entropies(members: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

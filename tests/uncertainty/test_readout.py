@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from edue_lightning.metrics import case_statistics
 from edue_lightning.metrics.overlap import D_SOFT_THRESHOLDS
 from edue_lightning.uncertainty import (
     MAPS,
+    MaskRule,
     Readout,
     Tie,
+    exclusive_decision,
     foreground,
     level_variance,
     majority,
@@ -103,8 +106,17 @@ def test_maps_of_its_own_replace_those_of_the_members() -> None:
     assert readout.count(5) == 3
     assert torch.equal(readout.members(channels), channels[:, :3])
     assert torch.equal(readout.decision(channels), channels[:, 3])
+    # the decision may be trained for masks alone; the second of three levels is the majority
+    assert torch.equal(readout.majority_probability(channels), channels[:, 1])
     assert torch.equal(readout.probability(channels), channels[:, 4])
     torch.testing.assert_close(readout.disagreement(channels), level_variance(channels[:, :3]))
+    opinions = Readout(own_maps=("decision", "probability"))
+    assert torch.equal(opinions.majority_probability(channels), channels[:, 4])
+    exclusive = replace(opinions, exclusive=True)
+    torch.testing.assert_close(exclusive.majority_probability(channels), exclusive_decision(channels[:, 4], dim=1))
+    by_probability = replace(readout, mask=MaskRule("raters", raters=3))
+    assert torch.equal(by_probability.decision(channels), channels[:, 4])
+    assert torch.equal(by_probability.majority_probability(channels), channels[:, 1])
     single = Readout(own_maps=("disagreement",))
     assert single.has_disagreement(2)
     assert torch.equal(score_maps(channels[:, :2], single)["sv"], channels[:, 1])

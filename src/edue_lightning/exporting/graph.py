@@ -25,10 +25,10 @@ from edue_lightning.uncertainty import (
     PairOverlap,
     Readout,
     case_scores,
-    decision_maps,
     disagreement_map,
     exclusive_decision,
     first_largest,
+    majority_maps,
     map_sums,
     overlap_by_product,
     score_maps,
@@ -113,7 +113,7 @@ class ImageEstimate(nn.Module):
         if readout.exclusive:
             predicted = predicted & first_largest(shown["decision"], dim=1)
         masks = torch.cat([predicted[:, None], readout.member_masks(readout.members(channels))], dim=1)
-        maps |= decision_maps(shown["decision"], predicted)
+        maps |= majority_maps(readout.majority_probability(channels), predicted)
         return {**shown, **case_scores(map_sums(maps), _overlap(masks))}
 
 

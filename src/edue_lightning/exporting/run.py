@@ -41,7 +41,7 @@ from edue_lightning.exporting.monai_bundle import (
 from edue_lightning.exporting.programs import Exported, load_program, require_onnx, write_onnx, write_program
 from edue_lightning.methods import InferenceChanges
 from edue_lightning.methods.test_time_augmentation import exchanges_axes
-from edue_lightning.prediction.triage import CANDIDATES, Triage
+from edue_lightning.prediction.triage import CANDIDATES, Triage, applicable
 from edue_lightning.runs.checkpoints import load_method, warn_of_other_masks
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,8 @@ def _load(path: Path, changes: InferenceChanges, mask: Mapping[str, Any] | None)
         channels = method(torch.zeros(1, loaded.image_format.channels, *size)).shape[1]
     members = method.readout.count(channels)
     # the thresholds of other masks flag no case
-    triage = None if loaded.other_masks else loaded.triage
+    stored = None if loaded.other_masks or loaded.triage is None else Triage.from_dict(loaded.triage, str(path))
+    triage = applicable(stored, method.readout, str(path))
     volumes = loaded.image_format.spatial_dims == 3
     pictures = not volumes and loaded.image_format.storage in (None, PICTURE)
     description = {
@@ -117,7 +118,7 @@ def _load(path: Path, changes: InferenceChanges, mask: Mapping[str, Any] | None)
         "window": None if window_of(method) is None else list(window_of(method) or ()),
         "multiple_of": None if is_fixed(method) else reduction_of(method),
         "preparation": {"kind": type(preparation).__name__, **dataclasses.asdict(preparation)},  # type: ignore[call-overload]
-        "triage": None if triage is None else _plain(Triage.from_dict(triage, str(path))),
+        "triage": None if triage is None else _plain(triage),
     }
     has_disagreement = method.readout.has_disagreement(channels)
     return Exported(method, loaded.image_format, preparation, members, has_disagreement, description)

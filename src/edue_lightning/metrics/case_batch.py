@@ -216,6 +216,13 @@ class CaseBatch:
         return self.readout.decision(self.channels)
 
     @cached_property
+    def majority(self) -> Tensor:
+        """Probability that the majority of the raters marks a voxel, see `Readout`, `[B, K, V]`."""
+        if self.readout.exclusive or self.readout.levels:
+            return self.readout.majority_probability(self.channels)
+        return self.mean
+
+    @cached_property
     def predicted(self) -> Tensor:
         """Predicted mask, the decision at the threshold of the read-out's `MaskRule` in float32, `[B, K, V]`."""
         return masks_of_images(self.decision, self.readout.mask, self.structures, self.readout.exclusive)

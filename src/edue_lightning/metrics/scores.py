@@ -13,7 +13,7 @@ from edue_lightning.uncertainty import (
     CASE_SCORES,
     MAP_SCORES,
     case_scores,
-    decision_maps,
+    majority_maps,
     map_sums,
     patch_maximum,
     top_mean,
@@ -47,7 +47,7 @@ def _model_scores(cases: CaseBatch) -> Sequence[Tensor]:
         "sv": variance,
         "sv_total": cases.total,
         **cases.entropies,
-        **decision_maps(cases.decision, cases.predicted),
+        **majority_maps(cases.majority, cases.predicted),
     }
     scores = case_scores(map_sums(maps), cases.members_overlap, cases.voxel_size)
     return [scores[name] for name in CASE_SCORES]

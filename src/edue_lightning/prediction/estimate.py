@@ -14,8 +14,8 @@ from edue_lightning.uncertainty import (
     PairOverlap,
     Readout,
     case_scores,
-    decision_maps,
     disagreement_map,
+    majority_maps,
     map_sums,
     masks_of,
     pair_overlap,
@@ -92,7 +92,7 @@ class _Running:
         self.structures = structures
         self.has_disagreement = False
         self.members: list[Tensor] | None = [] if keep_members else None
-        self.maps: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.maps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self.sums: dict[str, Tensor] = {}
         self.overlap: Tensor | None = None
 
@@ -105,6 +105,7 @@ class _Running:
         self.has_disagreement = self.readout.has_disagreement(channels.shape[1])
         probability = maps["probability"].float()
         decision = probability if self.readout.decides_by_probability else self.readout.decision(channels).float()
+        majority = self.readout.majority_probability(channels).float()
         members = self.readout.members(channels)
         if self.members is not None:
             self.members.append(members[0].float().cpu())
@@ -112,20 +113,22 @@ class _Running:
         counted = pair_overlap(masks.transpose(0, 1).flatten(2)).intersection.cpu()
         self.overlap = counted if self.overlap is None else self.overlap + counted
         shown = disagreement_map(maps, self.has_disagreement).float()
-        self.maps.append((probability[0].cpu(), shown[0].cpu(), decision[0].cpu()))
+        self.maps.append((probability[0].cpu(), shown[0].cpu(), decision[0].cpu(), majority[0].cpu()))
 
     def estimate(self, voxel_size: float) -> Estimate:
         """Return the estimate of all slabs together."""
         assert self.overlap is not None
-        probability, disagreement, decision = (torch.cat(parts, dim=1) for parts in zip(*self.maps, strict=True))
+        probability, disagreement, decision, majority = (
+            torch.cat(parts, dim=1) for parts in zip(*self.maps, strict=True)
+        )
         # the threshold may depend on the whole image
         thresholds = self.readout.mask.of_image(decision, self.structures)
         masks = masks_of(decision, thresholds, self.readout.exclusive)
-        # beside the decision within it, the scores need the predicted mask's size alone
+        # beside the majority probability within it, the scores need the predicted mask's size alone
         overlap = F.pad(self.overlap, (1, 0, 1, 0))
         overlap[:, 0, 0] = masks.flatten(1).sum(dim=1)
-        of_decision = {name: found[0] for name, found in map_sums(decision_maps(decision[None], masks[None])).items()}
-        scores = case_scores({**self.sums, **of_decision}, PairOverlap(overlap), voxel_size)
+        of_mask = {name: found[0] for name, found in map_sums(majority_maps(majority[None], masks[None])).items()}
+        scores = case_scores({**self.sums, **of_mask}, PairOverlap(overlap), voxel_size)
         areas = PairOverlap(self.overlap).size.T * voxel_size
         members = None if self.members is None else torch.cat(self.members, dim=2)
         return Estimate(

@@ -28,7 +28,7 @@ from edue_lightning.methods.density import RecordedFeatures
 from edue_lightning.methods.slice_by_slice import SliceSlabs
 from edue_lightning.methods.test_time_augmentation import unequal_axes
 from edue_lightning.prediction.estimate import Estimate, estimate
-from edue_lightning.prediction.triage import Triage
+from edue_lightning.prediction.triage import Triage, applicable
 from edue_lightning.prediction.triage_table import triage_frame, triage_rows
 from edue_lightning.runs.checkpoints import load_method, warn_of_other_masks, warn_of_other_window
 from edue_lightning.runtime.devices import chosen_device
@@ -125,7 +125,8 @@ class Model:
         triage = None if loaded.triage is None else Triage.from_dict(loaded.triage, str(path))
         if triage is not None and set(triage.structures) != set(self.structures):
             raise UserError(f"{path}: its triage data is for other structures; train again or use another checkpoint")
-        self.triage = None if loaded.other_masks else triage
+        self.triage = None if loaded.other_masks else applicable(triage, self.method.readout, str(path))
+        self.has_triage_data = triage is not None
         # sizes keep the unit of the limits where no case can be flagged; None: without limits, each case has its own
         self._spaced = None if triage is None else triage.spaced
         if slicing is not None:

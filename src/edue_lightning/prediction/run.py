@@ -125,7 +125,7 @@ def predict(configuration: Mapping[str, Any], folder: Path) -> Predicted:
         log.warning(
             "%s: predicts volumes slice by slice; its limits were set on 2D images, so no volume is flagged", path
         )
-    elif model.triage is None and not model.other_masks:
+    elif not model.has_triage_data and not model.other_masks:
         log.warning(
             "%s: has no triage data, so no case will be flagged%s; resume the training if it was interrupted, or train "
             "with a triage_sensitivity",

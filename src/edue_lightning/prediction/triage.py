@@ -12,6 +12,7 @@ exported programs make them.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from edue_lightning.runtime.processes import merged, own_share
 from edue_lightning.text import reason_of
 from edue_lightning.uncertainty import CASE_SCORES, VARIANCE_SCORES, Readout
 
+log = logging.getLogger(__name__)
+
 Array = NDArray[np.float64]
 
 MEASURED: Mapping[str, int] = {
@@ -58,6 +61,7 @@ INTENSITY_PERCENTILES = (1, 50, 99)
 _EARLIER_MARGIN = 0.1
 """Share of the range by which a value could lie beyond it in checkpoints of earlier versions."""
 
+_CONFIDENCE = "soft_dice_confidence"
 # by which a score may differ between two computations of one case, relative to its value
 _ROUNDING = 1e-5
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -182,6 +186,8 @@ class Triage:
         spaced: whether sums and sizes are in mm² or mm³, since all voxel sizes were known; in pixels or voxels if not.
         false_alarms: probability that a case like those of the training lies outside of the range of intensities or
             sizes, at most; None in checkpoints of earlier versions.
+        by_majority: whether `soft_dice_confidence` was that of the majority probability, and not of the decision, as in
+            checkpoints of earlier versions.
     """
 
     sensitivity: float
@@ -190,11 +196,20 @@ class Triage:
     training_cases: int
     spaced: bool
     false_alarms: float | None = None
+    by_majority: bool = True
 
     @property
     def validation_cases(self) -> int:
         """Number of validation cases."""
         return max((len(one.dice) for one in self.structures.values()), default=0)
+
+    @property
+    def takes_confidence(self) -> bool:
+        """Whether a threshold depends on `soft_dice_confidence`."""
+        return any(
+            one.score == _CONFIDENCE or (one.expected_dice is not None and _CONFIDENCE in one.expected_dice.terms)
+            for one in self.structures.values()
+        )
 
     def outside(self, image: Tensor) -> list[str]:
         """Return the properties of a prepared image `[C, *S]` outside of the training cases' range, in words."""
@@ -207,6 +222,7 @@ class Triage:
             "training_cases": self.training_cases,
             "spaced": self.spaced,
             "false_alarms": self.false_alarms,
+            "by_majority": self.by_majority,
             "intensities": {name: list(ends) for name, ends in self.intensities.items()},
             "structures": {
                 name: {
@@ -266,12 +282,32 @@ class Triage:
                 int(stored["training_cases"]),
                 bool(stored.get("spaced", True)),
                 None if rate is None else float(rate),
+                bool(stored.get("by_majority", False)),
             )
         # damaged values raise errors of any type
         except Exception as error:
             raise UserError(
                 f"{where}: its triage data is damaged ({reason_of(error)}); train again or use another checkpoint"
             ) from error
+
+
+def applicable(triage: Triage | None, readout: Readout, where: str) -> Triage | None:
+    """Return the triage data, or log a warning and return None if its thresholds are for an earlier version's scores.
+
+    Args:
+        triage: triage data of a checkpoint, None if it has none.
+        readout: read-out of the checkpoint's method.
+        where: path of the checkpoint for messages.
+    """
+    if triage is None or triage.by_majority or not triage.takes_confidence or "decision" not in readout.own_maps:
+        return triage
+    log.warning(
+        "%s: its thresholds are for the %s of an earlier version, which was that of the mask head, so no case will be "
+        "flagged; train again to flag cases",
+        where,
+        _CONFIDENCE,
+    )
+    return None
 
 
 def fit_triage(

@@ -53,12 +53,12 @@ They stand in tables of measurements; predictions slab by slab and exported grap
 PATCH = 10
 """Edge of the windows of `patch_maximum`, voxels along each axis."""
 
-_DECISION_SUMS = ("decision", "decided")
-"""Sums of the decision map m over all voxels, and over those of its mask."""
+_MAJORITY_SUMS = ("majority", "majority_in_mask")
+"""Sums of the majority probability m over all voxels, and over those of the predicted mask."""
 
 
 def score_maps(channels: Tensor, readout: Readout = MEMBERS, log_odds: Tensor | None = None) -> dict[str, Tensor]:
-    """Return p and the maps whose sums `case_scores` needs, beside `decision_maps`, by name, `[B, K, *S]` float64 each.
+    """Return p and the maps whose sums `case_scores` needs, beside `majority_maps`, by name, `[B, K, *S]` float64 each.
 
     Args:
         channels: probabilities `[B, M + n, K, *S]`, see `Readout`; their maps are computed in float64.
@@ -92,14 +92,14 @@ def score_maps(channels: Tensor, readout: Readout = MEMBERS, log_odds: Tensor | 
     }
 
 
-def decision_maps(decision: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Return the maps whose sums `case_scores` needs for `soft_dice_confidence`, each like the decision map.
+def majority_maps(majority: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Return the maps whose sums `case_scores` needs for `soft_dice_confidence`, each like the majority probability.
 
     Args:
-        decision: map that the mask is taken from.
+        majority: `Readout.majority_probability`.
         mask: predicted mask, by the rule of the read-out, which may depend on the whole image.
     """
-    return dict(zip(_DECISION_SUMS, (decision, decision * mask), strict=True))
+    return dict(zip(_MAJORITY_SUMS, (majority, majority * mask), strict=True))
 
 
 def map_sums(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ def case_scores(
     """Return the `CASE_SCORES` by name, each `[...]` float64; NaN where one is undefined.
 
     Args:
-        sums: sums over the voxels by name, see `score_maps` and `decision_maps`, `[...]` float64; NaN for an undefined
+        sums: sums over the voxels by name, see `score_maps` and `majority_maps`, `[...]` float64; NaN for an undefined
             one.
         overlap: overlap of 1 + M masks, the predicted one first and then the members' in their order, with
             an intersection `[..., 1 + M, 1 + M]`.
@@ -146,16 +146,17 @@ def case_scores(
         scores |= dict.fromkeys(("layer_agreement", "aula", "model_agreement"), undefined)
     for name in ("sv", "sv_total"):
         scores[f"{name}_normalised"] = scores[name] / torch.where(area > 0, area, undefined)
-    whole, inside = (sums[name] for name in _DECISION_SUMS)
+    whole, inside = (sums[name] for name in _MAJORITY_SUMS)
     scores["soft_dice_confidence"] = soft_dice_confidence(whole, inside, overlap.size[..., 0])
     scores["predicted_area"] = area
     return {name: scores[name] for name in CASE_SCORES}
 
 
 def soft_dice_confidence(whole: Tensor, inside: Tensor, size: Tensor) -> Tensor:
-    """Return `2 sum(m mask) / (sum m + sum mask)` of the decision map m, in [0, 1] (arXiv 2402.10665).
+    """Return `2 sum(m mask) / (sum m + sum mask)` of the majority probability m, in [0, 1] (arXiv 2402.10665).
 
-    If m is the probability of a voxel to be foreground, this is close to the expected Dice of the mask.
+    It is close to the expected Dice of the mask with the majority of the raters, for any mask. So m is not the map that
+    the mask is taken from, unless that is the probability too.
 
     Args:
         whole: sum of m over all voxels, `[...]`.

@@ -160,10 +160,21 @@ class Readout:
         if self.decides_by_probability:
             return self.probability(channels)
         own = self.own_map(channels, "decision")
+        if own is None:
+            return self.majority_probability(channels)
+        return exclusive_decision(own, dim=1) if self.exclusive else at_least_float32(own)
+
+    def majority_probability(self, channels: Tensor) -> Tensor:
+        """Return the probability that the majority of the raters marks a voxel, `[B, K, *S]`, as the members give it.
+
+        It is `pi_k` of the smallest k with a majority, p of opinions, and of structures that exclude each other the
+        `exclusive_decision` of p. A decision of the prediction's own is no such probability: it may be trained for
+        masks alone.
+        """
         if self.exclusive:
-            return exclusive_decision(self.probability(channels) if own is None else own, dim=1)
-        if own is not None:
-            return at_least_float32(own)
+            return exclusive_decision(self.probability(channels), dim=1)
+        if not self.levels:
+            return self.probability(channels)
         members = self.members(channels)
         return at_least_float32(members[:, majority_level(members.shape[1], self.majority_tie) - 1])
 
