@@ -113,7 +113,7 @@ class ImageEstimate(nn.Module):
         if readout.exclusive:
             predicted = predicted & first_largest(shown["decision"], dim=1)
         masks = torch.cat([predicted[:, None], readout.member_masks(readout.members(channels))], dim=1)
-        maps |= majority_maps(readout.majority_probability(channels), predicted)
+        maps |= majority_maps(readout.majority_probability(channels, maps["probability"]), predicted)
         return {**shown, **case_scores(map_sums(maps), _overlap(masks))}
 
 

@@ -218,9 +218,7 @@ class CaseBatch:
     @cached_property
     def majority(self) -> Tensor:
         """Probability that the majority of the raters marks a voxel, see `Readout`, `[B, K, V]`."""
-        if self.readout.exclusive or self.readout.levels:
-            return self.readout.majority_probability(self.channels)
-        return self.mean
+        return self.readout.majority_probability(self.channels, self.mean)
 
     @cached_property
     def predicted(self) -> Tensor:

@@ -105,7 +105,7 @@ class _Running:
         self.has_disagreement = self.readout.has_disagreement(channels.shape[1])
         probability = maps["probability"].float()
         decision = probability if self.readout.decides_by_probability else self.readout.decision(channels).float()
-        majority = self.readout.majority_probability(channels).float()
+        majority = self.readout.majority_probability(channels, maps["probability"]).float()
         members = self.readout.members(channels)
         if self.members is not None:
             self.members.append(members[0].float().cpu())

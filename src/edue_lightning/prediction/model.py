@@ -86,8 +86,9 @@ class Model:
 
     Attributes:
         image_format: axes, channels and names of the structures.
-        triage: rules that flag cases for review; None with `other_masks` or `slicing`, and after a training that was
-            interrupted or had `triage_sensitivity=null`.
+        triage: rules that flag cases for review; None with `other_masks` or `slicing`, after a training that was
+            interrupted or had `triage_sensitivity=null`, and where they are not `applicable`.
+        has_triage_data: whether the checkpoint holds such rules, applied or not.
         other_masks: whether `mask` chose another rule than that of the training, so that no case can be flagged.
         density: density of the training images; None with another window than in the training, with `slicing`, or in a
             checkpoint of an interrupted training or earlier version.

@@ -164,19 +164,22 @@ class Readout:
             return self.majority_probability(channels)
         return exclusive_decision(own, dim=1) if self.exclusive else at_least_float32(own)
 
-    def majority_probability(self, channels: Tensor) -> Tensor:
+    def majority_probability(self, channels: Tensor, probability: Tensor | None = None) -> Tensor:
         """Return the probability that the majority of the raters marks a voxel, `[B, K, *S]`, as the members give it.
 
         It is `pi_k` of the smallest k with a majority, p of opinions, and of structures that exclude each other the
         `exclusive_decision` of p. A decision of the prediction's own is no such probability: it may be trained for
         masks alone.
+
+        Args:
+            channels: probabilities `[B, M + n, K, *S]`.
+            probability: `probability(channels)`, if it is known already.
         """
-        if self.exclusive:
-            return exclusive_decision(self.probability(channels), dim=1)
-        if not self.levels:
-            return self.probability(channels)
-        members = self.members(channels)
-        return at_least_float32(members[:, majority_level(members.shape[1], self.majority_tie) - 1])
+        if self.levels and not self.exclusive:
+            members = self.members(channels)
+            return at_least_float32(members[:, majority_level(members.shape[1], self.majority_tie) - 1])
+        p = self.probability(channels) if probability is None else probability
+        return exclusive_decision(p, dim=1) if self.exclusive else p
 
     def member_masks(self, members: Tensor) -> Tensor:
         """Return the masks of the members, `[B, M, K, *S]` bool: of at least one half, or the most probable class.
