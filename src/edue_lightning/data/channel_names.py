@@ -23,11 +23,13 @@ _NAMES = (
 
 
 def channel_of(path: Path) -> tuple[str, int] | None:
-    """Return the case and the channel's number, from 0, in a file's name, or None.
+    """Return the case and the channel's number, from 0, in an image's name; None without them or for another file.
 
     >>> channel_of(Path("CHUM-001__PT.nii.gz"))
     ('CHUM-001', 1)
     """
+    if not path.name.lower().endswith(PICTURES + VOLUMES):
+        return None
     stem = stem_of(path, PICTURES + VOLUMES)
     for pattern, channels in _NAMES:
         named = pattern.fullmatch(stem)
