@@ -45,5 +45,10 @@ def checkpoint(
     entries = checkpoint_entries(configuration, image_format, cases=cases)
     if earlier:
         del entries["edue_orientation"]
-    save_method(build_method(configuration, image_format), path, entries)
+    method = build_method(configuration, image_format)
+    for module in method.modules():
+        if isinstance(module, (torch.nn.InstanceNorm2d, torch.nn.InstanceNorm3d)):
+            # as after a training: while they are 0, a constant image leaves nothing but rounding to be normalised
+            torch.nn.init.normal_(module.bias)
+    save_method(method, path, entries)
     return path
