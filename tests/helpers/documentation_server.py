@@ -55,6 +55,8 @@ NOT_RUN = {
 TRAIN_QUICKLY = [
     *("trainer.accelerator=cpu", "trainer.max_epochs=1", "++trainer.check_val_every_n_epoch=1"),
     *("++trainer.limit_train_batches=2", "network.features=[4,6,8]", "bootstrap_resamples=0", "logger.mode=disabled"),
+    # tests/commands/test_commands.py makes those of a run
+    "figures=false",
 ]
 QUICK_DATA = {
     "lidc": ["data.source.size=32", "data.batch_size=4", "data.root={data}/lidc"],
@@ -138,7 +140,7 @@ def quick(command: str, arguments: Sequence[str]) -> list[str]:
         if "members_at_once=5" in given:
             added += ["members_at_once=2", "method.members=2"]
     if command == "evaluate":
-        added += ["trainer.accelerator=cpu", "bootstrap_resamples=0"]
+        added += ["trainer.accelerator=cpu", "bootstrap_resamples=0", "figures=false"]
         if "distortions=default" in given:
             added.append("distortions.severities=[1]")
         if "data.root=OTHER_FOLDER" in given:
